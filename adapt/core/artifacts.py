@@ -1,0 +1,301 @@
+"""Artifacts: directories that are complete if and only if their `manifest.json` exists.
+
+A stage's result lives in a store, addressed by a key over what the stage reads (its configuration and the digests of its
+inputs), so that sweep points share what they have in common. A run's directory holds links into the store under readable
+names. A result is built in a scratch directory and renamed into place after its manifest was written, so that a kill
+leaves the old result or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.typed import digest_of
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
+_RECORDED_PACKAGES = ("torch", "deepspeed", "sentencepiece", "datasets", "hydra-core", "numpy", "safetensors")
+_HASH_STEP_BYTES = 1 << 22
+_ALWAYS_HASHED_BYTES = 1 << 26
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputRef:
+    """An input artifact of a stage: where it was and what it held."""
+
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A complete directory with its manifest's content."""
+
+    path: Path
+    stage: str
+    key: str
+    digest: str
+    config: Any
+    inputs: Mapping[str, InputRef]
+    metrics: Mapping[str, Any]
+    created: str
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of this artifact.
+
+        Raises:
+            CheckpointError: it has no such file.
+        """
+        path = self.path / name
+        if not path.exists():
+            raise CheckpointError(f"{self.path}: has no {name}; is this the artifact of stage '{self.stage}' you meant?")
+        return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageKey:
+    """What decides whether a stage's result can be taken as it is."""
+
+    stage: str
+    config: Any
+    inputs: Mapping[str, Artifact] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)  # user files by name -> sha256
+
+    def digest(self) -> str:
+        inputs = {name: artifact.digest for name, artifact in self.inputs.items()}
+        return digest_of(
+            {"schema": SCHEMA_VERSION, "stage": self.stage, "config": self.config, "inputs": inputs, "files": self.files}
+        )
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_HASH_STEP_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def is_artifact(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def open_artifact(path: Path) -> Artifact:
+    """Read a manifest and check that the files it names are there and whole.
+
+    Sizes are always checked, hashes for files up to 64 MiB (larger files carry hashes of their own).
+
+    Raises:
+        CheckpointError: no manifest, a newer schema, or a file that is missing or changed.
+    """
+    manifest = _read_manifest(path)
+    for entry in manifest["files"]:
+        file = path / entry["path"]
+        if not file.is_file():
+            raise CheckpointError(f"{path}: {entry['path']} is missing; run its stage again with force=true")
+        if file.stat().st_size != entry["size"]:
+            raise CheckpointError(f"{file}: has {file.stat().st_size} bytes, its manifest says {entry['size']}")
+        if entry["size"] <= _ALWAYS_HASHED_BYTES and sha256_of_file(file) != entry["sha256"]:
+            raise CheckpointError(f"{file}: its content differs from its manifest; run its stage again with force=true")
+    return Artifact(
+        path=path,
+        stage=manifest["stage"],
+        key=manifest["key"],
+        digest=manifest["digest"],
+        config=manifest["config"],
+        inputs={name: InputRef(**ref) for name, ref in manifest["inputs"].items()},
+        metrics=manifest["metrics"],
+        created=manifest["created"],
+    )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: is not a complete artifact (no {MANIFEST})") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path / MANIFEST}: not valid JSON ({error})") from error
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path / MANIFEST}: schema version {manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}"
+        )
+    return dict(manifest)
+
+
+def write_manifest(path: Path, key: StageKey, metrics: Mapping[str, Any], created: str) -> None:
+    """Describe every file under `path` and write the manifest, last and atomically."""
+    files = []
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST):
+        files.append(
+            {"path": str(file.relative_to(path)), "size": file.stat().st_size, "sha256": sha256_of_file(file)}
+        )
+    inputs = {name: {"path": str(a.path), "digest": a.digest} for name, a in key.inputs.items()}
+    content = {"stage": key.stage, "files": files, "inputs": {n: r["digest"] for n, r in inputs.items()}}
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "stage": key.stage,
+        "key": key.digest(),
+        "digest": digest_of(content),
+        "config": key.config,
+        "inputs": inputs,
+        "input_files": dict(key.files),
+        "files": files,
+        "metrics": dict(metrics),
+        "versions": _versions(),
+        "git_commit": _git_commit(),
+        "created": created,
+    }
+    write_atomically(path / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old content or the new, never a part."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with scratch.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    scratch.replace(path)
+
+
+class ArtifactStore:
+    """The shared store of a run directory: `<root>/store/<stage>/<key>`, with links under `<root>/<run name>/`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        with writable(root):
+            root.mkdir(parents=True, exist_ok=True)
+
+    def place(self, key: StageKey) -> Path:
+        return self.root / "store" / key.stage / key.digest()[:20]
+
+    def produce(
+        self,
+        key: StageKey,
+        build: Callable[[Path, Path], Mapping[str, Any]],
+        *,
+        force: bool,
+        created: Callable[[], str],
+    ) -> tuple[Artifact, bool]:
+        """Return the artifact for `key`, building it unless a complete one is there; and whether it was built.
+
+        `build(result_dir, work_dir)` fills `result_dir` and returns metrics. `work_dir` outlives a kill, so that a long
+        stage can go on where it was. Concurrent builders of one key wait for each other.
+        """
+        final = self.place(key)
+        with writable(self.root):
+            final.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(final.with_name(f".{final.name}.lock")):
+            _recover(final)
+            if is_artifact(final) and not force:
+                return open_artifact(final), False
+            scratch = final.with_name(f".{final.name}.new")
+            work = final.with_name(f".{final.name}.work")
+            shutil.rmtree(scratch, ignore_errors=True)
+            if force and is_artifact(final):
+                shutil.rmtree(work, ignore_errors=True)
+            with writable(self.root):
+                scratch.mkdir()
+                work.mkdir(exist_ok=True)
+            metrics = build(scratch, work)
+            with writable(self.root):
+                write_manifest(scratch, key, metrics, created())
+                _swap_in(scratch, final)
+            shutil.rmtree(work, ignore_errors=True)
+            return open_artifact(final), True
+
+    def link(self, name: str, artifact: Artifact) -> Path:
+        """Point `<root>/<name>` at an artifact of the store, replacing an older link in one step."""
+        place = self.root / name
+        with writable(place.parent):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if place.is_dir() and not place.is_symlink():
+                raise ConfigError(f"{place}: is a directory of something else; choose another run.name")
+            scratch = place.with_name(f".{place.name}.{os.getpid()}")
+            scratch.unlink(missing_ok=True)
+            scratch.symlink_to(os.path.relpath(artifact.path, place.parent))
+            scratch.replace(place)
+        return place
+
+
+@contextlib.contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Turn failures to write below `path` into one clear line.
+
+    Raises:
+        ConfigError: the place cannot be written to, or the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place or free space") from error
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with writable(path), path.open("a") as stream:
+        handle = os.dup(stream.fileno())
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("waiting for another process that builds %s", path.name[1:-5])
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _swap_in(scratch: Path, final: Path) -> None:
+    old = final.with_name(f".{final.name}.old")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    scratch.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(final: Path) -> None:
+    """Finish or undo a swap that a kill interrupted between its two renames."""
+    old, scratch = final.with_name(f".{final.name}.old"), final.with_name(f".{final.name}.new")
+    if not final.exists():
+        if is_artifact(scratch):
+            scratch.rename(final)
+        elif is_artifact(old):
+            old.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _RECORDED_PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -1,0 +1,55 @@
+"""What a process knows of itself: rank, threads, seed, logging; and the determinism that resuming rests on."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankInfo:
+    """A process's place among the ranks; read from environment variables alone."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def rank_from_environment() -> RankInfo:
+    """Read RANK, WORLD_SIZE and LOCAL_RANK; absent ones mean a single process."""
+    return RankInfo(
+        rank=int(os.environ.get("RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+    )
+
+
+def set_up_logging(rank: int = 0) -> None:
+    """Send this project's log lines to standard error, plainly; ranks other than 0 only warn."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("adapt", "pseudo_label", "pipelines"):
+        log = logging.getLogger(name)
+        log.handlers[:] = [handler]
+        log.propagate = False
+        log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+def seed_for(*parts: object) -> int:
+    """Derive a 63-bit seed from any printable parts; the same parts give the same seed everywhere."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def generator_for(*parts: object) -> np.random.Generator:
+    """Return a NumPy generator seeded from `seed_for(*parts)`."""
+    return np.random.Generator(np.random.PCG64(seed_for(*parts)))

@@ -1,0 +1,101 @@
+"""Text as tokens that know their kind, and what each position of it predicts.
+
+Legend: T tokens of one text.
+
+One function, `read_with_targets`, turns a spanned text into a model input and targets; training and scoring both use it,
+so label tokens cannot differ between them.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from adapt.core.errors import ConfigError
+
+NO_TARGET = -100
+IntArray = npt.NDArray[np.int64]
+
+
+class Span(enum.IntEnum):
+    """The kind of a token: it decides which part of the loss its prediction counts towards."""
+
+    CONTEXT = 0
+    PROMPT = 1
+    LABEL = 2
+
+
+class LabelForm(enum.Enum):
+    """How label tokens are predicted.
+
+    `clm`: by next-token prediction, as the other tokens are. `mlm`: the label's tokens are `<mask>` in the input and each
+    mask position predicts its own token; the position before a mask predicts nothing.
+    """
+
+    CLM = "clm"
+    MLM = "mlm"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SpannedText:
+    """Token ids with a kind each. The first token is a document start and is never predicted."""
+
+    ids_T: IntArray
+    kinds_T: IntArray
+    domain: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids_T)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reading:
+    """A model input with at most one target per position; `kinds_T` is the kind of the target (CONTEXT where none)."""
+
+    inputs_T: IntArray
+    targets_T: IntArray
+    kinds_T: IntArray
+    domain: int = 0
+
+    def __len__(self) -> int:
+        return len(self.inputs_T)
+
+
+def join_parts(parts: list[tuple[list[int], Span]], domain: int = 0) -> SpannedText:
+    """Join token lists with their kinds into one text."""
+    ids = [token for tokens, _ in parts for token in tokens]
+    kinds = [int(kind) for tokens, kind in parts for _ in tokens]
+    return SpannedText(ids_T=np.asarray(ids, np.int64), kinds_T=np.asarray(kinds, np.int64), domain=domain)
+
+
+def read_with_targets(text: SpannedText, form: LabelForm, mask_id: int | None = None) -> Reading:
+    """Decide what each position of a text is shown and what it predicts.
+
+    Raises:
+        ConfigError: `mlm` on a label that nothing stands before (it would see nothing under causal attention), or without
+            a mask token.
+    """
+    ids, kinds = text.ids_T, text.kinds_T
+    targets = np.full(len(ids), NO_TARGET, np.int64)
+    target_kinds = np.full(len(ids), int(Span.CONTEXT), np.int64)
+    targets[:-1], target_kinds[:-1] = ids[1:], kinds[1:]
+    if form is LabelForm.CLM:
+        return Reading(inputs_T=ids, targets_T=targets, kinds_T=target_kinds, domain=text.domain)
+    if mask_id is None:
+        raise ConfigError("masked labels need a <mask> token, and this tokenizer has none; use objective.pseudo_label=clm")
+    is_label = kinds == int(Span.LABEL)
+    if is_label.any() and not (kinds[: int(is_label.argmax())] == int(Span.CONTEXT))[1:].any():
+        raise ConfigError(
+            "a masked label before its text sees nothing under causal attention; use objective.pseudo_label=clm "
+            "or a prompt with the label after the text"
+        )
+    inputs = np.where(is_label, mask_id, ids)
+    before_label = np.zeros_like(is_label)
+    before_label[:-1] = is_label[1:]
+    targets[before_label & ~is_label] = NO_TARGET
+    targets[is_label] = ids[is_label]
+    target_kinds[is_label] = int(Span.LABEL)
+    return Reading(inputs_T=inputs, targets_T=targets, kinds_T=target_kinds, domain=text.domain)

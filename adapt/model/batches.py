@@ -1,0 +1,66 @@
+"""Rows of readings to tensors: packing several readings into a row, padding, and what each position predicts.
+
+Legend: B rows, T positions.
+
+Nothing that is computed from a batch depends on how it was cut, packed or padded; a batch may be empty (all padding), so that
+every rank can take part in every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapt.core.spans import NO_TARGET, Reading
+from adapt.model.inputs import ModelInputs
+
+Row = Sequence[Reading]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Model inputs with a target and its kind (a `Span`) per position; NO_TARGET where nothing is predicted."""
+
+    inputs: ModelInputs
+    targets_BT: Tensor
+    kinds_BT: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(
+            inputs=self.inputs.to(device), targets_BT=self.targets_BT.to(device), kinds_BT=self.kinds_BT.to(device)
+        )
+
+
+def collate(rows: Sequence[Row], pad_multiple: int = 1, step: int | None = None) -> Batch:
+    """Lay rows of readings out as one padded batch; each reading is a document of its own, positions from 0."""
+    lengths = [sum(len(reading) for reading in row) for row in rows]
+    width = max(lengths, default=0) or 1
+    width = -(-width // pad_multiple) * pad_multiple
+    shape = (max(len(rows), 1), width)
+    ids, positions, documents = (np.zeros(shape, np.int64) for _ in range(3))
+    domains, kinds = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    targets = np.full(shape, NO_TARGET, np.int64)
+    for index, row in enumerate(rows):
+        start = 0
+        for document, reading in enumerate(row, start=1):
+            place = slice(start, start + len(reading))
+            ids[index, place] = reading.inputs_T
+            targets[index, place] = reading.targets_T
+            kinds[index, place] = reading.kinds_T
+            positions[index, place] = np.arange(len(reading))
+            documents[index, place] = document
+            domains[index, place] = reading.domain
+            start += len(reading)
+    inputs = ModelInputs(
+        ids_BT=torch.from_numpy(ids),
+        positions_BT=torch.from_numpy(positions),
+        documents_BT=torch.from_numpy(documents),
+        domains_BT=torch.from_numpy(domains),
+        is_packed=any(len(row) > 1 for row in rows),
+        step=step,
+    )
+    return Batch(inputs=inputs, targets_BT=torch.from_numpy(targets), kinds_BT=torch.from_numpy(kinds))

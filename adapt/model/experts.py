@@ -1,0 +1,88 @@
+"""Experts: stacked two-layer MLPs applied to routed tokens. They take (x, token, expert, weight) and know no router.
+
+Legend: N tokens, K routed pairs sorted by expert, E experts, H hidden size, F expert width.
+
+One `autograd.Function` loops over the experts that have tokens and writes each weight gradient into its slice of one stacked
+tensor: indexing `W[e]` under autograd would build a full zero gradient per expert, O(E^2). Every expert gets a gradient at
+every step, zeros where it had no tokens, which the gradient reduction of ZeRO relies on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Experts(nn.Module):
+    """E MLPs of one width: up_EFH, GELU (tanh form), down_EHF, with biases."""
+
+    def __init__(self, n_experts: int, hidden_size: int, width: int) -> None:
+        super().__init__()
+        self.n_experts = n_experts
+        self.up_weight = nn.Parameter(torch.empty(n_experts, width, hidden_size))
+        self.up_bias = nn.Parameter(torch.empty(n_experts, width))
+        self.down_weight = nn.Parameter(torch.empty(n_experts, hidden_size, width))
+        self.down_bias = nn.Parameter(torch.empty(n_experts, hidden_size))
+
+    def forward(self, x_NH: Tensor, token_K: Tensor, expert_K: Tensor, weight_K: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weighted sum of expert outputs for each token, and how many tokens each expert took."""
+        order_K = torch.argsort(expert_K, stable=True)
+        counts_E = torch.bincount(expert_K, minlength=self.n_experts)
+        token_K, weight_K = token_K[order_K], weight_K[order_K]
+        y_KH = _GroupedMLP.apply(
+            x_NH[token_K], counts_E.tolist(), self.up_weight, self.up_bias, self.down_weight, self.down_bias
+        )
+        y_KH = y_KH * weight_K.to(y_KH.dtype).unsqueeze(-1)
+        out_NH = torch.zeros_like(x_NH).index_add(0, token_K, y_KH)
+        return out_NH, counts_E
+
+
+class _GroupedMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_KH: Tensor, counts: list[int], up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor
+    ) -> Tensor:
+        pre_KF = x_KH.new_empty(len(x_KH), up.shape[1])
+        y_KH = torch.empty_like(x_KH)
+        for expert, rows in _slices(counts):
+            torch.addmm(up_bias[expert], x_KH[rows], up[expert].t(), out=pre_KF[rows])
+            active = functional.gelu(pre_KF[rows], approximate="tanh")
+            torch.addmm(down_bias[expert], active, down[expert].t(), out=y_KH[rows])
+        ctx.save_for_backward(x_KH, pre_KF, up, down)
+        ctx.counts = counts
+        return y_KH
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_KH, pre_KF, up, down = ctx.saved_tensors
+        dy_KH = grads[0].contiguous()
+        dx_KH = torch.empty_like(x_KH)
+        d_up, d_down = torch.empty_like(up), torch.empty_like(down)
+        d_up_bias, d_down_bias = up.new_empty(up.shape[:2]), down.new_empty(down.shape[:2])
+        for expert, n_tokens in enumerate(ctx.counts):
+            if n_tokens == 0:
+                for gradient in (d_up, d_down, d_up_bias, d_down_bias):
+                    gradient[expert].zero_()
+        for expert, rows in _slices(ctx.counts):
+            dy, pre = dy_KH[rows], pre_KF[rows]
+            active = functional.gelu(pre, approximate="tanh")
+            torch.mm(dy.t(), active, out=d_down[expert])
+            torch.sum(dy, dim=0, out=d_down_bias[expert])
+            d_pre = torch.ops.aten.gelu_backward(dy @ down[expert], pre, approximate="tanh")
+            torch.mm(d_pre.t(), x_KH[rows], out=d_up[expert])
+            torch.sum(d_pre, dim=0, out=d_up_bias[expert])
+            torch.mm(d_pre, up[expert], out=dx_KH[rows])
+        return dx_KH, None, d_up, d_up_bias, d_down, d_down_bias
+
+
+def _slices(counts: list[int]) -> list[tuple[int, slice]]:
+    """Return (expert, rows) for the experts that have tokens."""
+    found, start = [], 0
+    for expert, n_tokens in enumerate(counts):
+        if n_tokens:
+            found.append((expert, slice(start, start + n_tokens)))
+        start += n_tokens
+    return found

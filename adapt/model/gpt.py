@@ -1,0 +1,140 @@
+"""The sparse GPT: pre-norm decoder blocks with learned positions, MoE in every second layer, output tied to the embedding.
+
+Legend: B rows, T positions, N chosen positions, H hidden size, V vocabulary, E experts.
+
+Layers 2, 4, ... (from 1) are MoE layers; `experts` lists how many experts each has. A list that grows towards the end is
+the pyramid of Rajbhandari et al. 2022 (arXiv:2201.05596, section 4.1.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from adapt.core.errors import ConfigError
+from adapt.core.runtime import seed_for
+from adapt.model.attention import Attention, attention_mask
+from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput
+from adapt.model.moe import DenseMLP, MoELayer
+from adapt.model.routers.contract import RouterConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """Sizes of a GPT. `experts`: one count per MoE layer, or a single count for all of them; [0] is a dense model."""
+
+    n_layers: int
+    hidden_size: int
+    n_heads: int
+    context_length: int
+    vocab_size: int
+    ffn_multiple: int = 4
+    experts: list[int] = field(default_factory=lambda: [0])
+    is_residual: bool = False
+    router: RouterConfig = field(default_factory=RouterConfig)
+    init_std: float = 0.02
+    norm_eps: float = 1e-5
+
+    def expert_counts(self) -> tuple[int, ...]:
+        """Return the expert count of every layer; 0 is a dense layer.
+
+        Raises:
+            ConfigError: the list fits neither one count nor one per MoE layer.
+        """
+        n_moe = self.n_layers // 2
+        counts = list(self.experts) * n_moe if len(self.experts) == 1 else list(self.experts)
+        if len(counts) != n_moe:
+            raise ConfigError(
+                f"model.experts: has {len(counts)} entries, but {self.n_layers} layers have {n_moe} MoE layers; "
+                "give one count, or one per MoE layer"
+            )
+        by_layer = [0] * self.n_layers
+        by_layer[1::2] = [count if count > 1 else 0 for count in counts]
+        return tuple(by_layer)
+
+    def validate(self) -> None:
+        """Raise ConfigError for sizes that no model can have."""
+        self.expert_counts()
+        if self.hidden_size % self.n_heads:
+            raise ConfigError(f"model.hidden_size: {self.hidden_size} is not a multiple of n_heads {self.n_heads}")
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward part, each behind a layer norm, each added to its input."""
+
+    def __init__(self, config: GPTConfig, n_experts: int) -> None:
+        super().__init__()
+        hidden, width = config.hidden_size, config.ffn_multiple * config.hidden_size
+        self.attention_norm = nn.LayerNorm(hidden, eps=config.norm_eps)
+        self.attention = Attention(hidden, config.n_heads)
+        self.mlp_norm = nn.LayerNorm(hidden, eps=config.norm_eps)
+        self.mlp: DenseMLP | MoELayer
+        if n_experts:
+            self.mlp = MoELayer(hidden, width, n_experts, config.router, config.is_residual)
+        else:
+            self.mlp = DenseMLP(hidden, width)
+
+    def forward(self, x_BTH: Tensor, mask: Tensor | None, inputs: ModelInputs) -> tuple[Tensor, LayerRouting | None]:
+        x_BTH = x_BTH + self.attention(self.attention_norm(x_BTH), mask)
+        normed = self.mlp_norm(x_BTH)
+        if isinstance(self.mlp, MoELayer):
+            out, report = self.mlp(normed, inputs)
+            return x_BTH + out, report
+        return x_BTH + self.mlp(normed), None
+
+
+class GPT(nn.Module):
+    """A causal base model. Made on the meta device; `materialize` or a checkpoint fills it."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        config.validate()
+        super().__init__()
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self.context_length = config.context_length
+        self.expert_counts = tuple(count for count in config.expert_counts() if count)
+        with torch.device("meta"):
+            self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+            self.positions = nn.Embedding(config.context_length, config.hidden_size)
+            self.blocks = nn.ModuleList(Block(config, count) for count in config.expert_counts())
+            self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+
+    def forward(self, inputs: ModelInputs) -> ModelOutput:
+        x_BTH = self.embedding(inputs.ids_BT) + self.positions(inputs.positions_BT)
+        mask = attention_mask(inputs)
+        reports = []
+        for block in self.blocks:
+            x_BTH, report = block(x_BTH, mask, inputs)
+            if report is not None:
+                reports.append(report)
+        return ModelOutput(hidden_BTH=self.final_norm(x_BTH), routing=tuple(reports))
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        return functional.linear(hidden_NH, self.embedding.weight)
+
+
+@torch.no_grad()
+def materialize(model: GPT, seed: int, device: torch.device | str = "cpu") -> GPT:
+    """Allocate a meta-device model and initialise it tensor by tensor, each from (seed, name), each expert on its own.
+
+    So the same seed gives the same weights however experts are split over ranks. Matrices are normal with `init_std`, those that
+    write to the residual stream divided by sqrt(2 * layers) (Radford et al. 2019); norms start at 1, biases at 0.
+    """
+    model.to_empty(device=device)
+    std = model.config.init_std
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+        elif name.endswith("bias"):
+            parameter.zero_()
+        else:
+            writes_residual = name.endswith(("attention.out.weight", "down.weight", "down_weight"))
+            scale = std / (2 * model.config.n_layers) ** 0.5 if writes_residual else std
+            slices = parameter if ".experts." in name else parameter.unsqueeze(0)
+            for index, part in enumerate(slices):
+                generator = torch.Generator().manual_seed(seed_for(seed, name, index))
+                part.copy_(torch.empty(part.shape).normal_(0.0, scale, generator=generator))
+    return model

@@ -1,0 +1,1 @@
+"""Routers: one file each, registered by being in this folder."""

@@ -1,0 +1,65 @@
+"""The router contract, and the registry that every file of this folder registers itself in.
+
+A router decides in fp32 which tokens go to which experts. At inference its rule is per token: a token's experts depend on
+nothing but that token's hidden state and ids, so that a score never depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from adapt.core.registry import Registry, import_folder
+from adapt.model.inputs import RouterInputs, Routing
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    """Base of every router's settings; `name` says which router."""
+
+    name: str = "top1"
+
+    @classmethod
+    def choices(cls) -> dict[str, type[RouterConfig]]:
+        """Map router names to their settings classes."""
+        return {name: all_routers().get(name).config for name in all_routers()}
+
+
+class Router(nn.Module):
+    """Sends tokens to experts. Subclasses define `route`; `after_step` and `combine` are optional."""
+
+    def route(self, x_NH: Tensor, inputs: RouterInputs) -> Routing:
+        """Decide for N tokens (fp32 inside). Raises nothing; N may be 0."""
+        raise NotImplementedError
+
+    def after_step(self, counts_E: Tensor) -> None:
+        """Adapt to the step's global token counts (routers that balance by a bias). Nothing by default."""
+
+    def combine(self, out_NH: Tensor, routing: Routing) -> Tensor:
+        """Post-process the weighted sum of expert outputs. The identity by default."""
+        return out_NH
+
+
+@dataclass(frozen=True)
+class RouterEntry:
+    """A registered router: its settings class and how it is made from (settings, hidden size, experts)."""
+
+    config: type[RouterConfig]
+    build: Callable[..., Router]
+
+
+ROUTERS: Registry[RouterEntry] = Registry("router")
+
+
+def all_routers() -> Registry[RouterEntry]:
+    """Return the registry with every file of this folder imported."""
+    import_folder(__package__, [str(Path(__file__).parent)])
+    return ROUTERS
+
+
+def build_router(config: RouterConfig, hidden_size: int, n_experts: int) -> Router:
+    """Make the router that `config.name` names."""
+    return all_routers().get(config.name).build(config, hidden_size, n_experts)

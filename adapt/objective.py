@@ -1,0 +1,204 @@
+"""The training objective: four parts, each a sum over tokens with its own global count, returned as a ledger.
+
+Legend: B rows, T positions, N positions with a target, H hidden size, E experts, L MoE layers.
+
+total = sum over parts of weight * sum / count, where the count is taken over the whole optimizer step and every rank. A
+micro-batch contributes local_sum * world_size / count (the engine averages over ranks), so that nothing depends on how the
+step was cut. A part with count 0 contributes 0.
+
+Balance (Fedus et al. 2021, arXiv:2101.03961, equation 4, normalised so that 1.0 is perfectly even): E * sum_e P_e * F_e with P
+the mean gate probability and F the share of tokens. As a product of two means it is not additive over micro-batches; the
+scopes `step` (F from the previous step, detached) and `sequence` (both within one document) are, `microbatch` is not.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from adapt.core.spans import NO_TARGET, LabelForm, Span
+from adapt.model.batches import Batch
+from adapt.model.inputs import CausalBase, LayerRouting, ModelOutput
+
+PARTS = ("context", "prompt", "pseudo_label", "balance")
+_BALANCE = PARTS.index("balance")
+_LOGIT_ROWS = 4096
+
+
+class BalanceScope(enum.Enum):
+    """Over what the token shares F_e of the balance loss are taken."""
+
+    STEP = "step"
+    SEQUENCE = "sequence"
+    MICROBATCH = "microbatch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartWeights:
+    """Coefficients of the token losses."""
+
+    context: float = 1.0
+    prompt: float = 1.0
+    pseudo_label: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalanceConfig:
+    """Coefficient and scope of the balance loss."""
+
+    weight: float = 0.01
+    scope: BalanceScope = BalanceScope.STEP
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The loss: how labels are predicted and how much each part counts."""
+
+    pseudo_label: LabelForm = LabelForm.CLM
+    weights: PartWeights = field(default_factory=PartWeights)
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+
+    def part_weights(self) -> Tensor:
+        w = self.weights
+        return torch.tensor([w.context, w.prompt, w.pseudo_label, self.balance.weight], dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartValue:
+    """One line of a ledger: value = sum / count, 0 where the count is 0."""
+
+    sum: float
+    count: float
+    weight: float
+
+    @property
+    def value(self) -> float:
+        return self.sum / self.count if self.count else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contribution:
+    """What one micro-batch adds: the loss to differentiate, and plain sums for the ledger and the router statistics."""
+
+    loss: Tensor
+    sums_P: Tensor
+    prob_sums_LE: tuple[Tensor, ...]
+    counts_LE: tuple[Tensor, ...]
+
+
+def part_counts(batch: Batch, n_moe_layers: int) -> Tensor:
+    """Count a micro-batch's targets of each part; the balance part counts real tokens times MoE layers."""
+    kinds = batch.kinds_BT[batch.targets_BT != NO_TARGET]
+    counts = torch.zeros(len(PARTS), dtype=torch.float64)
+    counts[: len(Span)] = torch.bincount(kinds, minlength=len(Span)).double()
+    counts[_BALANCE] = float((batch.inputs.documents_BT > 0).sum()) * n_moe_layers
+    return counts
+
+
+def contribution(
+    model: CausalBase,
+    batch: Batch,
+    counts_P: Tensor,
+    lagged_shares_LE: Sequence[Tensor],
+    config: ObjectiveConfig,
+    world_size: int,
+) -> Contribution:
+    """Run a micro-batch and return its additive share of the objective.
+
+    `counts_P` are the step's global counts; `lagged_shares_LE` the previous step's share of tokens by expert, per layer.
+    """
+    output = model(batch.inputs)
+    sums = [*_token_sums(model, batch, output), _balance_sum(output.routing, lagged_shares_LE, config.balance.scope)]
+    scale = config.part_weights() / counts_P.clamp_min(1.0) * (counts_P > 0)
+    loss = torch.stack([part * float(s) for part, s in zip(sums, scale, strict=True)]).sum() * world_size
+    # A batch of padding only must still reach every parameter, since all ranks reduce all gradients.
+    loss = loss + (output.hidden_BTH.float() * 0.0).sum()
+    return Contribution(
+        loss=loss,
+        sums_P=torch.stack([part.detach().double() for part in sums]),
+        prob_sums_LE=tuple(report.probs_NE.detach().double().sum(0) for report in output.routing),
+        counts_LE=tuple(report.counts_E.double() for report in output.routing),
+    )
+
+
+def ledger_from(
+    sums_P: Tensor, counts_P: Tensor, prob_sums_LE: Sequence[Tensor], counts_LE: Sequence[Tensor], config: ObjectiveConfig
+) -> dict[str, PartValue]:
+    """Build the step's ledger from global sums; balance is E * sum_e P_e * F_e of the step itself, whatever the scope."""
+    weights = config.part_weights()
+    sums = sums_P.tolist()
+    if prob_sums_LE:
+        values = [balance_value(p, c) for p, c in zip(prob_sums_LE, counts_LE, strict=True)]
+        sums[_BALANCE] = sum(values) / len(values) * float(counts_P[_BALANCE])
+    return {
+        part: PartValue(sum=sums[i], count=float(counts_P[i]), weight=float(weights[i])) for i, part in enumerate(PARTS)
+    }
+
+
+def ledger_total(ledger: dict[str, PartValue]) -> float:
+    """Return the weighted sum of a ledger's values."""
+    return sum(part.weight * part.value for part in ledger.values())
+
+
+def balance_value(prob_sums_E: Tensor, counts_E: Tensor) -> float:
+    """Return E * sum_e P_e * F_e from sums; 0 without tokens, 1.0 when perfectly even."""
+    n_tokens = float(counts_E.sum())
+    if n_tokens == 0:
+        return 0.0
+    means, shares = prob_sums_E / float(prob_sums_E.sum()), counts_E / n_tokens
+    return float(len(counts_E) * (means * shares).sum())
+
+
+def _token_sums(model: CausalBase, batch: Batch, output: ModelOutput) -> list[Tensor]:
+    has_target = batch.targets_BT != NO_TARGET
+    hidden_NH = output.hidden_BTH[has_target]
+    targets_N, kinds_N = batch.targets_BT[has_target], batch.kinds_BT[has_target]
+    nll_N = token_nll(model, hidden_NH, targets_N)
+    return [nll_N[kinds_N == int(kind)].sum() for kind in Span]
+
+
+def token_nll(model: CausalBase, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+    """Return the fp32 negative log-likelihood of each target; logits exist for one chunk of positions at a time."""
+
+    def chunk_nll(hidden: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(model.logits(hidden).float(), targets, reduction="none")
+
+    if len(hidden_NH) <= _LOGIT_ROWS:
+        return chunk_nll(hidden_NH, targets_N)
+    chunks = zip(hidden_NH.split(_LOGIT_ROWS), targets_N.split(_LOGIT_ROWS), strict=True)
+    return torch.cat([checkpoint(chunk_nll, h, t, use_reentrant=False) for h, t in chunks])
+
+
+def _balance_sum(reports: Sequence[LayerRouting], lagged_LE: Sequence[Tensor], scope: BalanceScope) -> Tensor:
+    total = torch.zeros(())
+    for report, lagged_E in zip(reports, lagged_LE, strict=True):
+        probs = report.probs_NE
+        n_experts = probs.shape[-1]
+        if scope is BalanceScope.STEP:
+            part = n_experts * (probs.sum(0) * lagged_E.to(probs)).sum()
+        elif scope is BalanceScope.SEQUENCE:
+            part = _sequence_balance(report)
+        else:
+            shares_E = report.counts_E.to(probs) / report.counts_E.sum().clamp_min(1)
+            part = n_experts * (probs.sum(0) * shares_E).sum()
+        total = total.to(part) + part
+    return total
+
+
+def _sequence_balance(report: LayerRouting) -> Tensor:
+    """Sum over documents of n_tokens * E * sum_e P_e * F_e, both taken within the document."""
+    probs = report.probs_NE
+    n_experts = probs.shape[-1]
+    _, document_N = report.sequence_ids_N.unique(return_inverse=True)
+    n_documents = int(document_N.max()) + 1 if len(document_N) else 0
+    prob_sums_DE = probs.new_zeros(n_documents, n_experts).index_add(0, document_N, probs)
+    routed = functional.one_hot(report.expert_K, n_experts).to(probs)
+    counts_DE = probs.new_zeros(n_documents, n_experts).index_add(0, document_N[report.token_K], routed)
+    shares_DE = counts_DE / counts_DE.sum(-1, keepdim=True).clamp_min(1)
+    return n_experts * (prob_sums_DE * shares_DE).sum()

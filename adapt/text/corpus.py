@@ -1,0 +1,123 @@
+"""Corpus readers: jsonl, jsonl.gz and txt files to documents, with errors named by file and line.
+
+A document's domain is a small integer: the file's place in the sorted list of domain names. A domain is the file name up to its
+first underscore or dot (`formal_licensed.jsonl.gz` -> `formal`), so that losses and routers can tell domains apart.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapt.core.errors import DataError
+
+_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".txt", ".txt.gz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusFile:
+    """A corpus file and the domain of its documents."""
+
+    path: Path
+    domain: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One text of a corpus."""
+
+    text: str
+    domain: str
+
+
+def find_corpus(patterns: list[str]) -> list[CorpusFile]:
+    """Expand file names and globs, sorted, each file once.
+
+    Raises:
+        DataError: a pattern matches nothing, or a file is of an unknown kind.
+    """
+    found: dict[Path, CorpusFile] = {}
+    if not patterns:
+        raise DataError("data.corpus: no corpus file given; set data.corpus=[FILE or GLOB, ...]")
+    for pattern in patterns:
+        matches = sorted(glob.glob(pattern))
+        if not matches:
+            raise DataError(f"data.corpus: nothing matches {pattern}")
+        for match in matches:
+            path = Path(match)
+            if not path.name.endswith(_SUFFIXES):
+                raise DataError(f"{path}: not a corpus file; known endings: {', '.join(_SUFFIXES)}")
+            found[path] = CorpusFile(path=path, domain=path.name.split(".")[0].split("_")[0])
+    return [found[path] for path in sorted(found)]
+
+
+def read_documents(file: CorpusFile) -> Iterator[Document]:
+    """Yield the non-empty documents of one file: `text` of each JSON line, or each line of a text file.
+
+    Raises:
+        DataError: a line is not valid JSON or has no text, by file and line.
+    """
+    is_json = ".json" in file.path.name
+    for number, line in read_lines(file.path):
+        text = _text_of(line, file.path, number) if is_json else line
+        if text.strip():
+            yield Document(text=text.strip(), domain=file.domain)
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line without its end); a BOM, CRLF and gzip are taken care of.
+
+    Raises:
+        DataError: the file is missing, not UTF-8, or a damaged archive.
+    """
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
+            for number, raw in enumerate(stream, start=1):
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield number, line.rstrip("\r\n")
+    except (FileNotFoundError, IsADirectoryError):
+        raise DataError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, line {number}: not UTF-8") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{path}, after line {number}: a damaged gzip file") from error
+
+
+def parse_json_line(line: str, path: Path, number: int) -> dict[str, object]:
+    """Parse one JSON object.
+
+    Raises:
+        DataError: it is not one.
+    """
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno})") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def text_digest(text: str) -> str:
+    """Return a digest of a text that ignores white space, for held-out splits and for telling texts apart."""
+    return hashlib.sha256("".join(text.split()).encode()).hexdigest()[:16]
+
+
+def is_held_out(text: str, share: float) -> bool:
+    """Say whether a text belongs to the held-out share: a function of the text alone."""
+    return int(text_digest(text)[:8], 16) < share * 0x1_0000_0000
+
+
+def _text_of(line: str, path: Path, number: int) -> str:
+    if not line.strip():
+        return ""
+    text = parse_json_line(line, path, number).get("text")
+    if not isinstance(text, str):
+        raise DataError(f"{path}, line {number}: has no text field of type string")
+    return text

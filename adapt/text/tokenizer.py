@@ -1,0 +1,129 @@
+"""SentencePiece BPE tokenizers: training, loading and the rules that keep Chinese text whole.
+
+Training uses the `identity` normalizer, so that full-width punctuation (，？：) stays what it is, no dummy prefix, and byte
+fallback, so that encoding and decoding give the text back. `<mask>` is a control symbol: no text can produce it.
+(Kudo and Richardson 2018, arXiv:1808.06226; Sennrich et al. 2016, arXiv:1508.07909 for BPE.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentencepiece
+
+from adapt.core.errors import CheckpointError, ConfigError
+
+PAD, UNK, BOS, EOS, MASK = "<pad>", "<unk>", "<s>", "</s>", "<mask>"
+MODEL_FILE = "tokenizer.model"
+_MAX_SENTENCE_BYTES = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """How a tokenizer is trained. `max_sentences` sentences are drawn from the corpus; memory grows with them."""
+
+    vocab_size: int = 8000
+    max_sentences: int = 400_000
+    character_coverage: float = 0.9995
+    threads: int = 2
+
+
+class Tokenizer:
+    """A SentencePiece model with this project's special tokens."""
+
+    def __init__(self, model_bytes: bytes, source: str) -> None:
+        self._bytes = model_bytes
+        self.source = source
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
+        except RuntimeError as error:
+            raise CheckpointError(f"{source}: not a SentencePiece model") from error
+        self.vocab_size = int(self._processor.vocab_size())
+        self.pad_id = max(int(self._processor.pad_id()), 0)
+        self.unk_id = int(self._processor.unk_id())
+        self.bos_id = int(self._processor.bos_id())
+        self.eos_id = int(self._processor.eos_id())
+        mask_id = int(self._processor.piece_to_id(MASK))
+        self.mask_id: int | None = mask_id if mask_id != self.unk_id else None
+        if self.bos_id < 0 or self.eos_id < 0:
+            raise CheckpointError(f"{source}: has no <s> or </s>; train it with `python -m pipelines.tokenizer`")
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Load a `.model` file, or the one in a directory.
+
+        Raises:
+            CheckpointError: there is none, or it is not a SentencePiece model.
+        """
+        file = path / MODEL_FILE if path.is_dir() else path
+        try:
+            return cls(file.read_bytes(), str(file))
+        except FileNotFoundError:
+            raise CheckpointError(f"{file}: no such tokenizer; run `python -m pipelines.tokenizer` first") from None
+
+    def save(self, directory: Path) -> None:
+        (directory / MODEL_FILE).write_bytes(self._bytes)
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self._bytes).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Return token ids without document marks; the empty text gives an empty list."""
+        return list(self._processor.encode(text))
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [list(ids) for ids in self._processor.encode(texts)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self._processor.decode([int(i) for i in ids]))
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        return [str(self._processor.id_to_piece(int(i))) for i in ids]
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, where: str) -> Tokenizer:
+    """Train a BPE tokenizer; the same texts and settings give the same model.
+
+    Raises:
+        ConfigError: the corpus is too small for the vocabulary.
+    """
+    writer = io.BytesIO()
+    lines = (line for text in texts for line in text.split("\n") if line)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=writer,
+            model_type="bpe",
+            vocab_size=config.vocab_size,
+            character_coverage=config.character_coverage,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            byte_fallback=True,
+            split_digits=True,
+            input_sentence_size=config.max_sentences,
+            shuffle_input_sentence=True,
+            max_sentence_length=_MAX_SENTENCE_BYTES,
+            num_threads=config.threads,
+            control_symbols=[MASK],
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            pad_piece=PAD,
+            unk_piece=UNK,
+            bos_piece=BOS,
+            eos_piece=EOS,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).rsplit("]", 1)[-1].strip() or str(error)
+        raise ConfigError(
+            f"{where}: cannot train a vocabulary of {config.vocab_size} ({reason}); lower tokenizer.vocab_size or give more text"
+        ) from error
+    return Tokenizer(writer.getvalue(), where)

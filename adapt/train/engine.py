@@ -1,0 +1,188 @@
+"""DeepSpeed as the engine, on CPU (gloo) and CUDA (NCCL) alike: the only file that imports it.
+
+Accumulation, scaling and checkpoints are ours: a micro-batch's loss is already divided by global counts, so DeepSpeed's division
+by accumulation is switched off and its average over ranks is undone by the objective's factor world_size. Weights and moments are
+gathered and set by parameter name, so that a training state does not know how ZeRO cut them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapt.core.errors import ConfigError, TrainingError
+from adapt.core.runtime import RankInfo
+from adapt.train.optimizer import OptimizerConfig, parameter_groups
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+try:
+    # DeepSpeed announces its choices on standard output while it is imported; ranks must stay quiet.
+    with contextlib.redirect_stdout(sys.stderr):
+        import deepspeed
+        from deepspeed.utils import logger as deepspeed_logger
+except OSError as import_error:  # a missing CUDA_HOME or compiler surfaces as one of these
+    raise ConfigError(
+        f"deepspeed cannot be imported ({import_error}); set CUDA_HOME, or DS_ACCELERATOR=cpu to train on the CPU"
+    ) from import_error
+deepspeed_logger.setLevel(logging.ERROR)
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Precision(enum.Enum):
+    """Numbers that forward and backward run in; master weights and moments are fp32 with either."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How a step is computed: none of these changes what it computes (precision aside).
+
+    `micro_batch` is in rows per rank; `threads` per rank, absent for an even share of the cores.
+    """
+
+    world_size: int = 1
+    zero_stage: int = 2
+    precision: Precision = Precision.FP32
+    micro_batch: int = 8
+    pad_multiple: int = 1
+    threads: int | None = None
+    bucket_elements: int = 50_000_000
+
+
+def deepspeed_config(config: EngineConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
+    """Derive DeepSpeed's own configuration; nothing of it is set anywhere else."""
+    return {
+        "train_micro_batch_size_per_gpu": config.micro_batch,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optimizer.clip,
+        "bf16": {"enabled": config.precision is Precision.BF16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "contiguous_gradients": True,
+            "overlap_comm": False,
+            "reduce_bucket_size": config.bucket_elements,
+            "allgather_bucket_size": config.bucket_elements,
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+    }
+
+
+class Engine:
+    """A model under DeepSpeed: accumulate micro-batches, step, and give or take the whole training state by name."""
+
+    def __init__(
+        self, model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo
+    ) -> None:
+        if config.zero_stage not in (1, 2):
+            raise ConfigError(f"engine.zero_stage: {config.zero_stage} is not supported; use 1 or 2")
+        self.rank = rank
+        self.device = torch.device("cuda", rank.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        self._model = model
+        self._exact = {name: p.detach().clone() for name, p in model.named_parameters()}
+        if not torch.distributed.is_initialized():
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            with contextlib.redirect_stdout(sys.stderr):
+                deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        adamw = torch.optim.AdamW(
+            parameter_groups(model, optimizer), lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps
+        )
+        with contextlib.redirect_stdout(sys.stderr):
+            self._engine, self._zero, _, _ = deepspeed.initialize(
+                model=model, optimizer=adamw, config=deepspeed_config(config, optimizer), dist_init_required=False
+            )
+        self._create_moments(0)
+        if config.precision is Precision.BF16:
+            # DeepSpeed made its fp32 masters from rounded weights; give it the exact ones.
+            self.set_weights(self._exact)
+        self._exact = {}
+
+    @property
+    def module(self) -> nn.Module:
+        return self._model
+
+    def accumulate(self, loss: Callable[[], Tensor], is_last: bool) -> None:
+        """Run one micro-batch forward and backward; gradients add up until the step."""
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        self._engine.backward(loss(), scale_wrt_gas=False)
+
+    def step(self, lr: float) -> float:
+        """Clip, update, and return the global gradient norm before clipping.
+
+        Raises:
+            TrainingError: the norm is not finite; the weights are as before.
+        """
+        for group in self._zero.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        norm = float(self._engine.get_global_grad_norm())
+        if not torch.isfinite(torch.tensor(norm)) or norm < 0:
+            raise TrainingError("the gradient norm is not finite; lower the learning rate or use engine.precision=fp32")
+        return norm
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        """Sum an fp64 vector over the ranks."""
+        if self.rank.world_size > 1:
+            values = values.to(self.device)
+            torch.distributed.all_reduce(values)
+            values = values.cpu()
+        return values
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, full fp32 weight); a collective: every rank must walk through it."""
+        for name, parameter in self._model.named_parameters():
+            yield name, deepspeed.utils.safe_get_full_fp32_param(parameter)
+
+    def named_moments(self, which: str) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, full fp32 moment), `which` of MOMENTS; a collective."""
+        for name, parameter in self._model.named_parameters():
+            yield name, deepspeed.utils.safe_get_full_optimizer_state(parameter, which)
+
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Set master weights by name, then what forward reads."""
+        for name, parameter in self._model.named_parameters():
+            deepspeed.utils.safe_set_full_fp32_param(parameter, weights[name].to(self.device, torch.float32))
+        self._zero.update_lp_params()
+
+    def set_moments(self, moments: Mapping[str, Mapping[str, Tensor]], steps_done: int) -> None:
+        """Set the optimizer's moments by name, as after `steps_done` updates."""
+        self._create_moments(steps_done)
+        for name, parameter in self._model.named_parameters():
+            for which in MOMENTS:
+                value = moments[which][name].to(self.device, torch.float32)
+                deepspeed.utils.safe_set_full_optimizer_state(parameter, value, which)
+
+    def _create_moments(self, steps_done: int) -> None:
+        """Allocate the moments of every group at once and link them to their parameters.
+
+        Left to itself, DeepSpeed links them after the first group's first update, when the other groups have none yet.
+        """
+        for flat in self._zero.single_partition_of_fp32_groups:
+            state = {which: torch.zeros_like(flat) for which in MOMENTS}
+            self._zero.optimizer.state[flat] = {"step": torch.tensor(float(steps_done)), **state}
+        self._zero._hp_optimizer_states_linked = False
+        self._zero._lazy_init_hp_params_optimizer_state()
+
+    def barrier(self) -> None:
+        if self.rank.world_size > 1:
+            torch.distributed.barrier()
+
+    def close(self) -> None:
+        """Leave the process group; the last call of a rank that ends well."""
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

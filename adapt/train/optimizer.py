@@ -1,0 +1,67 @@
+"""Optimizer settings, parameter groups and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+class Schedule(enum.Enum):
+    """How the learning rate goes after the warm-up."""
+
+    COSINE = "cosine"
+    LINEAR = "linear"
+    CONSTANT = "constant"
+    WSD = "wsd"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with warm-up; `clip` is the largest global gradient norm."""
+
+    lr: float = 3e-4
+    min_lr_ratio: float = 0.01
+    warmup_share: float = 0.1
+    schedule: Schedule = Schedule.COSINE
+    decay_share: float = 0.2
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+
+def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
+    """Return the learning rate of a step (from 0)."""
+    warmup_steps = round(config.warmup_share * total_steps)
+    if step < warmup_steps:
+        return config.lr * (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+    floor = config.min_lr_ratio
+    if config.schedule is Schedule.COSINE:
+        share = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+    elif config.schedule is Schedule.LINEAR:
+        share = floor + (1 - floor) * (1 - done)
+    elif config.schedule is Schedule.WSD:
+        # Warm-up, stable, then a linear decay over the last `decay_share` of the steps.
+        left = (1 - done) / max(config.decay_share, 1e-9)
+        share = floor + (1 - floor) * min(left, 1.0)
+    else:
+        share = 1.0
+    return config.lr * share
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Split parameters into those with weight decay (matrices) and those without (biases, norms)."""
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        is_plain = name.endswith("bias") or "norm" in name
+        (plain if is_plain else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]

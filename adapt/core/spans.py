@@ -75,8 +75,7 @@ def read_with_targets(text: SpannedText, form: LabelForm, mask_id: int | None = 
     """Decide what each position of a text is shown and what it predicts.
 
     Raises:
-        ConfigError: `mlm` on a label that nothing stands before (it would see nothing under causal attention), or without
-            a mask token.
+        ConfigError: `mlm` without a mask token.
     """
     ids, kinds = text.ids_T, text.kinds_T
     targets = np.full(len(ids), NO_TARGET, np.int64)
@@ -87,11 +86,6 @@ def read_with_targets(text: SpannedText, form: LabelForm, mask_id: int | None = 
     if mask_id is None:
         raise ConfigError("masked labels need a <mask> token, and this tokenizer has none; use objective.pseudo_label=clm")
     is_label = kinds == int(Span.LABEL)
-    if is_label.any() and not (kinds[: int(is_label.argmax())] == int(Span.CONTEXT))[1:].any():
-        raise ConfigError(
-            "a masked label before its text sees nothing under causal attention; use objective.pseudo_label=clm "
-            "or a prompt with the label after the text"
-        )
     inputs = np.where(is_label, mask_id, ids)
     before_label = np.zeros_like(is_label)
     before_label[:-1] = is_label[1:]

@@ -158,3 +158,19 @@ def _build_scalar(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
 
 def _join(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
+
+
+def defaults_of(kind: type[Any], missing: Any) -> dict[str, Any]:
+    """Return a dataclass's defaults as plain values, with `missing` for fields that have none."""
+    hints = typing.get_type_hints(kind)
+    plain: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            plain[field.name] = to_plain(field.default)
+        elif dataclasses.is_dataclass(hints[field.name]) and isinstance(hints[field.name], type):
+            plain[field.name] = defaults_of(hints[field.name], missing)
+        elif field.default_factory is not dataclasses.MISSING:
+            plain[field.name] = to_plain(field.default_factory())
+        else:
+            plain[field.name] = missing
+    return plain

@@ -120,3 +120,17 @@ def _plan(lengths_D: IntArray, context_length: int, seed: int) -> tuple[IntArray
                     open_rows.pop(min(range(len(open_rows)), key=lambda i: open_rows[i][0]))
     pieces = np.asarray([piece for row in rows for piece in row], np.int64).reshape(-1, 3)
     return pieces, np.cumsum([len(row) for row in rows]).astype(np.int64)
+
+
+class SomeRows:
+    """At most the first `limit` rows of a source, as they are in its first epoch."""
+
+    def __init__(self, source: RowSource, limit: int) -> None:
+        self._source = source
+        self._length = min(len(source), limit)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def row(self, index: int, epoch: int) -> list[Reading]:
+        return self._source.row(index, 0)

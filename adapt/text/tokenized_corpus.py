@@ -30,6 +30,13 @@ class TokenizedCorpus:
     lengths_D: IntArray
     domains_D: IntArray
 
+    def of_domain(self, domain: int) -> TokenizedCorpus:
+        """Return the documents of one domain."""
+        chosen = np.flatnonzero(self.domains_D == domain)
+        return TokenizedCorpus(
+            documents=self.documents.select(chosen), lengths_D=self.lengths_D[chosen], domains_D=self.domains_D[chosen]
+        )
+
     def ids(self, document: int) -> IntArray:
         return np.asarray(self.documents[document]["ids"], np.int64)
 

@@ -8,19 +8,17 @@ gathered and set by parameter name, so that a training state does not know how Z
 from __future__ import annotations
 
 import contextlib
-import enum
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.runtime import RankInfo
+from adapt.train.engine_config import EngineConfig, Precision, deepspeed_config
 from adapt.train.optimizer import OptimizerConfig, parameter_groups
 
 if not torch.cuda.is_available():
@@ -36,51 +34,10 @@ except OSError as import_error:  # a missing CUDA_HOME or compiler surfaces as o
         f"deepspeed cannot be imported ({import_error}); set CUDA_HOME, or DS_ACCELERATOR=cpu to train on the CPU"
     ) from import_error
 deepspeed_logger.setLevel(logging.ERROR)
+# On CPU, DeepSpeed would compile a shared-memory reduction at start; gloo needs no compiler and leaves nothing behind when killed.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-class Precision(enum.Enum):
-    """Numbers that forward and backward run in; master weights and moments are fp32 with either."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """How a step is computed: none of these changes what it computes (precision aside).
-
-    `micro_batch` is in rows per rank; `threads` per rank, absent for an even share of the cores.
-    """
-
-    world_size: int = 1
-    zero_stage: int = 2
-    precision: Precision = Precision.FP32
-    micro_batch: int = 8
-    pad_multiple: int = 1
-    threads: int | None = None
-    bucket_elements: int = 50_000_000
-
-
-def deepspeed_config(config: EngineConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
-    """Derive DeepSpeed's own configuration; nothing of it is set anywhere else."""
-    return {
-        "train_micro_batch_size_per_gpu": config.micro_batch,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": optimizer.clip,
-        "bf16": {"enabled": config.precision is Precision.BF16},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_optimization": {
-            "stage": config.zero_stage,
-            "contiguous_gradients": True,
-            "overlap_comm": False,
-            "reduce_bucket_size": config.bucket_elements,
-            "allgather_bucket_size": config.bucket_elements,
-        },
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": None,
-    }
 
 
 class Engine:
@@ -89,8 +46,6 @@ class Engine:
     def __init__(
         self, model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo
     ) -> None:
-        if config.zero_stage not in (1, 2):
-            raise ConfigError(f"engine.zero_stage: {config.zero_stage} is not supported; use 1 or 2")
         self.rank = rank
         self.device = torch.device("cuda", rank.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self._model = model

@@ -29,7 +29,8 @@ from adapt.objective import (
     part_counts,
 )
 from adapt.text.packing import RowSource, StepOrder
-from adapt.train.engine import Engine, EngineConfig
+from adapt.train.engine import Engine
+from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer import OptimizerConfig, learning_rate
 from adapt.train.tracking import Tracker
 from adapt.train.training_state import Progress, load_newest_state, save_state
@@ -90,6 +91,7 @@ class Trainer:
             even = [torch.full((count,), 1.0 / count, dtype=torch.float64) for count in self._expert_counts]
             progress = Progress(step=0, lagged_shares_LE=even, history=[])
         order = StepOrder(n_rows=len(source), batch=config.batch_rows, seed=self._seed)
+        engine.module.train()
         started, tokens_done = time.monotonic(), 0.0
         bar = tqdm(
             total=config.steps, initial=progress.step, desc="training", unit="step", leave=False, delay=2.0,

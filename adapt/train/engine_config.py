@@ -1,0 +1,59 @@
+"""Engine settings and the DeepSpeed configuration derived from them; importable without DeepSpeed."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+from adapt.core.errors import ConfigError
+from adapt.train.optimizer import OptimizerConfig
+
+
+class Precision(enum.Enum):
+    """Numbers that forward and backward run in; master weights and moments are fp32 with either."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How a step is computed: none of these changes what it computes (precision aside).
+
+    `micro_batch` is in rows per rank; `threads` per rank, absent for an even share of the cores.
+    """
+
+    world_size: int = 1
+    zero_stage: int = 2
+    precision: Precision = Precision.FP32
+    micro_batch: int = 8
+    pad_multiple: int = 1
+    threads: int | None = None
+    bucket_elements: int = 50_000_000
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (1, 2):
+            raise ConfigError(f"zero_stage: {self.zero_stage} is not supported; use 1 or 2")
+        if self.world_size < 1 or self.micro_batch < 1:
+            raise ConfigError("world_size and micro_batch must be at least 1")
+
+
+def deepspeed_config(config: EngineConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
+    """Derive DeepSpeed's own configuration; nothing of it is set anywhere else."""
+    return {
+        "train_micro_batch_size_per_gpu": config.micro_batch,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optimizer.clip,
+        "bf16": {"enabled": config.precision is Precision.BF16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "contiguous_gradients": True,
+            "overlap_comm": False,
+            "reduce_bucket_size": config.bucket_elements,
+            "allgather_bucket_size": config.bucket_elements,
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+    }

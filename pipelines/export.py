@@ -1,0 +1,68 @@
+"""Stage `export`: an adapted model with everything that answering needs, in one self-describing directory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapt.core.artifacts import Artifact, StageKey
+from adapt.core.typed import from_plain, to_plain
+from pipelines.evaluate import DECISION_FILE, METRICS_FILE, adapted_artifact
+from pipelines.stage import Plan, Walk, weights_of
+from pseudo_label.decision import Decision
+from pseudo_label.labelling import ScoringConfig
+from pseudo_label.predictor import PredictorSpec, save_spec
+from pseudo_label.tasks import TaskConfig
+
+NAME = "export"
+PER_TASK = True
+
+
+def plan(walk: Walk, task: TaskConfig | None) -> Plan:
+    """Export the adapted model (or the base, where nothing was adapted) with the decision that evaluation fitted."""
+    assert task is not None
+    base = walk.base()
+    evaluated = walk.require("evaluate", task)
+    model = adapted_artifact(walk, task, base) or base
+    key = StageKey(
+        stage=NAME, config={"task": to_plain(task)}, inputs={"base": base, "model": model, "evaluate": evaluated}
+    )
+
+    def build(result: Path, work: Path) -> Mapping[str, Any]:
+        weights = weights_of(model)
+        names = [p.name for p in weights.iterdir() if p.name.startswith(("model", "config.json", "tokenizer"))]
+        for name in names:
+            shutil.copyfile(weights / name, result / name)
+        content = json.loads(evaluated.file(DECISION_FILE).read_text(encoding="utf-8"))
+        spec = PredictorSpec(
+            task=task,
+            scoring=from_plain(ScoringConfig, content["scoring"], str(evaluated.path)),
+            decision=from_plain(Decision, content["decision"], str(evaluated.path)),
+        )
+        save_spec(result, spec)
+        shutil.copyfile(evaluated.file(METRICS_FILE), result / METRICS_FILE)
+        provenance = {
+            "task": task.name,
+            "base": base.digest,
+            "model": model.digest,
+            "model_stage": model.stage,
+            "model_config": model.config,
+            "evaluate": evaluated.digest,
+        }
+        text = json.dumps(provenance, ensure_ascii=False, indent=1) + "\n"
+        (result / "provenance.json").write_text(text, encoding="utf-8")
+        return {"task": task.name, "bytes": sum(p.stat().st_size for p in result.iterdir())}
+
+    def describe(artifact: Artifact) -> str:
+        return f"{artifact.metrics['bytes'] / 1e6:.1f} MB"
+
+    return Plan(key=key, build=build, describe=describe)
+
+
+if __name__ == "__main__":
+    from pipelines.compose import main
+
+    main(NAME)

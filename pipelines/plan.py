@@ -1,0 +1,34 @@
+"""`python -m pipelines.plan model=...`: parameters of a model by kind, and memory per rank, without allocating anything."""
+
+from __future__ import annotations
+
+import sys
+
+from adapt.model.counting import count_parameters
+from adapt.train.memory_plan import plan_memory
+from pipelines.schema import PipelineConfig
+
+
+def show(config: PipelineConfig, point: str | None) -> None:
+    """Print the counts and the memory of one model under one engine configuration."""
+    counts = count_parameters(config.model)
+    lines = [f"{'parameters':<14} {'count':>16} {'billions':>9}"]
+    for name, count in [*counts.by_kind.items(), ("total", counts.total), ("active", counts.active), ("dense part", counts.dense)]:
+        lines.append(f"{name:<14} {count:>16,} {count / 1e9:>9.3f}")
+    engine = config.engine
+    lines.append("")
+    lines.append(
+        f"training memory per rank, GB, without activations (ZeRO-{engine.zero_stage}, {engine.precision.value}, "
+        f"{engine.world_size} ranks)"
+    )
+    memory = plan_memory(counts.total, engine)
+    for name, size in memory.items():
+        lines.append(f"{name:<14} {size / 1e9:>16.2f}")
+    lines.append(f"{'total':<14} {sum(memory.values()) / 1e9:>16.2f}")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    from pipelines.compose import main
+
+    main("plan", show)

@@ -1,0 +1,101 @@
+"""Stage `predict`: any jsonl or csv in, labels out, by an export.
+
+`input` absent, a run labels the task's own test split (else dev), which shows that the export answers.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapt.core.artifacts import Artifact, StageKey, open_artifact, sha256_of_file, writable, write_atomically
+from adapt.core.errors import ConfigError, DataError
+from adapt.text.corpus import parse_json_line, read_lines
+from pipelines.stage import Plan, Walk
+from pseudo_label.predictor import Prediction, load
+from pseudo_label.tasks import TaskConfig, split_path
+
+NAME = "predict"
+PER_TASK = True
+PREDICTIONS_FILE = "predictions.jsonl"
+_CSV_ENDINGS = (".csv", ".tsv")
+
+
+def plan(walk: Walk, task: TaskConfig | None) -> Plan:
+    """Label `input` with the export at `checkpoint`, or with the run's own export of the task."""
+    config = walk.config
+    if config.checkpoint is not None:
+        export = open_artifact(Path(config.checkpoint).resolve())
+    else:
+        export = walk.require("export", task)
+    source = _source(walk, task)
+    key = StageKey(stage=NAME, config={"output": config.output}, inputs={"export": export}, files={source.name: sha256_of_file(source)})
+
+    def build(result: Path, work: Path) -> Mapping[str, Any]:
+        predictor = load(export.path, config.scorer.max_batch_tokens)
+        records = read_records(source)
+        try:
+            answers = predictor.predict(records)
+        except DataError as error:
+            raise DataError(f"{source}: {error}") from error
+        text = "".join(_line(record, answer) for record, answer in zip(records, answers, strict=True))
+        write_atomically(result / PREDICTIONS_FILE, text)
+        if config.output is not None:
+            place = Path(config.output)
+            with writable(place):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(place, text)
+        return {"rows": len(records), "input": str(source)}
+
+    def describe(artifact: Artifact) -> str:
+        place = f", written to {config.output}" if config.output else ""
+        return f"{artifact.metrics['rows']} rows of {artifact.metrics['input']}{place}"
+
+    return Plan(key=key, build=build, describe=describe)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines, or a csv/tsv file with a header line.
+
+    Raises:
+        DataError: a line is malformed, by file and line.
+    """
+    if path.suffix in _CSV_ENDINGS:
+        lines = [line for _, line in read_lines(path)]
+        reader = csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
+        records = []
+        for record in reader:
+            if None in record or None in record.values():
+                raise DataError(f"{path}, line {reader.line_num}: has not as many columns as the header")
+            records.append(dict(record))
+        return records
+    return [parse_json_line(line, path, number) for number, line in read_lines(path) if line.strip()]
+
+
+def _source(walk: Walk, task: TaskConfig | None) -> Path:
+    if walk.config.input is not None:
+        source = Path(walk.config.input)
+        if not source.is_file():
+            raise DataError(f"{source}: no such file; give input=FILE.jsonl or FILE.csv")
+        return source
+    if task is None:
+        raise ConfigError("no input given; set input=FILE.jsonl or FILE.csv")
+    for split in ("test", "dev"):
+        path = split_path(walk.data_root(), task, split)
+        if path.is_file():
+            return path
+    raise DataError(f"{split_path(walk.data_root(), task, 'test')}: no such file; give input=FILE.jsonl")
+
+
+def _line(record: Mapping[str, Any], answer: Prediction) -> str:
+    probability = answer.probabilities[answer.label]
+    return json.dumps({**record, "prediction": answer.label, "probability": round(probability, 6)}, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    from pipelines.compose import main
+
+    main(NAME)

@@ -1,0 +1,148 @@
+"""Stage `pretrain`: corpus text and a tokenizer to a base model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapt.checkpoint.weights import check_vocabulary
+from adapt.core.artifacts import Artifact, StageKey
+from adapt.core.runtime import RankInfo
+from adapt.core.typed import from_plain, to_plain
+from adapt.model.gpt import GPT, GPTConfig, materialize
+from adapt.text.corpus import find_corpus
+from adapt.text.packing import PackedCorpus, RowSource, SomeRows
+from adapt.text.tokenized_corpus import open_tokenized, tokenize_corpus
+from adapt.text.tokenizer import Tokenizer
+from adapt.train.loop import TrainConfig
+from pipelines.launch import launch
+from pipelines.stage import Plan, Walk, plain_settings
+from pipelines.tokenizer import corpus_digests
+from pseudo_label.tasks import TaskConfig
+
+NAME = "pretrain"
+PER_TASK = False
+
+
+def plan(walk: Walk, task: TaskConfig | None) -> Plan:
+    """Pretrain `model` on `data.corpus` under the run's objective."""
+    config = walk.config
+    tokenizer_artifact = walk.require("tokenizer")
+    tokenizer = Tokenizer.load(tokenizer_artifact.path)
+    check_vocabulary(tokenizer, config.model)
+    GPT(config.model)  # refuses impossible sizes before anything is read
+    files = find_corpus(config.data.corpus)
+    key = StageKey(
+        stage=NAME,
+        config=plain_settings(
+            model=config.model,
+            pretrain=config.pretrain,
+            balance=config.objective.balance,
+            precision=config.engine.precision,
+            seed=config.seed,
+        ),
+        inputs={"tokenizer": tokenizer_artifact},
+        files=corpus_digests(files),
+    )
+
+    def build(result: Path, work: Path) -> Mapping[str, Any]:
+        settings = config.pretrain
+        train, held_out = tokenize_corpus(files, tokenizer, work / "corpus", settings.held_out_share)
+        job = {
+            "stage": NAME,
+            "model": to_plain(config.model),
+            "tokenizer": str(tokenizer_artifact.path),
+            "corpus": str(train),
+            "held_out": str(held_out),
+            "held_out_rows": settings.held_out_rows,
+            "span_mask_share": settings.span_mask_share,
+            "domains": sorted({file.domain for file in files}),
+            "job": training_job(walk, NAME, None, train_config(settings, settings.steps), result, work),
+        }
+        launch(job, work, config.engine.world_size, config.engine.threads)
+        return training_metrics(result, work)
+
+    return Plan(key=key, build=build, describe=describe_training)
+
+
+def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
+    """Pretrain on one rank."""
+    from adapt.train.job import TrainData, TrainJob, run_training  # imports DeepSpeed, which parents do without
+
+    spec: TrainJob = from_plain(TrainJob, job["job"], "job.yaml")
+    config: GPTConfig = from_plain(GPTConfig, job["model"], "job.yaml")
+    tokenizer = Tokenizer.load(Path(job["tokenizer"]))
+    corpus = open_tokenized(Path(job["corpus"]))
+    training = PackedCorpus(
+        corpus, config.context_length, spec.seed, float(job["span_mask_share"]), tokenizer.mask_id
+    )
+    held_out: dict[str, RowSource] = {}
+    rest = open_tokenized(Path(job["held_out"]))
+    for number, domain in enumerate(job["domains"]):
+        rows = PackedCorpus(rest.of_domain(number), config.context_length, 0, 0.0, None)
+        if len(rows):
+            held_out[domain] = SomeRows(rows, int(job["held_out_rows"]))
+    model = materialize(GPT(config), spec.seed)
+    run_training(model, tokenizer, TrainData(training=training, held_out=held_out), spec, rank)
+
+
+def train_config(settings: Any, steps: int) -> TrainConfig:
+    """Build the loop's settings from a stage's section."""
+    return TrainConfig(
+        steps=steps,
+        batch_rows=settings.batch_rows,
+        optimizer=settings.optimizer,
+        save_every_steps=settings.save_every_steps,
+    )
+
+
+def training_job(walk: Walk, stage: str, task: str | None, train: TrainConfig, result: Path, work: Path) -> dict[str, Any]:
+    """Build the plain form of `TrainJob` that ranks read."""
+    config = walk.config
+    return {
+        "engine": to_plain(config.engine),
+        "objective": to_plain(config.objective),
+        "train": to_plain(train),
+        "tracker": to_plain(config.tracker),
+        "name": f"{walk.name}/{stage}" + (f"/{task}" if task else ""),
+        "group": walk.group,
+        "stage": stage,
+        "seed": config.seed,
+        "result": str(result.resolve()),
+        "work": str(work.resolve()),
+        "tracking_dir": str((walk.store.root / walk.group).resolve()),
+    }
+
+
+def training_metrics(result: Path, work: Path) -> dict[str, Any]:
+    """Collect what a finished job says of itself for the manifest."""
+    held_out = json.loads((result / "held_out.json").read_text(encoding="utf-8"))
+    outcome = json.loads((work / "outcome.json").read_text(encoding="utf-8"))
+    with (result / "history.jsonl").open(encoding="utf-8") as stream:
+        last = json.loads(list(stream)[-1])
+    return {"held_out": held_out, "steps": int(last["step"]), "loss": last["loss/total"], **outcome}
+
+
+def describe_training(artifact: Artifact) -> str:
+    """Say in a line what a training stage did."""
+    m = artifact.metrics
+    parts = []
+    for name, ledger in m["held_out"].items():
+        before, after = token_loss(ledger["before"]), token_loss(ledger["after"])
+        parts.append(f"{name} {before:.3f} -> {after:.3f}")
+    return f"{m['steps']} steps, {m['tokens_per_s']:.0f} tokens/s, held-out loss per token: " + ", ".join(parts)
+
+
+def token_loss(ledger: Mapping[str, Mapping[str, float]]) -> float:
+    """Return the mean loss over the tokens of all kinds."""
+    parts = [part for name, part in ledger.items() if name != "balance"]
+    count = sum(part["count"] for part in parts)
+    return sum(part["value"] * part["count"] for part in parts) / count if count else 0.0
+
+
+if __name__ == "__main__":
+    from pipelines.compose import main
+
+    main(NAME)

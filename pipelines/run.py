@@ -1,0 +1,8 @@
+"""The whole pipeline: `python -m pipelines.run key=value ...`; `stages=[...]` chooses, `-m` sweeps."""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from pipelines.compose import main
+
+    main("run")

@@ -1,0 +1,141 @@
+"""What stages share: a walk (configuration, store, run name), and how a stage's artifact is produced, linked and reported."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from adapt.checkpoint.weights import has_weights
+from adapt.core.artifacts import Artifact, ArtifactStore, StageKey, is_artifact, open_artifact, sha256_of_file
+from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.typed import to_plain
+from pipelines.locations import conf_dir
+from pipelines.schema import PipelineConfig
+from pseudo_label.tasks import TaskConfig, load_task, split_path
+
+logger = logging.getLogger("pipelines")
+
+BuildFunction = Callable[[Path, Path], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a stage is about to do: its key, how it is built, and a line for what came out."""
+
+    key: StageKey
+    build: BuildFunction
+    describe: Callable[[Artifact], str]
+
+
+class Stage(Protocol):
+    """One stage module: a name, whether it runs once per task, and a plan."""
+
+    NAME: str
+    PER_TASK: bool
+
+    def plan(self, walk: Walk, task: TaskConfig | None) -> Plan: ...
+
+
+class Walk:
+    """One run through stages."""
+
+    def __init__(self, config: PipelineConfig, point: str | None = None) -> None:
+        self.config = config
+        self.store = ArtifactStore(Path(config.run.dir))
+        self.name = config.run.name if point is None else f"{config.run.name}/{point}"
+        self.group = config.run.name
+
+    @property
+    def directory(self) -> Path:
+        return self.store.root / self.name
+
+    def tasks(self) -> list[TaskConfig]:
+        """Load the run's tasks.
+
+        Raises:
+            ConfigError: none is named, or one is unknown or broken.
+        """
+        names = self.config.task_names()
+        if not names:
+            raise ConfigError("no task given; set task=NAME or tasks=[NAME, ...]")
+        own = [Path(self.config.task_dir)] if self.config.task_dir else []
+        return [load_task(name, [*own, conf_dir() / "task"]) for name in names]
+
+    def data_root(self) -> Path:
+        """Return data.root. Raises ConfigError where none is given."""
+        if self.config.data.root is None:
+            raise ConfigError("data.root is not set; give a directory in the CLUE layout (<task>/{dev,unlabeled,test}.json)")
+        return Path(self.config.data.root)
+
+    def split_digests(self, task: TaskConfig, splits: list[str]) -> dict[str, str]:
+        """Return sha256 by split name for those splits of a task that exist."""
+        paths = {split: split_path(self.data_root(), task, split) for split in splits}
+        return {f"{task.name}/{split}": sha256_of_file(path) for split, path in paths.items() if path.is_file()}
+
+    def place(self, stage: str, task: TaskConfig | None = None) -> str:
+        return f"{self.name}/{stage}" if task is None else f"{self.name}/{stage}/{task.name}"
+
+    def require(self, stage: str, task: TaskConfig | None = None) -> Artifact:
+        """Open the run's artifact of an earlier stage.
+
+        Raises:
+            ConfigError: the run has none yet.
+        """
+        path = self.store.root / self.place(stage, task)
+        if not is_artifact(path):
+            raise ConfigError(f"{path}: not there yet; run `python -m pipelines.{stage} run.name={self.config.run.name}` first")
+        return open_artifact(path.resolve())
+
+    def base(self) -> Artifact:
+        """Open the model that tasks start from: `checkpoint` if given, else the run's pretrained base."""
+        if self.config.checkpoint is not None:
+            return open_model_artifact(Path(self.config.checkpoint))
+        return self.require("pretrain")
+
+    def run_stage(self, stage: Stage, task: TaskConfig | None) -> Artifact:
+        """Produce one stage's artifact, or take the one that is there; link it under the run's name."""
+        plan = stage.plan(self, task)
+        label = stage.NAME if task is None else f"{stage.NAME} {task.name}"
+        started = time.monotonic()
+        artifact, is_new = self.store.produce(plan.key, plan.build, force=self.config.force, created=_now)
+        place = self.store.link(self.place(stage.NAME, task), artifact)
+        if is_new:
+            logger.info("%s: %s (%.1f s) -> %s", label, plan.describe(artifact), time.monotonic() - started, place)
+        else:
+            logger.info("%s: unchanged, skipped -> %s", label, place)
+        return artifact
+
+
+def open_model_artifact(path: Path) -> Artifact:
+    """Open an artifact or export that holds a model.
+
+    Raises:
+        CheckpointError: there is none, or it has no weights.
+    """
+    artifact = open_artifact(path.resolve())
+    weights_of(artifact)
+    return artifact
+
+
+def weights_of(artifact: Artifact) -> Path:
+    """Return the directory with an artifact's weights: its own, or, where nothing was adapted, its base's."""
+    if has_weights(artifact.path):
+        return artifact.path
+    base = artifact.inputs.get("base")
+    if base is not None and has_weights(Path(base.path)):
+        return Path(base.path)
+    raise CheckpointError(f"{artifact.path}: holds no model weights; give a checkpoint made by pretrain, continue_pretrain or export")
+
+
+def plain_settings(**sections: Any) -> dict[str, Any]:
+    """Return what a stage reads as plain values, for its key."""
+    return {name: to_plain(section) for name, section in sections.items()}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

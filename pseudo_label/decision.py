@@ -1,0 +1,165 @@
+"""Decisions: from ranking keys to scores per label, with what was fitted on unlabeled rows frozen inside.
+
+Legend: N rows, C labels, G groups.
+
+Raw likelihood of one prompt tends to predict one class. Two corrections, both fitted without labels:
+`prior`: one additive bias per class so that the mean posterior over the unlabeled rows is uniform. `ensemble`: the keys of several
+prompts, each centred per row, freed of its class means and scaled to unit spread, are averaged, and then prior-matched. Both assume
+roughly balanced classes; `raw` is always available beside them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from adapt.core.errors import DataError
+from adapt.core.scorer import FloatArray
+from pseudo_label.tasks import TaskConfig
+from pseudo_label.zero_shot import PromptKeys
+
+_ROUNDS = 500
+_TOLERANCE = 1e-6
+_GROUP_LEAD = 1e6
+
+
+class Method(enum.Enum):
+    """How keys become decisions."""
+
+    RAW = "raw"
+    PRIOR = "prior"
+    ENSEMBLE = "ensemble"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standard:
+    """How one prompt's keys are standardised: class means and spread over the unlabeled rows."""
+
+    class_means: list[float]
+    spread: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedScores:
+    """A frozen map from prompt keys to scores: standards by prompt (none: keys as they are) and a bias per class."""
+
+    prompts: list[str]
+    standards: dict[str, Standard] = field(default_factory=dict)
+    biases: list[float] | None = None
+
+    def apply(self, keys: Mapping[str, FloatArray]) -> FloatArray:
+        """Return scores [N, C], larger is better."""
+        total = sum(self._standardised(name, keys[name]) for name in self.prompts) / len(self.prompts)
+        return np.asarray(total if self.biases is None else total + np.asarray(self.biases))
+
+    def _standardised(self, name: str, keys_NC: FloatArray) -> FloatArray:
+        standard = self.standards.get(name)
+        if standard is None:
+            return keys_NC
+        centred = keys_NC - keys_NC.mean(axis=1, keepdims=True)
+        return (centred - np.asarray(standard.class_means)) / standard.spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """A task's frozen decision: what export carries and prediction applies. `n_fitted` unlabeled rows stand behind it."""
+
+    method: Method
+    labels: FittedScores
+    groups: FittedScores | None
+    n_fitted: int
+
+    @property
+    def prompts(self) -> list[str]:
+        return self.labels.prompts
+
+    def scores(self, keys: Sequence[PromptKeys], task: TaskConfig) -> FloatArray:
+        """Return scores [N, C]; coarse to fine, the labels of the best group lead all others."""
+        by_prompt = {k.prompt: k for k in keys}
+        scores_NC = self.labels.apply({name: by_prompt[name].labels_NC for name in self.prompts})
+        if self.groups is None or task.label_tree is None:
+            return scores_NC
+        groups = {name: by_prompt[name].groups_NG for name in self.prompts}
+        best_N = self.groups.apply({n: g for n, g in groups.items() if g is not None}).argmax(axis=1)
+        group_of_label = [next(i for i, ls in enumerate(task.label_tree.values()) if la in ls) for la in task.labels]
+        return scores_NC + _GROUP_LEAD * (np.asarray(group_of_label) == best_N[:, None])
+
+
+def fit_decision(method: Method, keys: Sequence[PromptKeys], task: TaskConfig, *, coarse_to_fine: bool) -> Decision:
+    """Fit a decision on the keys of unlabeled rows.
+
+    `raw` and `prior` use the reference prompt, `ensemble` all prompts given. Without unlabeled rows, and for tasks whose rows bring
+    their own candidates, there is nothing to fit per class: then the reference prompt decides as it is, and `n_fitted` is 0.
+    """
+    by_prompt = {k.prompt: k for k in keys}
+    n_rows = len(keys[0].labels_NC) if keys else 0
+    can_fit = n_rows > 0 and task.candidates is None
+    names = list(by_prompt) if method is Method.ENSEMBLE and can_fit else [task.reference]
+
+    def fitted(pick: Mapping[str, FloatArray], sizes: Sequence[int]) -> FittedScores:
+        if not can_fit or method is Method.RAW:
+            return FittedScores(prompts=names)
+        standards = {name: _standard(pick[name]) for name in names} if method is Method.ENSEMBLE else {}
+        unbiased = FittedScores(prompts=names, standards=standards)
+        target = np.asarray(sizes, float) / sum(sizes)
+        biases = match_prior(unbiased.apply(pick), target)
+        return FittedScores(prompts=names, standards=standards, biases=biases.tolist())
+
+    labels = fitted({n: by_prompt[n].labels_NC for n in names if n in by_prompt}, [1] * len(task.labels))
+    groups = None
+    if coarse_to_fine and task.label_tree is not None:
+        by_group = {n: g for n in names if n in by_prompt and (g := by_prompt[n].groups_NG) is not None}
+        groups = fitted(by_group, [len(members) for members in task.label_tree.values()])
+    return Decision(method=method, labels=labels, groups=groups, n_fitted=n_rows if can_fit else 0)
+
+
+def match_prior(scores_NC: FloatArray, prior_C: FloatArray) -> FloatArray:
+    """Return biases b with mean over rows of softmax(score + b) equal to the prior (prior matching, Zhao et al. 2021 in spirit).
+
+    The multiplicative update b += log(prior / mean posterior) is monotone; it stops at 1e-6 or after 500 rounds.
+    """
+    biases = -scores_NC.mean(axis=0)
+    for _ in range(_ROUNDS):
+        mean = softmax(scores_NC + biases).mean(axis=0)
+        change = np.log(prior_C) - np.log(np.maximum(mean, 1e-300))
+        biases = biases + change
+        if np.abs(change).max() < _TOLERANCE:
+            break
+    return np.asarray(biases - biases.mean())
+
+
+def softmax(scores: FloatArray) -> FloatArray:
+    """Return probabilities along the last axis."""
+    exponent = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.asarray(exponent / exponent.sum(axis=-1, keepdims=True))
+
+
+def margins(scores_NC: FloatArray) -> FloatArray:
+    """Return the best score minus the second best, by row; 0 where there is one label only."""
+    if scores_NC.shape[1] < 2:
+        return np.zeros(len(scores_NC))
+    top = np.partition(scores_NC, -2, axis=1)
+    return np.asarray(top[:, -1] - top[:, -2])
+
+
+def refuse_collapse(scores_NC: FloatArray, decision: Decision, task: TaskConfig, limit: float) -> None:
+    """Raise DataError when one class takes more than `limit` of the predictions and nothing corrects it."""
+    if decision.method is not Method.RAW or task.candidates is not None or len(scores_NC) == 0:
+        return
+    counts = np.bincount(scores_NC.argmax(axis=1), minlength=len(task.labels))
+    top = int(counts.argmax())
+    if counts[top] > limit * len(scores_NC):
+        raise DataError(
+            f"task '{task.name}': {counts[top]} of {len(scores_NC)} raw predictions are '{task.labels[top]}'; self-training on "
+            "them would collapse to that class; use pseudo_label.method=prior or ensemble"
+        )
+
+
+def _standard(keys_NC: FloatArray) -> Standard:
+    centred = keys_NC - keys_NC.mean(axis=1, keepdims=True)
+    means = centred.mean(axis=0)
+    spread = float((centred - means).std())
+    return Standard(class_means=means.tolist(), spread=spread if spread > 0 else 1.0)

@@ -1,0 +1,93 @@
+"""Exports answer as evaluation did: `pseudo_label.load(directory).predict(rows)`.
+
+This is where the library is put together, and the only file of this package that reaches for a model's checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapt.checkpoint.opening import open_checkpoint
+from adapt.core.errors import CheckpointError
+from adapt.core.typed import from_plain, to_plain
+from adapt.scoring.tree_scorer import ScorerConfig
+from pseudo_label.decision import Decision, softmax
+from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
+from pseudo_label.tasks import TaskConfig, TaskRow, row_from
+
+PREDICTOR_FILE = "predictor.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorSpec:
+    """What an export says about answering: the task, how rows are scored, and the frozen decision."""
+
+    task: TaskConfig
+    scoring: ScoringConfig
+    decision: Decision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The answer for one row: its label, and a probability for every label by the decision's scores."""
+
+    label: str
+    probabilities: dict[str, float]
+
+
+class Predictor:
+    """An export, loaded."""
+
+    def __init__(self, spec: PredictorSpec, task_scorer: TaskScorer) -> None:
+        self.spec = spec
+        self._scorer = task_scorer
+
+    def predict(self, rows: Iterable[Mapping[str, Any]]) -> list[Prediction]:
+        """Label rows that have the task's fields (a `label` in them is ignored).
+
+        Raises:
+            DataError: a row lacks a field.
+        """
+        task = self.spec.task
+        unlabelled = [{k: v for k, v in row.items() if k != task.label_path.split(".")[0]} for row in rows]
+        return self.predict_rows([row_from(row, task, "row", i) for i, row in enumerate(unlabelled, start=1)])
+
+    def predict_rows(self, rows: Sequence[TaskRow]) -> list[Prediction]:
+        """Label rows that were read already."""
+        if not rows:
+            return []
+        task = self.spec.task
+        scores_NC = self._scorer.scores(rows, self.spec.decision)
+        names = [task.labels if row.candidates is None else [str(i) for i in range(len(row.candidates))] for row in rows]
+        return [
+            Prediction(label=label, probabilities=dict(zip(ns, probs[: len(ns)].tolist(), strict=True)))
+            for label, ns, probs in zip(predictions(scores_NC, rows, task), names, softmax(scores_NC), strict=True)
+        ]
+
+
+def save_spec(directory: Path, spec: PredictorSpec) -> None:
+    """Write what `load` needs beside a checkpoint's files."""
+    text = json.dumps(to_plain(spec), ensure_ascii=False, indent=1) + "\n"
+    (directory / PREDICTOR_FILE).write_text(text, encoding="utf-8")
+
+
+def load(directory: str | Path, max_batch_tokens: int = 8192) -> Predictor:
+    """Load an export.
+
+    Raises:
+        CheckpointError: it is not an export, or it is damaged.
+    """
+    place = Path(directory)
+    try:
+        content = json.loads((place / PREDICTOR_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{place}: is not an export (no {PREDICTOR_FILE}); make one with `pipelines.export`") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{place / PREDICTOR_FILE}: not valid JSON ({error})") from error
+    spec: PredictorSpec = from_plain(PredictorSpec, content, str(place / PREDICTOR_FILE))
+    opened = open_checkpoint(place, ScorerConfig(max_batch_tokens=max_batch_tokens))
+    return Predictor(spec, TaskScorer(spec.task, spec.scoring, opened.scorer, opened.tokenizer))

@@ -1,0 +1,210 @@
+"""Tasks as data: where a row's texts, label and id are, how it is prompted, and what its labels are called.
+
+A task file is YAML, checked against `TaskConfig`; rows are JSON lines in the CLUE layout `<root>/<folder>/<split>.json`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adapt.core.errors import ConfigError, DataError
+from adapt.core.typed import from_plain
+from adapt.text.corpus import parse_json_line, read_lines, text_digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldConfig:
+    """A text of a row: a dotted path, lists joined by `join`; `blank` is a mark inside the text that the label fills."""
+
+    path: str
+    join: str = "、"
+    blank: str | None = None
+    is_optional: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """A template with {field} and one {label}; text outside braces is the prompt. Label words may differ from the task's.
+
+    `criterion` ranks the candidates under this prompt where the stage does not say otherwise.
+    """
+
+    template: str
+    label_words: dict[str, str] | None = None
+    criterion: str = "sum"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One task. `label_words` maps each label, as the files spell it, to its words; `candidates` is the path of a row's own.
+
+    `label_tree` maps the word of a group to its labels: each label in exactly one group.
+    """
+
+    name: str
+    folder: str | None = None
+    fields: dict[str, FieldConfig]
+    label_path: str = "label"
+    id_paths: list[str] = field(default_factory=lambda: ["id", "idx"])
+    label_words: dict[str, str] = field(default_factory=dict)
+    candidates: str | None = None
+    prompts: dict[str, PromptConfig]
+    reference: str = "reference"
+    shorten: list[str] = field(default_factory=list)
+    label_tree: dict[str, list[str]] | None = None
+    submission_file: str | None = None
+    submission_key: str = "label"
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.label_words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRow:
+    """One example: its id as in the file, its texts by field, and its label if it has one."""
+
+    id: Any
+    texts: Mapping[str, str]
+    label: str | None
+    candidates: tuple[str, ...] | None
+    line: int
+
+    @property
+    def digest(self) -> str:
+        """A digest of the row's texts, to find the same example in another split."""
+        return text_digest("\x1f".join(self.texts.values()))
+
+
+def load_task(name: str, directories: list[Path]) -> TaskConfig:
+    """Read `<name>.yaml` from the first directory that has it.
+
+    Raises:
+        ConfigError: there is none, or it breaks the schema; every problem is listed.
+    """
+    for directory in directories:
+        path = directory / f"{name}.yaml"
+        if path.is_file():
+            try:
+                content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except yaml.YAMLError as error:
+                raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+            task: TaskConfig = from_plain(TaskConfig, _words_as_text({"name": name, **(content or {})}), str(path))
+            problems = _problems(task)
+            if problems:
+                raise ConfigError(f"{path}: " + "; ".join(problems))
+            return task
+    known = sorted({p.stem for d in directories if d.is_dir() for p in d.glob("*.yaml")})
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    raise ConfigError(f"unknown task '{name}'{hint}; there are: {', '.join(known)}")
+
+
+def split_path(root: Path, task: TaskConfig, split: str) -> Path:
+    """Return where a split of a task is, whether or not it exists."""
+    return root / (task.folder or task.name) / f"{split}.json"
+
+
+def read_split(root: Path, task: TaskConfig, split: str) -> list[TaskRow]:
+    """Read every row of `<root>/<folder>/<split>.json`.
+
+    Raises:
+        DataError: the file is missing, a line is malformed, a field is missing, or a label has no word.
+    """
+    path = split_path(root, task, split)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; task '{task.name}' needs split '{split}' under data.root={root}")
+    return list(read_rows(path, task))
+
+
+def read_rows(path: Path, task: TaskConfig) -> Iterator[TaskRow]:
+    """Yield the rows of one JSON lines file. Raises DataError as `read_split` does."""
+    for number, line in read_lines(path):
+        if line.strip():
+            yield row_from(parse_json_line(line, path, number), task, str(path), number)
+
+
+def row_from(record: Mapping[str, Any], task: TaskConfig, where: str, line: int) -> TaskRow:
+    """Build a row from a mapping.
+
+    Raises:
+        DataError: a field is missing, or the label is none of the task's.
+    """
+    texts = {name: _text_at(record, spec, name, where, line) for name, spec in task.fields.items()}
+    candidates = None
+    if task.candidates is not None:
+        found = _at(record, task.candidates)
+        if not isinstance(found, list) or not found:
+            raise DataError(f"{where}, line {line}: has no list '{task.candidates}'")
+        candidates = tuple(str(item) for item in found)
+    label = _label_name(_at(record, task.label_path))
+    if label is not None and task.candidates is None and label not in task.label_words:
+        raise DataError(
+            f"{where}, line {line}: label '{label}' has no label word; add it under label_words of task '{task.name}'"
+        )
+    row_id = next((record[key] for key in task.id_paths if key in record), line - 1)
+    return TaskRow(id=row_id, texts=texts, label=label, candidates=candidates, line=line)
+
+
+def _text_at(record: Mapping[str, Any], spec: FieldConfig, name: str, where: str, line: int) -> str:
+    found = _at(record, spec.path)
+    if found is None:
+        if spec.is_optional:
+            return ""
+        raise DataError(f"{where}, line {line}: has no '{spec.path}' (field '{name}')")
+    text = spec.join.join(str(item) for item in found) if isinstance(found, list) else str(found)
+    if spec.blank is not None and spec.blank not in text:
+        raise DataError(f"{where}, line {line}: '{spec.path}' has no blank {spec.blank}")
+    return text
+
+
+def _at(record: Mapping[str, Any], path: str) -> Any:
+    value: Any = record
+    for key in path.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            return None
+        value = value[key]
+    return value
+
+
+def _label_name(value: Any) -> str | None:
+    if value is None or isinstance(value, list | dict):
+        return None
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _words_as_text(content: Any) -> Any:
+    """YAML reads 100: 故事 with a number for a key; labels are text."""
+    if isinstance(content, dict):
+        return {str(key): _words_as_text(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in content]
+    return content
+
+
+def _problems(task: TaskConfig) -> list[str]:
+    problems = []
+    if not task.label_words and task.candidates is None:
+        problems.append("label_words: empty, and rows bring no candidates of their own")
+    if task.reference not in task.prompts:
+        problems.append(f"reference: there is no prompt '{task.reference}'")
+    for name in task.shorten:
+        if name not in task.fields:
+            problems.append(f"shorten: there is no field '{name}'")
+    for name, prompt in task.prompts.items():
+        missing = [label for label in task.label_words if label not in (prompt.label_words or task.label_words)]
+        problems.extend(f"prompts.{name}.label_words: label '{label}' has no label word" for label in missing)
+    if task.label_tree is not None:
+        grouped = [label for labels in task.label_tree.values() for label in labels]
+        problems.extend(f"label_tree: label '{label}' is in no group" for label in task.labels if label not in grouped)
+        problems.extend(f"label_tree: unknown label '{label}'" for label in grouped if label not in task.label_words)
+        problems.extend(
+            f"label_tree: label '{label}' is in several groups" for label in {x for x in grouped if grouped.count(x) > 1}
+        )
+    return problems

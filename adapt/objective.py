@@ -28,7 +28,7 @@ from adapt.model.inputs import CausalBase, LayerRouting, ModelOutput
 
 PARTS = ("context", "prompt", "pseudo_label", "balance")
 _BALANCE = PARTS.index("balance")
-_LOGIT_ROWS = 4096
+_LOGIT_ELEMENTS = 1 << 27  # 512 MB of fp32 logits at a time
 
 
 class BalanceScope(enum.Enum):
@@ -128,7 +128,11 @@ def contribution(
 
 
 def ledger_from(
-    sums_P: Tensor, counts_P: Tensor, prob_sums_LE: Sequence[Tensor], counts_LE: Sequence[Tensor], config: ObjectiveConfig
+    sums_P: Tensor,
+    counts_P: Tensor,
+    prob_sums_LE: Sequence[Tensor],
+    counts_LE: Sequence[Tensor],
+    config: ObjectiveConfig,
 ) -> dict[str, PartValue]:
     """Build the step's ledger from global sums; balance is E * sum_e P_e * F_e of the step itself, whatever the scope."""
     weights = config.part_weights()
@@ -136,9 +140,7 @@ def ledger_from(
     if prob_sums_LE:
         values = [balance_value(p, c) for p, c in zip(prob_sums_LE, counts_LE, strict=True)]
         sums[_BALANCE] = sum(values) / len(values) * float(counts_P[_BALANCE])
-    return {
-        part: PartValue(sum=sums[i], count=float(counts_P[i]), weight=float(weights[i])) for i, part in enumerate(PARTS)
-    }
+    return {part: PartValue(sum=sums[i], count=float(counts_P[i]), weight=float(weights[i])) for i, part in enumerate(PARTS)}
 
 
 def ledger_total(ledger: dict[str, PartValue]) -> float:
@@ -164,14 +166,17 @@ def _token_sums(model: CausalBase, batch: Batch, output: ModelOutput) -> list[Te
 
 
 def token_nll(model: CausalBase, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
-    """Return the fp32 negative log-likelihood of each target; logits exist for one chunk of positions at a time."""
+    """Return the fp32 negative log-likelihood of each target; logits exist for one chunk of positions at a time.
+
+    Where several chunks are needed, each is computed again in the backward pass instead of being kept."""
 
     def chunk_nll(hidden: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(model.logits(hidden).float(), targets, reduction="none")
 
-    if len(hidden_NH) <= _LOGIT_ROWS:
+    rows = max(_LOGIT_ELEMENTS // model.vocab_size, 1)
+    if len(hidden_NH) <= rows:
         return chunk_nll(hidden_NH, targets_N)
-    chunks = zip(hidden_NH.split(_LOGIT_ROWS), targets_N.split(_LOGIT_ROWS), strict=True)
+    chunks = zip(hidden_NH.split(rows), targets_N.split(rows), strict=True)
     return torch.cat([checkpoint(chunk_nll, h, t, use_reentrant=False) for h, t in chunks])
 
 

@@ -27,9 +27,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     base = walk.base()
     evaluated = walk.require("evaluate", task)
     model = adapted_artifact(walk, task, base) or base
-    key = StageKey(
-        stage=NAME, config={"task": to_plain(task)}, inputs={"base": base, "model": model, "evaluate": evaluated}
-    )
+    key = StageKey(stage=NAME, config={"task": to_plain(task)}, inputs={"base": base, "model": model, "evaluate": evaluated})
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
         weights = weights_of(model)

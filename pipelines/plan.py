@@ -13,7 +13,12 @@ def show(config: PipelineConfig, point: str | None) -> None:
     """Print the counts and the memory of one model under one engine configuration."""
     counts = count_parameters(config.model)
     lines = [f"{'parameters':<14} {'count':>16} {'billions':>9}"]
-    for name, count in [*counts.by_kind.items(), ("total", counts.total), ("active", counts.active), ("dense part", counts.dense)]:
+    for name, count in [
+        *counts.by_kind.items(),
+        ("total", counts.total),
+        ("active", counts.active),
+        ("dense part", counts.dense),
+    ]:
         lines.append(f"{name:<14} {count:>16,} {count / 1e9:>9.3f}")
     engine = config.engine
     lines.append("")

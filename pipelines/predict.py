@@ -32,7 +32,12 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     else:
         export = walk.require("export", task)
     source = _source(walk, task)
-    key = StageKey(stage=NAME, config={"output": config.output}, inputs={"export": export}, files={source.name: sha256_of_file(source)})
+    key = StageKey(
+        stage=NAME,
+        config={"output": config.output},
+        inputs={"export": export},
+        files={source.name: sha256_of_file(source)},
+    )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
         predictor = load(export.path, config.scorer.max_batch_tokens)

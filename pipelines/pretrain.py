@@ -75,9 +75,7 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     config: GPTConfig = from_plain(GPTConfig, job["model"], "job.yaml")
     tokenizer = Tokenizer.load(Path(job["tokenizer"]))
     corpus = open_tokenized(Path(job["corpus"]))
-    training = PackedCorpus(
-        corpus, config.context_length, spec.seed, float(job["span_mask_share"]), tokenizer.mask_id
-    )
+    training = PackedCorpus(corpus, config.context_length, spec.seed, float(job["span_mask_share"]), tokenizer.mask_id)
     held_out: dict[str, RowSource] = {}
     rest = open_tokenized(Path(job["held_out"]))
     for number, domain in enumerate(job["domains"]):

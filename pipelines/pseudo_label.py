@@ -71,7 +71,14 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
                 is_held_out=bool(is_out),
             )
             for row, label, margin, sure, score, is_chosen, is_out in zip(
-                rows, predictions(scores, rows, task), margins(scores), confidence, scores, selected, held_out, strict=True
+                rows,
+                predictions(scores, rows, task),
+                margins(scores),
+                confidence,
+                scores,
+                selected,
+                held_out,
+                strict=True,
             )
         ]
         provenance = Provenance(
@@ -103,7 +110,7 @@ def adaptation_rows(walk: Walk, task: TaskConfig, limit: int | None) -> tuple[li
 
 
 def _summary(task: TaskConfig, labels: list[PseudoLabel]) -> dict[str, Any]:
-    by_class = {label: 0 for label in task.labels}
+    by_class = dict.fromkeys(task.labels, 0)
     for label in labels:
         if label.is_selected:
             by_class[label.label] = by_class.get(label.label, 0) + 1

@@ -129,7 +129,9 @@ def weights_of(artifact: Artifact) -> Path:
     base = artifact.inputs.get("base")
     if base is not None and has_weights(Path(base.path)):
         return Path(base.path)
-    raise CheckpointError(f"{artifact.path}: holds no model weights; give a checkpoint made by pretrain, continue_pretrain or export")
+    raise CheckpointError(
+        f"{artifact.path}: holds no model weights; give a checkpoint made by pretrain, continue_pretrain or export"
+    )
 
 
 def plain_settings(**sections: Any) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from pipelines.schema import PipelineConfig
 from pipelines.stage import Stage, Walk
 
 STAGES: dict[str, Stage] = {
-    stage.NAME: stage
-    for stage in (tokenizer, pretrain, pseudo_label, continue_pretrain, evaluate, export, predict, report)
+    stage.NAME: stage for stage in (tokenizer, pretrain, pseudo_label, continue_pretrain, evaluate, export, predict, report)
 }
 
 
@@ -25,7 +24,9 @@ def walk(config: PipelineConfig, point: str | None = None) -> Walk:
     """
     unknown = [name for name in config.stages if name not in STAGES]
     if unknown:
-        raise ConfigError(f"stages: unknown stage '{unknown[0]}'{suggest(unknown[0], list(STAGES))}; there are: {', '.join(STAGES)}")
+        raise ConfigError(
+            f"stages: unknown stage '{unknown[0]}'{suggest(unknown[0], list(STAGES))}; there are: {', '.join(STAGES)}"
+        )
     current = Walk(config, point)
     wanted = [stage for name, stage in STAGES.items() if name in config.stages]
     is_direct_prediction = config.checkpoint is not None and config.stages == [predict.NAME]

@@ -29,7 +29,8 @@ def adaptation_readings(
     if form is LabelForm.MLM and prompt.is_label_first:
         raise ConfigError(f"task '{task.name}': prompt '{prompt.name}' has its label first; use objective.pseudo_label=clm")
     by_line = {row.line: row for row in rows}
-    training, held_out = [], []
+    training: list[Reading] = []
+    held_out: list[Reading] = []
     for label in labels:
         if label.is_selected or label.is_held_out:
             text = prompt.labelled(by_line[label.line], label.label)

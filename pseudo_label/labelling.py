@@ -44,9 +44,7 @@ class TaskScorer:
         """Return the ranking keys of rows, under every prompt or those named; one pass over the rows per prompt."""
         config = self._config
         return [
-            rank_rows(
-                self._scorer, self._prompts[name], rows, config.form, config.criterion, with_groups=config.with_groups
-            )
+            rank_rows(self._scorer, self._prompts[name], rows, config.form, config.criterion, with_groups=config.with_groups)
             for name in (prompts or self._prompts)
         ]
 

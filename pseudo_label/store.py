@@ -151,7 +151,12 @@ def read_labels(path: Path) -> list[PseudoLabel]:
 
 
 def _identity(task: TaskConfig, row: TaskRow) -> dict[str, Any]:
-    return {"task": task.name, "line": row.line, "id": json.dumps(row.id, ensure_ascii=False), "text_digest": row.digest}
+    return {
+        "task": task.name,
+        "line": row.line,
+        "id": json.dumps(row.id, ensure_ascii=False),
+        "text_digest": row.digest,
+    }
 
 
 def _read(path: Path) -> pyarrow.Table:

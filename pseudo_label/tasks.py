@@ -145,9 +145,7 @@ def row_from(record: Mapping[str, Any], task: TaskConfig, where: str, line: int)
         candidates = tuple(str(item) for item in found)
     label = _label_name(_at(record, task.label_path))
     if label is not None and task.candidates is None and label not in task.label_words:
-        raise DataError(
-            f"{where}, line {line}: label '{label}' has no label word; add it under label_words of task '{task.name}'"
-        )
+        raise DataError(f"{where}, line {line}: label '{label}' has no label word; add it under label_words of task '{task.name}'")
     row_id = next((record[key] for key in task.id_paths if key in record), line - 1)
     return TaskRow(id=row_id, texts=texts, label=label, candidates=candidates, line=line)
 

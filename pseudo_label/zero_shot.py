@@ -58,7 +58,13 @@ def score_rows(
 
 
 def rank_rows(
-    scorer: Scorer, prompt: Prompt, rows: Sequence[TaskRow], form: LabelForm, criterion_name: str | None, *, with_groups: bool
+    scorer: Scorer,
+    prompt: Prompt,
+    rows: Sequence[TaskRow],
+    form: LabelForm,
+    criterion_name: str | None,
+    *,
+    with_groups: bool,
 ) -> PromptKeys:
     """Score rows under one prompt and turn the scores into keys, by the prompt's own criterion unless one is named."""
     criterion = get_criterion(criterion_name or prompt.criterion)

@@ -80,7 +80,13 @@ class StageKey:
     def digest(self) -> str:
         inputs = {name: artifact.digest for name, artifact in self.inputs.items()}
         return digest_of(
-            {"schema": SCHEMA_VERSION, "stage": self.stage, "config": self.config, "inputs": inputs, "files": self.files}
+            {
+                "schema": SCHEMA_VERSION,
+                "stage": self.stage,
+                "config": self.config,
+                "inputs": inputs,
+                "files": self.files,
+            }
         )
 
 
@@ -144,9 +150,7 @@ def write_manifest(path: Path, key: StageKey, metrics: Mapping[str, Any], create
     """Describe every file under `path` and write the manifest, last and atomically."""
     files = []
     for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST):
-        files.append(
-            {"path": str(file.relative_to(path)), "size": file.stat().st_size, "sha256": sha256_of_file(file)}
-        )
+        files.append({"path": str(file.relative_to(path)), "size": file.stat().st_size, "sha256": sha256_of_file(file)})
     inputs = {name: {"path": str(a.path), "digest": a.digest} for name, a in key.inputs.items()}
     content = {"stage": key.stage, "files": files, "inputs": {n: r["digest"] for n, r in inputs.items()}}
     manifest = {

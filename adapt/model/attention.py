@@ -41,7 +41,5 @@ class Attention(nn.Module):
         batch, length, hidden = x_BTH.shape
         qkv = self.qkv(x_BTH).view(batch, length, 3, self.n_heads, hidden // self.n_heads)
         q_BATD, k_BATD, v_BATD = qkv.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(
-            q_BATD, k_BATD, v_BATD, attn_mask=mask, is_causal=mask is None
-        )
+        mixed = functional.scaled_dot_product_attention(q_BATD, k_BATD, v_BATD, attn_mask=mask, is_causal=mask is None)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, hidden))

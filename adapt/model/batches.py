@@ -30,9 +30,7 @@ class Batch:
     kinds_BT: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(
-            inputs=self.inputs.to(device), targets_BT=self.targets_BT.to(device), kinds_BT=self.kinds_BT.to(device)
-        )
+        return Batch(inputs=self.inputs.to(device), targets_BT=self.targets_BT.to(device), kinds_BT=self.kinds_BT.to(device))
 
 
 def collate(rows: Sequence[Row], pad_multiple: int = 1, step: int | None = None) -> Batch:

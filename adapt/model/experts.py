@@ -32,9 +32,7 @@ class Experts(nn.Module):
         order_K = torch.argsort(expert_K, stable=True)
         counts_E = torch.bincount(expert_K, minlength=self.n_experts)
         token_K, weight_K = token_K[order_K], weight_K[order_K]
-        y_KH = _GroupedMLP.apply(
-            x_NH[token_K], counts_E.tolist(), self.up_weight, self.up_bias, self.down_weight, self.down_bias
-        )
+        y_KH = _GroupedMLP.apply(x_NH[token_K], counts_E.tolist(), self.up_weight, self.up_bias, self.down_weight, self.down_bias)
         y_KH = y_KH * weight_K.to(y_KH.dtype).unsqueeze(-1)
         out_NH = torch.zeros_like(x_NH).index_add(0, token_K, y_KH)
         return out_NH, counts_E
@@ -42,9 +40,7 @@ class Experts(nn.Module):
 
 class _GroupedMLP(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x_KH: Tensor, counts: list[int], up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x_KH: Tensor, counts: list[int], up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor) -> Tensor:
         pre_KF = x_KH.new_empty(len(x_KH), up.shape[1])
         y_KH = torch.empty_like(x_KH)
         for expert, rows in _slices(counts):

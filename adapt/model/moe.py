@@ -32,9 +32,7 @@ class DenseMLP(nn.Module):
 class MoELayer(nn.Module):
     """A routed layer; `residual` adds the dense MLP beside the routed expert."""
 
-    def __init__(
-        self, hidden_size: int, width: int, n_experts: int, router: RouterConfig, is_residual: bool
-    ) -> None:
+    def __init__(self, hidden_size: int, width: int, n_experts: int, router: RouterConfig, is_residual: bool) -> None:
         super().__init__()
         self.router = build_router(router, hidden_size, n_experts)
         self.experts = Experts(n_experts, hidden_size, width)

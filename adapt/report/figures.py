@@ -34,8 +34,7 @@ class Interval:
 def line_chart(title: str, lines: Sequence[Line], x_label: str) -> str:
     """Draw lines over a common axis; the y axis fits the data."""
     shown = [
-        Line(name=line.name, points=[(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)])
-        for line in lines
+        Line(name=line.name, points=[(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)]) for line in lines
     ]
     shown = [line for line in shown if line.points]
     if not shown:
@@ -103,8 +102,7 @@ def interval_chart(title: str, intervals: Sequence[Interval], low: float, high: 
 
 def _figure(title: str, body: str, names: Sequence[str], height: float = HEIGHT) -> str:
     legend = "".join(
-        f'<span><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{html.escape(name)}</span>'
-        for i, name in enumerate(names)
+        f'<span><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{html.escape(name)}</span>' for i, name in enumerate(names)
     )
     return (
         f"<figure><figcaption>{html.escape(title)}</figcaption>"

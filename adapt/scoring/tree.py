@@ -2,9 +2,9 @@
 
 Legend: n nodes (tokens) of the tree, Q queries.
 
-A node is an input token at a depth; two candidates share it when their inputs agree up to there. A query asks, at a node, for the
-log-probability of a target token: next-token targets and in-place masked targets are the same thing here, so one tree serves label-last and
-label-first prompts, tails after the label, blanks inside the text, and both label forms.
+A node is an input token at a depth; two candidates share it when their inputs agree up to there. A query
+asks, at a node, for the log-probability of a target token: next-token targets and in-place masked targets are the same thing
+here, so one tree serves label-last and label-first prompts, tails after the label, blanks in the text, and both label forms.
 """
 
 from __future__ import annotations

@@ -52,13 +52,11 @@ class TreeScorer:
         stream = iter(examples)
         while window := list(islice(stream, self._config.window)):
             trees = [self._tree(readings, kinds) for readings in window]
-            scores: list[FloatArray | None] = [None] * len(trees)
+            scores: dict[int, FloatArray] = {}
             for batch in self._batches(trees):
                 for index, result in zip(batch, self._score_batch([trees[i] for i in batch]), strict=True):
                     scores[index] = result
-            for result in scores:
-                assert result is not None
-                yield result
+            yield from (scores[index] for index in range(len(trees)))
 
     def _tree(self, readings: Sequence[Reading], kinds: frozenset[Span]) -> PrefixTree:
         longest = max(len(reading) for reading in readings)

@@ -6,7 +6,6 @@ first underscore or dot (`formal_licensed.jsonl.gz` -> `formal`), so that losses
 
 from __future__ import annotations
 
-import glob
 import gzip
 import hashlib
 import json
@@ -45,14 +44,13 @@ def find_corpus(patterns: list[str]) -> list[CorpusFile]:
     if not patterns:
         raise DataError("data.corpus: no corpus file given; set data.corpus=[FILE or GLOB, ...]")
     for pattern in patterns:
-        matches = sorted(glob.glob(pattern))
+        matches = sorted(_expand(pattern))
         if not matches:
             raise DataError(f"data.corpus: nothing matches {pattern}")
         for match in matches:
-            path = Path(match)
-            if not path.name.endswith(_SUFFIXES):
-                raise DataError(f"{path}: not a corpus file; known endings: {', '.join(_SUFFIXES)}")
-            found[path] = CorpusFile(path=path, domain=path.name.split(".")[0].split("_")[0])
+            if not match.name.endswith(_SUFFIXES):
+                raise DataError(f"{match}: not a corpus file; known endings: {', '.join(_SUFFIXES)}")
+            found[match] = CorpusFile(path=match, domain=match.name.split(".")[0].split("_")[0])
     return [found[path] for path in sorted(found)]
 
 
@@ -112,6 +110,14 @@ def text_digest(text: str) -> str:
 def is_held_out(text: str, share: float) -> bool:
     """Say whether a text belongs to the held-out share: a function of the text alone."""
     return int(text_digest(text)[:8], 16) < share * 0x1_0000_0000
+
+
+def _expand(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    if path.is_file():
+        return [path]
+    anchor = Path(path.anchor) if path.is_absolute() else Path()
+    return [match for match in anchor.glob(str(path.relative_to(anchor))) if match.is_file()]
 
 
 def _text_of(line: str, path: Path, number: int) -> str:

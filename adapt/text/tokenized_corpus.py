@@ -41,9 +41,7 @@ class TokenizedCorpus:
         return np.asarray(self.documents[document]["ids"], np.int64)
 
 
-def tokenize_corpus(
-    files: list[CorpusFile], tokenizer: Tokenizer, directory: Path, held_out_share: float
-) -> tuple[Path, Path]:
+def tokenize_corpus(files: list[CorpusFile], tokenizer: Tokenizer, directory: Path, held_out_share: float) -> tuple[Path, Path]:
     """Write the training and the held-out documents below `directory`, unless they are there; return both places.
 
     A document is held out by its text alone. Domains are numbered in the order of their sorted names.

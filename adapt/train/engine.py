@@ -43,9 +43,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Engine:
     """A model under DeepSpeed: accumulate micro-batches, step, and give or take the whole training state by name."""
 
-    def __init__(
-        self, model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo
-    ) -> None:
+    def __init__(self, model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo) -> None:
         self.rank = rank
         self.device = torch.device("cuda", rank.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self._model = model
@@ -55,7 +53,10 @@ class Engine:
             with contextlib.redirect_stdout(sys.stderr):
                 deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         adamw = torch.optim.AdamW(
-            parameter_groups(model, optimizer), lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps
+            parameter_groups(model, optimizer),
+            lr=optimizer.lr,
+            betas=(optimizer.beta1, optimizer.beta2),
+            eps=optimizer.eps,
         )
         with contextlib.redirect_stdout(sys.stderr):
             self._engine, self._zero, _, _ = deepspeed.initialize(

@@ -70,9 +70,7 @@ def run_training(model: GPT, tokenizer: Tokenizer, data: TrainData, job: TrainJo
         outcome = trainer.train(data.training, job.train, work, tracker)
         after = {name: trainer.measure(rows) for name, rows in data.held_out.items()}
         for name in after:
-            tracker.log(
-                {f"held_out/{name}/{part}": value.value for part, value in after[name].items()}, job.train.steps
-            )
+            tracker.log({f"held_out/{name}/{part}": value.value for part, value in after[name].items()}, job.train.steps)
     if rank.is_main:
         with writable(result):
             save_model(result, model.config, engine.named_weights(), tokenizer)
@@ -101,8 +99,6 @@ def _attempt(work: Path, rank: RankInfo) -> int:
 
 def _values(ledger: Mapping[str, PartValue]) -> dict[str, Any]:
     return {part: {"value": value.value, "count": value.count} for part, value in ledger.items()}
-
-
 
 
 def _write(path: Path, value: Any) -> None:

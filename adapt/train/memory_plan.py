@@ -1,6 +1,7 @@
 """What a training step keeps in memory on each rank, by kind, from parameter counts alone.
 
-Source of the shares: Rajbhandari et al. 2020 (ZeRO, section 3 and 5, arXiv:1910.02054). Activations and framework overhead come on top.
+Source of the shares: Rajbhandari et al. 2020 (ZeRO, sections 3 and 5, arXiv:1910.02054). Activations and framework overhead come
+on top.
 """
 
 from __future__ import annotations

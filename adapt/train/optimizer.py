@@ -57,7 +57,8 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Split parameters into those with weight decay (matrices) and those without (biases, norms)."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_plain = name.endswith("bias") or "norm" in name
         (plain if is_plain else decayed).append(parameter)

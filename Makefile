@@ -1,0 +1,40 @@
+# `make` lists the targets. Each target that needs the environment makes it first; it is reused while the dependencies stand.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test test-slow check format clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -c constraints.txt torch setuptools wheel
+	DS_BUILD_OPS=0 $(RUN) -m pip install --quiet --no-build-isolation -c constraints.txt deepspeed
+	$(RUN) -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## run the whole pipeline on the shipped data (a few minutes)
+	$(RUN) -m pipelines.run experiment=demo
+
+test: check ## check, then every test that is not slow (under 10 minutes on 2 cores)
+	$(RUN) -m pytest -m 'not slow'
+
+test-slow: $(STAMP) ## the tests that take minutes each
+	$(RUN) -m pytest -m slow
+
+check: $(STAMP) ## ruff, mypy, architecture
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(RUN) -m pytest tests/test_architecture.py
+
+format: $(STAMP) ## let ruff format and mend what it can
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+clean: ## remove the environment and caches; runs/ stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info build

@@ -16,7 +16,7 @@ from adapt.text.corpus import find_corpus
 from adapt.text.packing import PackedCorpus, RowSource, SomeRows
 from adapt.text.tokenized_corpus import open_tokenized, tokenize_corpus
 from adapt.text.tokenizer import Tokenizer
-from adapt.train.loop import TrainConfig
+from adapt.train.train_config import TrainConfig
 from pipelines.launch import launch
 from pipelines.stage import Plan, Walk, plain_settings
 from pipelines.tokenizer import corpus_digests

@@ -18,8 +18,9 @@ from adapt.text.packing import RowSource
 from adapt.text.tokenizer import Tokenizer
 from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig, deepspeed_config
-from adapt.train.loop import TrainConfig, Trainer
+from adapt.train.loop import Trainer
 from adapt.train.tracking import RunIdentity, TrackerConfig, open_tracker
+from adapt.train.train_config import TrainConfig
 
 HISTORY_FILE = "history.jsonl"
 HELD_OUT_FILE = "held_out.json"

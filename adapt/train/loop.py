@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -31,22 +31,12 @@ from adapt.objective import (
 from adapt.text.packing import RowSource, StepOrder
 from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig
-from adapt.train.optimizer import OptimizerConfig, learning_rate
+from adapt.train.optimizer import learning_rate
 from adapt.train.tracking import Tracker
+from adapt.train.train_config import TrainConfig
 from adapt.train.training_state import Progress, load_newest_state, save_state
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Length and optimizer of a training run. `batch_rows` rows make one optimizer step, however they are cut."""
-
-    steps: int
-    batch_rows: int
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    save_every_steps: int = 200
-    keep_states: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)

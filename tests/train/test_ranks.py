@@ -1,0 +1,98 @@
+"""One and two real ranks under DeepSpeed against a plain PyTorch loop over the same global batches."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rank_cases import BATCH_ROWS, CASES, MODELS, OBJECTIVES, OPTIMIZER, STEPS, readings
+
+from adapt.model.batches import collate
+from adapt.model.gpt import GPT, materialize
+from adapt.objective import PARTS, contribution, ledger_from, part_counts
+from adapt.text.packing import StepOrder
+from adapt.train.optimizer import learning_rate, parameter_groups
+
+TOLERANCE = 1e-5
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def plain_loop(name: str) -> dict[str, Any]:
+    """Train a case without DeepSpeed: whole batches, AdamW, clipping."""
+    kind, objective_name, *_ = CASES[name]
+    objective, rows = OBJECTIVES[objective_name], readings(OBJECTIVES[objective_name].pseudo_label)
+    model = materialize(GPT(MODELS[kind]), seed=3)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, OPTIMIZER), lr=OPTIMIZER.lr, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), eps=OPTIMIZER.eps
+    )
+    shares = [torch.full((n,), 1.0 / n, dtype=torch.float64) for n in model.expert_counts]
+    order = StepOrder(n_rows=len(rows), batch=BATCH_ROWS, seed=5)
+    history = []
+    for step in range(STEPS):
+        batch = collate([[rows[index]] for index, _ in order.rows_at(step)])
+        counts = part_counts(batch, len(model.expert_counts))
+        part = contribution(model, batch, counts, shares, objective, world_size=1)
+        part.loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(OPTIMIZER, step, STEPS)
+        optimizer.step()
+        optimizer.zero_grad()
+        shares = [c / c.sum() for c in part.counts_LE]
+        ledger = ledger_from(part.sums_P, counts, part.prob_sums_LE, part.counts_LE, objective)
+        history.append({"grad_norm": float(norm), **{f"loss/{p}": ledger[p].value for p in PARTS}})
+    return {"history": history, "weights": dict(model.named_parameters())}
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Launch every case once per world size."""
+    world_size = request.param
+    place = tmp_path_factory.mktemp(f"world{world_size}")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = []
+    for rank in range(world_size):
+        environment = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "PYTHONPATH": str(ROOT),
+        }
+        command = [sys.executable, str(Path(__file__).with_name("rank_cases.py")), str(place)]
+        ranks.append(subprocess.Popen(command, env=environment))
+    assert [rank.wait(timeout=240) for rank in ranks] == [0] * world_size
+    return dict(torch.load(place / "results.pt", weights_only=True))
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_ranks_give_the_ledger_and_weights_of_a_plain_loop(results: dict[str, Any], name: str) -> None:
+    expected, found = plain_loop(name), results[name]
+    for want, got in zip(expected["history"], found["history"], strict=True):
+        for key, value in want.items():
+            assert got[key] == pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE), key
+    for key, value in expected["weights"].items():
+        assert torch.allclose(found["weights"][key], value, rtol=0, atol=TOLERANCE), key
+
+
+def test_every_tensor_moves_in_training(results: dict[str, Any]) -> None:
+    start = dict(materialize(GPT(MODELS["sparse"]), seed=3).named_parameters())
+    trained = results["sparse, one cut"]["weights"]
+    assert [name for name, value in start.items() if torch.equal(value, trained[name])] == []
+
+
+def test_measuring_does_not_depend_on_the_cut(results: dict[str, Any]) -> None:
+    one, other = results["sparse, one cut"]["measured"], results["sparse, other micro-batches and padding"]["measured"]
+    assert one == pytest.approx(other, rel=1e-4)
+
+

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 import omegaconf
@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from adapt.core.errors import AdaptError, ConfigError
 from adapt.core.registry import suggest
@@ -37,17 +37,25 @@ def main(config_name: str, act: Callable[[PipelineConfig, str | None], None] | N
     set_up_logging()
     # With this set Hydra raises its errors instead of printing several lines and exiting by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv[1:] = [_long_form(argument) for argument in sys.argv[1:]]
+    is_composed = False
+
+    def task(config: DictConfig) -> None:
+        nonlocal is_composed
+        is_composed = True
+        _act_on(config, act or _walk)
+
     try:
         _register()
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(
-            lambda config: _act_on(config, act or _walk)
-        )()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
     except AdaptError as error:
         _leave(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        _leave(_first_line(error))
     except KeyboardInterrupt:
         _leave("interrupted; the same command goes on from the last saved state", 130)
+    except Exception as error:
+        if is_composed and not isinstance(error, HydraException | OmegaConfBaseException):
+            raise
+        _leave(_first_line(error))  # whatever Hydra raises while it composes is about the command line
     sys.exit(0)
 
 
@@ -63,11 +71,25 @@ def checked(config: DictConfig) -> PipelineConfig:
     return from_plain(PipelineConfig, OmegaConf.to_container(config, resolve=True), "configuration")
 
 
+def _long_form(argument: str) -> str:
+    """Turn `task=NAME` into `tasks=[NAME]`, and `task=A,B` into a sweep over both.
+
+    Hydra itself would take `task` for the configuration group of that name.
+    """
+    key, equals, value = argument.partition("=")
+    if key != "task" or not equals:
+        return argument
+    return "tasks=" + ",".join(f"[{name}]" for name in value.split(","))
+
+
 def _act_on(config: DictConfig, act: Callable[[PipelineConfig, str | None], None]) -> None:
     point = None
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        point = re.sub(r"[^\w.,=+-]", "_", HydraConfig.get().job.override_dirname) or "point"
-    act(checked(config), point)
+        point = re.sub(r"[^\w.,=+-]", "", HydraConfig.get().job.override_dirname) or "point"
+    try:
+        act(checked(config), point)
+    except AdaptError as error:
+        _leave(str(error))  # here, before Hydra adds lines of its own
 
 
 def _walk(config: PipelineConfig, point: str | None) -> None:
@@ -86,23 +108,29 @@ def _register() -> None:
 
 
 def _first_line(error: Exception) -> str:
+    """Say in one line what Hydra says in several."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     message = lines[0] if lines else type(error).__name__
-    key = re.search(r"Key '([^']+)' is not in struct", str(error))
-    if key:
-        full = re.search(r"full_key: (\S+)", str(error))
-        path = full.group(1) if full else key.group(1)
-        parent, _, last = path.rpartition(".")
-        section = defaults_of(PipelineConfig, None)
-        for part in parent.split(".") if parent else []:
-            section = section.get(part, {}) if isinstance(section, dict) else {}
-        names = list(section) if isinstance(section, dict) else []
-        return f"unknown key '{path}'{suggest(last, names)}; see `--cfg job` for all keys"
-    available = [line for line in lines[1:] if not line.startswith(("Available", "full_key", "object_type", "Config search"))]
-    if "Could not find" in message and "Available options" in str(error):
-        available = [line for line in lines[1:] if not line.startswith(("Available", "Config search", "provider"))]
-        return f"{message}; there are: {', '.join(available[:30])}"
+    refused = re.match(r"Could not override '([^']+)'", message)
+    if refused and isinstance(error.__cause__, ConfigKeyError | ConfigAttributeError):
+        return _unknown_key(refused.group(1))
+    if refused and error.__cause__ is not None:
+        return f"{message} {str(error.__cause__).splitlines()[0]}"
+    if "Could not find" in message:
+        options = [line for line in lines[1:] if not line.startswith(("Available", "Config search", "provider"))]
+        return f"{message}; there are: {', '.join(options)}"
     return message
+
+
+def _unknown_key(path: str) -> str:
+    """Name the longest part of a dotted path that exists, and the nearest key to what follows it."""
+    section: Any = defaults_of(PipelineConfig, None)
+    for part in path.split("."):
+        if not isinstance(section, dict) or part not in section:
+            names = list(section) if isinstance(section, dict) else []
+            return f"unknown key '{path}'{suggest(part, names)}; `--cfg job` shows all keys"
+        section = section[part]
+    return f"unknown key '{path}'; `--cfg job` shows all keys"
 
 
 def _leave(message: str, code: int = USER_ERROR_CODE) -> NoReturn:

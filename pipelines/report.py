@@ -48,7 +48,7 @@ def _artifacts(walk: Walk) -> dict[str, Artifact]:
     for stage in ("tokenizer", "pretrain"):
         if is_artifact(walk.directory / stage):
             found[stage] = open_artifact((walk.directory / stage).resolve())
-    for task in walk.config.task_names():
+    for task in walk.config.tasks:
         for stage in ("pseudo_label", "continue_pretrain", "evaluate", "export"):
             path = walk.directory / stage / task
             if is_artifact(path):

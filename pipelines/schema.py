@@ -92,14 +92,13 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
-    """Everything. `checkpoint` overrides the run's own model where a stage needs one; `split` the splits to evaluate."""
+    """Everything. On the command line `task=NAME` is short for `tasks=[NAME]`. `checkpoint` overrides the run's own model where a stage needs one; `split` the splits to evaluate."""
 
     run: RunConfig = field(default_factory=RunConfig)
     seed: int = 0
     force: bool = False
     stages: list[str] = field(default_factory=list)
-    task: str | None = None
-    tasks: list[str] | None = None
+    tasks: list[str] = field(default_factory=list)
     task_dir: str | None = None
     checkpoint: str | None = None
     split: str | None = None
@@ -116,9 +115,3 @@ class PipelineConfig:
     pseudo_label: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     continue_pretrain: AdaptConfig = field(default_factory=AdaptConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-
-    def task_names(self) -> list[str]:
-        """Return the tasks of this run: `tasks`, else `task` alone."""
-        if self.tasks is not None:
-            return list(self.tasks)
-        return [self.task] if self.task is not None else []

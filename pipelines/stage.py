@@ -60,7 +60,7 @@ class Walk:
         Raises:
             ConfigError: none is named, or one is unknown or broken.
         """
-        names = self.config.task_names()
+        names = self.config.tasks
         if not names:
             raise ConfigError("no task given; set task=NAME or tasks=[NAME, ...]")
         own = [Path(self.config.task_dir)] if self.config.task_dir else []

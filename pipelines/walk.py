@@ -41,7 +41,7 @@ def walk(config: PipelineConfig, point: str | None = None) -> Walk:
 def accuracy_table(current: Walk) -> str:
     """Return the run's accuracies as text, base beside adapted; empty where nothing labelled was evaluated."""
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
-    for name in current.config.task_names():
+    for name in current.config.tasks:
         path = current.directory / evaluate.NAME / name
         if not is_artifact(path):
             continue
@@ -63,7 +63,7 @@ def places(current: Walk) -> str:
     page = current.directory / report.NAME / report.PAGE_FILE
     if page.is_file():
         lines.append(f"report: {page}")
-    for name in current.config.task_names():
+    for name in current.config.tasks:
         path = current.directory / export.NAME / name
         if is_artifact(path):
             lines.append(f"export: {path}")

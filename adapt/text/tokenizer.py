@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
 
-from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.errors import AdaptError, CheckpointError, ConfigError
 
 PAD, UNK, BOS, EOS, MASK = "<pad>", "<unk>", "<s>", "</s>", "<mask>"
 MODEL_FILE = "tokenizer.model"
@@ -93,10 +93,18 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, where: str) -
         ConfigError: the corpus is too small for the vocabulary.
     """
     writer = io.BytesIO()
-    lines = (line for text in texts for line in text.split("\n") if line)
+    failures: list[AdaptError] = []
+
+    def lines() -> Iterator[str]:
+        try:
+            yield from (line for text in texts for line in text.split("\n") if line)
+        except AdaptError as error:  # SentencePiece would wrap it in an error of its own
+            failures.append(error)
+            raise
+
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
+            sentence_iterator=lines(),
             model_writer=writer,
             model_type="bpe",
             vocab_size=config.vocab_size,
@@ -122,6 +130,8 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, where: str) -
             minloglevel=2,
         )
     except RuntimeError as error:
+        if failures:
+            raise failures[0] from None
         reason = str(error).rsplit("]", 1)[-1].strip() or str(error)
         raise ConfigError(
             f"{where}: cannot train a vocabulary of {config.vocab_size} ({reason}); lower tokenizer.vocab_size or give more text"

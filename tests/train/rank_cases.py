@@ -69,9 +69,7 @@ def main(place: Path) -> None:
     results = {}
     for name, (kind, objective_name, micro_batch, padding, stage) in CASES.items():
         objective = OBJECTIVES[objective_name]
-        engine_config = EngineConfig(
-            world_size=rank.world_size, zero_stage=stage, micro_batch=micro_batch, pad_multiple=padding
-        )
+        engine_config = EngineConfig(world_size=rank.world_size, zero_stage=stage, micro_batch=micro_batch, pad_multiple=padding)
         engine = Engine(materialize(GPT(MODELS[kind]), seed=3), engine_config, OPTIMIZER, rank)
         trainer = Trainer(engine, engine_config, objective, seed=5)
         source = ReadingList(readings(objective.pseudo_label))

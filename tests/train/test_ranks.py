@@ -94,5 +94,3 @@ def test_every_tensor_moves_in_training(results: dict[str, Any]) -> None:
 def test_measuring_does_not_depend_on_the_cut(results: dict[str, Any]) -> None:
     one, other = results["sparse, one cut"]["measured"], results["sparse, other micro-batches and padding"]["measured"]
     assert one == pytest.approx(other, rel=1e-4)
-
-

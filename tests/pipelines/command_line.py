@@ -1,0 +1,58 @@
+"""Helpers of the pipeline tests: the smallest whole run, in a process of its own or inside this one."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALLEST = [
+    "experiment=demo",
+    "tokenizer.vocab_size=2400",
+    "pretrain.steps=12",
+    "pretrain.batch_rows=8",
+    "pretrain.save_every_steps=4",
+    "pseudo_label.max_rows=80",
+    "continue_pretrain.epochs=5",
+    "continue_pretrain.save_every_steps=2",
+    "evaluate.fit_rows=40",
+]
+
+
+def in_process(
+    stage: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str]:
+    """Run a stage's command line in this process; return its exit code and what it wrote to standard error."""
+    from pipelines.compose import main
+    from pipelines.plan import show
+
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr(sys, "argv", [f"pipelines.{stage}", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main(stage, show if stage == "plan" else None)
+    captured = capsys.readouterr()
+    return int(left.value.code or 0), captured.err + captured.out
+
+
+def command(stage: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"pipelines.{stage}", *arguments]
+
+
+def run(stage: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a stage as a user does."""
+    return subprocess.run(command(stage, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def digests(directory: Path) -> dict[str, str]:
+    """Return the sha256 of every result that must not depend on when a run was killed (timings are in manifests only)."""
+    patterns = ("*.safetensors", "history.jsonl", "held_out.json", "labels.parquet", "predictions.jsonl", "*_predict.json")
+    found = {}
+    for pattern in patterns:
+        for path in sorted(directory.glob(f"**/{pattern}")):
+            found[str(path.relative_to(directory))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found

@@ -1,0 +1,252 @@
+"""Task files are checked as a whole, and rows of any CLUE layout are read, every mistake named by file and line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapt.core.errors import ConfigError, DataError
+from adapt.core.typed import from_plain, to_plain
+from adapt.text.tokenizer import Tokenizer
+from pseudo_label.criteria.contract import get_criterion
+from pseudo_label.prompts import Prompt
+from pseudo_label.tasks import TaskConfig, TaskRow, load_task, read_rows, read_split, row_from, split_path
+
+TASKS = Path(__file__).resolve().parents[2] / "conf" / "task"
+
+PAIRS = """
+fields:
+  premise: {path: sentence1}
+  hypothesis: {path: sentence2}
+label_words: {entailment: 是的, neutral: 也许, contradiction: 不是}
+prompts: {reference: {template: "{premise}？{label}，{hypothesis}"}}
+"""
+NESTED = """
+fields:
+  text: {path: text}
+  first: {path: target.span1_text}
+  second: {path: target.span2_text}
+label_words: {"true": 指的是, "false": 不是}
+prompts: {reference: {template: "{text}其中{second}{label}{first}"}}
+"""
+LISTS = """
+fields:
+  abstract: {path: abst}
+  keywords: {path: keyword}
+  more: {path: more, join: "/", is_optional: true}
+label_words: {0: 不是, 1: 是}
+prompts: {reference: {template: "{abstract}{keywords}{more}{label}关键词"}}
+"""
+CLOZE = """
+fields: {content: {path: content, blank: "#idiom#"}}
+label_path: answer
+candidates: candidates
+prompts: {reference: {template: "{content}"}}
+"""
+TREE = """
+fields: {sentence: {path: sentence}}
+label_words: {a: 甲, b: 乙, c: 丙}
+label_tree: {一: [a, b], 二: [c]}
+prompts: {reference: {template: "{sentence}{label}"}}
+"""
+
+
+def task_from(tmp_path: Path, text: str, name: str = "planted") -> TaskConfig:
+    (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return load_task(name, [tmp_path])
+
+
+def row_of(task: TaskConfig, **record: Any) -> TaskRow:
+    return row_from(record, task, "rows.json", 7)
+
+
+def test_a_sentence_pair_has_two_texts(tmp_path: Path) -> None:
+    row = row_of(task_from(tmp_path, PAIRS), sentence1="下雨了", sentence2="天晴", label="neutral", id=3)
+    assert row == TaskRow(id=3, texts={"premise": "下雨了", "hypothesis": "天晴"}, label="neutral", candidates=None, line=7)
+
+
+def test_a_field_may_be_nested(tmp_path: Path) -> None:
+    task = task_from(tmp_path, NESTED)
+    row = row_of(task, text="他说", target={"span1_text": "他", "span2_text": "小王"}, label="true")
+    assert row.texts == {"text": "他说", "first": "他", "second": "小王"}
+    assert row.label == "true"
+    with pytest.raises(DataError, match=r"rows\.json, line 7: has no 'target\.span2_text' \(field 'second'\)"):
+        row_of(task, text="他说", target={"span1_text": "他"})
+    with pytest.raises(DataError, match=r"target\.span1_text"):
+        row_of(task, text="他说", target="他")
+
+
+def test_a_list_is_joined_and_an_optional_field_may_be_missing(tmp_path: Path) -> None:
+    task = task_from(tmp_path, LISTS)
+    row = row_of(task, abst="摘要", keyword=["水", "火", 3], more=["x", "y"])
+    assert row.texts == {"abstract": "摘要", "keywords": "水、火、3", "more": "x/y"}
+    assert row_of(task, abst="摘要", keyword=[]).texts == {"abstract": "摘要", "keywords": "", "more": ""}
+
+
+def test_a_blank_has_candidates_of_its_own_row(tmp_path: Path) -> None:
+    task = task_from(tmp_path, CLOZE)
+    row = row_of(task, content="他#idiom#了", candidates=["画龙点睛", "守株待兔"], answer=1, id=0)
+    assert row.candidates == ("画龙点睛", "守株待兔")
+    assert (row.texts["content"], row.label, row.id) == ("他#idiom#了", "1", 0)
+    with pytest.raises(DataError, match="line 7: 'content' has no blank #idiom#"):
+        row_of(task, content="他了", candidates=["a"])
+    for candidates in ({}, {"candidates": []}, {"candidates": "画龙点睛"}):
+        with pytest.raises(DataError, match="line 7: has no list 'candidates'"):
+            row_of(task, content="他#idiom#了", **candidates)
+
+
+@pytest.mark.parametrize(("label", "name"), [(0, "0"), ("1", "1"), ("0", "0"), (None, None)])
+def test_a_label_may_be_a_number_or_a_string(tmp_path: Path, label: object, name: str | None) -> None:
+    assert row_of(task_from(tmp_path, LISTS), abst="a", keyword=[], label=label).label == name
+
+
+@pytest.mark.parametrize(("label", "name"), [(True, "true"), (False, "false"), ("true", "true")])
+def test_a_json_boolean_is_the_label_of_its_spelling(tmp_path: Path, label: object, name: str) -> None:
+    target = {"span1_text": "他", "span2_text": "她"}
+    assert row_of(task_from(tmp_path, NESTED), text="t", target=target, label=label).label == name
+
+
+def test_a_label_without_a_word_is_named_by_file_and_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"rows\.json, line 7: label 'maybe' has no label word; add it under label_words"):
+        row_of(task_from(tmp_path, PAIRS), sentence1="a", sentence2="b", label="maybe")
+
+
+@pytest.mark.parametrize(("keys", "row_id"), [({"id": 5}, 5), ({"idx": "x9"}, "x9"), ({"id": 0, "idx": 8}, 0), ({}, 6)])
+def test_the_id_is_id_or_idx_or_the_place_of_the_line(tmp_path: Path, keys: dict[str, Any], row_id: object) -> None:
+    assert row_of(task_from(tmp_path, PAIRS), sentence1="a", sentence2="b", **keys).id == row_id
+
+
+def test_rows_with_the_same_texts_have_the_same_digest(tmp_path: Path) -> None:
+    task = task_from(tmp_path, PAIRS)
+    one = row_of(task, sentence1="下雨 了", sentence2="天晴", label="neutral", id=1)
+    assert one.digest == row_of(task, sentence1="下雨了", sentence2="天晴\n", id=2).digest
+    assert one.digest != row_of(task, sentence1="天晴", sentence2="下雨了").digest
+
+
+@pytest.mark.parametrize("prefix", ["", "\ufeff"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_split_is_read_with_bom_and_any_line_end_and_keeps_its_line_numbers(tmp_path: Path, prefix: str, ending: str) -> None:
+    task = task_from(tmp_path, PAIRS + "folder: ocnli\n")
+    place = split_path(tmp_path, task, "dev_0")
+    assert place == tmp_path / "ocnli" / "dev_0.json"
+    place.parent.mkdir()
+    rows = [json.dumps({"sentence1": s, "sentence2": "b", "label": "neutral"}) for s in ("甲", "乙")]
+    place.write_bytes((prefix + ending.join([rows[0], "", rows[1], ""])).encode())
+    assert [(row.texts["premise"], row.line) for row in read_split(tmp_path, task, "dev_0")] == [("甲", 1), ("乙", 3)]
+
+
+def test_a_missing_split_is_named_with_its_root(tmp_path: Path) -> None:
+    task = task_from(tmp_path, PAIRS)
+    with pytest.raises(DataError) as caught:
+        read_split(tmp_path, task, "test")
+    assert str(tmp_path / "planted" / "test.json") in str(caught.value)
+    assert f"data.root={tmp_path}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"sentence1": "a"}', "has no 'sentence2'"),
+        ('{"sentence1": "a", "sentence2": null}', "has no 'sentence2'"),
+        ('{"sentence1": "a", "sentence2": "b", "label": "x"}', "label 'x'"),
+    ],
+)
+def test_every_mistake_in_a_file_is_named_by_file_and_line(tmp_path: Path, line: str, reason: str) -> None:
+    place = tmp_path / "bad.json"
+    place.write_text('{"sentence1": "a", "sentence2": "b"}\n\n' + line)
+    with pytest.raises(DataError, match=f"bad.json, line 3: {reason}"):
+        list(read_rows(place, task_from(tmp_path, PAIRS)))
+
+
+def test_numbers_as_labels_in_a_task_file_are_text(tmp_path: Path) -> None:
+    tree = "label_tree: {甲: [0], 乙: [1]}\n"
+    task = task_from(tmp_path, LISTS + tree)
+    assert task.labels == ["0", "1"]
+    assert task.label_tree == {"甲": ["0"], "乙": ["1"]}
+
+
+def test_labels_keep_the_order_of_the_file(tmp_path: Path) -> None:
+    assert task_from(tmp_path, PAIRS).labels == ["entailment", "neutral", "contradiction"]
+
+
+def test_an_unknown_task_gets_a_suggestion_and_the_whole_list(tmp_path: Path) -> None:
+    for name in ("tnews", "eprstmt"):
+        (tmp_path / f"{name}.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"unknown task 'tnew' \(did you mean 'tnews'\?\); there are: eprstmt, tnews"):
+        load_task("tnew", [tmp_path, tmp_path / "nowhere"])
+
+
+def test_the_first_directory_that_has_a_task_wins(tmp_path: Path) -> None:
+    for place, text in (("mine", PAIRS), ("shipped", TREE)):
+        (tmp_path / place).mkdir()
+        task_from(tmp_path / place, text)
+    assert load_task("planted", [tmp_path / "mine", tmp_path / "shipped"]).labels[0] == "entailment"
+    assert load_task("planted", [tmp_path / "nowhere", tmp_path / "shipped"]).labels[0] == "a"
+
+
+def test_problems_of_the_schema_are_listed_together_by_path(tmp_path: Path) -> None:
+    text = "fields: {a: {pth: x}}\nprompts: {reference: {template: 3}}\nlabel_word: {}\nshorten: a\n"
+    with pytest.raises(ConfigError) as caught:
+        task_from(tmp_path, text)
+    message = str(caught.value)
+    assert "planted.yaml" in message
+    for problem in ("fields.a.path: missing", "fields.a.pth: unknown key", "prompts.reference.template: expected str"):
+        assert problem in message
+    assert "label_word: unknown key (did you mean 'label_words'?)" in message
+    assert "shorten: expected a list" in message
+
+
+def test_problems_between_settings_are_listed_together(tmp_path: Path) -> None:
+    text = TREE + "reference: main\nshorten: [title]\n" + "submission_key: answer\n"
+    text = text.replace('"{sentence}{label}"}', '"{sentence}{label}", label_words: {a: 一, b: 二}}')
+    with pytest.raises(ConfigError) as caught:
+        task_from(tmp_path, text)
+    for problem in (
+        "reference: there is no prompt 'main'",
+        "shorten: there is no field 'title'",
+        "prompts.reference.label_words: label 'c' has no label word",
+    ):
+        assert problem in str(caught.value)
+
+
+def test_all_problems_of_a_label_tree_are_listed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        task_from(tmp_path, TREE.replace("{一: [a, b], 二: [c]}", "{一: [a, x], 二: [a, y]}"))
+    for problem in (
+        "label 'b' is in no group",
+        "label 'c' is in no group",
+        "unknown label 'x'",
+        "unknown label 'y'",
+        "label 'a' is in several groups",
+    ):
+        assert f"label_tree: {problem}" in str(caught.value)
+
+
+def test_a_task_without_labels_and_without_candidates_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="label_words: empty, and rows bring no candidates"):
+        task_from(tmp_path, CLOZE.replace("candidates: candidates", ""))
+
+
+def test_a_file_that_is_not_yaml_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"planted\.yaml: not valid YAML"):
+        task_from(tmp_path, "fields: {a: [")
+
+
+@pytest.mark.parametrize("text", [PAIRS, NESTED, LISTS, CLOZE, TREE])
+def test_a_task_comes_back_from_its_plain_form(tmp_path: Path, text: str) -> None:
+    task = task_from(tmp_path, text)
+    assert from_plain(TaskConfig, json.loads(json.dumps(to_plain(task))), "here") == task
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in TASKS.glob("*.yaml")))
+def test_every_shipped_task_loads_and_its_prompts_are_ready(name: str, tokenizer: Tokenizer) -> None:
+    task = load_task(name, [TASKS])
+    assert task.name == name
+    for prompt_name in task.prompts:
+        prompt = Prompt(task, prompt_name, tokenizer, 96)
+        assert get_criterion(prompt.criterion).reads_label == prompt.is_label_first

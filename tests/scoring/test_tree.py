@@ -1,0 +1,138 @@
+"""Prefix trees: what candidates share is one node, each node sees its ancestors, queries stand where targets did."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span, join_parts, read_with_targets
+from adapt.scoring.tree import PrefixTree, build_tree
+
+MASK = 9
+EVERY = frozenset(Span)
+many_seeds = pytest.mark.parametrize("seed", range(12))
+
+
+def reading(ids: list[int], form: LabelForm = LabelForm.CLM, label: slice | None = None) -> Reading:
+    """Return a text whose label is a slice of it (the last token by default), the rest being context and prompt."""
+    place = slice(len(ids) - 1, len(ids)) if label is None else label
+    kinds = [Span.CONTEXT if i < 2 else Span.PROMPT for i in range(len(ids))]
+    for i in range(*place.indices(len(ids))):
+        kinds[i] = Span.LABEL
+    return read_with_targets(join_parts([([token], kind) for token, kind in zip(ids, kinds, strict=True)]), form, MASK)
+
+
+def random_readings(seed: int) -> list[Reading]:
+    """Return candidates over three tokens, so that they share prefixes of every length; some are the same."""
+    random = np.random.default_rng(seed)
+    found = []
+    for _ in range(int(random.integers(1, 9))):
+        length = int(random.integers(2, 12))
+        form = list(LabelForm)[int(random.integers(2))]
+        start = int(random.integers(1, length))
+        label = slice(start, int(random.integers(start + 1, length + 1)))
+        found.append(reading(random.integers(1, 4, length).tolist(), form, label))
+    return found
+
+
+def ancestors(tree: PrefixTree, node: int) -> list[int]:
+    """Return a node and all above it, the root first."""
+    found: list[int] = []
+    while node >= 0:
+        found.append(node)
+        node = int(tree.parents_n[node])
+    return found[::-1]
+
+
+def path(tree: PrefixTree, node: int) -> tuple[int, ...]:
+    return tuple(int(tree.tokens_n[above]) for above in ancestors(tree, node))
+
+
+@many_seeds
+def test_shared_prefixes_are_one_node_each(seed: int) -> None:
+    readings = random_readings(seed)
+    tree = build_tree(readings, EVERY)
+    prefixes = {tuple(r.inputs_T[: end + 1].tolist()) for r in readings for end in range(len(r))}
+    paths = [path(tree, node) for node in range(len(tree))]
+    assert len(paths) == len(set(paths)) == len(prefixes)
+    assert set(paths) == prefixes
+
+
+@many_seeds
+def test_visibility_is_the_ancestor_relation(seed: int) -> None:
+    tree = build_tree(random_readings(seed), EVERY)
+    wanted = np.zeros((len(tree), len(tree)), dtype=bool)
+    for node in range(len(tree)):
+        wanted[node, ancestors(tree, node)] = True
+    np.testing.assert_array_equal(tree.visibility(), wanted)
+
+
+@many_seeds
+def test_depths_are_positions_and_parents_come_first(seed: int) -> None:
+    tree = build_tree(random_readings(seed), EVERY)
+    assert tree.depths_n.tolist() == [len(ancestors(tree, node)) - 1 for node in range(len(tree))]
+    assert bool((tree.parents_n < np.arange(len(tree))).all())
+
+
+@many_seeds
+@pytest.mark.parametrize("kinds", [EVERY, frozenset({Span.LABEL}), frozenset({Span.CONTEXT, Span.PROMPT}), frozenset()])
+def test_queries_stand_at_the_nodes_of_their_targets(seed: int, kinds: frozenset[Span]) -> None:
+    readings = random_readings(seed)
+    tree = build_tree(readings, kinds)
+    found = sorted(
+        (int(candidate), path(tree, int(node)), int(target), int(kind))
+        for candidate, node, target, kind in zip(
+            tree.query_candidates_Q, tree.query_nodes_Q, tree.query_targets_Q, tree.query_kinds_Q, strict=True
+        )
+    )
+    wanted = sorted(
+        (candidate, tuple(r.inputs_T[: place + 1].tolist()), int(r.targets_T[place]), int(r.kinds_T[place]))
+        for candidate, r in enumerate(readings)
+        for place in range(len(r))
+        if r.targets_T[place] != NO_TARGET and Span(int(r.kinds_T[place])) in kinds
+    )
+    assert found == wanted
+    assert tree.n_candidates == len(readings)
+
+
+@many_seeds
+def test_the_trunk_is_a_chain_and_the_next_node_leaves_it(seed: int) -> None:
+    tree = build_tree(random_readings(seed), EVERY)
+    assert tree.parents_n[: tree.trunk].tolist() == list(range(-1, tree.trunk - 1))
+    assert tree.trunk == len(tree) or tree.parents_n[tree.trunk] != tree.trunk - 1
+
+
+@pytest.mark.parametrize("form", list(LabelForm))
+def test_a_single_candidate_is_a_chain(form: LabelForm) -> None:
+    one = reading([2, 5, 3, 7, 5], form)
+    tree = build_tree([one], EVERY)
+    assert tree.tokens_n.tolist() == one.inputs_T.tolist()
+    assert tree.trunk == len(tree) == 5
+    np.testing.assert_array_equal(tree.visibility(), np.tril(np.ones((5, 5), dtype=bool)))
+
+
+def test_candidates_that_differ_at_the_end_share_all_but_their_ends() -> None:
+    tree = build_tree([reading([2, 5, 3, 7]), reading([2, 5, 3, 8]), reading([2, 5, 3, 8, 8])], EVERY)
+    assert tree.tokens_n.tolist() == [2, 5, 3, 7, 8, 8]
+    assert tree.parents_n.tolist() == [-1, 0, 1, 2, 2, 4]
+    assert tree.trunk == 4
+
+
+def test_masked_labels_of_one_length_share_every_node() -> None:
+    tree = build_tree([reading([2, 5, 3, label, 6], LabelForm.MLM, slice(3, 4)) for label in (7, 8, 4)], frozenset({Span.LABEL}))
+    assert tree.tokens_n.tolist() == [2, 5, 3, MASK, 6]
+    assert tree.query_nodes_Q.tolist() == [3, 3, 3]
+    assert tree.query_targets_Q.tolist() == [7, 8, 4]
+    assert tree.query_candidates_Q.tolist() == [0, 1, 2]
+
+
+def test_candidates_without_a_shared_token_do_not_see_each_other() -> None:
+    tree = build_tree([reading([2, 5]), reading([3, 5])], EVERY)
+    assert tree.parents_n.tolist() == [-1, 0, -1, 2]
+    assert not tree.visibility()[2:, :2].any()
+
+
+def test_the_same_candidate_twice_adds_no_node_but_asks_again() -> None:
+    tree = build_tree([reading([2, 5, 3])] * 2, EVERY)
+    assert len(tree) == 3
+    assert tree.query_candidates_Q.tolist() == [0, 0, 1, 1]

@@ -1,0 +1,197 @@
+"""The tree scorer against one full forward pass per candidate, however it is batched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+
+from adapt.core.errors import DataError
+from adapt.core.scorer import FloatArray
+from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span, join_parts, read_with_targets
+from adapt.model.gpt import GPT, materialize
+from adapt.model.inputs import ModelInputs
+from adapt.scoring.tree_scorer import ScorerConfig, TreeScorer
+
+SMALL, MASK, BOS = 60, 59, 2
+EVERY = frozenset(Span)
+LABELS = ([11], [12, 13], [12, 14, 15], [16], [12])
+LAYOUTS = ("label last", "tail after the label", "label first", "cloze in the middle")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other on busy cores cost tiny operations ten times their work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=["dense", "sparse"])
+def model(request: pytest.FixtureRequest) -> GPT:
+    experts = {"dense": [0], "sparse": [4, 6]}[request.param]
+    return materialize(GPT(tiny_config(experts, vocab_size=SMALL)), seed=4).eval()
+
+
+def example(layout: str, form: LabelForm, seed: int = 0, labels: Sequence[list[int]] = LABELS) -> list[Reading]:
+    """Return the candidates of one example: the same text with each label in the place that the layout says."""
+    random = np.random.default_rng(seed)
+    context = random.integers(20, 50, 4 + seed % 7).tolist()
+    prompt, tail = random.integers(20, 50, 3).tolist(), random.integers(20, 50, 4).tolist()
+    start = ([BOS], Span.CONTEXT)
+    found = []
+    for label in labels:
+        parts = {
+            "label last": [start, (context, Span.CONTEXT), (prompt, Span.PROMPT), (label, Span.LABEL)],
+            "tail after the label": [start, (context, Span.CONTEXT), (label, Span.LABEL), (tail, Span.PROMPT)],
+            "label first": [start, (label, Span.LABEL), (prompt, Span.PROMPT), (context, Span.CONTEXT)],
+            "cloze in the middle": [start, (context, Span.CONTEXT), (label, Span.LABEL), (context[::-1], Span.CONTEXT)],
+        }[layout]
+        found.append(read_with_targets(join_parts(parts), form, MASK))
+    return found
+
+
+def examples() -> list[list[Reading]]:
+    """Return every layout in both forms, of unequal size and with unequal numbers of candidates."""
+    return [
+        example(layout, form, seed=seed, labels=LABELS[: 1 + seed % len(LABELS)])
+        for seed, (layout, form) in enumerate((layout, form) for layout in LAYOUTS for form in LabelForm)
+    ] + [example("label last", LabelForm.CLM, seed=30)]
+
+
+@torch.no_grad()
+def one_at_a_time(model: GPT, candidates: Sequence[Reading], kinds: frozenset[Span] = EVERY) -> FloatArray:
+    """Run each reading alone through the whole model and sum its targets by kind."""
+    sums = np.zeros((len(candidates), len(Span)))
+    for candidate, reading in enumerate(candidates):
+        ids_BT = torch.from_numpy(reading.inputs_T).unsqueeze(0)
+        inputs = ModelInputs(
+            ids_BT=ids_BT,
+            positions_BT=torch.arange(len(reading)).unsqueeze(0),
+            documents_BT=torch.ones_like(ids_BT),
+            domains_BT=torch.zeros_like(ids_BT),
+            is_packed=False,
+        )
+        log_probs_TV = model.logits(model(inputs).hidden_BTH[0]).log_softmax(-1)
+        for place in range(len(reading)):
+            target, kind = int(reading.targets_T[place]), int(reading.kinds_T[place])
+            if target != NO_TARGET and Span(kind) in kinds:
+                sums[candidate, kind] += float(log_probs_TV[place, target])
+    return sums
+
+
+def scored(
+    model: GPT, given: Sequence[Sequence[Reading]], kinds: frozenset[Span] = EVERY, config: ScorerConfig | None = None
+) -> list[FloatArray]:
+    return list(TreeScorer(model, config or ScorerConfig()).score(given, kinds))
+
+
+def assert_equal(found: Sequence[FloatArray], wanted: Sequence[FloatArray]) -> None:
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("form", list(LabelForm))
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_score_equals_a_full_forward_pass_of_its_candidate(model: GPT, layout: str, form: LabelForm) -> None:
+    given = [example(layout, form, seed=seed) for seed in range(3)]
+    found = scored(model, given)
+    assert_equal(found, [one_at_a_time(model, candidates) for candidates in given])
+    assert all(bool((scores <= 0).all()) and bool((scores[:, int(Span.LABEL)] < 0).all()) for scores in found)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ScorerConfig(max_batch_tokens=1),
+        ScorerConfig(max_batch_tokens=60),
+        ScorerConfig(window=1),
+        ScorerConfig(window=3, max_batch_tokens=100),
+        ScorerConfig(logit_rows=1),
+        ScorerConfig(logit_rows=5),
+    ],
+)
+def test_scores_do_not_depend_on_batching(model: GPT, config: ScorerConfig) -> None:
+    given = examples()
+    assert_equal(scored(model, given, config=config), [one_at_a_time(model, candidates) for candidates in given])
+
+
+def test_scores_do_not_depend_on_the_other_examples(model: GPT) -> None:
+    given = examples()
+    together = scored(model, given)
+    assert_equal(together, [scored(model, [candidates])[0] for candidates in given])
+    assert_equal(scored(model, given[::-1]), together[::-1])
+
+
+def test_scores_do_not_depend_on_the_order_of_candidates_or_on_which_there_are(model: GPT) -> None:
+    for candidates in examples():
+        straight = scored(model, [candidates])[0]
+        order = np.random.default_rng(6).permutation(len(candidates))
+        assert_equal(scored(model, [[candidates[i] for i in order]]), [straight[order]])
+        assert_equal([np.concatenate([scored(model, [[one]])[0] for one in candidates])], [straight])
+
+
+def test_a_candidate_that_stands_twice_gets_the_same_score_twice(model: GPT) -> None:
+    candidates = example("label last", LabelForm.CLM)
+    scores = scored(model, [[candidates[1], candidates[1]]])[0]
+    np.testing.assert_array_equal(scores[0], scores[1])
+
+
+@pytest.mark.parametrize("kinds", [frozenset({Span.LABEL}), frozenset({Span.CONTEXT, Span.PROMPT}), frozenset()])
+def test_kinds_that_are_not_asked_for_are_0(model: GPT, kinds: frozenset[Span]) -> None:
+    given = examples()
+    found = scored(model, given, kinds)
+    assert_equal(found, [one_at_a_time(model, candidates, kinds) for candidates in given])
+    for scores in found:
+        assert not scores[:, [int(kind) for kind in EVERY - kinds]].any()
+
+
+def test_a_candidate_as_long_as_the_context_is_scored(model: GPT) -> None:
+    ids = np.random.default_rng(7).integers(3, 50, model.context_length).tolist()
+    reading = read_with_targets(join_parts([(ids[:-1], Span.CONTEXT), (ids[-1:], Span.LABEL)]), LabelForm.CLM)
+    assert_equal(scored(model, [[reading]]), [one_at_a_time(model, [reading])])
+
+
+def test_a_tree_larger_than_the_context_is_scored(model: GPT) -> None:
+    candidates = example("label first", LabelForm.CLM, labels=[[3 + label] for label in range(15)])
+    assert sum(len(one) for one in candidates) > model.context_length
+    assert_equal(scored(model, [candidates]), [one_at_a_time(model, candidates)])
+
+
+def test_a_candidate_longer_than_the_context_is_refused(model: GPT) -> None:
+    ids = [5] * (model.context_length + 1)
+    reading = read_with_targets(join_parts([(ids, Span.CONTEXT)]), LabelForm.CLM)
+    with pytest.raises(DataError, match="has 97 tokens, but the model's context is 96"):
+        scored(model, [[reading]])
+
+
+def test_examples_are_taken_a_window_at_a_time(model: GPT) -> None:
+    taken = 0
+
+    def stream() -> Iterator[list[Reading]]:
+        nonlocal taken
+        for one in (example("label last", LabelForm.CLM, seed=seed) for seed in range(10)):
+            taken += 1
+            yield one
+
+    results = TreeScorer(model, ScorerConfig(window=4)).score(stream(), EVERY)
+    assert taken == 0
+    seen = []
+    for _ in results:
+        seen.append(taken)
+    assert seen == [4, 4, 4, 4, 8, 8, 8, 8, 10, 10]
+
+
+def test_no_examples_give_no_scores(model: GPT) -> None:
+    assert scored(model, []) == []
+
+
+def test_scoring_leaves_no_gradient_graph(model: GPT) -> None:
+    scored(model, [example("label last", LabelForm.CLM)])
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert TreeScorer(model, ScorerConfig()).context_length == model.context_length

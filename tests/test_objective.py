@@ -1,0 +1,283 @@
+"""The objective: additive over micro-batches, normalised by global counts, and blind to how a step was cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+from torch import Tensor
+from torch.nn import functional
+
+import adapt.objective
+from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span, join_parts, read_with_targets
+from adapt.model.batches import Batch, collate
+from adapt.model.gpt import GPT, materialize
+from adapt.objective import (
+    PARTS,
+    BalanceConfig,
+    BalanceScope,
+    ObjectiveConfig,
+    PartValue,
+    PartWeights,
+    balance_value,
+    contribution,
+    ledger_from,
+    ledger_total,
+    part_counts,
+)
+
+SMALL, MASK = 60, 59
+UNEVEN = [torch.tensor([0.7, 0.1, 0.15, 0.05]), torch.tensor([0.05, 0.5, 0.05, 0.2, 0.1, 0.1])]
+WEIGHTS = PartWeights(context=1.0, prompt=0.5, pseudo_label=2.0)
+Cut = Callable[[list[Reading]], list[Batch]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other on busy cores cost tiny operations ten times their work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def dense() -> GPT:
+    return materialize(GPT(tiny_config([0], vocab_size=SMALL)), seed=3)
+
+
+@pytest.fixture(scope="module")
+def sparse() -> GPT:
+    return materialize(GPT(tiny_config([4, 6], vocab_size=SMALL)), seed=3)
+
+
+@pytest.fixture(params=["dense", "sparse"])
+def model(request: pytest.FixtureRequest) -> GPT:
+    found: GPT = request.getfixturevalue(request.param)
+    return found
+
+
+def readings(form: LabelForm, n: int = 7) -> list[Reading]:
+    """Return texts of unequal length, each a context, a prompt, a label and, for some, a tail."""
+    found = []
+    for seed in range(n):
+        random = np.random.default_rng(seed)
+        context, prompt, label, tail = (random.integers(1, MASK, size).tolist() for size in (3 + seed, 4, 1 + seed % 3, seed % 2))
+        parts = [(context, Span.CONTEXT), (prompt, Span.PROMPT), (label, Span.LABEL), (tail, Span.CONTEXT)]
+        found.append(read_with_targets(join_parts(parts), form, MASK))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step summed over its micro-batches and ranks."""
+
+    loss: float
+    sums_P: Tensor
+    prob_sums_LE: list[Tensor]
+    counts_LE: list[Tensor]
+    gradients: dict[str, Tensor]
+
+
+def counted(model: GPT, batches: Sequence[Batch]) -> Tensor:
+    return torch.stack([part_counts(batch, len(model.expert_counts)) for batch in batches]).sum(0)
+
+
+def stepped(model: GPT, batches: Sequence[Batch], config: ObjectiveConfig, world_size: int = 1) -> Step:
+    """Do what a training step does: count first, then add up; every parameter must get a gradient from every batch."""
+    counts_P = counted(model, batches)
+    shares = [share for share in UNEVEN if len(share) in model.expert_counts]
+    parts = [contribution(model, batch, counts_P, shares, config, world_size) for batch in batches]
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    gradients = [torch.autograd.grad(part.loss, parameters) for part in parts]
+    return Step(
+        loss=sum(float(part.loss.detach()) for part in parts) / world_size,
+        sums_P=torch.stack([part.sums_P for part in parts]).sum(0),
+        prob_sums_LE=[torch.stack(layer).sum(0) for layer in zip(*(part.prob_sums_LE for part in parts), strict=True)],
+        counts_LE=[torch.stack(layer).sum(0) for layer in zip(*(part.counts_LE for part in parts), strict=True)],
+        gradients={name: torch.stack(grads).sum(0) / world_size for name, *grads in zip(names, *gradients, strict=True)},
+    )
+
+
+def ledger_of(model: GPT, step: Step, batches: Sequence[Batch], config: ObjectiveConfig) -> dict[str, PartValue]:
+    return ledger_from(step.sums_P, counted(model, batches), step.prob_sums_LE, step.counts_LE, config)
+
+
+CUTS: dict[str, Cut] = {
+    "one reading a batch": lambda r: [collate([[one]]) for one in r],
+    "packed into one row": lambda r: [collate([r])],
+    "packed and cut": lambda r: [collate([r[:2], r[2:3]]), collate([r[3:5], r[5:]], pad_multiple=8)],
+    "padded": lambda r: [collate([[one] for one in r], pad_multiple=64)],
+    "backwards": lambda r: [collate([[one] for one in r[::-1]])],
+    "with empty rows and batches": lambda r: [collate([]), collate([[], *[[one] for one in r], []]), collate([[]], pad_multiple=4)],
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("scope", [BalanceScope.STEP, BalanceScope.SEQUENCE])
+@pytest.mark.parametrize("form", list(LabelForm))
+def test_gradient_and_ledger_do_not_depend_on_how_a_step_is_cut(model: GPT, form: LabelForm, scope: BalanceScope, cut: str) -> None:
+    config = ObjectiveConfig(pseudo_label=form, weights=WEIGHTS, balance=BalanceConfig(weight=0.3, scope=scope))
+    texts = readings(form)
+    whole_batches, cut_batches = [collate([[one] for one in texts])], CUTS[cut](texts)
+    whole, parts = stepped(model, whole_batches, config), stepped(model, cut_batches, config)
+    assert parts.loss == pytest.approx(whole.loss, abs=1e-5)
+    for name, gradient in whole.gradients.items():
+        torch.testing.assert_close(parts.gradients[name], gradient, atol=1e-5, rtol=1e-5)
+    one, other = ledger_of(model, whole, whole_batches, config), ledger_of(model, parts, cut_batches, config)
+    assert tuple(one) == tuple(other) == PARTS
+    for part in PARTS:
+        assert other[part].count == one[part].count
+        assert other[part].value == pytest.approx(one[part].value, abs=1e-5)
+
+
+def test_ranks_that_average_get_the_gradient_of_one_process(model: GPT) -> None:
+    config = ObjectiveConfig(weights=WEIGHTS, balance=BalanceConfig(weight=0.3))
+    texts = readings(LabelForm.CLM)
+    one = stepped(model, [collate([[text] for text in texts])], config)
+    three = stepped(model, [collate([texts[:1]]), collate([texts[1:]]), collate([])], config, world_size=3)
+    for name, gradient in one.gradients.items():
+        torch.testing.assert_close(three.gradients[name], gradient, atol=1e-5, rtol=1e-5)
+
+
+def test_the_loss_is_the_weighted_total_of_its_ledger(dense: GPT) -> None:
+    config = ObjectiveConfig(weights=WEIGHTS)
+    batches = [collate([[text] for text in readings(LabelForm.CLM)])]
+    step = stepped(dense, batches, config)
+    assert ledger_total(ledger_of(dense, step, batches, config)) == pytest.approx(step.loss, abs=1e-5)
+
+
+def test_context_loss_is_plain_cross_entropy_on_shifted_tokens(model: GPT) -> None:
+    ids = np.random.default_rng(4).integers(1, MASK, 30)
+    text = join_parts([(ids.tolist(), Span.CONTEXT)])
+    batches = [collate([[read_with_targets(text, LabelForm.CLM)]])]
+    config = ObjectiveConfig(balance=BalanceConfig(weight=0.0))
+    step = stepped(model, batches, config)
+    with torch.no_grad():
+        logits_TV = model.logits(model(batches[0].inputs).hidden_BTH[0])
+    wanted = functional.cross_entropy(logits_TV[:-1], torch.from_numpy(ids)[1:])
+    assert ledger_of(model, step, batches, config)["context"].value == pytest.approx(float(wanted), abs=1e-5)
+    assert step.loss == pytest.approx(float(wanted), abs=1e-5)
+
+
+def test_parts_without_targets_contribute_nothing(model: GPT) -> None:
+    config = ObjectiveConfig(weights=WEIGHTS, balance=BalanceConfig(weight=0.0))
+    text = join_parts([([3, 5, 8, 2], Span.CONTEXT)])
+    batches = [collate([[read_with_targets(text, LabelForm.CLM)]])]
+    step = stepped(model, batches, config)
+    ledger = ledger_of(model, step, batches, config)
+    assert ledger["prompt"] == PartValue(sum=0.0, count=0.0, weight=0.5)
+    assert ledger["prompt"].value == ledger["pseudo_label"].value == 0.0
+    assert step.loss == pytest.approx(ledger["context"].value, abs=1e-5)
+
+
+def test_counts_are_the_targets_of_each_kind_and_the_real_tokens(model: GPT) -> None:
+    texts = readings(LabelForm.MLM)
+    batch = collate([texts[:3], texts[3:], []], pad_multiple=16)
+    counts = dict(zip(PARTS, part_counts(batch, len(model.expert_counts)).tolist(), strict=True))
+    for part, kind in zip(PARTS, Span, strict=False):
+        assert counts[part] == sum(int(((t.targets_T != NO_TARGET) & (t.kinds_T == int(kind))).sum()) for t in texts)
+    assert counts["balance"] == sum(len(text) for text in texts) * len(model.expert_counts)
+
+
+def test_weights_scale_the_parts(sparse: GPT) -> None:
+    batches = [collate([[text] for text in readings(LabelForm.CLM)])]
+    weights = {"context": 0.7, "prompt": 1.9, "pseudo_label": 3.0, "balance": 0.25}
+
+    def loss(**chosen: float) -> float:
+        given = {**dict.fromkeys(PARTS, 0.0), **chosen}
+        balance = BalanceConfig(weight=given.pop("balance"))
+        return stepped(sparse, batches, ObjectiveConfig(weights=PartWeights(**given), balance=balance)).loss
+
+    alone = {part: loss(**{part: 1.0}) for part in PARTS}
+    assert min(alone.values()) > 0
+    assert loss(**weights) == pytest.approx(sum(weights[part] * alone[part] for part in PARTS), abs=1e-4)
+    assert loss() == 0.0
+
+
+def test_balance_is_1_for_even_routing_and_the_number_of_experts_for_full_collapse() -> None:
+    assert balance_value(torch.full((6,), 4.0), torch.full((6,), 4.0)) == pytest.approx(1.0)
+    assert balance_value(torch.tensor([0.0, 9.0, 0.0, 0.0]), torch.tensor([0.0, 9.0, 0.0, 0.0])) == pytest.approx(4.0)
+    assert balance_value(torch.zeros(4), torch.zeros(4)) == 0.0
+
+
+@pytest.mark.parametrize("scope", list(BalanceScope))
+def test_the_balance_loss_of_a_collapsed_gate_is_the_number_of_experts(scope: BalanceScope) -> None:
+    model = materialize(GPT(tiny_config([4], vocab_size=SMALL)), seed=3)
+    with torch.no_grad():
+        for block in model.blocks[1::2]:
+            block.mlp_norm.weight.zero_()
+            block.mlp_norm.bias.fill_(1.0)
+            block.mlp.router.weight.zero_()
+            block.mlp.router.weight[2] = 2.0
+    collapsed = [torch.tensor([0.0, 0.0, 1.0, 0.0])] * 2
+    config = ObjectiveConfig(
+        weights=PartWeights(context=0, prompt=0, pseudo_label=0), balance=BalanceConfig(weight=1.0, scope=scope)
+    )
+    batch = collate([readings(LabelForm.CLM)])
+    part = contribution(model, batch, part_counts(batch, 2), collapsed, config, 1)
+    assert float(part.loss.detach()) == pytest.approx(4.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("scope", list(BalanceScope))
+def test_the_balance_loss_moves_the_router_when_shares_are_uneven(sparse: GPT, scope: BalanceScope) -> None:
+    config = ObjectiveConfig(
+        weights=PartWeights(context=0, prompt=0, pseudo_label=0), balance=BalanceConfig(weight=1.0, scope=scope)
+    )
+    step = stepped(sparse, [collate([[text] for text in readings(LabelForm.CLM)])], config)
+    for name, gradient in step.gradients.items():
+        if ".router." in name:
+            assert float(gradient.abs().max()) > 1e-4
+
+
+def test_the_step_balance_has_no_gradient_when_shares_are_even(sparse: GPT) -> None:
+    even = [torch.full((count,), 1.0 / count) for count in sparse.expert_counts]
+    config = ObjectiveConfig(weights=PartWeights(context=0, prompt=0, pseudo_label=0), balance=BalanceConfig(weight=1.0))
+    batch = collate([readings(LabelForm.CLM)])
+    part = contribution(sparse, batch, part_counts(batch, 2), even, config, 1)
+    assert float(part.loss.detach()) == pytest.approx(1.0, abs=1e-5)
+    for gradient in torch.autograd.grad(part.loss, [block.mlp.router.weight for block in sparse.blocks[1::2]]):
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("scope", list(BalanceScope))
+def test_logged_balance_comes_from_global_sums(sparse: GPT, scope: BalanceScope) -> None:
+    config = ObjectiveConfig(balance=BalanceConfig(scope=scope))
+    texts = readings(LabelForm.CLM)
+    batches = [collate([[text]]) for text in texts]
+    logged = ledger_of(sparse, stepped(sparse, batches, config), batches, config)["balance"].value
+    with torch.no_grad():
+        reports = sparse(collate([texts]).inputs).routing
+    by_hand = []
+    for report in reports:
+        fractions_E = torch.bincount(report.probs_NE.argmax(-1), minlength=report.probs_NE.shape[1]) / len(report.probs_NE)
+        by_hand.append(float(report.probs_NE.shape[1] * (report.probs_NE.mean(0) * fractions_E).sum()))
+    assert logged == pytest.approx(sum(by_hand) / len(by_hand), abs=1e-5)
+
+
+@pytest.mark.parametrize("scope", list(BalanceScope))
+@pytest.mark.parametrize("rows", [[], [[], []]])
+def test_an_empty_batch_gives_a_zero_loss_and_zero_gradients(model: GPT, scope: BalanceScope, rows: list[list[Reading]]) -> None:
+    batches = [collate(rows, pad_multiple=4)]
+    config = ObjectiveConfig(balance=BalanceConfig(scope=scope))
+    step = stepped(model, batches, config)
+    assert step.loss == 0.0
+    assert set(step.gradients) == {name for name, _ in model.named_parameters()}
+    assert not any(bool(gradient.any()) for gradient in step.gradients.values())
+    assert ledger_total(ledger_of(model, step, batches, config)) == 0.0
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 7, 1000])
+def test_logits_in_chunks_equal_logits_at_once(model: GPT, monkeypatch: pytest.MonkeyPatch, rows_at_a_time: int) -> None:
+    config = ObjectiveConfig(weights=WEIGHTS)
+    batches = [collate([readings(LabelForm.CLM)])]
+    whole = stepped(model, batches, config)
+    monkeypatch.setattr(adapt.objective, "_LOGIT_ELEMENTS", SMALL * rows_at_a_time + SMALL - 1)
+    chunked = stepped(model, batches, config)
+    torch.testing.assert_close(chunked.sums_P, whole.sums_P, atol=1e-5, rtol=1e-5)
+    for name, gradient in whole.gradients.items():
+        torch.testing.assert_close(chunked.gradients[name], gradient, atol=1e-5, rtol=1e-5)

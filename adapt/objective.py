@@ -114,7 +114,9 @@ def contribution(
     `counts_P` are the step's global counts; `lagged_shares_LE` the previous step's share of tokens by expert, per layer.
     """
     output = model(batch.inputs)
-    sums = [*_token_sums(model, batch, output), _balance_sum(output.routing, lagged_shares_LE, config.balance.scope)]
+    zero = output.hidden_BTH.new_zeros((), dtype=torch.float32)
+    balance = _balance_sum(output.routing, lagged_shares_LE, config.balance.scope, zero)
+    sums = [*_token_sums(model, batch, output), balance]
     scale = config.part_weights() / counts_P.clamp_min(1.0) * (counts_P > 0)
     loss = torch.stack([part * float(s) for part, s in zip(sums, scale, strict=True)]).sum() * world_size
     # A batch of padding only must still reach every parameter, since all ranks reduce all gradients.
@@ -180,8 +182,8 @@ def token_nll(model: CausalBase, hidden_NH: Tensor, targets_N: Tensor) -> Tensor
     return torch.cat([checkpoint(chunk_nll, h, t, use_reentrant=False) for h, t in chunks])
 
 
-def _balance_sum(reports: Sequence[LayerRouting], lagged_LE: Sequence[Tensor], scope: BalanceScope) -> Tensor:
-    total = torch.zeros(())
+def _balance_sum(reports: Sequence[LayerRouting], lagged_LE: Sequence[Tensor], scope: BalanceScope, zero: Tensor) -> Tensor:
+    total = zero
     for report, lagged_E in zip(reports, lagged_LE, strict=True):
         probs = report.probs_NE
         n_experts = probs.shape[-1]
@@ -192,7 +194,7 @@ def _balance_sum(reports: Sequence[LayerRouting], lagged_LE: Sequence[Tensor], s
         else:
             shares_E = report.counts_E.to(probs) / report.counts_E.sum().clamp_min(1)
             part = n_experts * (probs.sum(0) * shares_E).sum()
-        total = total.to(part) + part
+        total = total + part
     return total
 
 

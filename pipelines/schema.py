@@ -92,7 +92,10 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
-    """Everything. On the command line `task=NAME` is short for `tasks=[NAME]`. `checkpoint` overrides the run's own model where a stage needs one; `split` the splits to evaluate."""
+    """Everything. On the command line `task=NAME` is short for `tasks=[NAME]`.
+
+    `checkpoint` overrides the run's own model where a stage needs one, `split` the splits to evaluate.
+    """
 
     run: RunConfig = field(default_factory=RunConfig)
     seed: int = 0

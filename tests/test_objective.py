@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from tiny_models import tiny_config
 from torch import Tensor
 from torch.nn import functional
 

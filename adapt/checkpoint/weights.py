@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adapt.core.errors import CheckpointError
+from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.typed import from_plain, to_plain
 from adapt.model.gpt import GPT, GPTConfig
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
@@ -61,13 +61,15 @@ def iterate_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     Raises:
         CheckpointError: a shard is missing, damaged, or lacks a tensor.
     """
-    weight_map: dict[str, str] = _read_json(directory / INDEX_FILE)["weight_map"]
+    weight_map = _read_json(directory / INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError(f"{directory / INDEX_FILE}: has no weight_map of tensor names to shards")
     for shard in sorted(set(weight_map.values())):
         try:
             with safe_open(directory / shard, framework="pt") as stream:
                 for name in sorted(n for n, s in weight_map.items() if s == shard):
                     yield name, stream.get_tensor(name)
-        except (FileNotFoundError, SafetensorError) as error:
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{directory / shard}: missing or damaged ({error})") from error
 
 
@@ -77,7 +79,12 @@ def load_config(directory: Path) -> GPTConfig:
     Raises:
         CheckpointError: there is none, or it is not one.
     """
-    config: GPTConfig = from_plain(GPTConfig, _read_json(directory / CONFIG_FILE), str(directory / CONFIG_FILE))
+    place = directory / CONFIG_FILE
+    try:
+        config: GPTConfig = from_plain(GPTConfig, _read_json(place), str(place))
+        config.validate()
+    except ConfigError as error:
+        raise CheckpointError(f"{place}: not a model configuration ({error})") from error
     return config
 
 
@@ -137,8 +144,11 @@ def _write_json(path: Path, value: object) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; is this a checkpoint directory?") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return content

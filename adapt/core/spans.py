@@ -90,6 +90,7 @@ def read_with_targets(text: SpannedText, form: LabelForm, mask_id: int | None = 
     before_label = np.zeros_like(is_label)
     before_label[:-1] = is_label[1:]
     targets[before_label & ~is_label] = NO_TARGET
+    target_kinds[before_label & ~is_label] = int(Span.CONTEXT)
     targets[is_label] = ids[is_label]
     target_kinds[is_label] = int(Span.LABEL)
     return Reading(inputs_T=inputs, targets_T=targets, kinds_T=target_kinds, domain=text.domain)

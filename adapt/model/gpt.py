@@ -51,13 +51,20 @@ class GPTConfig:
                 f"model.experts: has {len(counts)} entries, but {self.n_layers} layers have {n_moe} MoE layers; "
                 "give one count, or one per MoE layer"
             )
+        if any(count < 0 or count == 1 for count in counts):
+            raise ConfigError(f"model.experts: {list(self.experts)} has a count that is neither 0 (dense) nor at least 2")
         by_layer = [0] * self.n_layers
-        by_layer[1::2] = [count if count > 1 else 0 for count in counts]
+        by_layer[1::2] = counts
         return tuple(by_layer)
 
     def validate(self) -> None:
         """Raise ConfigError for sizes that no model can have."""
         self.expert_counts()
+        sizes = (self.n_layers, self.hidden_size, self.n_heads, self.context_length, self.vocab_size, self.ffn_multiple)
+        if min(sizes) < 1:
+            raise ConfigError("model: layers, hidden size, heads, context, vocabulary and ffn_multiple must be at least 1")
+        if self.n_layers == 1 and any(self.experts):
+            raise ConfigError("model.experts: a model of one layer has no MoE layer; use [0]")
         if self.hidden_size % self.n_heads:
             raise ConfigError(f"model.hidden_size: {self.hidden_size} is not a multiple of n_heads {self.n_heads}")
 

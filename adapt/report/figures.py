@@ -54,7 +54,8 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str) -> str:
 
 
 def bar_chart(title: str, bars: Sequence[tuple[str, float]], y_label: str) -> str:
-    """Draw one bar per (name, value), from 0."""
+    """Draw one bar per (name, value), from 0; values that are negative or not finite are left out."""
+    bars = [(name, value) for name, value in bars if math.isfinite(value) and value >= 0]
     top = max((value for _, value in bars), default=0.0) or 1.0
     y_axis = _scale(0.0, top, HEIGHT - _BOTTOM, _TOP)
     step = (WIDTH - _LEFT - _RIGHT) / max(len(bars), 1)
@@ -76,6 +77,7 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float]], y_label: str) -> st
 
 def interval_chart(title: str, intervals: Sequence[Interval], low: float, high: float, unit: str) -> str:
     """Draw values with their intervals, a row per name, the series of a row under each other."""
+    intervals = [item for item in intervals if all(map(math.isfinite, (item.value, item.low, item.high)))]
     series = list(dict.fromkeys(item.series for item in intervals))
     rows = list(dict.fromkeys(item.row for item in intervals))
     row_height = 14 * len(series) + 10
@@ -86,7 +88,10 @@ def interval_chart(title: str, intervals: Sequence[Interval], low: float, high: 
     for tick in _ticks(low, high):
         x = x_axis(tick)
         body += f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{height - _BOTTOM}" class="grid"/>'
-        body += f'<text x="{x:.1f}" y="{height - _BOTTOM + 14}" text-anchor="middle" class="tick">{tick:g}{unit}</text>'
+        body += (
+            f'<text x="{x:.1f}" y="{height - _BOTTOM + 14}" text-anchor="middle" class="tick">{tick:g}{html.escape(unit)}</text>'
+        )
+    named: set[str] = set()
     for item in intervals:
         y = _TOP + rows.index(item.row) * row_height + 14 * series.index(item.series) + 10
         colour = COLOURS[series.index(item.series) % len(COLOURS)]
@@ -95,7 +100,8 @@ def interval_chart(title: str, intervals: Sequence[Interval], low: float, high: 
             f'stroke-width="2"/><circle cx="{x_axis(item.value):.1f}" cy="{y}" r="4" fill="{colour}">'
             f"<title>{item.value:.1f} [{item.low:.1f}, {item.high:.1f}]</title></circle>"
         )
-        if item.series == series[0]:
+        if item.row not in named:
+            named.add(item.row)
             body += f'<text x="{left - 8}" y="{y + 8}" text-anchor="end" class="tick">{html.escape(item.row)}</text>'
     return _figure(title, body, series, height)
 

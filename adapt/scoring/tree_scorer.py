@@ -15,7 +15,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from adapt.core.errors import DataError
+from adapt.core.errors import ConfigError, DataError
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import Reading, Span
 from adapt.model.inputs import CausalBase, ModelInputs
@@ -29,6 +29,10 @@ class ScorerConfig:
     max_batch_tokens: int = 8192
     window: int = 512
     logit_rows: int = 2048
+
+    def __post_init__(self) -> None:
+        if min(self.max_batch_tokens, self.window, self.logit_rows) < 1:
+            raise ConfigError("max_batch_tokens, window and logit_rows must be at least 1")
 
 
 class TreeScorer:
@@ -59,6 +63,8 @@ class TreeScorer:
             yield from (scores[index] for index in range(len(trees)))
 
     def _tree(self, readings: Sequence[Reading], kinds: frozenset[Span]) -> PrefixTree:
+        if not readings:
+            raise DataError("an example without candidates cannot be scored")
         longest = max(len(reading) for reading in readings)
         if longest > self.context_length:
             raise DataError(f"a candidate has {longest} tokens, but the model's context is {self.context_length}")

@@ -40,16 +40,16 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
     warmup_steps = round(config.warmup_share * total_steps)
     if step < warmup_steps:
         return config.lr * (step + 1) / warmup_steps
-    done = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+    done = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
     floor = config.min_lr_ratio
     if config.schedule is Schedule.COSINE:
         share = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
     elif config.schedule is Schedule.LINEAR:
         share = floor + (1 - floor) * (1 - done)
     elif config.schedule is Schedule.WSD:
-        # Warm-up, stable, then a linear decay over the last `decay_share` of the steps.
-        left = (1 - done) / max(config.decay_share, 1e-9)
-        share = floor + (1 - floor) * min(left, 1.0)
+        # Warm-up, stable, then a linear decay over the last `decay_share` of all steps.
+        left = (total_steps - step) / max(config.decay_share * total_steps, 1e-9)
+        share = floor + (1 - floor) * min(max(left, 0.0), 1.0)
     else:
         share = 1.0
     return config.lr * share

@@ -205,13 +205,13 @@ def test_a_swap_whose_new_result_is_incomplete_is_undone(store: ArtifactStore) -
     assert dish(found(store)) == "soup"
 
 
-@pytest.mark.parametrize("point", ["write_manifest", "_swap_in"])
+@pytest.mark.parametrize(("owner", "name"), [(artifacts, "write_manifest"), (artifacts, "_swap_in"), (Path, "rename")])
 def test_a_kill_at_the_end_of_a_forced_build_leaves_a_whole_artifact(
-    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, point: str
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
 ) -> None:
     make(store)
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts, point, kill)
+        patch.setattr(owner, name, kill)
         with pytest.raises(Killed):
             make(store, text="stew", force=True)
     assert dish(found(store)) == "soup"

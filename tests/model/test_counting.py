@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, tiny_config
+from tiny_models import ROOT, tiny_config
 
 from adapt.model.counting import KINDS, ParameterCounts, count_parameters, kind_of
 from adapt.model.gpt import GPT, GPTConfig, materialize

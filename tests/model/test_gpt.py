@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import tiny_config
+from tiny_models import tiny_config
 from torch import Tensor
 
 from adapt.core.errors import ConfigError

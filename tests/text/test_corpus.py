@@ -52,9 +52,11 @@ def test_each_line_of_a_text_file_is_a_document(tmp_path: Path, name: str, prefi
 
 
 def test_only_line_feeds_end_a_line(tmp_path: Path) -> None:
-    odd = "a\u2028b\u0085c\x0cd"
+    odd = "a\u2028b\u0085c\x0cd\re"
     assert texts_of(planted(tmp_path / "a.txt", odd + "\n")) == [odd]
     assert list(read_lines(tmp_path / "a.txt")) == [(1, odd)]
+    (tmp_path / "a.txt").write_bytes(b" a \r\n\r\nb")
+    assert list(read_lines(tmp_path / "a.txt")) == [(1, " a "), (2, ""), (3, "b")]
 
 
 def test_empty_documents_and_empty_lines_are_passed_over(tmp_path: Path) -> None:

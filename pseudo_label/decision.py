@@ -16,14 +16,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from adapt.core.errors import DataError
+from adapt.core.errors import ConfigError, DataError
 from adapt.core.scorer import FloatArray
 from pseudo_label.tasks import TaskConfig
 from pseudo_label.zero_shot import PromptKeys
 
 _ROUNDS = 500
 _TOLERANCE = 1e-6
-_GROUP_LEAD = 1e6
+_LEAST_LEAD = 1e-9
 
 
 class Method(enum.Enum):
@@ -77,15 +77,23 @@ class Decision:
         return self.labels.prompts
 
     def scores(self, keys: Sequence[PromptKeys], task: TaskConfig) -> FloatArray:
-        """Return scores [N, C]; coarse to fine, the labels of the best group lead all others."""
+        """Return scores [N, C].
+
+        Coarse to fine, the labels of the best group are lifted just so far that the best of them leads the other groups' labels
+        by the group's own lead: margins then say how sure both steps were.
+        """
         by_prompt = {k.prompt: k for k in keys}
         scores_NC = self.labels.apply({name: by_prompt[name].labels_NC for name in self.prompts})
         if self.groups is None or task.label_tree is None:
             return scores_NC
         groups = {name: by_prompt[name].groups_NG for name in self.prompts}
-        best_N = self.groups.apply({n: g for n, g in groups.items() if g is not None}).argmax(axis=1)
+        scores_NG = self.groups.apply({n: g for n, g in groups.items() if g is not None})
         group_of_label = [next(i for i, ls in enumerate(task.label_tree.values()) if la in ls) for la in task.labels]
-        return scores_NC + _GROUP_LEAD * (np.asarray(group_of_label) == best_N[:, None])
+        inside_NC = np.asarray(group_of_label) == scores_NG.argmax(axis=1)[:, None]
+        best_inside = np.where(inside_NC, scores_NC, -np.inf).max(axis=1)
+        best_outside = np.where(inside_NC, -np.inf, scores_NC).max(axis=1)
+        lift = np.maximum(best_outside - best_inside + np.maximum(margins(scores_NG), _LEAST_LEAD), 0.0)
+        return scores_NC + lift[:, None] * inside_NC
 
 
 def fit_decision(method: Method, keys: Sequence[PromptKeys], task: TaskConfig, *, coarse_to_fine: bool) -> Decision:
@@ -111,6 +119,8 @@ def fit_decision(method: Method, keys: Sequence[PromptKeys], task: TaskConfig, *
     labels = fitted({n: by_prompt[n].labels_NC for n in names if n in by_prompt}, [1] * len(task.labels))
     groups = None
     if coarse_to_fine and task.label_tree is not None:
+        if any(k.groups_NG is None for k in keys):
+            raise ConfigError(f"task '{task.name}': coarse to fine needs the words of the tree's groups scored too")
         by_group = {n: g for n in names if n in by_prompt and (g := by_prompt[n].groups_NG) is not None}
         groups = fitted(by_group, [len(members) for members in task.label_tree.values()])
     return Decision(method=method, labels=labels, groups=groups, n_fitted=n_rows if can_fit else 0)
@@ -142,7 +152,7 @@ def margins(scores_NC: FloatArray) -> FloatArray:
     if scores_NC.shape[1] < 2:
         return np.zeros(len(scores_NC))
     top = np.partition(scores_NC, -2, axis=1)
-    return np.asarray(top[:, -1] - top[:, -2])
+    return np.where(np.isfinite(top[:, -2]), top[:, -1] - top[:, -2], 0.0)
 
 
 def refuse_collapse(scores_NC: FloatArray, decision: Decision, task: TaskConfig, limit: float) -> None:

@@ -10,8 +10,7 @@ from adapt.core.spans import LabelForm
 from adapt.text.tokenizer import Tokenizer
 from pseudo_label.decision import Decision
 from pseudo_label.prompts import Prompt
-from pseudo_label.store import labels_of
-from pseudo_label.tasks import TaskConfig, TaskRow
+from pseudo_label.tasks import TaskConfig, TaskRow, labels_of
 from pseudo_label.zero_shot import PromptKeys, rank_rows
 
 

@@ -17,7 +17,7 @@ from adapt.core.typed import from_plain, to_plain
 from adapt.scoring.tree_scorer import ScorerConfig
 from pseudo_label.decision import Decision, softmax
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
-from pseudo_label.tasks import TaskConfig, TaskRow, row_from
+from pseudo_label.tasks import TaskConfig, TaskRow, labels_of, row_from
 
 PREDICTOR_FILE = "predictor.json"
 
@@ -62,7 +62,7 @@ class Predictor:
             return []
         task = self.spec.task
         scores_NC = self._scorer.scores(rows, self.spec.decision)
-        names = [task.labels if row.candidates is None else [str(i) for i in range(len(row.candidates))] for row in rows]
+        names = [labels_of(row, task) for row in rows]
         return [
             Prediction(label=label, probabilities=dict(zip(ns, probs[: len(ns)].tolist(), strict=True)))
             for label, ns, probs in zip(predictions(scores_NC, rows, task), names, softmax(scores_NC), strict=True)

@@ -106,7 +106,8 @@ class Prompt:
 
     def _render(self, row: TaskRow, candidates: Sequence[list[int]]) -> list[SpannedText]:
         pieces = self._pieces(row)
-        longest = max(len(ids) for ids in candidates)
+        # Groups count although they are not always scored, so that a row is cut alike for scoring and for training.
+        longest = max(len(ids) for ids in [*candidates, *self._group_ids.values()])
         pieces = self._fit(pieces, self.context_length - 1 - longest, row)
         bos = ([self._tokenizer.bos_id], Span.CONTEXT)
         texts = []

@@ -35,16 +35,20 @@ def select(scores_NC: FloatArray, eligible_N: npt.NDArray[np.bool_], config: Sel
         return chosen
     predicted, margin = scores_NC.argmax(axis=1), margins(scores_NC)
     allowed = eligible_N & (margin >= config.min_margin)
-    total = int(config.share * eligible_N.sum())
+    total = round(config.share * float(eligible_N.sum()))
     if config.max_rows is not None:
         total = min(total, config.max_rows)
     if not config.is_balanced:
         chosen[_best(np.flatnonzero(allowed), margin, total)] = True
         return chosen
-    quota = -(-total // scores_NC.shape[1])
+    quota, rest = divmod(total, scores_NC.shape[1])
+    runners_up: list[int] = []
     for label in range(scores_NC.shape[1]):
-        members = np.flatnonzero(allowed & (predicted == label))
-        chosen[_best(members, margin, quota)] = True
+        members = _best(np.flatnonzero(allowed & (predicted == label)), margin, quota + 1)
+        chosen[members[:quota]] = True
+        runners_up.extend(members[quota:])
+    # What does not divide evenly goes to the classes with the surest next row.
+    chosen[_best(np.asarray(runners_up, np.int64), margin, rest)] = True
     return chosen
 
 

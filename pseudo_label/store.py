@@ -18,7 +18,7 @@ import pyarrow.parquet
 
 from adapt.core.errors import CheckpointError
 from adapt.core.scorer import FloatArray
-from pseudo_label.tasks import TaskConfig, TaskRow
+from pseudo_label.tasks import TaskConfig, TaskRow, labels_of
 from pseudo_label.zero_shot import PromptKeys
 
 SCORES_FILE = "scores.parquet"
@@ -79,11 +79,6 @@ class Provenance:
     criterion: str
     method: str
     checkpoint: str
-
-
-def labels_of(row: TaskRow, task: TaskConfig) -> list[str]:
-    """Return the names of a row's candidates: the task's labels, or the places in its own list."""
-    return task.labels if row.candidates is None else [str(i) for i in range(len(row.candidates))]
 
 
 def write_scores(path: Path, task: TaskConfig, rows: Sequence[TaskRow], keys: Sequence[PromptKeys], checkpoint: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adapt.core.artifacts import write_atomically
 from adapt.core.errors import DataError
-from pseudo_label.tasks import TaskConfig, TaskRow
+from pseudo_label.tasks import TaskConfig, TaskRow, labels_of
 
 
 def write_submission(path: Path, task: TaskConfig, rows: Sequence[TaskRow], predictions: Sequence[str]) -> None:
@@ -27,7 +27,7 @@ def write_submission(path: Path, task: TaskConfig, rows: Sequence[TaskRow], pred
         raise DataError(f"{path.name}: id {twice} occurs more than once in the rows to predict")
     lines = []
     for row, prediction in zip(rows, predictions, strict=True):
-        if row.candidates is None and prediction not in task.label_words:
+        if prediction not in labels_of(row, task):
             raise DataError(f"{path.name}: '{prediction}' is not a label of task '{task.name}'")
         answer: str | int = prediction if row.candidates is None else int(prediction)
         lines.append(json.dumps({"id": row.id, task.submission_key: answer}, ensure_ascii=False))

@@ -79,7 +79,7 @@ class TaskRow:
     @property
     def digest(self) -> str:
         """A digest of the row's texts, to find the same example in another split."""
-        return text_digest("\x1f".join(self.texts.values()))
+        return text_digest("\x00".join(self.texts.values()))
 
 
 def load_task(name: str, directories: list[Path]) -> TaskConfig:
@@ -93,9 +93,11 @@ def load_task(name: str, directories: list[Path]) -> TaskConfig:
         if path.is_file():
             try:
                 content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except yaml.YAMLError as error:
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
-            task: TaskConfig = from_plain(TaskConfig, _words_as_text({"name": name, **(content or {})}), str(path))
+            if not isinstance(content, dict):
+                raise ConfigError(f"{path}: expected a mapping of task settings")
+            task: TaskConfig = from_plain(TaskConfig, _words_as_text({"name": name, **content}), str(path))
             problems = _problems(task)
             if problems:
                 raise ConfigError(f"{path}: " + "; ".join(problems))
@@ -146,8 +148,13 @@ def row_from(record: Mapping[str, Any], task: TaskConfig, where: str, line: int)
     label = _label_name(_at(record, task.label_path))
     if label is not None and task.candidates is None and label not in task.label_words:
         raise DataError(f"{where}, line {line}: label '{label}' has no label word; add it under label_words of task '{task.name}'")
-    row_id = next((record[key] for key in task.id_paths if key in record), line - 1)
+    row_id = next((found for path in task.id_paths if (found := _at(record, path)) is not None), line - 1)
     return TaskRow(id=row_id, texts=texts, label=label, candidates=candidates, line=line)
+
+
+def labels_of(row: TaskRow, task: TaskConfig) -> list[str]:
+    """Return the names of a row's candidates: the task's labels, or the places in its own list."""
+    return task.labels if row.candidates is None else [str(i) for i in range(len(row.candidates))]
 
 
 def _text_at(record: Mapping[str, Any], spec: FieldConfig, name: str, where: str, line: int) -> str:
@@ -178,11 +185,11 @@ def _label_name(value: Any) -> str | None:
 
 
 def _words_as_text(content: Any) -> Any:
-    """YAML reads 100: 故事 with a number for a key; labels are text."""
+    """Labels are text, but YAML reads 100: 故事 with a number for a key, and true: 对 with a truth value."""
     if isinstance(content, dict):
-        return {str(key): _words_as_text(value) for key, value in content.items()}
+        return {_label_name(key): _words_as_text(value) for key, value in content.items()}
     if isinstance(content, list):
-        return [str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in content]
+        return [_label_name(item) if isinstance(item, int) else item for item in content]
     return content
 
 

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+_MANIFEST_KEYS = ("stage", "key", "digest", "config", "inputs", "files", "metrics", "created")
 _RECORDED_PACKAGES = ("torch", "deepspeed", "sentencepiece", "datasets", "hydra-core", "numpy", "safetensors")
 _HASH_STEP_BYTES = 1 << 22
 _ALWAYS_HASHED_BYTES = 1 << 26
@@ -135,15 +136,20 @@ def open_artifact(path: Path) -> Artifact:
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{path}: is not a complete artifact (no {MANIFEST})") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path / MANIFEST}: not valid JSON ({error})") from error
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{path / MANIFEST}: expected a JSON object")
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(
             f"{path / MANIFEST}: schema version {manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}"
         )
-    return dict(manifest)
+    lacking = [key for key in _MANIFEST_KEYS if key not in manifest]
+    if lacking:
+        raise CheckpointError(f"{path / MANIFEST}: lacks {', '.join(lacking)}")
+    return manifest
 
 
 def write_manifest(path: Path, key: StageKey, metrics: Mapping[str, Any], created: str) -> None:

@@ -110,13 +110,12 @@ def _build_dataclass(kind: Any, value: Any, path: str, problems: list[str]) -> A
     if not isinstance(value, Mapping):
         problems.append(f"{path or 'top level'}: expected a mapping, found {value!r}")
         return None
-    if hasattr(kind, "choices") and "name" in value:
-        choices = kind.choices()
-        if value["name"] not in choices:
-            names = sorted(choices)
-            problems.append(f"{_join(path, 'name')}: unknown '{value['name']}'{suggest(str(value['name']), names)}")
+    if hasattr(kind, "choices"):
+        choices, name = kind.choices(), value.get("name", kind.name)
+        if not isinstance(name, str) or name not in choices:
+            problems.append(f"{_join(path, 'name')}: unknown '{name}'{suggest(str(name), sorted(choices))}")
             return None
-        kind = choices[value["name"]]
+        kind = choices[name]
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
     for key in value:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ def find_corpus(patterns: list[str]) -> list[CorpusFile]:
         for match in matches:
             if not match.name.endswith(_SUFFIXES):
                 raise DataError(f"{match}: not a corpus file; known endings: {', '.join(_SUFFIXES)}")
-            found[match] = CorpusFile(path=match, domain=match.name.split(".")[0].split("_")[0])
+            found[match.resolve()] = CorpusFile(path=match, domain=match.name.split(".")[0].split("_")[0])
     return [found[path] for path in sorted(found)]
 
 
@@ -79,11 +80,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, raw in enumerate(stream, start=1):
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 yield number, line.rstrip("\r\n")
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise DataError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, line {number}: not UTF-8") from error
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}, after line {number}: a damaged gzip file") from error
 
 
@@ -117,7 +118,10 @@ def _expand(pattern: str) -> list[Path]:
     if path.is_file():
         return [path]
     anchor = Path(path.anchor) if path.is_absolute() else Path()
-    return [match for match in anchor.glob(str(path.relative_to(anchor))) if match.is_file()]
+    try:
+        return [match for match in anchor.glob(str(path.relative_to(anchor))) if match.is_file()]
+    except (ValueError, IndexError, NotImplementedError) as error:
+        raise DataError(f"data.corpus: '{pattern}' is not a pattern of files ({error})") from error
 
 
 def _text_of(line: str, path: Path, number: int) -> str:
@@ -126,4 +130,8 @@ def _text_of(line: str, path: Path, number: int) -> str:
     text = parse_json_line(line, path, number).get("text")
     if not isinstance(text, str):
         raise DataError(f"{path}, line {number}: has no text field of type string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{path}, line {number}: its text has half a surrogate pair") from error
     return text

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from adapt.core.errors import ConfigError
 from adapt.core.runtime import generator_for
 from adapt.core.spans import IntArray, LabelForm, Reading, Span, SpannedText, read_with_targets
 from adapt.text.tokenized_corpus import TokenizedCorpus
@@ -51,11 +52,19 @@ class StepOrder:
 
 
 class PackedCorpus:
-    """A tokenized corpus as rows of at most `context_length` tokens."""
+    """A tokenized corpus as rows of at most `context_length` tokens.
+
+    The first token of a later piece of a long document is read but not predicted; a lone last token is dropped.
+
+    Raises:
+        ConfigError: spans are to be masked, but there is no mask token.
+    """
 
     def __init__(
         self, corpus: TokenizedCorpus, context_length: int, seed: int, span_mask_share: float, mask_id: int | None
     ) -> None:
+        if span_mask_share and mask_id is None:
+            raise ConfigError("pretrain.span_mask_share: this tokenizer has no <mask>; set it to 0")
         self._corpus = corpus
         self._seed = seed
         self._span_mask_share = span_mask_share
@@ -75,7 +84,7 @@ class PackedCorpus:
         kinds = np.full(len(ids), int(Span.CONTEXT), np.int64)
         form = LabelForm.CLM
         random = generator_for("mask", self._seed, epoch, piece) if self._span_mask_share else None
-        if random is not None and self._mask_id is not None and len(ids) > 2 and random.random() < self._span_mask_share:
+        if random is not None and len(ids) > 2 and random.random() < self._span_mask_share:
             size = int(random.integers(1, min(_LONGEST_MASKED_SPAN, len(ids) - 2) + 1))
             place = int(random.integers(2, len(ids) - size + 1))
             kinds[place : place + size] = int(Span.LABEL)

@@ -1,7 +1,8 @@
 """SentencePiece BPE tokenizers: training, loading and the rules that keep Chinese text whole.
 
 Training uses the `identity` normalizer, so that full-width punctuation (，？：) stays what it is, no dummy prefix, and byte
-fallback, so that encoding and decoding give the text back. `<mask>` is a control symbol: no text can produce it.
+fallback, so that encoding and decoding give the text back (but for U+2581, SentencePiece's own sign for the space). `<mask>`
+is a control symbol: no text can produce it.
 (Kudo and Richardson 2018, arXiv:1808.06226; Sennrich et al. 2016, arXiv:1508.07909 for BPE.)
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 import sentencepiece
 
 from adapt.core.errors import AdaptError, CheckpointError, ConfigError
+from adapt.core.runtime import generator_for
 
 PAD, UNK, BOS, EOS, MASK = "<pad>", "<unk>", "<s>", "</s>", "<mask>"
 MODEL_FILE = "tokenizer.model"
@@ -97,7 +99,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, where: str) -
 
     def lines() -> Iterator[str]:
         try:
-            yield from (line for text in texts for line in text.split("\n") if line)
+            yield from _sample((line for text in texts for line in text.split("\n") if line), config.max_sentences)
         except AdaptError as error:  # SentencePiece would wrap it in an error of its own
             failures.append(error)
             raise
@@ -114,8 +116,9 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, where: str) -
             remove_extra_whitespaces=False,
             byte_fallback=True,
             split_digits=True,
-            input_sentence_size=config.max_sentences,
-            shuffle_input_sentence=True,
+            required_chars="\u2581",  # the space: without it, a corpus without spaces could not spell one
+            input_sentence_size=0,
+            shuffle_input_sentence=False,
             max_sentence_length=_MAX_SENTENCE_BYTES,
             num_threads=config.threads,
             control_symbols=[MASK],
@@ -132,8 +135,23 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, where: str) -
     except RuntimeError as error:
         if failures:
             raise failures[0] from None
-        reason = str(error).rsplit("]", 1)[-1].strip() or str(error)
+        reason = str(error).rsplit("]", 1)[-1].strip() or "no usable text"
         raise ConfigError(
-            f"{where}: cannot train a vocabulary of {config.vocab_size} ({reason}); lower tokenizer.vocab_size or give more text"
+            f"{where}: cannot train a vocabulary of {config.vocab_size} ({reason}); change tokenizer.vocab_size or give more text"
         ) from error
     return Tokenizer(writer.getvalue(), where)
+
+
+def _sample(lines: Iterable[str], size: int) -> list[str]:
+    """Draw at most `size` lines, each with the same chance (reservoir sampling), the same ones every time.
+
+    SentencePiece's own sampling differs from process to process.
+    """
+    random = generator_for("tokenizer sample")
+    kept: list[str] = []
+    for count, line in enumerate(lines):
+        if count < size:
+            kept.append(line)
+        elif (place := int(random.integers(count + 1))) < size:
+            kept[place] = line
+    return kept

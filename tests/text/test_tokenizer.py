@@ -143,7 +143,7 @@ def test_too_large_a_vocabulary_is_refused_with_a_hint(demo_lines: list[str]) ->
         train_tokenizer(demo_lines, TokenizerConfig(vocab_size=100_000), "tiny corpus")
     message = str(caught.value)
     assert message.startswith("tiny corpus: cannot train a vocabulary of 100000")
-    assert "lower tokenizer.vocab_size or give more text" in message
+    assert "change tokenizer.vocab_size or give more text" in message
     assert "\n" not in message
 
 

@@ -24,12 +24,14 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from adapt.core.errors import AdaptError, ConfigError
 from adapt.core.registry import suggest
 from adapt.core.runtime import set_up_logging
-from adapt.core.typed import defaults_of, from_plain
+from adapt.core.typed import defaults_of, digest_of, from_plain
 from adapt.model.routers.contract import all_routers
 from pipelines.launch import USER_ERROR_CODE
 from pipelines.locations import conf_dir, demo_dir
 from pipelines.schema import PipelineConfig
 from pipelines.walk import accuracy_table, places, walk
+
+_LONGEST_NAME = 120
 
 
 def main(config_name: str, act: Callable[[PipelineConfig, str | None], None] | None = None) -> NoReturn:
@@ -83,13 +85,20 @@ def _long_form(argument: str) -> str:
 
 
 def _act_on(config: DictConfig, act: Callable[[PipelineConfig, str | None], None]) -> None:
-    point = None
-    if HydraConfig.get().mode is RunMode.MULTIRUN:
-        point = re.sub(r"[^\w.,=+-]", "", HydraConfig.get().job.override_dirname) or "point"
+    point = _point_name() if HydraConfig.get().mode is RunMode.MULTIRUN else None
     try:
         act(checked(config), point)
     except AdaptError as error:
         _leave(str(error))  # here, before Hydra adds lines of its own
+
+
+def _point_name() -> str:
+    """Name a point of a sweep by what it varies: the overrides that do not stand on the command line as they are."""
+    varied = [override for override in HydraConfig.get().overrides.task if override not in sys.argv[1:]]
+    name = re.sub(r"[^\w.,=+-]", "", ",".join(varied)) or "point"
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}-{digest_of(varied)[:8]}"
+    return name
 
 
 def _walk(config: PipelineConfig, point: str | None) -> None:

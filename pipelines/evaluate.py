@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.checkpoint.opening import open_checkpoint
-from adapt.core.artifacts import Artifact, StageKey, is_artifact, open_artifact
+from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey, is_artifact, open_artifact
 from adapt.core.errors import DataError
 from adapt.core.typed import to_plain
 from pipelines.pseudo_label import adaptation_rows
@@ -26,7 +26,6 @@ from pseudo_label.tasks import TaskConfig, TaskRow, read_split, split_path
 
 NAME = "evaluate"
 PER_TASK = True
-METRICS_FILE = "metrics.json"
 DECISION_FILE = "decision.json"
 
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapt.core.artifacts import Artifact, StageKey
+from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey
 from adapt.core.typed import from_plain, to_plain
-from pipelines.evaluate import DECISION_FILE, METRICS_FILE, adapted_artifact
+from pipelines.evaluate import DECISION_FILE, adapted_artifact
 from pipelines.stage import Plan, Walk, weights_of
 from pseudo_label.decision import Decision
 from pseudo_label.labelling import ScoringConfig

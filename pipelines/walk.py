@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from adapt.core.artifacts import is_artifact
+from adapt.core.artifacts import METRICS_FILE, is_artifact
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
 from pipelines import continue_pretrain, evaluate, export, predict, pretrain, pseudo_label, report, tokenizer
@@ -45,7 +45,7 @@ def accuracy_table(current: Walk) -> str:
         path = current.directory / evaluate.NAME / name
         if not is_artifact(path):
             continue
-        for row in json.loads((path / evaluate.METRICS_FILE).read_text(encoding="utf-8")):
+        for row in json.loads((path / METRICS_FILE).read_text(encoding="utf-8")):
             low, high = row["ci95"]
             cell = f"{100 * row['accuracy']:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
             rows.setdefault((row["task"], f"{row['split']} ({row['n']})", row["method"]), {})[row["model"]] = cell

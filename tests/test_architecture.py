@@ -130,7 +130,8 @@ def test_ranks_import_no_hydra(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    code = "import sys, pipelines.worker; print([m for m in ('hydra', 'omegaconf', 'wandb', 'deepspeed') if m in sys.modules])"
+    packages = "('hydra', 'omegaconf', 'wandb', 'deepspeed')"
+    code = f"import sys, pipelines.rank, pipelines.worker; print([m for m in {packages} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -29,6 +29,8 @@ from adapt.core.typed import digest_of
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+# Metrics say something about an artifact (how long it took, say): they are listed and checked, but no part of its digest.
+METRICS_FILE = "metrics.json"
 SCHEMA_VERSION = 1
 _MANIFEST_KEYS = ("stage", "key", "digest", "config", "inputs", "files", "metrics", "created")
 _RECORDED_PACKAGES = ("torch", "deepspeed", "sentencepiece", "datasets", "hydra-core", "numpy", "safetensors")
@@ -158,7 +160,8 @@ def write_manifest(path: Path, key: StageKey, metrics: Mapping[str, Any], create
     for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST):
         files.append({"path": str(file.relative_to(path)), "size": file.stat().st_size, "sha256": sha256_of_file(file)})
     inputs = {name: {"path": str(a.path), "digest": a.digest} for name, a in key.inputs.items()}
-    content = {"stage": key.stage, "files": files, "inputs": {n: r["digest"] for n, r in inputs.items()}}
+    hashed = [entry for entry in files if entry["path"] != METRICS_FILE]
+    content = {"stage": key.stage, "files": hashed, "inputs": {n: r["digest"] for n, r in inputs.items()}}
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "stage": key.stage,

@@ -1,0 +1,31 @@
+"""What a rank does with its job: threads, logging, the stage's training function, and user errors told to the parent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from adapt.core.errors import AdaptError
+from adapt.core.runtime import rank_from_environment, set_up_logging
+from pipelines import continue_pretrain, pretrain
+from pipelines.launch import USER_ERROR_CODE
+
+JOBS = {pretrain.NAME: pretrain.train_rank, continue_pretrain.NAME: continue_pretrain.train_rank}
+
+
+def run_rank(path: Path) -> int:
+    """Run the job in `path` on this rank; a user error is left in `rank-<n>.error` beside it."""
+    rank = rank_from_environment()
+    set_up_logging(rank.rank)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    job: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        JOBS[job["stage"]](job, rank)
+    except AdaptError as error:
+        (path.parent / f"rank-{rank.rank}.error").write_text(str(error), encoding="utf-8")
+        return USER_ERROR_CODE
+    return 0

@@ -60,7 +60,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             "base": str(weights_of(base).resolve()),
             "labels": str((labels.path / LABELS_FILE).resolve()),
             "rows": str(split_path(walk.data_root(), task, "unlabeled").resolve()),
-            "job": training_job(walk, NAME, task.name, train_config(settings, steps), result, work),
+            "job": training_job(walk, NAME, task.name, config.objective, train_config(settings, steps), result, work),
         }
         launch(job, work, config.engine.world_size, config.engine.threads)
         return {"is_adapted": True, **training_metrics(result, work)}

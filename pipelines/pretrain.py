@@ -12,6 +12,7 @@ from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain, to_plain
 from adapt.model.gpt import GPT, GPTConfig, materialize
+from adapt.objective import ObjectiveConfig, PartWeights
 from adapt.text.corpus import find_corpus
 from adapt.text.packing import PackedCorpus, RowSource, SomeRows
 from adapt.text.tokenized_corpus import open_tokenized, tokenize_corpus
@@ -27,7 +28,7 @@ PER_TASK = False
 
 
 def plan(walk: Walk, task: TaskConfig | None) -> Plan:
-    """Pretrain `model` on `data.corpus` under the run's objective."""
+    """Pretrain `model` on `data.corpus`: next-token loss, a small share of masked spans, and the run's balance loss."""
     config = walk.config
     tokenizer_artifact = walk.require("tokenizer")
     tokenizer = Tokenizer.load(tokenizer_artifact.path)
@@ -49,6 +50,8 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
         settings = config.pretrain
+        weights = PartWeights(pseudo_label=settings.span_mask_weight)
+        objective = ObjectiveConfig(weights=weights, balance=config.objective.balance)
         train, held_out = tokenize_corpus(files, tokenizer, work / "corpus", settings.held_out_share)
         job = {
             "stage": NAME,
@@ -59,7 +62,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             "held_out_rows": settings.held_out_rows,
             "span_mask_share": settings.span_mask_share,
             "domains": sorted({file.domain for file in files}),
-            "job": training_job(walk, NAME, None, train_config(settings, settings.steps), result, work),
+            "job": training_job(walk, NAME, None, objective, train_config(settings, settings.steps), result, work),
         }
         launch(job, work, config.engine.world_size, config.engine.threads)
         return training_metrics(result, work)
@@ -96,12 +99,14 @@ def train_config(settings: Any, steps: int) -> TrainConfig:
     )
 
 
-def training_job(walk: Walk, stage: str, task: str | None, train: TrainConfig, result: Path, work: Path) -> dict[str, Any]:
+def training_job(
+    walk: Walk, stage: str, task: str | None, objective: ObjectiveConfig, train: TrainConfig, result: Path, work: Path
+) -> dict[str, Any]:
     """Build the plain form of `TrainJob` that ranks read."""
     config = walk.config
     return {
         "engine": to_plain(config.engine),
-        "objective": to_plain(config.objective),
+        "objective": to_plain(objective),
         "train": to_plain(train),
         "tracker": to_plain(config.tracker),
         "name": f"{walk.name}/{stage}" + (f"/{task}" if task else ""),

@@ -38,7 +38,11 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Base pretraining. `span_mask_share` of the documents have a short span masked, so that <mask> is trained."""
+    """Base pretraining.
+
+    `span_mask_share` of the documents have a short span masked, so that <mask> is trained; these few tokens' mean loss counts
+    `span_mask_weight` beside the context's 1.
+    """
 
     steps: int = 1000
     batch_rows: int = 32
@@ -47,6 +51,7 @@ class PretrainConfig:
     held_out_share: float = 0.01
     held_out_rows: int = 64
     span_mask_share: float = 0.1
+    span_mask_weight: float = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,7 @@ def interval_chart(title: str, intervals: Sequence[Interval], low: float, high: 
     row_height = 14 * len(series) + 10
     height = _TOP + row_height * len(rows) + _BOTTOM
     left = 190
-    x_axis = _scale(low, high, left, WIDTH - _RIGHT)
+    x_axis = _scale(low, high, left, WIDTH - 30)
     body = ""
     for tick in _ticks(low, high):
         x = x_axis(tick)

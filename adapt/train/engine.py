@@ -29,7 +29,9 @@ try:
     with contextlib.redirect_stdout(sys.stderr):
         import deepspeed
         from deepspeed.utils import logger as deepspeed_logger
-except OSError as import_error:  # a missing CUDA_HOME or compiler surfaces as one of these
+except Exception as import_error:  # a missing CUDA_HOME surfaces as an error class that only DeepSpeed itself can name
+    if not isinstance(import_error, OSError) and type(import_error).__name__ != "MissingCUDAException":
+        raise
     raise ConfigError(
         f"deepspeed cannot be imported ({import_error}); set CUDA_HOME, or DS_ACCELERATOR=cpu to train on the CPU"
     ) from import_error
@@ -47,7 +49,8 @@ class Engine:
         self.rank = rank
         self.device = torch.device("cuda", rank.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self._model = model
-        self._exact = {name: p.detach().clone() for name, p in model.named_parameters()}
+        is_rounded = config.precision is Precision.BF16
+        exact = {name: p.detach().clone() for name, p in model.named_parameters()} if is_rounded else {}
         if not torch.distributed.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             with contextlib.redirect_stdout(sys.stderr):
@@ -63,10 +66,9 @@ class Engine:
                 model=model, optimizer=adamw, config=deepspeed_config(config, optimizer), dist_init_required=False
             )
         self._create_moments(0)
-        if config.precision is Precision.BF16:
+        if is_rounded:
             # DeepSpeed made its fp32 masters from rounded weights; give it the exact ones.
-            self.set_weights(self._exact)
-        self._exact = {}
+            self.set_weights(exact)
 
     @property
     def module(self) -> nn.Module:

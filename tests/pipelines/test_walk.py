@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,24 @@ def test_labels_carry_their_provenance(smallest_run: Path) -> None:
         assert record["task"] == task
         assert record["checkpoint"] == base.digest
         assert record["prompt"] and record["criterion"] and record["scores"]
+
+
+def test_a_task_without_unlabeled_rows_keeps_the_base(
+    smallest_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(demo_dir() / "clue", tmp_path / "clue")
+    (tmp_path / "clue" / "demo_reviews" / "unlabeled.json").write_text("", encoding="utf-8")
+    arguments = [
+        *SMALLEST, "task=demo_reviews", f"data.root={tmp_path}/clue", f"checkpoint={smallest_run}/pretrain",
+        f"run.dir={tmp_path}/runs", "stages=[pseudo_label,continue_pretrain,evaluate,export,report]",
+    ]  # fmt: skip
+    code, text = in_process("run", arguments, monkeypatch, capsys)
+    assert code == 0, text
+    assert "no unlabeled rows" in text
+    assert "the base model stands" in text
+    metrics = json.loads((tmp_path / "runs" / "demo" / "evaluate" / "demo_reviews" / "metrics.json").read_text())
+    assert {row["model"] for row in metrics} == {"base"}
+    assert len(pseudo_label.load(tmp_path / "runs" / "demo" / "export" / "demo_reviews").predict(dev_rows("demo_reviews"))) == 60
 
 
 def test_evaluation_takes_any_checkpoint_and_split(

@@ -19,7 +19,7 @@ from adapt.core.typed import to_plain
 from pipelines.pseudo_label import adaptation_rows
 from pipelines.stage import Plan, Walk, plain_settings, weights_of
 from pseudo_label.accuracy import accuracy_of
-from pseudo_label.decision import Decision, Method, fit_decision
+from pseudo_label.decision import Decision, Method
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.submission import submission_name, write_submission
 from pseudo_label.tasks import TaskConfig, TaskRow, read_split, split_path
@@ -112,8 +112,8 @@ def _evaluate(
     opened = open_checkpoint(subject.weights, config.scorer)
     scorer = TaskScorer(task, scoring, opened.scorer, opened.tokenizer)
     methods = list(dict.fromkeys([*settings.methods, settings.method]))
-    fit_keys = scorer.keys(_fit_rows(walk, task)) if set(methods) != {Method.RAW} else []
-    decisions = {m: fit_decision(m, fit_keys, task, coarse_to_fine=settings.coarse_to_fine) for m in methods}
+    fit_keys = scorer.keys(_fit_rows(walk, task)) if {Method.PRIOR, Method.ENSEMBLE} & set(methods) else []
+    decisions = {m: scorer.fit(m, fit_keys, coarse_to_fine=settings.coarse_to_fine) for m in methods}
     table: list[dict[str, Any]] = []
     for split, rows in splits.items():
         is_labelled = bool(rows) and all(row.label is not None for row in rows)

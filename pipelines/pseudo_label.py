@@ -15,7 +15,7 @@ from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.typed import to_plain
 from adapt.text.corpus import is_held_out
 from pipelines.stage import Plan, Walk, plain_settings, weights_of
-from pseudo_label.decision import fit_decision, margins, refuse_collapse, softmax
+from pseudo_label.decision import margins, refuse_collapse, softmax
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.selection import select
 from pseudo_label.store import LABELS_FILE, SCORES_FILE, Provenance, PseudoLabel, write_labels, write_scores
@@ -53,8 +53,9 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             with_groups=settings.coarse_to_fine and task.label_tree is not None,
         )
         opened = open_checkpoint(weights_of(base), config.scorer)
-        keys = TaskScorer(task, scoring, opened.scorer, opened.tokenizer).keys(rows)
-        decision = fit_decision(settings.method, keys, task, coarse_to_fine=settings.coarse_to_fine)
+        scorer = TaskScorer(task, scoring, opened.scorer, opened.tokenizer)
+        keys = scorer.keys(rows)
+        decision = scorer.fit(settings.method, keys, coarse_to_fine=settings.coarse_to_fine)
         scores = decision.scores(keys, task) if rows else np.empty((0, max(len(task.labels), 1)))
         refuse_collapse(scores, decision, task, settings.collapse_limit)
         held_out = np.asarray([is_held_out(row.digest, settings.held_out_share) for row in rows], dtype=bool)

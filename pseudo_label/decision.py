@@ -4,8 +4,9 @@ Legend: N rows, C labels, G groups.
 
 Raw likelihood of one prompt tends to predict one class. Two corrections, both fitted without labels:
 `prior`: one additive bias per class so that the mean posterior over the unlabeled rows is uniform. `ensemble`: the keys of several
-prompts, each centred per row, freed of its class means and scaled to unit spread, are averaged, and then prior-matched. Both assume
-roughly balanced classes; `raw` is always available beside them.
+prompts, each centred per row, freed of its class means and scaled to unit spread, are averaged, and then prior-matched. Both
+assume roughly balanced classes; `raw` is always available beside them. `content_free` needs no unlabeled rows: its bias evens
+out what the reference prompt says of texts without content (contextual calibration, Zhao et al. 2021, arXiv:2102.09690).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Method(enum.Enum):
     RAW = "raw"
     PRIOR = "prior"
     ENSEMBLE = "ensemble"
+    CONTENT_FREE = "content_free"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ class Decision:
 
 
 def fit_decision(method: Method, keys: Sequence[PromptKeys], task: TaskConfig, *, coarse_to_fine: bool) -> Decision:
-    """Fit a decision on the keys of unlabeled rows.
+    """Fit a decision on the keys of unlabeled rows (of content-free rows for `content_free`).
 
     `raw` and `prior` use the reference prompt, `ensemble` all prompts given. Without unlabeled rows, and for tasks whose rows bring
     their own candidates, there is nothing to fit per class: then the reference prompt decides as it is, and `n_fitted` is 0.
@@ -112,8 +114,10 @@ def fit_decision(method: Method, keys: Sequence[PromptKeys], task: TaskConfig, *
             return FittedScores(prompts=names)
         standards = {name: _standard(pick[name]) for name in names} if method is Method.ENSEMBLE else {}
         unbiased = FittedScores(prompts=names, standards=standards)
-        target = np.asarray(sizes, float) / sum(sizes)
-        biases = match_prior(unbiased.apply(pick), target)
+        if method is Method.CONTENT_FREE:
+            biases = -np.log(softmax(unbiased.apply(pick)).mean(axis=0))
+        else:
+            biases = match_prior(unbiased.apply(pick), np.asarray(sizes, float) / sum(sizes))
         return FittedScores(prompts=names, standards=standards, biases=biases.tolist())
 
     labels = fitted({n: by_prompt[n].labels_NC for n in names if n in by_prompt}, [1] * len(task.labels))

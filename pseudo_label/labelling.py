@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from adapt.core.scorer import FloatArray, Scorer
 from adapt.core.spans import LabelForm
 from adapt.text.tokenizer import Tokenizer
-from pseudo_label.decision import Decision
+from pseudo_label.decision import Decision, Method, fit_decision
 from pseudo_label.prompts import Prompt
 from pseudo_label.tasks import TaskConfig, TaskRow, labels_of
 from pseudo_label.zero_shot import PromptKeys, rank_rows
+
+CONTENT_FREE_TEXTS = ("", "无", "……")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,16 @@ class TaskScorer:
             rank_rows(self._scorer, self._prompts[name], rows, config.form, config.criterion, with_groups=config.with_groups)
             for name in (prompts or self._prompts)
         ]
+
+    def fit(self, method: Method, unlabeled: Sequence[PromptKeys], *, coarse_to_fine: bool) -> Decision:
+        """Fit a decision on the keys of unlabeled rows, or of content-free ones where the method asks for those."""
+        keys = unlabeled
+        if method is Method.CONTENT_FREE and self.task.candidates is None:
+            keys = self.keys([self._content_free(text) for text in CONTENT_FREE_TEXTS], [self.task.reference])
+        return fit_decision(method, keys, self.task, coarse_to_fine=coarse_to_fine)
+
+    def _content_free(self, text: str) -> TaskRow:
+        return TaskRow(id=None, texts=dict.fromkeys(self.task.fields, text), label=None, candidates=None, line=0)
 
     def scores(self, rows: Sequence[TaskRow], decision: Decision) -> FloatArray:
         """Return a decision's scores [rows, labels]."""

@@ -83,7 +83,7 @@ class Engine:
         """Clip, update, and return the global gradient norm before clipping.
 
         Raises:
-            TrainingError: the norm is not finite; the weights are as before.
+            TrainingError: the norm is not finite; what was saved before is intact.
         """
         for group in self._zero.param_groups:
             group["lr"] = lr

@@ -35,25 +35,30 @@ def launch(job: dict[str, Any], work: Path, world_size: int, threads: int | None
     """
     frozen = work / "job.yaml"
     write_atomically(frozen, yaml.safe_dump(job, allow_unicode=True, sort_keys=True))
-    port = _free_port()
+    port = free_port()
     threads = threads or max((os.cpu_count() or 1) // world_size, 1)
     ranks: list[subprocess.Popen[bytes]] = []
     with _logs(work, world_size) as logs, _stopped_in_the_end(ranks):
         for rank in range(world_size):
-            environment = {
-                **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(world_size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": str(threads),
-                "MOE_ADAPT_PARENT": str(os.getpid()),
-                "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]),
-            }
+            environment = rank_environment(rank, world_size, port, threads)
             command = [sys.executable, "-m", "pipelines.worker", str(frozen)]
             ranks.append(subprocess.Popen(command, env=environment, stderr=None if rank == 0 else logs[rank]))
         _wait(ranks, work)
+
+
+def rank_environment(rank: int, world_size: int, port: int, threads: int) -> dict[str, str]:
+    """Return a rank's environment: its place among the ranks, where they meet, its threads, and who its parent is."""
+    return {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": str(threads),
+        "MOE_ADAPT_PARENT": str(os.getpid()),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]),
+    }
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]], work: Path) -> None:
@@ -103,7 +108,8 @@ def _stopped_in_the_end(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
                 rank.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback interface that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -24,15 +24,18 @@ from pseudo_label.zero_shot import PromptKeys
 SCORES_FILE = "scores.parquet"
 LABELS_FILE = "labels.parquet"
 
+_WHO_AND_WHENCE = [
+    ("task", pyarrow.string()),
+    ("line", pyarrow.int64()),
+    ("id", pyarrow.string()),
+    ("text_digest", pyarrow.string()),
+    ("prompt", pyarrow.string()),
+    ("criterion", pyarrow.string()),
+    ("checkpoint", pyarrow.string()),
+]
 _SCORES_SCHEMA = pyarrow.schema(
     [
-        ("task", pyarrow.string()),
-        ("line", pyarrow.int64()),
-        ("id", pyarrow.string()),
-        ("text_digest", pyarrow.string()),
-        ("prompt", pyarrow.string()),
-        ("criterion", pyarrow.string()),
-        ("checkpoint", pyarrow.string()),
+        *_WHO_AND_WHENCE,
         ("labels", pyarrow.list_(pyarrow.string())),
         ("keys", pyarrow.list_(pyarrow.float64())),
         ("group_keys", pyarrow.list_(pyarrow.float64())),
@@ -40,14 +43,8 @@ _SCORES_SCHEMA = pyarrow.schema(
 )
 _LABELS_SCHEMA = pyarrow.schema(
     [
-        ("task", pyarrow.string()),
-        ("line", pyarrow.int64()),
-        ("id", pyarrow.string()),
-        ("text_digest", pyarrow.string()),
-        ("prompt", pyarrow.string()),
-        ("criterion", pyarrow.string()),
+        *_WHO_AND_WHENCE,
         ("method", pyarrow.string()),
-        ("checkpoint", pyarrow.string()),
         ("label", pyarrow.string()),
         ("margin", pyarrow.float64()),
         ("confidence", pyarrow.float64()),

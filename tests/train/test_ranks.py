@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +16,9 @@ from adapt.model.gpt import GPT, materialize
 from adapt.objective import PARTS, contribution, ledger_from, part_counts
 from adapt.text.packing import StepOrder
 from adapt.train.optimizer import learning_rate, parameter_groups
+from pipelines.launch import free_port, rank_environment
 
 TOLERANCE = 1e-5
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def plain_loop(name: str) -> dict[str, Any]:
@@ -55,22 +53,12 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """Launch every case once per world size."""
     world_size = request.param
     place = tmp_path_factory.mktemp(f"world{world_size}")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = []
-    for rank in range(world_size):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "PYTHONPATH": str(ROOT),
-        }
-        command = [sys.executable, str(Path(__file__).with_name("rank_cases.py")), str(place)]
-        ranks.append(subprocess.Popen(command, env=environment))
+    port = free_port()
+    script = str(Path(__file__).with_name("rank_cases.py"))
+    ranks = [
+        subprocess.Popen([sys.executable, script, str(place)], env=rank_environment(rank, world_size, port, threads=1))
+        for rank in range(world_size)
+    ]
     assert [rank.wait(timeout=240) for rank in ranks] == [0] * world_size
     return dict(torch.load(place / "results.pt", weights_only=True))
 

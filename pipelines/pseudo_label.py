@@ -19,7 +19,7 @@ from pseudo_label.decision import margins, refuse_collapse, softmax
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.selection import select
 from pseudo_label.store import LABELS_FILE, SCORES_FILE, Provenance, PseudoLabel, write_labels, write_scores
-from pseudo_label.tasks import TaskConfig, TaskRow, read_split, split_path
+from pseudo_label.tasks import TaskConfig, TaskRow, read_split, row_digest, split_path
 
 NAME = "pseudo_label"
 PER_TASK = True
@@ -58,7 +58,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         decision = scorer.fit(settings.method, keys, coarse_to_fine=settings.coarse_to_fine)
         scores = decision.scores(keys, task) if rows else np.empty((0, max(len(task.labels), 1)))
         refuse_collapse(scores, decision, task, settings.collapse_limit)
-        held_out = np.asarray([is_held_out(row.digest, settings.held_out_share) for row in rows], dtype=bool)
+        held_out = np.asarray([is_held_out(row_digest(row, task), settings.held_out_share) for row in rows], dtype=bool)
         selected = select(scores, ~held_out, settings.selection)
         confidence = softmax(scores).max(axis=1) if rows else np.empty(0)
         labels = [
@@ -100,13 +100,13 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
 def adaptation_rows(walk: Walk, task: TaskConfig, limit: int | None) -> tuple[list[TaskRow], int]:
     """Read the unlabeled rows that may be adapted on, and count those kept out because an evaluation split has their text."""
     excluded = {
-        row.digest
+        row_digest(row, task)
         for split in walk.config.data.exclude_eval
         if split_path(walk.data_root(), task, split).is_file()
         for row in read_split(walk.data_root(), task, split)
     }
     rows = read_split(walk.data_root(), task, "unlabeled")
-    allowed = [row for row in rows if row.digest not in excluded]
+    allowed = [row for row in rows if row_digest(row, task) not in excluded]
     return allowed[:limit], len(rows) - len(allowed)
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet
 
 from adapt.core.errors import CheckpointError
 from adapt.core.scorer import FloatArray
-from pseudo_label.tasks import TaskConfig, TaskRow, labels_of
+from pseudo_label.tasks import TaskConfig, TaskRow, labels_of, row_digest
 from pseudo_label.zero_shot import PromptKeys
 
 SCORES_FILE = "scores.parquet"
@@ -147,7 +147,7 @@ def _identity(task: TaskConfig, row: TaskRow) -> dict[str, Any]:
         "task": task.name,
         "line": row.line,
         "id": json.dumps(row.id, ensure_ascii=False),
-        "text_digest": row.digest,
+        "text_digest": row_digest(row, task),
     }
 
 

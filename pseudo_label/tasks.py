@@ -76,11 +76,6 @@ class TaskRow:
     candidates: tuple[str, ...] | None
     line: int
 
-    @property
-    def digest(self) -> str:
-        """A digest of the row's texts, to find the same example in another split."""
-        return text_digest("\x00".join(self.texts.values()))
-
 
 def load_task(name: str, directories: list[Path]) -> TaskConfig:
     """Read `<name>.yaml` from the first directory that has it.
@@ -150,6 +145,14 @@ def row_from(record: Mapping[str, Any], task: TaskConfig, where: str, line: int)
         raise DataError(f"{where}, line {line}: label '{label}' has no label word; add it under label_words of task '{task.name}'")
     row_id = next((found for path in task.id_paths if (found := _at(record, path)) is not None), line - 1)
     return TaskRow(id=row_id, texts=texts, label=label, candidates=candidates, line=line)
+
+
+def row_digest(row: TaskRow, task: TaskConfig) -> str:
+    """Return a digest of a row's texts, to find the same example in another split.
+
+    Optional fields (keywords, say) do not count: they are there in one split and not in the other.
+    """
+    return text_digest("\x00".join(row.texts[name] for name, spec in task.fields.items() if not spec.is_optional))
 
 
 def labels_of(row: TaskRow, task: TaskConfig) -> list[str]:

@@ -13,7 +13,7 @@ from adapt.core.typed import from_plain, to_plain
 from adapt.text.tokenizer import Tokenizer
 from pseudo_label.criteria.contract import get_criterion
 from pseudo_label.prompts import Prompt
-from pseudo_label.tasks import TaskConfig, TaskRow, load_task, read_rows, read_split, row_from, split_path
+from pseudo_label.tasks import TaskConfig, TaskRow, load_task, read_rows, read_split, row_digest, row_from, split_path
 
 TASKS = Path(__file__).resolve().parents[2] / "conf" / "task"
 
@@ -122,8 +122,9 @@ def test_the_id_is_id_or_idx_or_the_place_of_the_line(tmp_path: Path, keys: dict
 def test_rows_with_the_same_texts_have_the_same_digest(tmp_path: Path) -> None:
     task = task_from(tmp_path, PAIRS)
     one = row_of(task, sentence1="下雨 了", sentence2="天晴", label="neutral", id=1)
-    assert one.digest == row_of(task, sentence1="下雨了", sentence2="天晴\n", id=2).digest
-    assert one.digest != row_of(task, sentence1="天晴", sentence2="下雨了").digest
+    digest = row_digest(one, task)
+    assert digest == row_digest(row_of(task, sentence1="下雨了", sentence2="天晴\n", id=2), task)
+    assert digest != row_digest(row_of(task, sentence1="天晴", sentence2="下雨了"), task)
 
 
 @pytest.mark.parametrize("prefix", ["", "\ufeff"])
@@ -251,3 +252,9 @@ def test_every_shipped_task_loads_and_its_prompts_are_ready(name: str, tokenizer
         prompt = Prompt(task, prompt_name, tokenizer, 96)
         criterion = get_criterion(prompt.criterion)
         assert criterion.reads_label or not prompt.is_label_first, "a label before its text is not scored given the text"
+
+
+def test_an_optional_field_does_not_change_a_rows_digest(tmp_path: Path) -> None:
+    task = load_task("tnews", [TASKS])
+    full, bare = row_of(task, sentence="标题", keywords="一,二"), row_of(task, sentence="标题")
+    assert row_digest(full, task) == row_digest(bare, task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def run_rank(path: Path) -> int:
     """Run the job in `path` on this rank; a user error is left in `rank-<n>.error` beside it."""
     rank = rank_from_environment()
     set_up_logging(rank.rank)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # DeepSpeed's calls, nothing a user can mend
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     job: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:

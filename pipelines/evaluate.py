@@ -159,7 +159,7 @@ def _write_predictions(
     name = submission_name(task)
     if is_labelled or (split != "test" and (result / name).exists()):
         name = f"{split}_{name}"
-    write_submission(result / name, task, rows, guesses)
+    write_submission(result / name, task, rows, guesses, has_unique_ids=not is_labelled)
 
 
 def _write_decision(result: Path, scoring: ScoringConfig, decision: Decision) -> None:

@@ -11,10 +11,13 @@ from adapt.core.errors import DataError
 from pseudo_label.tasks import TaskConfig, TaskRow, labels_of
 
 
-def write_submission(path: Path, task: TaskConfig, rows: Sequence[TaskRow], predictions: Sequence[str]) -> None:
+def write_submission(
+    path: Path, task: TaskConfig, rows: Sequence[TaskRow], predictions: Sequence[str], *, has_unique_ids: bool = True
+) -> None:
     """Write `{"id": ..., "label": ...}` lines, one for every row in the rows' order.
 
     Labels are strings; a task whose rows bring their own candidates answers with the place of its choice, an integer.
+    `has_unique_ids=False` is for splits that were merged from several files and are not to be submitted.
 
     Raises:
         DataError: the number of predictions is wrong, an id occurs twice, or a prediction is none of the labels.
@@ -22,7 +25,7 @@ def write_submission(path: Path, task: TaskConfig, rows: Sequence[TaskRow], pred
     if len(rows) != len(predictions):
         raise DataError(f"{path.name}: {len(predictions)} predictions for {len(rows)} rows")
     ids = [json.dumps(row.id, ensure_ascii=False) for row in rows]
-    if len(set(ids)) != len(ids):
+    if has_unique_ids and len(set(ids)) != len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
         raise DataError(f"{path.name}: id {twice} occurs more than once in the rows to predict")
     lines = []

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from adapt.core.errors import DataError
+from pipelines.locations import conf_dir
 from pseudo_label.submission import submission_name, write_submission
-from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow
+from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow, load_task
 
 
 def task_of(**changes: Any) -> TaskConfig:
@@ -98,3 +99,10 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 def test_the_file_has_the_name_that_the_board_expects() -> None:
     assert submission_name(task_of()) == "planted_predict.json"
     assert submission_name(task_of(submission_file="tnewsf_predict.json")) == "tnewsf_predict.json"
+
+
+def test_labelled_splits_may_repeat_ids(tmp_path: Path) -> None:
+    task = load_task("eprstmt", [conf_dir() / "task"])
+    rows = [TaskRow(id=3, texts={"sentence": text}, label="Positive", candidates=None, line=1) for text in "甲乙"]
+    write_submission(tmp_path / "few.json", task, rows, ["Positive", "Negative"], has_unique_ids=False)
+    assert len((tmp_path / "few.json").read_text(encoding="utf-8").splitlines()) == 2

@@ -1,0 +1,78 @@
+"""Training and scoring speak of the same thing: a model trained on given labels answers with them, in both label forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import DEMO, tiny_config
+
+from adapt.core.errors import ConfigError
+from adapt.core.spans import LabelForm, Span
+from adapt.model.batches import collate
+from adapt.model.gpt import GPT, materialize
+from adapt.objective import BalanceConfig, ObjectiveConfig, PartWeights, contribution, part_counts
+from adapt.scoring.tree_scorer import ScorerConfig, TreeScorer
+from adapt.text.tokenizer import Tokenizer
+from pipelines.locations import conf_dir
+from pseudo_label.adaptation_data import adaptation_readings
+from pseudo_label.decision import Method
+from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
+from pseudo_label.store import PseudoLabel
+from pseudo_label.tasks import TaskConfig, load_task, read_rows
+
+STEPS = 40
+
+
+def given(task: TaskConfig, count: int) -> tuple[list, list[PseudoLabel]]:  # type: ignore[type-arg]
+    rows = list(read_rows(DEMO / "clue" / task.name / "dev.json", task))[:count]
+    labels = [
+        PseudoLabel(line=r.line, label=r.label or "", margin=1, confidence=1, scores=[], is_selected=True, is_held_out=False)
+        for r in rows
+    ]
+    return rows, labels
+
+
+@pytest.mark.parametrize("form", list(LabelForm))
+def test_a_model_trained_on_given_labels_answers_with_them(tokenizer: Tokenizer, form: LabelForm) -> None:
+    task = load_task("demo_topics", [conf_dir() / "task"])
+    rows, labels = given(task, 24)
+    model = materialize(GPT(tiny_config(init_std=0.05)), seed=0)
+    readings, _ = adaptation_readings(task, rows, labels, tokenizer, model.context_length, form)
+    batch = collate([[reading] for reading in readings])
+    counts = part_counts(batch, len(model.expert_counts))
+    even = [torch.full((n,), 1.0 / n) for n in model.expert_counts]
+    # The text's own loss is left out: with it a model this small needs minutes.
+    weights = PartWeights(context=0.0, prompt=0.0)
+    objective = ObjectiveConfig(pseudo_label=form, weights=weights, balance=BalanceConfig(weight=0.0))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        contribution(model, batch, counts, even, objective, 1).loss.backward()
+        optimizer.step()
+    scoring = ScoringConfig(form=form, prompts=["reference"])
+    scorer = TaskScorer(task, scoring, TreeScorer(model.eval(), ScorerConfig()), tokenizer)
+    answers = predictions(scorer.scores(rows, scorer.fit(Method.RAW, [], coarse_to_fine=False)), rows, task)
+    assert sum(a == r.label for a, r in zip(answers, rows, strict=True)) >= 23
+
+
+def test_held_out_and_unselected_rows_are_not_trained_on(tokenizer: Tokenizer) -> None:
+    task = load_task("demo_reviews", [conf_dir() / "task"])
+    rows, labels = given(task, 4)
+    states = [(True, False), (False, True), (False, False), (True, False)]
+    marked = [
+        PseudoLabel(line=x.line, label=x.label, margin=1, confidence=1, scores=[], is_selected=s, is_held_out=h)
+        for x, (s, h) in zip(labels, states, strict=True)
+    ]
+    training, held_out = adaptation_readings(task, rows, marked, tokenizer, 96, LabelForm.CLM)
+    assert (len(training), len(held_out)) == (2, 1)
+    assert all((reading.kinds_T == int(Span.LABEL)).any() for reading in [*training, *held_out])
+
+
+def test_masked_labels_want_their_text_first(tokenizer: Tokenizer) -> None:
+    task = load_task("demo_reviews", [conf_dir() / "task"])
+    first = TaskConfig(
+        name=task.name, fields=task.fields, label_words=task.label_words, prompts=task.prompts, reference="label_first"
+    )
+    rows, labels = given(task, 2)
+    with pytest.raises(ConfigError, match="label first"):
+        adaptation_readings(first, rows, labels, tokenizer, 96, LabelForm.MLM)

@@ -84,8 +84,8 @@ def splits_of(walk: Walk, task: TaskConfig) -> list[str]:
     wanted = walk.config.evaluate.splits
     found = [split for split in wanted if split_path(walk.data_root(), task, split).is_file()]
     if not found:
-        places = split_path(walk.data_root(), task, wanted[0] if wanted else "dev")
-        raise DataError(f"{places}: no such file, nor any other of evaluate.splits={wanted}; check data.root")
+        place = split_path(walk.data_root(), task, "dev").parent
+        raise DataError(f"{place}: has none of the splits {', '.join(wanted)} (evaluate.splits); check data.root")
     return found
 
 
@@ -109,6 +109,7 @@ def _evaluate(
         criterion=settings.criterion,
         with_groups=settings.coarse_to_fine and task.label_tree is not None,
     )
+    walk.say_if_treeless(task, wants_groups=settings.coarse_to_fine)
     opened = open_checkpoint(subject.weights, config.scorer)
     scorer = TaskScorer(task, scoring, opened.scorer, opened.tokenizer)
     methods = list(dict.fromkeys([*settings.methods, settings.method]))

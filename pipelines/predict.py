@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from adapt.core.artifacts import Artifact, StageKey, open_artifact, sha256_of_file, writable, write_atomically
+from adapt.core.artifacts import Artifact, StageKey, sha256_of_file, writable, write_atomically
 from adapt.core.errors import ConfigError, DataError
 from adapt.text.corpus import parse_json_line, read_lines
-from pipelines.stage import Plan, Walk
+from pipelines.stage import Plan, Walk, open_model_artifact
 from pseudo_label.predictor import Prediction, load
 from pseudo_label.tasks import TaskConfig, split_path
 
@@ -28,7 +28,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     """Label `input` with the export at `checkpoint`, or with the run's own export of the task."""
     config = walk.config
     if config.checkpoint is not None:
-        export = open_artifact(Path(config.checkpoint).resolve())
+        export = open_model_artifact(Path(config.checkpoint))
     else:
         export = walk.require("export", task)
     source = _source(walk, task)
@@ -42,11 +42,8 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     def build(result: Path, work: Path) -> Mapping[str, Any]:
         predictor = load(export.path, config.scorer.max_batch_tokens)
         records = read_records(source)
-        try:
-            answers = predictor.predict(records)
-        except DataError as error:
-            raise DataError(f"{source}: {error}") from error
-        text = "".join(_line(record, answer) for record, answer in zip(records, answers, strict=True))
+        answers = predictor.predict_rows([predictor.read(record, str(source), line) for line, record in records])
+        text = "".join(_line(record, answer) for (_, record), answer in zip(records, answers, strict=True))
         write_atomically(result / PREDICTIONS_FILE, text)
         if config.output is not None:
             place = Path(config.output)
@@ -62,22 +59,31 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     return Plan(key=key, build=build, describe=describe)
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines, or a csv/tsv file with a header line.
+def read_records(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Read JSON lines, or a csv/tsv file with a header line, as (line number, record).
 
     Raises:
-        DataError: a line is malformed, by file and line.
+        DataError: a line is malformed, by file and line, or there are none.
     """
-    if path.suffix in _CSV_ENDINGS:
-        lines = [line for _, line in read_lines(path)]
-        reader = csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
-        records = []
-        for record in reader:
-            if None in record or None in record.values():
-                raise DataError(f"{path}, line {reader.line_num}: has not as many columns as the header")
-            records.append(dict(record))
-        return records
-    return [parse_json_line(line, path, number) for number, line in read_lines(path) if line.strip()]
+    records = list(_table_records(path) if path.suffix in _CSV_ENDINGS else _json_records(path))
+    if not records:
+        raise DataError(f"{path}: has no rows to predict")
+    return records
+
+
+def _json_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in read_lines(path):
+        if line.strip():
+            yield number, parse_json_line(line, path, number)
+
+
+def _table_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    lines = [line for _, line in read_lines(path)]
+    reader = csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
+    for record in reader:
+        if None in record or None in record.values():
+            raise DataError(f"{path}, line {reader.line_num}: has not as many columns as the header")
+        yield reader.line_num, dict(record)
 
 
 def _source(walk: Walk, task: TaskConfig | None) -> Path:

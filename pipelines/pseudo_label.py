@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,6 @@ from pseudo_label.tasks import TaskConfig, TaskRow, read_split, row_digest, spli
 NAME = "pseudo_label"
 PER_TASK = True
 DECISION_FILE = "decision.json"
-
-logger = logging.getLogger("pipelines")
 
 
 def plan(walk: Walk, task: TaskConfig | None) -> Plan:
@@ -52,6 +49,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             criterion=settings.criterion,
             with_groups=settings.coarse_to_fine and task.label_tree is not None,
         )
+        walk.say_if_treeless(task, wants_groups=settings.coarse_to_fine)
         opened = open_checkpoint(weights_of(base), config.scorer)
         scorer = TaskScorer(task, scoring, opened.scorer, opened.tokenizer)
         keys = scorer.keys(rows)

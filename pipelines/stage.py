@@ -77,6 +77,11 @@ class Walk:
         paths = {split: split_path(self.data_root(), task, split) for split in splits}
         return {f"{task.name}/{split}": sha256_of_file(path) for split, path in paths.items() if path.is_file()}
 
+    def say_if_treeless(self, task: TaskConfig, *, wants_groups: bool) -> None:
+        """Say that coarse to fine has no effect on a task without a label tree."""
+        if wants_groups and task.label_tree is None:
+            logger.info("%s has no label_tree: its labels are ranked all at once", task.name)
+
     def place(self, stage: str, task: TaskConfig | None = None) -> str:
         return f"{self.name}/{stage}" if task is None else f"{self.name}/{stage}/{task.name}"
 
@@ -117,8 +122,13 @@ def open_model_artifact(path: Path) -> Artifact:
     Raises:
         CheckpointError: there is none, or it has no weights.
     """
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such directory; checkpoint= takes an artifact or export that holds a model")
     artifact = open_artifact(path.resolve())
-    weights_of(artifact)
+    try:
+        weights_of(artifact)
+    except CheckpointError:
+        raise CheckpointError(f"{path}: is the artifact of stage '{artifact.stage}' and holds no model weights") from None
     return artifact
 
 

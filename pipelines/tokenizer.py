@@ -39,7 +39,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
 
     def describe(artifact: Artifact) -> str:
         m = artifact.metrics
-        return f"{m['vocab_size']} tokens from {m['documents']} documents, {m['characters'] / 1e6:.1f}M characters"
+        return f"{m['vocab_size']} tokens from {m['documents']} documents, {m['characters']:,} characters"
 
     return Plan(key=key, build=build, describe=describe)
 

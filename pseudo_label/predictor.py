@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.checkpoint.opening import open_checkpoint
-from adapt.core.errors import CheckpointError
+from adapt.core.errors import CheckpointError, DataError
 from adapt.core.typed import from_plain, to_plain
 from adapt.scoring.tree_scorer import ScorerConfig
 from pseudo_label.decision import Decision, softmax
@@ -52,9 +52,19 @@ class Predictor:
         Raises:
             DataError: a row lacks a field.
         """
+        return self.predict_rows([self.read(row, "rows", i) for i, row in enumerate(rows, start=1)])
+
+    def read(self, record: Mapping[str, Any], where: str, line: int) -> TaskRow:
+        """Turn a mapping into a row of the task; `where` and `line` name it in errors.
+
+        Raises:
+            DataError: it is no mapping, or lacks a field.
+        """
         task = self.spec.task
-        unlabelled = [{k: v for k, v in row.items() if k != task.label_path.split(".")[0]} for row in rows]
-        return self.predict_rows([row_from(row, task, "row", i) for i, row in enumerate(unlabelled, start=1)])
+        if not isinstance(record, Mapping):
+            raise DataError(f"{where}, line {line}: expected a mapping with {', '.join(task.fields)}, found {record!r}")
+        label = task.label_path.split(".")[0]
+        return row_from({key: value for key, value in record.items() if key != label}, task, where, line)
 
     def predict_rows(self, rows: Sequence[TaskRow]) -> list[Prediction]:
         """Label rows that were read already."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.spans import LabelForm, Reading, Span, SpannedText, join_parts, read_with_targets
 from adapt.text.tokenizer import Tokenizer
+from pseudo_label.criteria.contract import get_criterion
 from pseudo_label.tasks import TaskConfig, TaskRow
 
 LABEL_SLOT = "label"
@@ -47,6 +48,10 @@ class Prompt:
         self.name = name
         self.task = task
         self.criterion = task.prompts[name].criterion
+        try:
+            get_criterion(self.criterion)
+        except ConfigError as error:
+            raise ConfigError(f"task '{task.name}', prompts.{name}.criterion: {error}") from error
         self.context_length = context_length
         self._tokenizer = tokenizer
         self._parts = parse_template(task, name)

@@ -89,7 +89,10 @@ def load_task(name: str, directories: list[Path]) -> TaskConfig:
             try:
                 content = yaml.safe_load(path.read_text(encoding="utf-8"))
             except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+                mark = getattr(error, "problem_mark", None)
+                line = f", line {mark.line + 1}" if mark is not None else ""
+                problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+                raise ConfigError(f"{path}{line}: not valid YAML ({problem})") from error
             if not isinstance(content, dict):
                 raise ConfigError(f"{path}: expected a mapping of task settings")
             task: TaskConfig = from_plain(TaskConfig, _words_as_text({"name": name, **content}), str(path))
@@ -165,7 +168,9 @@ def _text_at(record: Mapping[str, Any], spec: FieldConfig, name: str, where: str
     if found is None:
         if spec.is_optional:
             return ""
-        raise DataError(f"{where}, line {line}: has no '{spec.path}' (field '{name}')")
+        raise DataError(
+            f"{where}, line {line}: has no '{spec.path}' (field '{name}'); it has: {', '.join(map(str, record)) or 'nothing'}"
+        )
     text = spec.join.join(str(item) for item in found) if isinstance(found, list) else str(found)
     if spec.blank is not None and spec.blank not in text:
         raise DataError(f"{where}, line {line}: '{spec.path}' has no blank {spec.blank}")

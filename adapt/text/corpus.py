@@ -97,7 +97,7 @@ def parse_json_line(line: str, path: Path, number: int) -> dict[str, object]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno})") from error
+        raise DataError(f"{path}, line {number}: not valid JSON ({error.msg.removesuffix(' at')}, column {error.colno})") from error
     if not isinstance(row, dict):
         raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
     return row

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from command_line import SMALLEST, in_process
 
+import pseudo_label
+from adapt.core.errors import DataError
 from pipelines.locations import demo_dir
 
 
@@ -149,6 +151,33 @@ def test_a_checkpoint_with_another_tokenizer_is_refused(
     source.write_text('{"sentence": "好"}\n', encoding="utf-8")
     arguments = [f"checkpoint={place}", f"input={source}", f"run.dir={tmp_path}/runs"]
     refused("predict", arguments, ["tokenizer.model"], monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("id,text\n1,好\n", ["rows.csv, line 2", "sentence", "id, text"]),
+        ("id,sentence\n1,好\n2\n", ["rows.csv, line 3", "columns"]),
+        ("", ["rows.csv", "no rows"]),
+    ],
+)
+def test_rows_that_cannot_be_predicted_are_named(
+    content: str, words: list[str], smallest_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    source = tmp_path / "rows.csv"
+    source.write_text(content, encoding="utf-8")
+    output = tmp_path / "labels.jsonl"
+    arguments = [
+        f"checkpoint={smallest_run}/export/demo_reviews", f"input={source}", f"output={output}", f"run.dir={tmp_path}/runs",
+    ]  # fmt: skip
+    refused("predict", arguments, words, monkeypatch, capsys)
+    assert not output.exists()
+
+
+def test_python_rows_that_are_no_mappings_are_refused(smallest_run: Path) -> None:
+    with pytest.raises(DataError, match="expected a mapping with sentence"):
+        pseudo_label.load(smallest_run / "export" / "demo_reviews").predict(["好"])  # type: ignore[list-item]
 
 
 def test_a_place_that_cannot_be_written_is_named(

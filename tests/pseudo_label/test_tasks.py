@@ -234,7 +234,7 @@ def test_a_task_without_labels_and_without_candidates_is_refused(tmp_path: Path)
 
 
 def test_a_file_that_is_not_yaml_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"planted\.yaml: not valid YAML"):
+    with pytest.raises(ConfigError, match=r"planted\.yaml, line 1: not valid YAML"):
         task_from(tmp_path, "fields: {a: [")
 
 

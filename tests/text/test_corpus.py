@@ -115,7 +115,7 @@ def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path, name: str) -
 
 def test_json_is_parsed_with_its_column_in_the_error(tmp_path: Path) -> None:
     assert parse_json_line('{"a": [1]}', tmp_path, 1) == {"a": [1]}
-    with pytest.raises(DataError, match="line 7: not valid JSON .* at column 6"):
+    with pytest.raises(DataError, match="line 7: not valid JSON .*, column 6"):
         parse_json_line('{"a":}', tmp_path, 7)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.typed import from_plain, to_plain
 from adapt.model.gpt import GPT, GPTConfig
-from adapt.text.tokenizer import MODEL_FILE, Tokenizer
+from adapt.text.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -131,11 +131,6 @@ def check_vocabulary(tokenizer: Tokenizer, config: GPTConfig) -> None:
             f"{tokenizer.source}: has {tokenizer.vocab_size} tokens, but the model's vocabulary is {config.vocab_size}; "
             "set model.vocab_size to the tokenizer's, or give the tokenizer the model was trained with"
         )
-
-
-def checkpoint_files() -> tuple[str, ...]:
-    """Return the names that every checkpoint directory has."""
-    return CONFIG_FILE, INDEX_FILE, MODEL_FILE
 
 
 def _write_json(path: Path, value: object) -> None:

@@ -1,0 +1,57 @@
+"""`python -m pipelines.bench <name> [out=FILE.json] [option=value ...]`: print a benchmark's table and write its rows as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+from adapt.core.artifacts import writable, write_atomically
+from adapt.core.errors import AdaptError, ConfigError
+from pipelines.bench.contract import all_benchmarks
+from pipelines.launch import USER_ERROR_CODE
+
+
+def main(arguments: list[str]) -> int:
+    """Run one benchmark; return the exit code."""
+    try:
+        known = all_benchmarks()
+        if not arguments or "=" in arguments[0]:
+            raise ConfigError(f"name a benchmark; there are: {', '.join(known.names())}")
+        benchmark = known.get(arguments[0])
+        options = dict(_option(argument) for argument in arguments[1:])
+        out = options.pop("out", None)
+        rows = benchmark.run(options)
+        machine = {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+        sys.stdout.write(f"{benchmark.title}\nbaseline: {benchmark.baseline}; {platform.machine()}, {machine}\n")
+        sys.stdout.write(_table(rows) + "\n")
+        if out is not None:
+            content = {"name": benchmark.name, "baseline": benchmark.baseline, "machine": machine, "rows": rows}
+            with writable(Path(out)):
+                write_atomically(Path(out), json.dumps(content, indent=1) + "\n")
+    except AdaptError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return USER_ERROR_CODE
+    return 0
+
+
+def _option(argument: str) -> tuple[str, str]:
+    key, equals, value = argument.partition("=")
+    if not equals:
+        raise ConfigError(f"'{argument}': expected option=value")
+    return key, value
+
+
+def _table(rows: list[dict[str, object]]) -> str:
+    columns = list(rows[0])
+    cells = [columns, *[[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

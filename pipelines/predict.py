@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pseudo_label.tasks import TaskConfig, split_path
 NAME = "predict"
 PER_TASK = True
 PREDICTIONS_FILE = "predictions.jsonl"
+logger = logging.getLogger("pipelines")
 _CSV_ENDINGS = (".csv", ".tsv")
 
 
@@ -34,7 +36,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     source = _source(walk, task)
     key = StageKey(
         stage=NAME,
-        config={"output": config.output},
+        config=None,
         inputs={"export": export},
         files={source.name: sha256_of_file(source)},
     )
@@ -45,18 +47,20 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         answers = predictor.predict_rows([predictor.read(record, str(source), line) for line, record in records])
         text = "".join(_line(record, answer) for (_, record), answer in zip(records, answers, strict=True))
         write_atomically(result / PREDICTIONS_FILE, text)
+        return {"rows": len(records), "input": str(source)}
+
+    def describe(artifact: Artifact) -> str:
+        return f"{artifact.metrics['rows']} rows of {artifact.metrics['input']}"
+
+    def deliver(artifact: Artifact) -> None:
         if config.output is not None:
             place = Path(config.output)
             with writable(place):
                 place.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(place, text)
-        return {"rows": len(records), "input": str(source)}
+                write_atomically(place, artifact.file(PREDICTIONS_FILE).read_text(encoding="utf-8"))
+            logger.info("predict: written to %s", place)
 
-    def describe(artifact: Artifact) -> str:
-        place = f", written to {config.output}" if config.output else ""
-        return f"{artifact.metrics['rows']} rows of {artifact.metrics['input']}{place}"
-
-    return Plan(key=key, build=build, describe=describe)
+    return Plan(key=key, build=build, describe=describe, deliver=deliver)
 
 
 def read_records(path: Path) -> list[tuple[int, dict[str, Any]]]:

@@ -25,11 +25,15 @@ BuildFunction = Callable[[Path, Path], Mapping[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a stage is about to do: its key, how it is built, and a line for what came out."""
+    """What a stage is about to do: its key, how it is built, and a line for what came out.
+
+    `deliver` is done with the artifact every time, also when it was there already.
+    """
 
     key: StageKey
     build: BuildFunction
     describe: Callable[[Artifact], str]
+    deliver: Callable[[Artifact], None] | None = None
 
 
 class Stage(Protocol):
@@ -109,6 +113,8 @@ class Walk:
         started = time.monotonic()
         artifact, is_new = self.store.produce(plan.key, plan.build, force=self.config.force, created=_now)
         place = self.store.link(self.place(stage.NAME, task), artifact)
+        if plan.deliver is not None:
+            plan.deliver(artifact)
         if is_new:
             logger.info("%s: %s (%.1f s) -> %s", label, plan.describe(artifact), time.monotonic() - started, place)
         else:

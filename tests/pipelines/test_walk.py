@@ -87,6 +87,10 @@ def test_predict_labels_a_csv_of_the_users_own(
     answers = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
     assert [answer["id"] for answer in answers] == ["7", "8"]
     assert {answer["prediction"] for answer in answers} <= {"Positive", "Negative"}
+    output.unlink()
+    code, text = in_process("predict", arguments, monkeypatch, capsys)
+    assert "unchanged, skipped" in text
+    assert output.is_file(), "the output is delivered also when nothing had to be computed"
 
 
 def test_the_report_opens_without_a_network(smallest_run: Path) -> None:

@@ -109,7 +109,11 @@ def _loads(history: Sequence[Mapping[str, float]]) -> str:
 
 
 def _line(title: str, history: Sequence[Mapping[str, float]], names: Sequence[str]) -> str:
-    lines = [Line(name=n, points=[(line["step"], line[n]) for line in history]) for n in names]
+    """Draw columns of the history; a part that had nothing to predict at a step has no point there."""
+    lines = [
+        Line(name=n, points=[(line["step"], line[n]) for line in history if line.get(n.replace("loss/", "count/"), 1)])
+        for n in names
+    ]
     return line_chart(title, lines, "step")
 
 

@@ -60,7 +60,7 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float]], y_label: str) -> st
     y_axis = _scale(0.0, top, HEIGHT - _BOTTOM, _TOP)
     step = (WIDTH - _LEFT - _RIGHT) / max(len(bars), 1)
     body = f'<text x="4" y="{_TOP + 4}" class="tick">{html.escape(y_label)}</text>' + _y_ticks(0.0, top)
-    every = max(1, len(bars) // 16)
+    every = -(-len(bars) // 10)
     for index, (name, value) in enumerate(bars):
         x, y = _LEFT + index * step, y_axis(value)
         body += (

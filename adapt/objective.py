@@ -111,6 +111,7 @@ def contribution(
 ) -> Contribution:
     """Run a micro-batch and return its additive share of the objective.
 
+    A batch of padding only gives a zero gradient to every parameter, as ranks that reduce all gradients need.
     `counts_P` are the step's global counts; `lagged_shares_LE` the previous step's share of tokens by expert, per layer.
     """
     output = model(batch.inputs)
@@ -119,8 +120,6 @@ def contribution(
     sums = [*_token_sums(model, batch, output), balance]
     scale = config.part_weights() / counts_P.clamp_min(1.0) * (counts_P > 0)
     loss = torch.stack([part * float(s) for part, s in zip(sums, scale, strict=True)]).sum() * world_size
-    # A batch of padding only must still reach every parameter, since all ranks reduce all gradients.
-    loss = loss + (output.hidden_BTH.float() * 0.0).sum()
     return Contribution(
         loss=loss,
         sums_P=torch.stack([part.detach().double() for part in sums]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,15 +34,6 @@ SMALL, MASK = 60, 59
 UNEVEN = [torch.tensor([0.7, 0.1, 0.15, 0.05]), torch.tensor([0.05, 0.5, 0.05, 0.2, 0.1, 0.1])]
 WEIGHTS = PartWeights(context=1.0, prompt=0.5, pseudo_label=2.0)
 Cut = Callable[[list[Reading]], list[Batch]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other on busy cores cost tiny operations ten times their work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

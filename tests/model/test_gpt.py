@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,15 +16,6 @@ from adapt.model.inputs import ModelInputs
 from adapt.model.moe import DenseMLP, MoELayer
 
 SMALL = 60
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other on busy cores cost tiny operations ten times their work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def small_config(experts: list[int] | None = None, **changes: object) -> GPTConfig:

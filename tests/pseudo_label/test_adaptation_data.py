@@ -18,12 +18,12 @@ from pseudo_label.adaptation_data import adaptation_readings
 from pseudo_label.decision import Method
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.store import PseudoLabel
-from pseudo_label.tasks import TaskConfig, load_task, read_rows
+from pseudo_label.tasks import TaskConfig, TaskRow, load_task, read_rows
 
 STEPS = 40
 
 
-def given(task: TaskConfig, count: int) -> tuple[list, list[PseudoLabel]]:  # type: ignore[type-arg]
+def given(task: TaskConfig, count: int) -> tuple[list[TaskRow], list[PseudoLabel]]:
     rows = list(read_rows(DEMO / "clue" / task.name / "dev.json", task))[:count]
     labels = [
         PseudoLabel(line=r.line, label=r.label or "", margin=1, confidence=1, scores=[], is_selected=True, is_held_out=False)

@@ -22,15 +22,6 @@ LABELS = ([11], [12, 13], [12, 14, 15], [16], [12])
 LAYOUTS = ("label last", "tail after the label", "label first", "cloze in the middle")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other on busy cores cost tiny operations ten times their work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module", params=["dense", "sparse"])
 def model(request: pytest.FixtureRequest) -> GPT:
     experts = {"dense": [0], "sparse": [4, 6]}[request.param]

@@ -25,13 +25,17 @@ from adapt.core.errors import AdaptError, ConfigError
 from adapt.core.registry import suggest
 from adapt.core.runtime import set_up_logging
 from adapt.core.typed import defaults_of, digest_of, from_plain
+from adapt.model.gpt import GPTConfig
+from adapt.model.hf import HFConfig
 from adapt.model.routers.contract import all_routers
 from pipelines.launch import USER_ERROR_CODE
 from pipelines.locations import conf_dir, demo_dir
 from pipelines.schema import PipelineConfig
-from pipelines.walk import accuracy_table, places, walk
+from pipelines.tables import accuracy_table, coarse_table, criteria_table
+from pipelines.walk import places, walk
 
 _LONGEST_NAME = 120
+_FOREIGN = "hf"
 
 
 def main(config_name: str, act: Callable[[PipelineConfig, str | None], None] | None = None) -> NoReturn:
@@ -67,10 +71,38 @@ def checked(config: DictConfig) -> PipelineConfig:
     Raises:
         ConfigError: every missing key and wrong type, by dotted path.
     """
-    missing = sorted(OmegaConf.missing_keys(config))
+    is_foreign = config.model.kind == _FOREIGN
+    unneeded = [f"model.{key}" for key in (defaults_of(GPTConfig, None) if is_foreign else ["path"])]
+    missing = sorted(OmegaConf.missing_keys(config).difference(unneeded))
     if missing:
         raise ConfigError(f"mandatory keys are missing: {', '.join(missing)}")
-    return from_plain(PipelineConfig, OmegaConf.to_container(config, resolve=True), "configuration")
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return from_plain(PipelineConfig, {**plain, "model": _chosen_model(plain["model"])}, "configuration")
+
+
+def _schema(missing: Any) -> dict[str, Any]:
+    """Return all keys with their defaults; `model` has those of both kinds of model, of which `_chosen_model` keeps one."""
+    model = {"kind": "gpt", **defaults_of(GPTConfig, missing), **defaults_of(HFConfig, missing)}
+    return {**defaults_of(PipelineConfig, missing), "model": model}
+
+
+def _chosen_model(model: dict[str, Any]) -> dict[str, Any]:
+    """Keep the keys of the model's own kind.
+
+    Raises:
+        ConfigError: a key of the other kind was set.
+    """
+    sizes = {key: value for key, value in model.items() if key not in ("kind", "path")}
+    if model["kind"] != _FOREIGN:
+        if model["path"] != omegaconf.MISSING:
+            raise ConfigError("model.path: is for a Hugging Face base; add model=hf")
+        return sizes
+    defaults = defaults_of(GPTConfig, omegaconf.MISSING)
+    for key, value in sizes.items():
+        is_set = value["name"] != defaults[key]["name"] if key == "router" else value != defaults[key]
+        if is_set:
+            raise ConfigError(f"model.{key}: is not for model=hf, whose own config.json decides; leave it out")
+    return {"path": model["path"]}
 
 
 def _long_form(argument: str) -> str:
@@ -103,13 +135,14 @@ def _point_name() -> str:
 
 def _walk(config: PipelineConfig, point: str | None) -> None:
     done = walk(config, point)
-    sys.stdout.write("".join(f"{text}\n" for text in (accuracy_table(done), places(done)) if text))
+    ends = (accuracy_table(done), criteria_table(done), coarse_table(done), places(done))
+    sys.stdout.write("".join(f"{text}\n" for text in ends if text))
     sys.stdout.flush()
 
 
 def _register() -> None:
     store = ConfigStore.instance()
-    store.store(name="schema", node=defaults_of(PipelineConfig, omegaconf.MISSING))
+    store.store(name="schema", node=_schema(omegaconf.MISSING))
     for name in all_routers():
         store.store(group="model/router", name=name, node=defaults_of(all_routers().get(name).config, omegaconf.MISSING))
     if not OmegaConf.has_resolver("demo"):
@@ -133,7 +166,7 @@ def _first_line(error: Exception) -> str:
 
 def _unknown_key(path: str) -> str:
     """Name the longest part of a dotted path that exists, and the nearest key to what follows it."""
-    section: Any = defaults_of(PipelineConfig, None)
+    section: Any = _schema(None)
     for part in path.split("."):
         if not isinstance(section, dict) or part not in section:
             names = list(section) if isinstance(section, dict) else []

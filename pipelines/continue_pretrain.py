@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapt.checkpoint.weights import load_config, load_model, load_tokenizer
+from adapt.checkpoint.weights import load_model, load_tokenizer
 from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.errors import DataError
 from adapt.core.runtime import RankInfo
@@ -80,19 +80,19 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     spec: TrainJob = from_plain(TrainJob, job["job"], "job.yaml")
     task: TaskConfig = from_plain(TaskConfig, job["task"], "job.yaml")
     base = Path(job["base"])
-    config = load_config(base)
-    tokenizer = load_tokenizer(base, config)
+    model = load_model(base)
+    tokenizer = load_tokenizer(base, model)
     training, held_out = adaptation_readings(
         task,
         list(read_rows(Path(job["rows"]), task)),
         read_labels(Path(job["labels"])),
         tokenizer,
-        config.context_length,
+        model.context_length,
         spec.objective.pseudo_label,
     )
     measured: dict[str, RowSource] = {task.name: ReadingList(held_out)} if held_out else {}
     data = TrainData(training=ReadingList(training), held_out=measured)
-    run_training(load_model(base), tokenizer, data, spec, rank)
+    run_training(model, tokenizer, data, spec, rank)
 
 
 if __name__ == "__main__":

@@ -1,40 +1,47 @@
 """Stage `evaluate`: zero-shot accuracy of the base and the adapted model, and predictions for splits without labels.
 
-Evaluation is pseudo-labelling with a gold column: the same scorer, criteria and decisions.
+Evaluation is pseudo-labelling with a gold column: the same scores, criteria and decisions.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey, is_artifact, open_artifact
 from adapt.core.errors import DataError
 from adapt.core.typed import to_plain
-from pipelines.pseudo_label import adaptation_rows
-from pipelines.stage import Plan, Walk, plain_settings, weights_of
+from pipelines.criteria_table import CRITERIA_FILE, compare_criteria, criteria_pairs, pooled
+from pipelines.pseudo_label import coarse_of
+from pipelines.rows import LABELLED_SPLITS, adaptation_rows, existing, is_labelled
+from pipelines.scores import Scored, content_free_keys, scores_of
+from pipelines.stage import Plan, Walk, plain_settings
 from pseudo_label.accuracy import accuracy_of
-from pseudo_label.decision import Decision, Method
-from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
+from pseudo_label.coarse_to_fine import step_losses
+from pseudo_label.decision import Decision, Method, fit_decision
+from pseudo_label.labelling import ScoringConfig, predictions
 from pseudo_label.submission import submission_name, write_submission
 from pseudo_label.tasks import TaskConfig, TaskRow, read_split, split_path
+from pseudo_label.zero_shot import PromptKeys, passes_for
 
 NAME = "evaluate"
 PER_TASK = True
 DECISION_FILE = "decision.json"
+COARSE_FILE = "coarse_to_fine.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A model under evaluation: `base` or `adapted`."""
+    """A model under evaluation: `base` or `adapted`, its artifact, and how its scores are decided on."""
 
     name: str
-    weights: Path
+    model: Artifact
+    scoring: ScoringConfig
+    decisions: Mapping[Method, Decision]
+    fitted_on: Scored
 
 
 def plan(walk: Walk, task: TaskConfig | None) -> Plan:
@@ -52,23 +59,33 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             evaluate=settings,
             prompts=config.pseudo_label.prompts,
             form=config.objective.pseudo_label,
-            exclude=config.data.exclude_eval,
+            exclude=config.exclude_eval.splits,
             splits=splits,
         ),
         inputs=inputs,
-        files=walk.split_digests(task, [*splits, "unlabeled", *config.data.exclude_eval]),
+        files=walk.split_digests(task, [*splits, "unlabeled", *config.exclude_eval.splits]),
     )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
-        subjects = [Subject(name="base", weights=weights_of(base))]
+        models = {"base": base}
         if adapted is not None and adapted.metrics["is_adapted"]:
-            subjects.append(Subject(name="adapted", weights=weights_of(adapted)))
+            models["adapted"] = adapted
+        walk.say_if_treeless(task, wants_groups=settings.coarse_to_fine)
         rows_by_split = {split: read_split(walk.data_root(), task, split) for split in splits}
-        table: list[dict[str, Any]] = []
-        for subject in subjects:
-            table += _evaluate(walk, task, subject, rows_by_split, result, is_last=subject is subjects[-1])
-        (result / METRICS_FILE).write_text(json.dumps(table, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        return {"table": table}
+        found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": []}
+        for name, model in models.items():
+            subject = _subject(walk, task, name, model)
+            for part, lines in _measure(walk, task, subject, rows_by_split).items():
+                found[part] += lines
+        # The last model is the one that counts: it predicts, and its decision is exported.
+        _write_predictions(walk, result, task, subject, rows_by_split)
+        decision = {"scoring": to_plain(subject.scoring), "decision": to_plain(subject.decisions[settings.method])}
+        _write_json(result / DECISION_FILE, decision)
+        _write_json(result / METRICS_FILE, found["table"])
+        for file, part in ((CRITERIA_FILE, "criteria"), (COARSE_FILE, "coarse_to_fine")):
+            if found[part]:
+                _write_json(result / file, found[part])
+        return found
 
     return Plan(key=key, build=build, describe=_describe)
 
@@ -81,11 +98,11 @@ def splits_of(walk: Walk, task: TaskConfig) -> list[str]:
     """
     if walk.config.split is not None:
         return [walk.config.split]
-    wanted = walk.config.evaluate.splits
-    found = [split for split in wanted if split_path(walk.data_root(), task, split).is_file()]
+    found = existing(walk, task, walk.config.evaluate.splits)
     if not found:
         place = split_path(walk.data_root(), task, "dev").parent
-        raise DataError(f"{place}: has none of the splits {', '.join(wanted)} (evaluate.splits); check data.root")
+        wanted = ", ".join(walk.config.evaluate.splits)
+        raise DataError(f"{place}: has none of the splits {wanted} (evaluate.splits); check data.root")
     return found
 
 
@@ -98,74 +115,125 @@ def adapted_artifact(walk: Walk, task: TaskConfig, base: Artifact) -> Artifact |
     return artifact if artifact.inputs["base"].digest == base.digest else None
 
 
-def _evaluate(
-    walk: Walk, task: TaskConfig, subject: Subject, splits: Mapping[str, list[TaskRow]], result: Path, *, is_last: bool
-) -> list[dict[str, Any]]:
+def _subject(walk: Walk, task: TaskConfig, name: str, model: Artifact) -> Subject:
+    """Fit every method's decision for a model, on unlabeled rows."""
     config, settings = walk.config, walk.config.evaluate
-    form = settings.form or config.objective.pseudo_label
     scoring = ScoringConfig(
-        form=form,
+        form=settings.form or config.objective.pseudo_label,
         prompts=config.pseudo_label.prompts,
         criterion=settings.criterion,
         with_groups=settings.coarse_to_fine and task.label_tree is not None,
     )
-    walk.say_if_treeless(task, wants_groups=settings.coarse_to_fine)
-    opened = open_checkpoint(subject.weights, config.scorer)
-    scorer = TaskScorer(task, scoring, opened.scorer, opened.tokenizer)
     methods = list(dict.fromkeys([*settings.methods, settings.method]))
-    fit_keys = scorer.keys(_fit_rows(walk, task)) if {Method.PRIOR, Method.ENSEMBLE} & set(methods) else []
-    decisions = {m: scorer.fit(m, fit_keys, coarse_to_fine=settings.coarse_to_fine) for m in methods}
-    table: list[dict[str, Any]] = []
-    for split, rows in splits.items():
-        is_labelled = bool(rows) and all(row.label is not None for row in rows)
-        wanted = methods if is_labelled else [settings.method]
-        started = time.monotonic()
-        names = list(dict.fromkeys(name for method in wanted for name in decisions[method].prompts))
-        keys = scorer.keys(rows, names) if rows else []
-        seconds = time.monotonic() - started
-        for method in wanted:
-            guesses = predictions(decisions[method].scores(keys, task), rows, task) if rows else []
-            if is_labelled:
-                criteria = {k.prompt: k.criterion for k in keys}
-                table.append(
-                    {
-                        "task": task.name,
-                        "split": split,
-                        "model": subject.name,
-                        "method": method.value,
-                        "prompts": "+".join(decisions[method].prompts),
-                        "criterion": "+".join(dict.fromkeys(criteria[p] for p in decisions[method].prompts)),
-                        "form": form.value,
-                        **to_plain(accuracy_of(guesses, [row.label or "" for row in rows])),
-                        "seconds": round(seconds, 2),
-                    }
-                )
-            if is_last and method is settings.method:
-                _write_predictions(result, task, split, rows, guesses, is_labelled=is_labelled)
-    if is_last:
-        _write_decision(result, scoring, decisions[settings.method])
-    return table
+    wants_rows = bool({Method.PRIOR, Method.ENSEMBLE} & set(methods) or settings.criteria)
+    fit_rows = _fit_rows(walk, task) if wants_rows else []
+    pairs = [*scoring.pairs(task, _prompts_of(task, scoring, methods)), *criteria_pairs(task, settings.criteria)]
+    passes = passes_for(pairs, scoring.form, with_groups=scoring.with_groups)
+    fitted_on = scores_of(walk, task, model, "unlabeled", fit_rows, passes)
+    coarse = coarse_of(task, settings.coarse_to_fine, settings.coarse)
+    decisions = {}
+    for method in methods:
+        keys = scoring.keys(fitted_on.passes, task, _prompts_of(task, scoring, [method])) if fit_rows else []
+        if method is Method.CONTENT_FREE:
+            keys = content_free_keys(walk, task, model, scoring)
+        decisions[method] = fit_decision(method, keys, task, coarse_to_fine=coarse)
+    return Subject(name=name, model=model, scoring=scoring, decisions=decisions, fitted_on=fitted_on)
+
+
+def _prompts_of(task: TaskConfig, scoring: ScoringConfig, methods: list[Method]) -> list[str]:
+    """Return the prompts that methods read."""
+    return scoring.names(task) if Method.ENSEMBLE in methods else [task.reference]
 
 
 def _fit_rows(walk: Walk, task: TaskConfig) -> list[TaskRow]:
     """Return the unlabeled rows that calibration is fitted on; none where the task has no such file."""
     if not split_path(walk.data_root(), task, "unlabeled").is_file():
         return []
-    return adaptation_rows(walk, task, walk.config.evaluate.fit_rows)[0]
+    return adaptation_rows(walk, task, walk.config.evaluate.fit_rows).rows
+
+
+def _measure(
+    walk: Walk, task: TaskConfig, subject: Subject, rows_by_split: Mapping[str, list[TaskRow]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return accuracies by split and method, criteria beside each other, and what coarse-to-fine loses, as plain rows."""
+    settings = walk.config.evaluate
+    names = _prompts_of(task, subject.scoring, list(subject.decisions))
+    pairs = [*subject.scoring.pairs(task, names), *criteria_pairs(task, settings.criteria)]
+    passes = passes_for(pairs, subject.scoring.form, with_groups=subject.scoring.with_groups)
+    table, coarse = [], []
+    pool: list[tuple[list[TaskRow], Scored]] = []
+    for split, rows in rows_by_split.items():
+        if not is_labelled(rows):
+            continue
+        scored = scores_of(walk, task, subject.model, split, rows, passes)
+        keys = subject.scoring.keys(scored.passes, task, names)
+        table += [_accuracy(task, subject, split, rows, keys, method, scored.seconds) for method in subject.decisions]
+        coarse += _coarse_losses(task, subject, split, rows, keys)
+        if split in LABELLED_SPLITS:
+            pool.append((rows, scored))
+    rows, passes_there = pooled(pool)
+    criteria = []
+    if rows and settings.criteria:
+        criteria = compare_criteria(task, subject.name, settings.criteria, subject.scoring, rows, passes_there, subject.fitted_on)
+    return {"table": table, "criteria": criteria, "coarse_to_fine": coarse}
+
+
+def _accuracy(
+    task: TaskConfig, subject: Subject, split: str, rows: list[TaskRow], keys: list[PromptKeys], method: Method, seconds: float
+) -> dict[str, Any]:
+    decision = subject.decisions[method]
+    guesses = predictions(decision.scores(keys, task), rows, task)
+    criteria = {k.prompt: k.criterion for k in keys}
+    return {
+        "task": task.name,
+        "split": split,
+        "model": subject.name,
+        "method": method.value,
+        "prompts": "+".join(decision.prompts),
+        "criterion": "+".join(dict.fromkeys(criteria[p] for p in decision.prompts)),
+        "form": subject.scoring.form.value,
+        **to_plain(accuracy_of(guesses, [row.label or "" for row in rows])),
+        "seconds": round(seconds, 2),
+    }
+
+
+def _coarse_losses(
+    task: TaskConfig, subject: Subject, split: str, rows: list[TaskRow], keys: list[PromptKeys]
+) -> list[dict[str, Any]]:
+    found = []
+    for method, decision in subject.decisions.items():
+        if decision.groups is not None:
+            gold = [row.label or "" for row in rows]
+            joined, flat, groups = decision.scores(keys, task), decision.flat_scores(keys), decision.group_scores(keys)
+            losses = step_losses(joined, flat, groups, gold, task, decision.coarse)
+            who = {"task": task.name, "split": split, "model": subject.name, "method": method.value}
+            found.append({**who, **to_plain(decision.coarse), **to_plain(losses)})
+    return found
 
 
 def _write_predictions(
-    result: Path, task: TaskConfig, split: str, rows: list[TaskRow], guesses: list[str], *, is_labelled: bool
+    walk: Walk, result: Path, task: TaskConfig, subject: Subject, rows_by_split: Mapping[str, list[TaskRow]]
 ) -> None:
-    name = submission_name(task)
-    if is_labelled or (split != "test" and (result / name).exists()):
-        name = f"{split}_{name}"
-    write_submission(result / name, task, rows, guesses, has_unique_ids=not is_labelled)
+    """Write every split's predictions; a split without labels is scored only here, for the method that decides."""
+    decision = subject.decisions[walk.config.evaluate.method]
+    names = _prompts_of(task, subject.scoring, list(subject.decisions))
+    for split, rows in rows_by_split.items():
+        has_gold = is_labelled(rows)
+        wanted = names if has_gold else decision.prompts
+        extra = criteria_pairs(task, walk.config.evaluate.criteria) if has_gold else []
+        pairs = [*subject.scoring.pairs(task, wanted), *extra]
+        passes = passes_for(pairs, subject.scoring.form, with_groups=subject.scoring.with_groups)
+        scored = scores_of(walk, task, subject.model, split, rows, passes)
+        scores = decision.scores(subject.scoring.keys(scored.passes, task, decision.prompts), task)
+        guesses = predictions(scores, rows, task) if rows else []
+        name = submission_name(task)
+        if has_gold or (split != "test" and (result / name).exists()):
+            name = f"{split}_{name}"
+        write_submission(result / name, task, rows, guesses, has_unique_ids=not has_gold)
 
 
-def _write_decision(result: Path, scoring: ScoringConfig, decision: Decision) -> None:
-    content = {"scoring": to_plain(scoring), "decision": to_plain(decision)}
-    (result / DECISION_FILE).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def _describe(artifact: Artifact) -> str:

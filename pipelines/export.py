@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adapt.checkpoint.weights import checkpoint_files
 from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey
 from adapt.core.typed import from_plain, to_plain
 from pipelines.evaluate import DECISION_FILE, adapted_artifact
@@ -31,9 +32,8 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
         weights = weights_of(model)
-        names = [p.name for p in weights.iterdir() if p.name.startswith(("model", "config.json", "tokenizer"))]
-        for name in names:
-            shutil.copyfile(weights / name, result / name)
+        for file in checkpoint_files(weights):
+            shutil.copyfile(file, result / file.name)
         content = json.loads(evaluated.file(DECISION_FILE).read_text(encoding="utf-8"))
         spec = PredictorSpec(
             task=task,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from adapt.model.counting import count_parameters
+from adapt.checkpoint.hf_directory import is_hf_directory
+from adapt.core.errors import CheckpointError
+from adapt.model.counting import ParameterCounts, count_hf_parameters, count_parameters
+from adapt.model.gpt import GPTConfig
 from adapt.train.memory_plan import plan_memory
 from pipelines.schema import PipelineConfig
 
 
 def show(config: PipelineConfig, point: str | None) -> None:
     """Print the counts and the memory of one model under one engine configuration."""
-    counts = count_parameters(config.model)
+    counts = _counts(config)
     lines = [f"{'parameters':<14} {'count':>16} {'billions':>9}"]
     for name, count in [
         *counts.by_kind.items(),
@@ -31,6 +35,15 @@ def show(config: PipelineConfig, point: str | None) -> None:
         lines.append(f"{name:<14} {size / 1e9:>16.2f}")
     lines.append(f"{'total':<14} {sum(memory.values()) / 1e9:>16.2f}")
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _counts(config: PipelineConfig) -> ParameterCounts:
+    if isinstance(config.model, GPTConfig):
+        return count_parameters(config.model)
+    place = Path(config.model.path)
+    if not is_hf_directory(place):
+        raise CheckpointError(f"{place}: is not a Hugging Face directory (no config.json with a model_type)")
+    return count_hf_parameters(place)
 
 
 if __name__ == "__main__":

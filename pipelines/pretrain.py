@@ -30,15 +30,16 @@ PER_TASK = False
 def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     """Pretrain `model` on `data.corpus`: next-token loss, a small share of masked spans, and the run's balance loss."""
     config = walk.config
+    model = walk.own_model()
     tokenizer_artifact = walk.require("tokenizer")
     tokenizer = Tokenizer.load(tokenizer_artifact.path)
-    check_vocabulary(tokenizer, config.model)
-    GPT(config.model)  # refuses impossible sizes before anything is read
+    check_vocabulary(tokenizer, model)
+    GPT(model)  # refuses impossible sizes before anything is read
     files = find_corpus(config.data.corpus)
     key = StageKey(
         stage=NAME,
         config=plain_settings(
-            model=config.model,
+            model=model,
             pretrain=config.pretrain,
             balance=config.objective.balance,
             precision=config.engine.precision,
@@ -55,7 +56,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         train, held_out = tokenize_corpus(files, tokenizer, work / "corpus", settings.held_out_share)
         job = {
             "stage": NAME,
-            "model": to_plain(config.model),
+            "model": to_plain(model),
             "tokenizer": str(tokenizer_artifact.path),
             "corpus": str(train),
             "held_out": str(held_out),

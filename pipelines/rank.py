@@ -1,4 +1,4 @@
-"""What a rank does with its job: threads, logging, the stage's training function, and user errors told to the parent."""
+"""What a rank does with its job: threads, logging, the stage's function, and user errors told to the parent."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ import yaml
 
 from adapt.core.errors import AdaptError
 from adapt.core.runtime import rank_from_environment, set_up_logging
-from pipelines import continue_pretrain, pretrain
+from pipelines import continue_pretrain, pretrain, scores
 from pipelines.launch import USER_ERROR_CODE
 
-JOBS = {pretrain.NAME: pretrain.train_rank, continue_pretrain.NAME: continue_pretrain.train_rank}
+JOBS = {
+    pretrain.NAME: pretrain.train_rank,
+    continue_pretrain.NAME: continue_pretrain.train_rank,
+    scores.NAME: scores.score_rank,
+}
 
 
 def run_rank(path: Path) -> int:

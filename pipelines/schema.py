@@ -5,17 +5,21 @@ Every stage takes from it only what it reads; what it reads is what its artifact
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 
 from adapt.core.spans import LabelForm
 from adapt.model.gpt import GPTConfig
+from adapt.model.hf import HFConfig
 from adapt.objective import ObjectiveConfig
-from adapt.scoring.tree_scorer import ScorerConfig
+from adapt.scoring.layout import ScorerConfig
 from adapt.text.tokenizer import TokenizerConfig
 from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer import OptimizerConfig
 from adapt.train.tracking import TrackerConfig
+from pseudo_label.coarse_to_fine import CoarseToFine
 from pseudo_label.decision import Method
+from pseudo_label.label_tree import TreeSource
 from pseudo_label.selection import SelectionConfig
 
 
@@ -29,11 +33,22 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Input data. Texts of the `exclude_eval` splits are kept out of adaptation."""
+    """Input data: a directory in the CLUE layout, and corpus files or patterns."""
 
     root: str | None = None
     corpus: list[str] = field(default_factory=list)
-    exclude_eval: list[str] = field(default_factory=lambda: ["dev", "few"])
+
+
+class ExcludeEval(enum.Enum):
+    """Which evaluation texts are kept out of adaptation: none, those measured on (dev and few), or those of test too."""
+
+    NONE = "none"
+    DEV = "dev"
+    ALL = "all"
+
+    @property
+    def splits(self) -> list[str]:
+        return {"none": [], "dev": ["dev", "few"], "all": ["dev", "few", "test"]}[self.value]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +70,38 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RoundsConfig:
+    """How often a task is labelled: `count` times at most, from the second on by the model adapted in the round before.
+
+    Each round adapts the base anew. Rounds stop early when fewer than `min_change` of the labels changed, and when the labels'
+    noise (1 - mean agreement of the selected) rose by more than `max_noise_increase` or one class took over more than
+    `pseudo_label.collapse_limit` of the predictions: then the round before stands.
+    """
+
+    count: int = 1
+    min_change: float = 0.02
+    max_noise_increase: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
 class PseudoLabelConfig:
-    """Pseudo-labelling: at most `max_rows` unlabeled rows, of which `held_out_share` measure and never train."""
+    """Pseudo-labelling: at most `max_rows` unlabeled rows, of which `held_out_share` measure and never train.
+
+    `coarse` says how coarse-to-fine decides. With `estimates_noise`, labelled evaluation splits are labelled too, to say how
+    often labels as sure as the selected ones are right.
+    """
 
     method: Method = Method.ENSEMBLE
     prompts: list[str] | None = None
     criterion: str | None = None
     coarse_to_fine: bool = False
+    coarse: CoarseToFine = field(default_factory=CoarseToFine)
     max_rows: int | None = 3000
     held_out_share: float = 0.1
     collapse_limit: float = 0.9
+    estimates_noise: bool = True
     selection: SelectionConfig = field(default_factory=SelectionConfig)
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +118,8 @@ class AdaptConfig:
 class EvaluateConfig:
     """Evaluation: every method on the labelled splits; `method` also decides submissions and exports.
 
-    Calibration is fitted on `fit_rows` unlabeled rows. `splits` are taken where a task has them; `form` absent scores labels the
+    `criteria` are compared beside each other on dev and few together, under the reference prompt. Calibration is fitted on
+    `fit_rows` unlabeled rows. `splits` are taken where a task has them; `form` absent scores labels the
     way they were trained.
     """
 
@@ -90,16 +127,44 @@ class EvaluateConfig:
     method: Method = Method.PRIOR
     methods: list[Method] = field(default_factory=lambda: [Method.RAW, Method.PRIOR, Method.ENSEMBLE])
     criterion: str | None = None
+    criteria: list[str] = field(default_factory=list)
     coarse_to_fine: bool = False
+    coarse: CoarseToFine = field(default_factory=CoarseToFine)
     form: LabelForm | None = None
     fit_rows: int = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelTreeConfig:
+    """A proposed label tree: `groups` (none: as many as the task has, else the root of its labels), of `min_size` to `max_size` labels.
+
+    From `confusions`, `rows` unlabeled rows are scored (as many as `pseudo_label.max_rows`: its scores are taken). There
+    `labelled_weight` is the share of what labelled rows say.
+    """
+
+    source: TreeSource = TreeSource.EMBEDDINGS
+    groups: int | None = None
+    min_size: int = 1
+    max_size: int | None = None
+    rows: int = 500
+    labelled_weight: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSearchConfig:
+    """Judging prompts: those of `file` (none: the task's own) on `rows` unlabeled rows; the `top` ones are suggested as an ensemble."""
+
+    file: str | None = None
+    rows: int = 500
+    top: int = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
     """Everything. On the command line `task=NAME` is short for `tasks=[NAME]`.
 
-    `checkpoint` overrides the run's own model where a stage needs one, `split` the splits to evaluate.
+    `checkpoint` overrides the run's own model where a stage needs one, `split` the splits to evaluate. `exclude_eval` says which
+    evaluation texts are kept out of adaptation.
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -110,11 +175,12 @@ class PipelineConfig:
     task_dir: str | None = None
     checkpoint: str | None = None
     split: str | None = None
+    exclude_eval: ExcludeEval = ExcludeEval.DEV
     input: str | None = None
     output: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    model: GPTConfig
+    model: GPTConfig | HFConfig
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
@@ -123,3 +189,5 @@ class PipelineConfig:
     pseudo_label: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     continue_pretrain: AdaptConfig = field(default_factory=AdaptConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    label_tree: LabelTreeConfig = field(default_factory=LabelTreeConfig)
+    prompt_search: PromptSearchConfig = field(default_factory=PromptSearchConfig)

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from adapt.checkpoint.hf_directory import CONFIG_FILE, open_hf_directory
 from adapt.checkpoint.weights import has_weights
 from adapt.core.artifacts import Artifact, ArtifactStore, StageKey, is_artifact, open_artifact, sha256_of_file
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.typed import to_plain
+from adapt.model.gpt import GPTConfig
+from adapt.model.hf import HFConfig
 from pipelines.locations import conf_dir
 from pipelines.schema import PipelineConfig
 from pseudo_label.tasks import TaskConfig, load_task, split_path
@@ -53,6 +56,7 @@ class Walk:
         self.store = ArtifactStore(Path(config.run.dir))
         self.name = config.run.name if point is None else f"{config.run.name}/{point}"
         self.group = config.run.name
+        self.labellers: dict[str, Artifact] = {}
 
     @property
     def directory(self) -> Path:
@@ -86,6 +90,12 @@ class Walk:
         if wants_groups and task.label_tree is None:
             logger.info("%s has no label_tree: its labels are ranked all at once", task.name)
 
+    def produce(self, key: StageKey, build: BuildFunction, name: str) -> Artifact:
+        """Build an artifact that a stage needs on its way, or take the one that is there; linked under the run as `name`."""
+        artifact, _ = self.store.produce(key, build, force=self.config.force, created=_now)
+        self.store.link(f"{self.name}/{name}", artifact)
+        return artifact
+
     def place(self, stage: str, task: TaskConfig | None = None) -> str:
         return f"{self.name}/{stage}" if task is None else f"{self.name}/{stage}/{task.name}"
 
@@ -101,10 +111,22 @@ class Walk:
         return open_artifact(path.resolve())
 
     def base(self) -> Artifact:
-        """Open the model that tasks start from: `checkpoint` if given, else the run's pretrained base."""
+        """Open the model that tasks start from: `checkpoint` if given, else `model.path`, else the run's pretrained base."""
         if self.config.checkpoint is not None:
             return open_model_artifact(Path(self.config.checkpoint))
+        if isinstance(self.config.model, HFConfig):
+            return open_model_artifact(Path(self.config.model.path), "model.path")
         return self.require("pretrain")
+
+    def labeller(self, task: TaskConfig) -> Artifact:
+        """Return the model that labels a task's rows: the base, in later rounds the one adapted in the round before."""
+        return self.labellers.get(task.name) or self.base()
+
+    def own_model(self) -> GPTConfig:
+        """Return the sizes of the model that this project makes itself. Raises ConfigError where the base is a foreign one."""
+        if isinstance(self.config.model, HFConfig):
+            raise ConfigError("model=hf is a trained model with its tokenizer: leave tokenizer and pretrain out of stages")
+        return self.config.model
 
     def run_stage(self, stage: Stage, task: TaskConfig | None) -> Artifact:
         """Produce one stage's artifact, or take the one that is there; link it under the run's name."""
@@ -122,14 +144,18 @@ class Walk:
         return artifact
 
 
-def open_model_artifact(path: Path) -> Artifact:
-    """Open an artifact or export that holds a model.
+def open_model_artifact(path: Path, key: str = "checkpoint") -> Artifact:
+    """Open an artifact or export that holds a model, or a Hugging Face directory, given by a configuration key.
 
     Raises:
         CheckpointError: there is none, or it has no weights.
     """
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such directory; checkpoint= takes an artifact or export that holds a model")
+        raise CheckpointError(
+            f"{path}: no such directory; {key}= takes an artifact or export that holds a model, or a Hugging Face directory"
+        )
+    if not is_artifact(path) and (path / CONFIG_FILE).is_file():
+        return open_hf_directory(path)
     artifact = open_artifact(path.resolve())
     try:
         weights_of(artifact)

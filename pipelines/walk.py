@@ -1,19 +1,22 @@
-"""Walking stages in the order data flows, and the table that a run ends with."""
+"""Walking stages in the order data flows, and where a run's report and exports are."""
 
 from __future__ import annotations
 
-import json
+import logging
 
-from adapt.core.artifacts import METRICS_FILE, is_artifact
+from adapt.core.artifacts import is_artifact
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
-from pipelines import continue_pretrain, evaluate, export, predict, pretrain, pseudo_label, report, tokenizer
+from adapt.model.hf import HFConfig
+from pipelines import continue_pretrain, evaluate, export, predict, pretrain, pseudo_label, report, rounds, tokenizer
 from pipelines.schema import PipelineConfig
 from pipelines.stage import Stage, Walk
 
+logger = logging.getLogger("pipelines")
 STAGES: dict[str, Stage] = {
     stage.NAME: stage for stage in (tokenizer, pretrain, pseudo_label, continue_pretrain, evaluate, export, predict, report)
 }
+_BASE_STAGES = (tokenizer.NAME, pretrain.NAME)
 
 
 def walk(config: PipelineConfig, point: str | None = None) -> Walk:
@@ -28,33 +31,28 @@ def walk(config: PipelineConfig, point: str | None = None) -> Walk:
             f"stages: unknown stage '{unknown[0]}'{suggest(unknown[0], list(STAGES))}; there are: {', '.join(STAGES)}"
         )
     current = Walk(config, point)
-    wanted = [stage for name, stage in STAGES.items() if name in config.stages]
+    wanted = _without_base_stages(current, [stage for name, stage in STAGES.items() if name in config.stages])
     is_direct_prediction = config.checkpoint is not None and config.stages == [predict.NAME]
     needs_tasks = any(stage.PER_TASK for stage in wanted) and not is_direct_prediction
     tasks = current.tasks() if needs_tasks else []
     for stage in wanted:
         for task in tasks if stage.PER_TASK and tasks else [None]:
             current.run_stage(stage, task)
+            if stage is continue_pretrain and pseudo_label in wanted and task is not None:
+                rounds.further_rounds(current, task)
     return current
 
 
-def accuracy_table(current: Walk) -> str:
-    """Return the run's accuracies as text, base beside adapted; empty where nothing labelled was evaluated."""
-    rows: dict[tuple[str, str, str], dict[str, str]] = {}
-    for name in current.config.tasks:
-        path = current.directory / evaluate.NAME / name
-        if not is_artifact(path):
-            continue
-        for row in json.loads((path / METRICS_FILE).read_text(encoding="utf-8")):
-            low, high = row["ci95"]
-            cell = f"{100 * row['accuracy']:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-            rows.setdefault((row["task"], f"{row['split']} ({row['n']})", row["method"]), {})[row["model"]] = cell
-    if not rows:
-        return ""
-    lines = [f"{'task':<14} {'split':<12} {'method':<9} {'base, % [95 %]':<20} {'adapted, % [95 %]':<20}"]
-    for (task, split, method), cells in rows.items():
-        lines.append(f"{task:<14} {split:<12} {method:<9} {cells.get('base', '-'):<20} {cells.get('adapted', '-'):<20}")
-    return "\n".join(lines)
+def _without_base_stages(current: Walk, wanted: list[Stage]) -> list[Stage]:
+    """Leave out the stages that make a base where `model` is one already; refuse them where nothing else was asked for."""
+    if not isinstance(current.config.model, HFConfig):
+        return wanted
+    rest = [stage for stage in wanted if stage.NAME not in _BASE_STAGES]
+    if wanted and not rest:
+        current.own_model()
+    if len(rest) < len(wanted):
+        logger.info("%s: left out, model=hf brings its own", ", ".join(s.NAME for s in wanted if s not in rest))
+    return rest
 
 
 def places(current: Walk) -> str:

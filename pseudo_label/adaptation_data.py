@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from adapt.core.errors import ConfigError
 from adapt.core.spans import LabelForm, Reading, read_with_targets
-from adapt.text.tokenizer import Tokenizer
+from adapt.text.contract import TextTokenizer
 from pseudo_label.prompts import Prompt
 from pseudo_label.store import PseudoLabel
 from pseudo_label.tasks import TaskConfig, TaskRow
@@ -16,7 +16,7 @@ def adaptation_readings(
     task: TaskConfig,
     rows: Sequence[TaskRow],
     labels: Sequence[PseudoLabel],
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     context_length: int,
     form: LabelForm,
 ) -> tuple[list[Reading], list[Reading]]:

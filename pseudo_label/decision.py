@@ -19,12 +19,12 @@ import numpy as np
 
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.scorer import FloatArray
+from pseudo_label.coarse_to_fine import CoarseToFine, groups_of_labels, join_steps
 from pseudo_label.tasks import TaskConfig
 from pseudo_label.zero_shot import PromptKeys
 
 _ROUNDS = 500
 _TOLERANCE = 1e-6
-_LEAST_LEAD = 1e-9
 
 
 class Method(enum.Enum):
@@ -38,7 +38,7 @@ class Method(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Standard:
-    """How one prompt's keys are standardised: class means and spread over the unlabeled rows."""
+    """How one prompt's keys are standardised over unlabeled rows; no class means where rows bring their own candidates."""
 
     class_means: list[float]
     spread: float
@@ -61,8 +61,8 @@ class FittedScores:
         standard = self.standards.get(name)
         if standard is None:
             return keys_NC
-        centred = keys_NC - keys_NC.mean(axis=1, keepdims=True)
-        return (centred - np.asarray(standard.class_means)) / standard.spread
+        centred = _centred(keys_NC)
+        return (centred - np.asarray(standard.class_means or 0.0)) / standard.spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,47 +73,53 @@ class Decision:
     labels: FittedScores
     groups: FittedScores | None
     n_fitted: int
+    coarse: CoarseToFine = field(default_factory=CoarseToFine)
 
     @property
     def prompts(self) -> list[str]:
         return self.labels.prompts
 
     def scores(self, keys: Sequence[PromptKeys], task: TaskConfig) -> FloatArray:
-        """Return scores [N, C].
-
-        Coarse to fine, the labels of the best group are lifted just so far that the best of them leads the other groups' labels
-        by the group's own lead: margins then say how sure both steps were.
-        """
-        by_prompt = {k.prompt: k for k in keys}
-        scores_NC = self.labels.apply({name: by_prompt[name].labels_NC for name in self.prompts})
+        """Return scores [N, C], joined with those of the groups where the decision goes from coarse to fine."""
+        flat_NC = self.flat_scores(keys)
         if self.groups is None or task.label_tree is None:
-            return scores_NC
-        groups = {name: by_prompt[name].groups_NG for name in self.prompts}
-        scores_NG = self.groups.apply({n: g for n, g in groups.items() if g is not None})
-        group_of_label = [next(i for i, ls in enumerate(task.label_tree.values()) if la in ls) for la in task.labels]
-        inside_NC = np.asarray(group_of_label) == scores_NG.argmax(axis=1)[:, None]
-        best_inside = np.where(inside_NC, scores_NC, -np.inf).max(axis=1)
-        best_outside = np.where(inside_NC, -np.inf, scores_NC).max(axis=1)
-        lift = np.maximum(best_outside - best_inside + np.maximum(margins(scores_NG), _LEAST_LEAD), 0.0)
-        return scores_NC + lift[:, None] * inside_NC
+            return flat_NC
+        return join_steps(flat_NC, self.group_scores(keys), groups_of_labels(task), self.coarse)
+
+    def flat_scores(self, keys: Sequence[PromptKeys]) -> FloatArray:
+        """Return the labels' scores [N, C] as they are without groups."""
+        by_prompt = {k.prompt: k for k in keys}
+        return self.labels.apply({name: by_prompt[name].labels_NC for name in self.prompts})
+
+    def group_scores(self, keys: Sequence[PromptKeys]) -> FloatArray:
+        """Return the groups' scores [N, G]; only for a decision that has groups."""
+        assert self.groups is not None, "this decision knows no groups"
+        by_prompt = {k.prompt: k.groups_NG for k in keys}
+        return self.groups.apply({n: g for n in self.prompts if (g := by_prompt[n]) is not None})
 
 
-def fit_decision(method: Method, keys: Sequence[PromptKeys], task: TaskConfig, *, coarse_to_fine: bool) -> Decision:
+def fit_decision(
+    method: Method, keys: Sequence[PromptKeys], task: TaskConfig, *, coarse_to_fine: CoarseToFine | None = None
+) -> Decision:
     """Fit a decision on the keys of unlabeled rows (of content-free rows for `content_free`).
 
-    `raw` and `prior` use the reference prompt, `ensemble` all prompts given. Without unlabeled rows, and for tasks whose rows bring
-    their own candidates, there is nothing to fit per class: then the reference prompt decides as it is, and `n_fitted` is 0.
+    `raw` and `prior` use the reference prompt, `ensemble` all prompts given. For tasks whose rows bring their own candidates there
+    is no class to fit a bias for: their ensemble scales prompts only. Without unlabeled rows there is nothing to fit at all:
+    then the reference prompt decides as it is, and `n_fitted` is 0.
     """
     by_prompt = {k.prompt: k for k in keys}
     n_rows = len(keys[0].labels_NC) if keys else 0
-    can_fit = n_rows > 0 and task.candidates is None
+    has_classes = task.candidates is None
+    can_fit = n_rows > 0 and (has_classes or method is Method.ENSEMBLE)
     names = list(by_prompt) if method is Method.ENSEMBLE and can_fit else [task.reference]
 
     def fitted(pick: Mapping[str, FloatArray], sizes: Sequence[int]) -> FittedScores:
         if not can_fit or method is Method.RAW:
             return FittedScores(prompts=names)
-        standards = {name: _standard(pick[name]) for name in names} if method is Method.ENSEMBLE else {}
+        standards = {name: _standard(pick[name], has_classes) for name in names} if method is Method.ENSEMBLE else {}
         unbiased = FittedScores(prompts=names, standards=standards)
+        if not has_classes:
+            return unbiased
         if method is Method.CONTENT_FREE:
             biases = -np.log(softmax(unbiased.apply(pick)).mean(axis=0))
         else:
@@ -122,12 +128,14 @@ def fit_decision(method: Method, keys: Sequence[PromptKeys], task: TaskConfig, *
 
     labels = fitted({n: by_prompt[n].labels_NC for n in names if n in by_prompt}, [1] * len(task.labels))
     groups = None
-    if coarse_to_fine and task.label_tree is not None:
+    if coarse_to_fine is not None and task.label_tree is not None:
         if any(k.groups_NG is None for k in keys):
             raise ConfigError(f"task '{task.name}': coarse to fine needs the words of the tree's groups scored too")
         by_group = {n: g for n in names if n in by_prompt and (g := by_prompt[n].groups_NG) is not None}
         groups = fitted(by_group, [len(members) for members in task.label_tree.values()])
-    return Decision(method=method, labels=labels, groups=groups, n_fitted=n_rows if can_fit else 0)
+    return Decision(
+        method=method, labels=labels, groups=groups, n_fitted=n_rows if can_fit else 0, coarse=coarse_to_fine or CoarseToFine()
+    )
 
 
 def match_prior(scores_NC: FloatArray, prior_C: FloatArray) -> FloatArray:
@@ -172,8 +180,15 @@ def refuse_collapse(scores_NC: FloatArray, decision: Decision, task: TaskConfig,
         )
 
 
-def _standard(keys_NC: FloatArray) -> Standard:
-    centred = keys_NC - keys_NC.mean(axis=1, keepdims=True)
-    means = centred.mean(axis=0)
-    spread = float((centred - means).std())
-    return Standard(class_means=means.tolist(), spread=spread if spread > 0 else 1.0)
+def _standard(keys_NC: FloatArray, has_classes: bool) -> Standard:
+    centred = _centred(keys_NC)
+    means = centred.mean(axis=0) if has_classes else np.zeros(centred.shape[1])
+    spread = float((centred - means)[np.isfinite(keys_NC)].std())
+    return Standard(class_means=means.tolist() if has_classes else [], spread=spread if spread > 0 else 1.0)
+
+
+def _centred(keys_NC: FloatArray) -> FloatArray:
+    """Take each row's mean over its candidates off; missing ones stay at -inf."""
+    is_there = np.isfinite(keys_NC)
+    sums = np.where(is_there, keys_NC, 0.0).sum(axis=1, keepdims=True)
+    return keys_NC - sums / np.maximum(is_there.sum(axis=1, keepdims=True), 1)

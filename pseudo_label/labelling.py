@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from adapt.core.progress import progress
 from adapt.core.scorer import FloatArray, Scorer
-from adapt.core.spans import LabelForm
-from adapt.text.tokenizer import Tokenizer
+from adapt.core.spans import LabelForm, Reading
+from adapt.text.contract import TextTokenizer
+from pseudo_label.coarse_to_fine import CoarseToFine, followed_groups, groups_of_labels
+from pseudo_label.criteria.contract import CandidateScores, Criterion
 from pseudo_label.decision import Decision, Method, fit_decision
 from pseudo_label.prompts import Prompt
 from pseudo_label.tasks import TaskConfig, TaskRow, labels_of
-from pseudo_label.zero_shot import PromptKeys, rank_rows
+from pseudo_label.zero_shot import (
+    PassScores,
+    PromptKeys,
+    ScoringPass,
+    candidate_scores,
+    criterion_of,
+    form_of,
+    keys_from,
+    passes_for,
+    score_pass,
+)
 
 CONTENT_FREE_TEXTS = ("", "无", "……")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringConfig:
-    """How a task's rows are scored: by which prompts (none: all of the task's), under which criterion (none: each prompt's own).
+    """How a task's rows are scored: by which prompts (none: the task's own choice), under which criterion (none: each prompt's).
 
     `form` is how label tokens are predicted; `with_groups` scores the words of the label tree's groups too.
     """
@@ -28,40 +43,111 @@ class ScoringConfig:
     criterion: str | None = None
     with_groups: bool = False
 
+    def names(self, task: TaskConfig) -> list[str]:
+        """Return the prompts' names, the reference among them."""
+        names = task.ensemble_names() if self.prompts is None else list(self.prompts)
+        return names if task.reference in names else [task.reference, *names]
+
+    def pairs(self, task: TaskConfig, prompts: Iterable[str] | None = None) -> list[tuple[str, Criterion]]:
+        """Return (prompt, criterion) for all prompts, or those named."""
+        return [(name, criterion_of(task, name, self.criterion)) for name in (prompts or self.names(task))]
+
+    def passes(self, task: TaskConfig, prompts: Iterable[str] | None = None) -> list[ScoringPass]:
+        """Return the passes over rows that this needs."""
+        return passes_for(self.pairs(task, prompts), self.form, with_groups=self.with_groups)
+
+    def keys(self, passes: Iterable[PassScores], task: TaskConfig, prompts: Iterable[str] | None = None) -> list[PromptKeys]:
+        """Make keys from passes that were scored before."""
+        return keys_from(passes, self.pairs(task, prompts), self.form, task)
+
 
 class TaskScorer:
     """A task's prompts bound to a scorer and a tokenizer."""
 
-    def __init__(self, task: TaskConfig, config: ScoringConfig, scorer: Scorer, tokenizer: Tokenizer) -> None:
-        names = list(task.prompts) if config.prompts is None else list(config.prompts)
-        if task.reference not in names:
-            names = [task.reference, *names]
+    def __init__(self, task: TaskConfig, config: ScoringConfig, scorer: Scorer, tokenizer: TextTokenizer) -> None:
         self.task = task
-        self._config = config
+        self.config = config
         self._scorer = scorer
-        self._prompts = {name: Prompt(task, name, tokenizer, scorer.context_length) for name in names}
+        self._tokenizer = tokenizer
+        self._prompts: dict[str, Prompt] = {}
+        for name in config.names(task):
+            self._prompt(name)
+
+    def _prompt(self, name: str) -> Prompt:
+        if name not in self._prompts:
+            self._prompts[name] = Prompt(self.task, name, self._tokenizer, self._scorer.context_length)
+        return self._prompts[name]
+
+    def score(self, rows: Sequence[TaskRow], passes: Iterable[ScoringPass]) -> list[PassScores]:
+        """Read rows once for each pass."""
+        return [score_pass(self._scorer, self._prompt(what.prompt), rows, what) for what in passes]
 
     def keys(self, rows: Sequence[TaskRow], prompts: Sequence[str] | None = None) -> list[PromptKeys]:
-        """Return the ranking keys of rows, under every prompt or those named; one pass over the rows per prompt."""
-        config = self._config
-        return [
-            rank_rows(self._scorer, self._prompts[name], rows, config.form, config.criterion, with_groups=config.with_groups)
-            for name in (prompts or self._prompts)
-        ]
+        """Return the ranking keys of rows, under every prompt or those named."""
+        passes = self.score(rows, self.config.passes(self.task, prompts))
+        return self.config.keys(passes, self.task, prompts)
 
-    def fit(self, method: Method, unlabeled: Sequence[PromptKeys], *, coarse_to_fine: bool) -> Decision:
+    def fit(self, method: Method, unlabeled: Sequence[PromptKeys], *, coarse_to_fine: CoarseToFine | None = None) -> Decision:
         """Fit a decision on the keys of unlabeled rows, or of content-free ones where the method asks for those."""
         keys = unlabeled
         if method is Method.CONTENT_FREE and self.task.candidates is None:
-            keys = self.keys([self._content_free(text) for text in CONTENT_FREE_TEXTS], [self.task.reference])
+            keys = self.keys(content_free_rows(self.task), [self.task.reference])
         return fit_decision(method, keys, self.task, coarse_to_fine=coarse_to_fine)
 
-    def _content_free(self, text: str) -> TaskRow:
-        return TaskRow(id=None, texts=dict.fromkeys(self.task.fields, text), label=None, candidates=None, line=0)
-
     def scores(self, rows: Sequence[TaskRow], decision: Decision) -> FloatArray:
-        """Return a decision's scores [rows, labels]."""
-        return decision.scores(self.keys(rows, decision.prompts), self.task)
+        """Return a decision's scores [rows, labels].
+
+        Coarse to fine under one prompt, only the groups and the labels inside the followed ones are scored (the text is read
+        once); labels that were not scored are at -inf. An ensemble's standards need every label of every row.
+        """
+        if decision.groups is None or self.task.label_tree is None or decision.method is Method.ENSEMBLE:
+            return decision.scores(self.keys(rows, decision.prompts), self.task)
+        return decision.scores([self._keys_in_two_steps(rows, decision)], self.task)
+
+    def _keys_in_two_steps(self, rows: Sequence[TaskRow], decision: Decision) -> PromptKeys:
+        task, name = self.task, decision.prompts[0]
+        prompt, criterion = self._prompt(name), criterion_of(task, name, self.config.criterion)
+        form = form_of(criterion, self.config.form)
+        n_labels, group_of_label = len(task.labels), groups_of_labels(task)
+        null = self._null(prompt, rows[0], form, criterion) if criterion.needs_null and rows else None
+        words = prompt.words(rows[0], with_groups=True) if rows else []
+        groups = range(n_labels, len(words))
+        labels_NC = np.full((len(rows), n_labels), -np.inf)
+        groups_NG = np.empty((len(rows), len(groups)))
+        in_flight: dict[int, list[Reading]] = {}
+
+        def examples() -> Iterator[tuple[list[Reading], list[Reading]]]:
+            for index, row in enumerate(rows):
+                in_flight[index] = prompt.readings(row, form, with_groups=True)
+                yield in_flight[index][n_labels:], in_flight[index][:n_labels]
+
+        def keys(index: int, places: Sequence[int], sums_C3: FloatArray) -> FloatArray:
+            readings = [in_flight[index][place] for place in places]
+            scores = candidate_scores(sums_C3, readings, [words[place] for place in places])
+            return criterion.key(scores, None if null is None else null.only(places))
+
+        def choose(index: int, sums_G3: FloatArray) -> list[int]:
+            assert decision.groups is not None
+            groups_NG[index] = keys(index, groups, sums_G3)
+            scores_1G = decision.groups.apply({name: groups_NG[index : index + 1]})
+            return np.flatnonzero(followed_groups(scores_1G, decision.coarse.beam)[0, group_of_label]).tolist()
+
+        results = self._scorer.score_in_two_steps(examples(), criterion.kinds, choose)
+        for index, result in enumerate(progress(results, f"scoring {task.name} ({name})", total=len(rows), unit="row")):
+            labels_NC[index, result.chosen] = keys(index, result.chosen, result.fine_F3)
+            del in_flight[index]
+        return PromptKeys(prompt=name, criterion=criterion.name, labels_NC=labels_NC, groups_NG=groups_NG)
+
+    def _null(self, prompt: Prompt, row: TaskRow, form: LabelForm, criterion: Criterion) -> CandidateScores | None:
+        what = ScoringPass(prompt=prompt.name, form=form, kinds=tuple(sorted(criterion.kinds)), needs_null=True, with_groups=True)
+        return score_pass(self._scorer, prompt, [row], what).nulls[0]
+
+
+def content_free_rows(task: TaskConfig) -> list[TaskRow]:
+    """Return rows that say nothing: every field the same empty text."""
+    return [
+        TaskRow(id=None, texts=dict.fromkeys(task.fields, text), label=None, candidates=None, line=0) for text in CONTENT_FREE_TEXTS
+    ]
 
 
 def predictions(scores_NC: FloatArray, rows: Sequence[TaskRow], task: TaskConfig) -> list[str]:

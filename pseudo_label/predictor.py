@@ -14,7 +14,7 @@ from typing import Any
 from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.errors import CheckpointError, DataError
 from adapt.core.typed import from_plain, to_plain
-from adapt.scoring.tree_scorer import ScorerConfig
+from adapt.scoring.layout import ScorerConfig
 from pseudo_label.decision import Decision, softmax
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.tasks import TaskConfig, TaskRow, labels_of, row_from

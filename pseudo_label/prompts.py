@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.spans import LabelForm, Reading, Span, SpannedText, join_parts, read_with_targets
-from adapt.text.tokenizer import Tokenizer
+from adapt.text.contract import TextTokenizer
 from pseudo_label.criteria.contract import get_criterion
 from pseudo_label.tasks import TaskConfig, TaskRow
 
@@ -42,7 +42,7 @@ class _Piece:
 class Prompt:
     """One prompt of a task, ready to render rows."""
 
-    def __init__(self, task: TaskConfig, name: str, tokenizer: Tokenizer, context_length: int) -> None:
+    def __init__(self, task: TaskConfig, name: str, tokenizer: TextTokenizer, context_length: int) -> None:
         if name not in task.prompts:
             raise ConfigError(f"task '{task.name}' has no prompt '{name}'; it has: {', '.join(task.prompts)}")
         self.name = name
@@ -64,10 +64,7 @@ class Prompt:
     @property
     def is_label_first(self) -> bool:
         """Whether no field stands before the label."""
-        label = next((i for i, part in enumerate(self._parts) if part.kind is Span.LABEL), None)
-        if label is None:
-            return False  # a blank inside a field
-        return all(part.field is None for part in self._parts[:label])
+        return label_stands_first(self.task, self.name)
 
     def words(self, row: TaskRow, *, with_groups: bool = False) -> list[str]:
         """Return the words of a row's candidates, in the order of `readings`."""
@@ -184,6 +181,15 @@ class Prompt:
                     "tokens; give them different label words"
                 )
             seen[tuple(ids)] = label
+
+
+def label_stands_first(task: TaskConfig, name: str) -> bool:
+    """Return whether no field stands before a prompt's label."""
+    parts = parse_template(task, name)
+    label = next((i for i, part in enumerate(parts) if part.kind is Span.LABEL), None)
+    if label is None:
+        return False  # a blank inside a field
+    return all(part.field is None for part in parts[:label])
 
 
 def parse_template(task: TaskConfig, name: str) -> list[Part]:

@@ -5,43 +5,59 @@ Legend: N rows, C labels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from adapt.core.scorer import FloatArray
-from pseudo_label.decision import margins
+from pseudo_label.decision import margins, match_prior, softmax
+from pseudo_label.tasks import TaskConfig
+from pseudo_label.zero_shot import PromptKeys
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionConfig:
-    """`share` of the rows is kept; with `is_balanced`, the same number from each predicted class.
+    """`share` of the rows is kept; with `is_balanced`, the same number from each predicted class; or the best `per_class` of each.
 
-    A class that was predicted less often than its quota gives what it has; its places are not given to other classes, so that
-    classes stay balanced. A class that was never predicted gives none, which the stage reports.
+    Before that, rows below a threshold go: `min_margin` (lead of the best label), `min_confidence` (its probability),
+    `min_agreement` (share of prompts that give the same label by themselves). A class that was predicted less often than its
+    quota gives what it has; its places are not given to other classes, so that classes stay balanced. A class that was never
+    predicted gives none, which the stage reports.
     """
 
     share: float = 0.5
+    per_class: int | None = None
     min_margin: float = 0.0
+    min_confidence: float = 0.0
+    min_agreement: float = 0.0
     max_rows: int | None = None
     is_balanced: bool = True
 
 
-def select(scores_NC: FloatArray, eligible_N: npt.NDArray[np.bool_], config: SelectionConfig) -> npt.NDArray[np.bool_]:
+def select(
+    scores_NC: FloatArray, eligible_N: npt.NDArray[np.bool_], config: SelectionConfig, agreement_N: FloatArray | None = None
+) -> npt.NDArray[np.bool_]:
     """Return which rows are selected; ends for any input, an empty one and empty classes included."""
     chosen = np.zeros(len(scores_NC), dtype=bool)
     if not len(scores_NC):
         return chosen
     predicted, margin = scores_NC.argmax(axis=1), margins(scores_NC)
     allowed = eligible_N & (margin >= config.min_margin)
+    if config.min_confidence > 0:
+        allowed &= softmax(scores_NC).max(axis=1) >= config.min_confidence
+    if config.min_agreement > 0 and agreement_N is not None:
+        allowed &= agreement_N >= config.min_agreement
     total = round(config.share * float(eligible_N.sum()))
     if config.max_rows is not None:
         total = min(total, config.max_rows)
-    if not config.is_balanced:
+    if not config.is_balanced and config.per_class is None:
         chosen[_best(np.flatnonzero(allowed), margin, total)] = True
         return chosen
     quota, rest = divmod(total, scores_NC.shape[1])
+    if config.per_class is not None:
+        quota, rest = config.per_class, 0
     runners_up: list[int] = []
     for label in range(scores_NC.shape[1]):
         members = _best(np.flatnonzero(allowed & (predicted == label)), margin, quota + 1)
@@ -49,7 +65,25 @@ def select(scores_NC: FloatArray, eligible_N: npt.NDArray[np.bool_], config: Sel
         runners_up.extend(members[quota:])
     # What does not divide evenly goes to the classes with the surest next row.
     chosen[_best(np.asarray(runners_up, np.int64), margin, rest)] = True
+    if config.per_class is not None and config.max_rows is not None:
+        surest = _best(np.flatnonzero(chosen), margin, config.max_rows)
+        chosen[:] = False
+        chosen[surest] = True
     return chosen
+
+
+def agreement(scores_NC: FloatArray, keys: Sequence[PromptKeys], task: TaskConfig) -> FloatArray:
+    """Return the share of prompts [N] whose own best label, after matching the prior, is the decided one."""
+    predicted = scores_NC.argmax(axis=1)
+    votes = [_own_choice(k.labels_NC, has_classes=task.candidates is None) == predicted for k in keys]
+    return np.asarray(np.mean(votes, axis=0, dtype=float)) if len(predicted) else np.empty(0)
+
+
+def _own_choice(keys_NC: FloatArray, *, has_classes: bool) -> npt.NDArray[np.int64]:
+    if not has_classes:
+        return np.asarray(keys_NC.argmax(axis=1))
+    n_labels = keys_NC.shape[1]
+    return np.asarray((keys_NC + match_prior(keys_NC, np.full(n_labels, 1 / n_labels))).argmax(axis=1))
 
 
 def _best(members: npt.NDArray[np.int64], margin: FloatArray, count: int) -> npt.NDArray[np.int64]:

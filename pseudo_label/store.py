@@ -1,13 +1,16 @@
 """The pseudo-label store: Parquet files with provenance.
 
-`scores.parquet`: one row per (example, prompt) with the key of every label, from which one can decide and select again without
-scoring again. `labels.parquet`: one row per example with its label, margin, confidence, scores and whether it was selected.
+`scores.parquet`: one row per (example, pass over it) with every candidate's sums and target counts by kind of token, from which one
+can rank by another criterion, decide and select again without scoring again; null contexts stand beside the rows they belong
+to. It is written in parts, a chunk of rows each, so that a killed run goes on behind the last part.
+`labels.parquet`: one row per example with its label, margin, probabilities and whether it was selected.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,38 +20,47 @@ import pyarrow
 import pyarrow.parquet
 
 from adapt.core.errors import CheckpointError
-from adapt.core.scorer import FloatArray
+from adapt.core.spans import LabelForm, Span
+from pseudo_label.criteria.contract import CandidateScores
 from pseudo_label.tasks import TaskConfig, TaskRow, labels_of, row_digest
-from pseudo_label.zero_shot import PromptKeys
+from pseudo_label.zero_shot import PassScores, ScoringPass
 
 SCORES_FILE = "scores.parquet"
 LABELS_FILE = "labels.parquet"
 
-_WHO_AND_WHENCE = [
+_IDENTITY = [
     ("task", pyarrow.string()),
     ("line", pyarrow.int64()),
     ("id", pyarrow.string()),
     ("text_digest", pyarrow.string()),
     ("prompt", pyarrow.string()),
-    ("criterion", pyarrow.string()),
     ("checkpoint", pyarrow.string()),
 ]
 _SCORES_SCHEMA = pyarrow.schema(
     [
-        *_WHO_AND_WHENCE,
+        *_IDENTITY,
+        ("form", pyarrow.string()),
+        ("kinds", pyarrow.list_(pyarrow.int8())),
+        ("with_groups", pyarrow.bool_()),
         ("labels", pyarrow.list_(pyarrow.string())),
-        ("keys", pyarrow.list_(pyarrow.float64())),
-        ("group_keys", pyarrow.list_(pyarrow.float64())),
+        ("characters", pyarrow.list_(pyarrow.int32())),
+        ("sums", pyarrow.list_(pyarrow.float64())),
+        ("tokens", pyarrow.list_(pyarrow.int32())),
+        ("null_sums", pyarrow.list_(pyarrow.float64())),
+        ("null_tokens", pyarrow.list_(pyarrow.int32())),
     ]
 )
 _LABELS_SCHEMA = pyarrow.schema(
     [
-        *_WHO_AND_WHENCE,
+        *_IDENTITY,
+        ("criterion", pyarrow.string()),
         ("method", pyarrow.string()),
         ("label", pyarrow.string()),
         ("margin", pyarrow.float64()),
         ("confidence", pyarrow.float64()),
+        ("agreement", pyarrow.float64()),
         ("scores", pyarrow.list_(pyarrow.float64())),
+        ("probabilities", pyarrow.list_(pyarrow.float64())),
         ("is_selected", pyarrow.bool_()),
         ("is_held_out", pyarrow.bool_()),
     ]
@@ -57,13 +69,18 @@ _LABELS_SCHEMA = pyarrow.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoLabel:
-    """One labelled example; `line` is its line in the split it came from."""
+    """One labelled example; `line` is its line in the split it came from.
+
+    `agreement` is the share of prompts that give the same label by themselves; `probabilities` are the soft label.
+    """
 
     line: int
     label: str
     margin: float
     confidence: float
+    agreement: float
     scores: list[float]
+    probabilities: list[float]
     is_selected: bool
     is_held_out: bool
 
@@ -78,39 +95,41 @@ class Provenance:
     checkpoint: str
 
 
-def write_scores(path: Path, task: TaskConfig, rows: Sequence[TaskRow], keys: Sequence[PromptKeys], checkpoint: str) -> None:
-    """Write the keys of every row under every prompt."""
+def write_scores(path: Path, task: TaskConfig, rows: Sequence[TaskRow], passes: Iterable[PassScores], checkpoint: str) -> None:
+    """Write what passes gave for rows."""
     records = [
-        {
-            **_identity(task, row),
-            "prompt": key.prompt,
-            "criterion": key.criterion,
-            "checkpoint": checkpoint,
-            "labels": labels_of(row, task),
-            "keys": key.labels_NC[index, : len(labels_of(row, task))].tolist(),
-            "group_keys": [] if key.groups_NG is None else key.groups_NG[index].tolist(),
-        }
-        for key in keys
-        for index, row in enumerate(rows)
+        _record(task, row, scored.what, scores, null, checkpoint)
+        for scored in passes
+        for row, scores, null in zip(rows, scored.rows, scored.nulls, strict=True)
     ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records, schema=_SCORES_SCHEMA), path)
 
 
-def read_scores(path: Path) -> list[PromptKeys]:
-    """Read back what `write_scores` wrote, one `PromptKeys` per prompt in their order."""
-    table = _read(path).to_pylist()
-    found: dict[str, list[dict[str, Any]]] = {}
-    for record in table:
-        found.setdefault(record["prompt"], []).append(record)
-    return [
-        PromptKeys(
-            prompt=prompt,
-            criterion=records[0]["criterion"],
-            labels_NC=_ragged([r["keys"] for r in records]),
-            groups_NG=np.asarray([r["group_keys"] for r in records]) if records[0]["group_keys"] else None,
-        )
-        for prompt, records in found.items()
-    ]
+def join_scores(path: Path, parts: Sequence[Path]) -> None:
+    """Write the parts' rows into one file, in the order of the parts, one part in memory at a time."""
+    with pyarrow.parquet.ParquetWriter(path, _SCORES_SCHEMA) as writer:
+        for part in parts:
+            writer.write_table(_read(part))
+
+
+def read_scores(path: Path, task: TaskConfig, rows: Sequence[TaskRow]) -> list[PassScores]:
+    """Read back what passes gave for these rows, in their order.
+
+    Raises:
+        CheckpointError: it is no such file, or it holds other rows.
+    """
+    found: dict[ScoringPass, list[dict[str, Any]]] = {}
+    for record in _read(path).to_pylist():
+        found.setdefault(_pass_of(record), []).append(record)
+    wanted = [(row.line, row_digest(row, task)) for row in rows]
+    result = []
+    for what, records in found.items():
+        if [(r["line"], r["text_digest"]) for r in records] != wanted:
+            raise CheckpointError(f"{path}: holds scores of other rows than these {len(rows)}")
+        scores = [_candidates(r, "sums", "tokens") for r in records]
+        nulls = [_candidates(r, "null_sums", "null_tokens") if what.needs_null else None for r in records]
+        result.append(PassScores(what=what, rows=scores, nulls=nulls))
+    return result
 
 
 def write_labels(
@@ -127,7 +146,9 @@ def write_labels(
             "label": label.label,
             "margin": label.margin,
             "confidence": label.confidence,
+            "agreement": label.agreement,
             "scores": label.scores,
+            "probabilities": label.probabilities,
             "is_selected": label.is_selected,
             "is_held_out": label.is_held_out,
         }
@@ -138,8 +159,46 @@ def write_labels(
 
 def read_labels(path: Path) -> list[PseudoLabel]:
     """Read the labels back."""
-    names = ("line", "label", "margin", "confidence", "scores", "is_selected", "is_held_out")
+    names = [field.name for field in dataclasses.fields(PseudoLabel)]
     return [PseudoLabel(**{name: record[name] for name in names}) for record in _read(path).to_pylist()]
+
+
+def _record(
+    task: TaskConfig, row: TaskRow, what: ScoringPass, scores: CandidateScores, null: CandidateScores | None, checkpoint: str
+) -> dict[str, Any]:
+    groups = list(task.label_tree or {}) if what.with_groups else []
+    return {
+        **_identity(task, row),
+        "prompt": what.prompt,
+        "checkpoint": checkpoint,
+        "form": what.form.value,
+        "kinds": [int(kind) for kind in what.kinds],
+        "with_groups": what.with_groups,
+        "labels": labels_of(row, task) + groups,
+        "characters": scores.characters_C,
+        "sums": scores.sums_C3.ravel(),
+        "tokens": scores.tokens_C3.ravel(),
+        "null_sums": [] if null is None else null.sums_C3.ravel(),
+        "null_tokens": [] if null is None else null.tokens_C3.ravel(),
+    }
+
+
+def _pass_of(record: dict[str, Any]) -> ScoringPass:
+    return ScoringPass(
+        prompt=record["prompt"],
+        form=LabelForm(record["form"]),
+        kinds=tuple(Span(kind) for kind in record["kinds"]),
+        needs_null=bool(record["null_sums"]),
+        with_groups=record["with_groups"],
+    )
+
+
+def _candidates(record: dict[str, Any], sums: str, tokens: str) -> CandidateScores:
+    return CandidateScores(
+        sums_C3=np.asarray(record[sums], float).reshape(-1, len(Span)),
+        tokens_C3=np.asarray(record[tokens], np.int64).reshape(-1, len(Span)),
+        characters_C=np.asarray(record["characters"], np.int64),
+    )
 
 
 def _identity(task: TaskConfig, row: TaskRow) -> dict[str, Any]:
@@ -154,13 +213,5 @@ def _identity(task: TaskConfig, row: TaskRow) -> dict[str, Any]:
 def _read(path: Path) -> pyarrow.Table:
     try:
         return pyarrow.parquet.read_table(path)
-    except (FileNotFoundError, pyarrow.ArrowInvalid) as error:
+    except (OSError, pyarrow.ArrowException) as error:
         raise CheckpointError(f"{path}: missing or not a Parquet file") from error
-
-
-def _ragged(lists: list[list[float]]) -> FloatArray:
-    width = max((len(values) for values in lists), default=0)
-    table = np.full((len(lists), width), -np.inf)
-    for index, values in enumerate(lists):
-        table[index, : len(values)] = values
-    return table

@@ -44,7 +44,9 @@ class PromptConfig:
 class TaskConfig:
     """One task. `label_words` maps each label, as the files spell it, to its words; `candidates` is the path of a row's own.
 
-    `label_tree` maps the word of a group to its labels: each label in exactly one group.
+    `ensemble` names the prompts that label together where nothing else is asked for (none: all of them); a label-first prompt reads
+    the text once per label, so it is left out where labels are many and texts long. `label_tree` maps the word of a group to
+    its labels: each label in exactly one group.
     """
 
     name: str
@@ -56,6 +58,7 @@ class TaskConfig:
     candidates: str | None = None
     prompts: dict[str, PromptConfig]
     reference: str = "reference"
+    ensemble: list[str] | None = None
     shorten: list[str] = field(default_factory=list)
     label_tree: dict[str, list[str]] | None = None
     submission_file: str | None = None
@@ -64,6 +67,10 @@ class TaskConfig:
     @property
     def labels(self) -> list[str]:
         return list(self.label_words)
+
+    def ensemble_names(self) -> list[str]:
+        """Return the prompts that label together by default."""
+        return list(self.prompts) if self.ensemble is None else list(self.ensemble)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +214,7 @@ def _problems(task: TaskConfig) -> list[str]:
         problems.append("label_words: empty, and rows bring no candidates of their own")
     if task.reference not in task.prompts:
         problems.append(f"reference: there is no prompt '{task.reference}'")
+    problems.extend(f"ensemble: there is no prompt '{name}'" for name in task.ensemble_names() if name not in task.prompts)
     for name in task.shorten:
         if name not in task.fields:
             problems.append(f"shorten: there is no field '{name}'")

@@ -1,12 +1,15 @@
 """Zero-shot scoring of a task's rows: the one path behind pseudo-labelling, evaluation and prediction.
 
 Legend: N rows, C candidates, G groups of the label tree.
+
+A pass reads rows once under one prompt and keeps sums by kind of token, from which every criterion that reads those kinds makes
+its keys: several criteria cost one pass.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +19,34 @@ from adapt.core.scorer import FloatArray, Scorer
 from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span
 from pseudo_label.criteria.contract import CandidateScores, Criterion, get_criterion
 from pseudo_label.prompts import Prompt
-from pseudo_label.tasks import TaskRow
+from pseudo_label.tasks import TaskConfig, TaskRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringPass:
+    """One reading of rows: under which prompt, in which form of the label, for which kinds of tokens.
+
+    `needs_null` scores the null context too, `with_groups` the words of the label tree's groups.
+    """
+
+    prompt: str
+    form: LabelForm = LabelForm.CLM
+    kinds: tuple[Span, ...] = (Span.LABEL,)
+    needs_null: bool = False
+    with_groups: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.prompt}-{self.form.value}"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PassScores:
+    """What a pass gave: each row's scores, and its null context's where that was asked for."""
+
+    what: ScoringPass
+    rows: Sequence[CandidateScores]
+    nulls: Sequence[CandidateScores | None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,70 +62,89 @@ class PromptKeys:
     groups_NG: FloatArray | None = None
 
 
-def score_rows(
-    scorer: Scorer, prompt: Prompt, rows: Sequence[TaskRow], form: LabelForm, criterion: Criterion, *, with_groups: bool
-) -> Iterator[CandidateScores]:
-    """Yield the candidates' scores of each row, in order; the text is read once per row."""
+def form_of(criterion: Criterion, form: LabelForm) -> LabelForm:
+    """Return the form a criterion is scored in: its own if it has one, else the form asked for."""
+    return criterion.form or form
 
+
+def passes_for(wanted: Iterable[tuple[str, Criterion]], form: LabelForm, *, with_groups: bool) -> list[ScoringPass]:
+    """Return the fewest passes that serve all (prompt, criterion) pairs: one for each prompt and form."""
+    kinds: dict[tuple[str, LabelForm], set[Span]] = {}
+    nulls: dict[tuple[str, LabelForm], bool] = {}
+    for prompt, criterion in wanted:
+        place = (prompt, form_of(criterion, form))
+        kinds.setdefault(place, set()).update(criterion.kinds)
+        nulls[place] = nulls.get(place, False) or criterion.needs_null
+    return [
+        ScoringPass(prompt=prompt, form=one, kinds=tuple(sorted(found)), needs_null=nulls[prompt, one], with_groups=with_groups)
+        for (prompt, one), found in kinds.items()
+    ]
+
+
+def score_pass(scorer: Scorer, prompt: Prompt, rows: Sequence[TaskRow], what: ScoringPass) -> PassScores:
+    """Read rows once, and their null context: once for all rows that share their candidates, else row by row."""
+    found = list(_score_rows(scorer, prompt, rows, what))
+    nulls: list[CandidateScores | None] = [None] * len(rows)
+    if what.needs_null and rows:
+        empty = [prompt.null_row(row) for row in rows]
+        if rows[0].candidates is None:
+            nulls = [*_score_rows(scorer, prompt, empty[:1], what)] * len(rows)
+        else:
+            nulls = [*_score_rows(scorer, prompt, empty, what)]
+    return PassScores(what=what, rows=found, nulls=nulls)
+
+
+def keys_from(
+    passes: Iterable[PassScores], wanted: Iterable[tuple[str, Criterion]], form: LabelForm, task: TaskConfig
+) -> list[PromptKeys]:
+    """Turn passes into the keys of (prompt, criterion) pairs, without scoring anything."""
+    by_name: Mapping[str, PassScores] = {p.what.name: p for p in passes}
+    return [
+        _keys(by_name[ScoringPass(prompt=prompt, form=form_of(criterion, form)).name], criterion, task)
+        for prompt, criterion in wanted
+    ]
+
+
+def criterion_of(task: TaskConfig, prompt: str, override: str | None) -> Criterion:
+    """Return the criterion named, else the prompt's own."""
+    return get_criterion(override or task.prompts[prompt].criterion)
+
+
+def _keys(scores: PassScores, criterion: Criterion, task: TaskConfig) -> PromptKeys:
+    keys = [criterion.key(row, null) for row, null in zip(scores.rows, scores.nulls, strict=True)]
+    n_groups = len(task.label_tree or {}) if scores.what.with_groups else 0
+    width = max((len(key) - n_groups for key in keys), default=len(task.labels))
+    labels = np.full((len(keys), width), -np.inf)
+    groups = np.empty((len(keys), n_groups)) if n_groups else None
+    for index, key in enumerate(keys):
+        n_labels = len(key) - n_groups
+        labels[index, :n_labels] = key[:n_labels]
+        if groups is not None:
+            groups[index] = key[n_labels:]
+    return PromptKeys(prompt=scores.what.prompt, criterion=criterion.name, labels_NC=labels, groups_NG=groups)
+
+
+def _score_rows(scorer: Scorer, prompt: Prompt, rows: Sequence[TaskRow], what: ScoringPass) -> Iterator[CandidateScores]:
     in_flight: deque[list[Reading]] = deque()
-    form = LabelForm.CLM if criterion.reads_label else form
 
     def examples() -> Iterator[list[Reading]]:
         for row in rows:
-            in_flight.append(prompt.readings(row, form, with_groups=with_groups))
+            in_flight.append(prompt.readings(row, what.form, with_groups=what.with_groups))
             yield in_flight[-1]
 
-    what = f"scoring {prompt.task.name} ({prompt.name})"
-    sums = progress(scorer.score(examples(), criterion.kinds), what, total=len(rows), unit="row")
+    title = f"scoring {prompt.task.name} ({prompt.name})"
+    sums = progress(scorer.score(examples(), frozenset(what.kinds)), title, total=len(rows), unit="row")
     for row, sums_C3 in zip(rows, sums, strict=True):
-        readings = in_flight.popleft()
-        words = prompt.words(row, with_groups=with_groups)
-        yield CandidateScores(
-            sums_C3=sums_C3,
-            tokens_C3=np.stack([_target_counts(reading) for reading in readings]),
-            characters_C=np.asarray([len(word) for word in words], np.int64),
-        )
+        yield candidate_scores(sums_C3, in_flight.popleft(), prompt.words(row, with_groups=what.with_groups))
 
 
-def rank_rows(
-    scorer: Scorer,
-    prompt: Prompt,
-    rows: Sequence[TaskRow],
-    form: LabelForm,
-    criterion_name: str | None,
-    *,
-    with_groups: bool,
-) -> PromptKeys:
-    """Score rows under one prompt and turn the scores into keys, by the prompt's own criterion unless one is named."""
-    criterion = get_criterion(criterion_name or prompt.criterion)
-    scores = score_rows(scorer, prompt, rows, form, criterion, with_groups=with_groups)
-    nulls: list[CandidateScores | None] = [None] * len(rows)
-    if criterion.needs_null:
-        nulls = list(_null_scores(scorer, prompt, rows, form, criterion, with_groups=with_groups))
-    keys = [criterion.key(score, null) for score, null in zip(scores, nulls, strict=True)]
-    n_labels = max((len(row.candidates or prompt.task.labels) for row in rows), default=len(prompt.task.labels))
-    labels = np.full((len(rows), n_labels), -np.inf)
-    has_groups = with_groups and prompt.task.label_tree is not None
-    groups = np.empty((len(rows), len(prompt.task.label_tree or {}))) if has_groups else None
-    for index, (row, key) in enumerate(zip(rows, keys, strict=True)):
-        n = len(row.candidates or prompt.task.labels)
-        labels[index, :n] = key[:n]
-        if groups is not None:
-            groups[index] = key[n:]
-    return PromptKeys(prompt=prompt.name, criterion=criterion.name, labels_NC=labels, groups_NG=groups)
-
-
-def _null_scores(
-    scorer: Scorer, prompt: Prompt, rows: Sequence[TaskRow], form: LabelForm, criterion: Criterion, *, with_groups: bool
-) -> Iterator[CandidateScores]:
-    """Score the null context: once for all rows that share their candidates, else row by row."""
-    nulls = [prompt.null_row(row) for row in rows]
-    if not nulls or nulls[0].candidates is not None:
-        yield from score_rows(scorer, prompt, nulls, form, criterion, with_groups=with_groups)
-        return
-    shared = next(score_rows(scorer, prompt, nulls[:1], form, criterion, with_groups=with_groups))
-    for _ in rows:
-        yield shared
+def candidate_scores(sums_C3: FloatArray, readings: Sequence[Reading], words: Sequence[str]) -> CandidateScores:
+    """Join a scorer's sums with what is known of the candidates: targets by kind, and the words' characters."""
+    return CandidateScores(
+        sums_C3=sums_C3,
+        tokens_C3=np.stack([_target_counts(reading) for reading in readings]),
+        characters_C=np.asarray([len(word) for word in words], np.int64),
+    )
 
 
 def _target_counts(reading: Reading) -> np.ndarray:

@@ -42,6 +42,8 @@ ONE_FILE = {
     "hydra": "pipelines/compose.py",
     "omegaconf": "pipelines/compose.py",
     "pyarrow": "pseudo_label/store.py",
+    "transformers": "adapt/model/hf.py",
+    "tokenizers": "adapt/text/hf_tokenizer.py",
 }
 MAX_LINES = 400
 
@@ -99,6 +101,7 @@ def test_imports_run_one_way_and_third_party_packages_have_one_file() -> None:
         ("pseudo_label/planted.py", "from adapt.checkpoint import weights"),
         ("adapt/train/planted.py", "from pipelines import schema"),
         ("adapt/model/planted.py", "import deepspeed"),
+        ("adapt/text/planted.py", "def f():\n    from transformers import AutoTokenizer"),
         ("pipelines/planted.py", "from hydra import compose"),
     ],
 )
@@ -130,7 +133,7 @@ def test_ranks_import_no_hydra(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    packages = "('hydra', 'omegaconf', 'wandb', 'deepspeed')"
+    packages = "('hydra', 'omegaconf', 'wandb', 'deepspeed', 'transformers', 'tokenizers')"
     code = f"import sys, pipelines.rank, pipelines.worker; print([m for m in {packages} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -8,27 +8,28 @@ from pathlib import Path
 import torch
 
 from adapt.checkpoint.weights import load_model, load_tokenizer
-from adapt.model.gpt import GPT
-from adapt.scoring.tree_scorer import ScorerConfig, TreeScorer
-from adapt.text.tokenizer import Tokenizer
+from adapt.model.inputs import CausalBase
+from adapt.scoring.layout import ScorerConfig
+from adapt.scoring.tree_scorer import TreeScorer
+from adapt.text.contract import TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenCheckpoint:
     """A loaded checkpoint, ready to score."""
 
-    model: GPT
-    tokenizer: Tokenizer
+    model: CausalBase
+    tokenizer: TextTokenizer
     scorer: TreeScorer
 
 
 def open_checkpoint(directory: Path, scorer: ScorerConfig) -> OpenCheckpoint:
-    """Load a checkpoint directory (an artifact with weights, or an export) onto the GPU if there is one.
+    """Load a checkpoint directory (an artifact with weights, an export, or a Hugging Face directory) onto the GPU if there is one.
 
     Raises:
         CheckpointError: it is incomplete or damaged, or its tokenizer is another model's.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(directory, device=device)
-    tokenizer = load_tokenizer(directory, model.config)
+    tokenizer = load_tokenizer(directory, model)
     return OpenCheckpoint(model=model, tokenizer=tokenizer, scorer=TreeScorer(model, scorer, device))

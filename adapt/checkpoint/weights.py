@@ -1,6 +1,7 @@
 """Model checkpoints: a directory with `config.json`, safetensors shards, an index, and the tokenizer.
 
-Weights are written and read tensor by tensor. The index names every tensor's shard; nothing is ever unpickled.
+Weights are written and read tensor by tensor. The index names every tensor's shard; nothing is ever unpickled. A base from
+Hugging Face keeps that form: what was trained from it is a Hugging Face directory again.
 """
 
 from __future__ import annotations
@@ -8,29 +9,70 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from adapt.checkpoint.hf_directory import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    SINGLE_FILE,
+    check_shards,
+    checkpoint_files_of,
+    config_files_of,
+    is_hf_directory,
+)
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.typed import from_plain, to_plain
 from adapt.model.gpt import GPT, GPTConfig
-from adapt.text.tokenizer import Tokenizer
+from adapt.model.hf import HFModel, load_hf_model
+from adapt.text.contract import TextTokenizer
+from adapt.text.hf_tokenizer import TOKENIZER_FILE, HFTokenizer
+from adapt.text.tokenizer import MODEL_FILE, Tokenizer
 
-CONFIG_FILE = "config.json"
-INDEX_FILE = "model.safetensors.index.json"
 _SHARD_BYTES = 2 << 30
 
 
+class HasVocabulary(Protocol):
+    """A model, or the settings of one."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
 def has_weights(directory: Path) -> bool:
-    return (directory / INDEX_FILE).is_file()
+    return (directory / INDEX_FILE).is_file() or (directory / SINGLE_FILE).is_file()
 
 
-def save_model(directory: Path, config: GPTConfig, tensors: Iterator[tuple[str, Tensor]], tokenizer: Tokenizer) -> None:
+def checkpoint_files(directory: Path) -> list[Path]:
+    """Return the files that make a checkpoint: configuration, weights and tokenizer."""
+    if is_hf_directory(directory):
+        return checkpoint_files_of(directory)
+    return sorted(file for file in directory.iterdir() if file.name.startswith(("model", CONFIG_FILE, "tokenizer")))
+
+
+def save_trained(directory: Path, model: GPT | HFModel, weights: Iterator[tuple[str, Tensor]], tokenizer: TextTokenizer) -> None:
+    """Write the checkpoint of a trained model, in the form its base had, from a lazy iterator of (name, weight)."""
+    if isinstance(model, GPT):
+        save_model(directory, model.config, weights, tokenizer)
+        return
+    _write_tensors(directory, model.checkpoint_tensors(weights))
+    for name, content in model.config_files.items():
+        (directory / name).write_bytes(content)
+    tokenizer.save(directory)
+
+
+def save_model(directory: Path, config: GPTConfig, tensors: Iterator[tuple[str, Tensor]], tokenizer: TextTokenizer) -> None:
     """Write a checkpoint from a lazy iterator of (name, tensor); at most one shard is held in memory."""
+    _write_tensors(directory, tensors)
+    _write_json(directory / CONFIG_FILE, to_plain(config))
+    tokenizer.save(directory)
+
+
+def _write_tensors(directory: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
     weight_map: dict[str, str] = {}
     shard: dict[str, Tensor] = {}
     size = total = 0
@@ -50,9 +92,7 @@ def save_model(directory: Path, config: GPTConfig, tensors: Iterator[tuple[str, 
         if size >= _SHARD_BYTES:
             flush()
     flush()
-    _write_json(directory / CONFIG_FILE, to_plain(config))
     _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    tokenizer.save(directory)
 
 
 def iterate_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
@@ -88,12 +128,15 @@ def load_config(directory: Path) -> GPTConfig:
     return config
 
 
-def load_model(directory: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT:
-    """Load a checkpoint's model in evaluation mode.
+def load_model(directory: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT | HFModel:
+    """Load a checkpoint's model in evaluation mode, in fp32 unless `dtype` says otherwise.
 
     Raises:
         CheckpointError: tensors are missing, left over, or of another shape.
     """
+    if is_hf_directory(directory):
+        check_shards(directory)
+        return load_hf_model(directory, config_files_of(directory), device, dtype)
     model = GPT(load_config(directory)).to_empty(device=device)
     if dtype is not None:
         model = model.to(dtype)
@@ -113,22 +156,46 @@ def load_model(directory: Path, device: torch.device | str = "cpu", dtype: torch
     return model.eval()
 
 
-def load_tokenizer(directory: Path, config: GPTConfig) -> Tokenizer:
-    """Load a checkpoint's tokenizer and hold it against the model's vocabulary.
+def load_tokenizer(directory: Path, model: HasVocabulary) -> TextTokenizer:
+    """Load a checkpoint's tokenizer and hold it against the model's vocabulary (`model` may be its settings).
 
     Raises:
-        CheckpointError: there is none, or the sizes differ.
+        CheckpointError: there is none, or the sizes do not fit.
     """
+    if is_hf_directory(directory):
+        return _load_foreign_tokenizer(directory, model)
     tokenizer = Tokenizer.load(directory)
-    check_vocabulary(tokenizer, config)
+    check_vocabulary(tokenizer, model)
     return tokenizer
 
 
-def check_vocabulary(tokenizer: Tokenizer, config: GPTConfig) -> None:
-    """Raise CheckpointError unless tokenizer and model have the same vocabulary size."""
-    if tokenizer.vocab_size != config.vocab_size:
+def _load_foreign_tokenizer(directory: Path, model: HasVocabulary) -> TextTokenizer:
+    """Load the tokenizer of a Hugging Face directory; its model may have more rows than tokens, never fewer."""
+    tokenizer: TextTokenizer
+    if (directory / TOKENIZER_FILE).is_file():
+        tokenizer = HFTokenizer.load(directory)
+    elif (directory / MODEL_FILE).is_file():
+        tokenizer = Tokenizer.load(directory)
+        if tokenizer.pieces(tokenizer.encode("a"))[0].startswith("▁"):
+            raise CheckpointError(
+                f"{tokenizer.source}: puts a space before every text, so parts of a prompt could not be joined; give a "
+                f"{TOKENIZER_FILE} (in transformers, AutoTokenizer's from_pretrained and then save_pretrained)"
+            )
+    else:
+        raise CheckpointError(f"{directory}: has neither {TOKENIZER_FILE} nor {MODEL_FILE}")
+    if tokenizer.vocab_size > model.vocab_size:
         raise CheckpointError(
-            f"{tokenizer.source}: has {tokenizer.vocab_size} tokens, but the model's vocabulary is {config.vocab_size}; "
+            f"{tokenizer.source}: has {tokenizer.vocab_size} tokens, but the model's vocabulary is {model.vocab_size}; "
+            "give the tokenizer the model was trained with"
+        )
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: TextTokenizer, model: HasVocabulary) -> None:
+    """Raise CheckpointError unless tokenizer and model have the same vocabulary size."""
+    if tokenizer.vocab_size != model.vocab_size:
+        raise CheckpointError(
+            f"{tokenizer.source}: has {tokenizer.vocab_size} tokens, but the model's vocabulary is {model.vocab_size}; "
             "set model.vocab_size to the tokenizer's, or give the tokenizer the model was trained with"
         )
 

@@ -33,7 +33,17 @@ MANIFEST = "manifest.json"
 METRICS_FILE = "metrics.json"
 SCHEMA_VERSION = 1
 _MANIFEST_KEYS = ("stage", "key", "digest", "config", "inputs", "files", "metrics", "created")
-_RECORDED_PACKAGES = ("torch", "deepspeed", "sentencepiece", "datasets", "hydra-core", "numpy", "safetensors")
+_RECORDED_PACKAGES = (
+    "torch",
+    "deepspeed",
+    "sentencepiece",
+    "datasets",
+    "hydra-core",
+    "numpy",
+    "safetensors",
+    "transformers",
+    "tokenizers",
+)
 _HASH_STEP_BYTES = 1 << 22
 _ALWAYS_HASHED_BYTES = 1 << 26
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,15 @@ import numpy.typing as npt
 from adapt.core.spans import Reading, Span
 
 FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TwoStepScores:
+    """Coarse candidates' sums [G, kinds], which of the fine candidates were chosen then, and those ones' sums [F, kinds]."""
+
+    coarse_G3: FloatArray
+    chosen: list[int]
+    fine_F3: FloatArray
 
 
 class Scorer(Protocol):
@@ -26,5 +36,17 @@ class Scorer(Protocol):
 
         Only targets of the wanted kinds are summed; other columns are 0. A score depends on its own reading alone: not on
         the other candidates, on other examples or on batch sizes.
+        """
+        ...
+
+    def score_in_two_steps(
+        self,
+        examples: Iterable[tuple[Sequence[Reading], Sequence[Reading]]],
+        kinds: frozenset[Span],
+        choose: Callable[[int, FloatArray], Sequence[int]],
+    ) -> Iterator[TwoStepScores]:
+        """Score the coarse readings of an example, then only those fine ones that `choose` names by place (at least one).
+
+        `choose` is given the example's number, from 0, and its coarse sums; examples may come to it out of order.
         """
         ...

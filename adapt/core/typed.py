@@ -93,7 +93,8 @@ def _build_union(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
         if not trial:
             return built
         attempts.append(trial)
-    problems.extend(attempts[0])
+    attempts.sort(key=len)
+    problems.extend(attempts[0])  # those of the option that was meant
     return None
 
 

@@ -1,6 +1,7 @@
-"""Causal self-attention over packed rows.
+"""Causal self-attention over packed rows, trees over a shared trunk, and rows that go on from a past.
 
-Legend: B rows, T positions, A heads, D head size, H hidden size.
+Legend: B rows, T positions, P positions of a past, S masked positions at a row's end, W = P + T, A heads, D head size,
+H hidden size.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from torch.nn import functional
 
 from adapt.model.inputs import ModelInputs
 
+KeysValues = tuple[Tensor, Tensor]
+
 
 def attention_mask(inputs: ModelInputs) -> Tensor | None:
-    """Return a [B, 1, T, T] mask (True: may attend), or None where plain causal attention says it all.
+    """Return a [B, 1, S, W] mask (True: may attend) for the last S positions, or None where plain causal attention says it all.
 
     Without packing, padding stands at a row's end, where causal attention keeps every real token from seeing it.
     """
-    if inputs.mask_BTT is not None:
-        return inputs.mask_BTT.unsqueeze(1)
+    if inputs.mask_BSW is not None:
+        return inputs.mask_BSW.unsqueeze(1)
+    assert inputs.past is None, "rows that go on from a past say by mask_BSW what of it they see"
     if not inputs.is_packed:
         return None
     documents = inputs.documents_BT
@@ -37,9 +41,23 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.out = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x_BTH: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x_BTH: Tensor, mask: Tensor | None, past: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
+        """Return the mixed positions, and the keys and values of the rows so far."""
         batch, length, hidden = x_BTH.shape
         qkv = self.qkv(x_BTH).view(batch, length, 3, self.n_heads, hidden // self.n_heads)
-        q_BATD, k_BATD, v_BATD = qkv.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(q_BATD, k_BATD, v_BATD, attn_mask=mask, is_causal=mask is None)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, hidden))
+        q_BATD, k_BAWD, v_BAWD = qkv.permute(2, 0, 3, 1, 4)
+        if past is not None:
+            k_BAWD, v_BAWD = torch.cat([past[0], k_BAWD], dim=2), torch.cat([past[1], v_BAWD], dim=2)
+        mixed = _attend(q_BATD, k_BAWD, v_BAWD, mask)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, hidden)), (k_BAWD, v_BAWD)
+
+
+def _attend(q_BATD: Tensor, k_BAWD: Tensor, v_BAWD: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return functional.scaled_dot_product_attention(q_BATD, k_BAWD, v_BAWD, is_causal=True)
+    lead = q_BATD.shape[2] - mask.shape[2]
+    tail = functional.scaled_dot_product_attention(q_BATD[:, :, lead:], k_BAWD, v_BAWD, attn_mask=mask)
+    if not lead:
+        return tail
+    head = functional.scaled_dot_product_attention(q_BATD[:, :, :lead], k_BAWD[:, :, :lead], v_BAWD[:, :, :lead], is_causal=True)
+    return torch.cat([head, tail], dim=2)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
 from adapt.model.gpt import GPT, GPTConfig
+from adapt.model.hf import shapes_of
 
 KINDS = ("embedding", "attention", "mlp", "residual mix", "norm", "router", "experts")
 
@@ -40,6 +44,19 @@ def kind_of(name: str) -> str:
     return "attention" if ".attention." in name else "mlp"
 
 
+def hf_kind_of(name: str) -> str:
+    """Return the kind of a Hugging Face model's parameter by its name; shared experts are part of the dense MLP."""
+    if ".experts." in name:
+        return "experts"
+    if name.endswith(".mlp.gate.weight"):
+        return "router"
+    if "norm" in name:
+        return "norm"
+    if "embed_tokens" in name or "lm_head" in name:
+        return "embedding"
+    return "attention" if ".self_attn." in name else "mlp"
+
+
 def count_parameters(config: GPTConfig, experts_per_token: int = 1) -> ParameterCounts:
     """Count a model's parameters without allocating it.
 
@@ -47,11 +64,26 @@ def count_parameters(config: GPTConfig, experts_per_token: int = 1) -> Parameter
         ConfigError: the sizes do not make a model.
     """
     model: nn.Module = GPT(config)
+    return _counted(((kind_of(name), parameter.shape) for name, parameter in model.named_parameters()), experts_per_token)
+
+
+def count_hf_parameters(directory: Path) -> ParameterCounts:
+    """Count the parameters of a Hugging Face model from its config.json.
+
+    Raises:
+        ConfigError: transformers is not installed.
+        CheckpointError: the family is not served, or the configuration makes no model.
+    """
+    shapes, experts_per_token = shapes_of(directory)
+    return _counted(((hf_kind_of(name), shape) for name, shape in shapes.items()), experts_per_token)
+
+
+def _counted(kinds_and_shapes: Iterable[tuple[str, Sequence[int]]], experts_per_token: int) -> ParameterCounts:
     by_kind = dict.fromkeys(KINDS, 0)
     unused = 0
-    for name, parameter in model.named_parameters():
-        by_kind[kind_of(name)] += parameter.numel()
-        if kind_of(name) == "experts":
-            unused += parameter.numel() // parameter.shape[0] * (parameter.shape[0] - experts_per_token)
+    for kind, shape in kinds_and_shapes:
+        by_kind[kind] += math.prod(shape)
+        if kind == "experts":
+            unused += math.prod(shape[1:]) * (shape[0] - experts_per_token)
     total = sum(by_kind.values())
     return ParameterCounts(by_kind=by_kind, total=total, active=total - unused)

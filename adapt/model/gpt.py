@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from adapt.core.errors import ConfigError
 from adapt.core.runtime import seed_for
-from adapt.model.attention import Attention, attention_mask
-from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput
+from adapt.model.attention import Attention, KeysValues, attention_mask
+from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past
 from adapt.model.moe import DenseMLP, MoELayer
 from adapt.model.routers.contract import RouterConfig
 
@@ -84,13 +84,16 @@ class Block(nn.Module):
         else:
             self.mlp = DenseMLP(hidden, width)
 
-    def forward(self, x_BTH: Tensor, mask: Tensor | None, inputs: ModelInputs) -> tuple[Tensor, LayerRouting | None]:
-        x_BTH = x_BTH + self.attention(self.attention_norm(x_BTH), mask)
+    def forward(
+        self, x_BTH: Tensor, mask: Tensor | None, inputs: ModelInputs, past: KeysValues | None
+    ) -> tuple[Tensor, LayerRouting | None, KeysValues]:
+        mixed, present = self.attention(self.attention_norm(x_BTH), mask, past)
+        x_BTH = x_BTH + mixed
         normed = self.mlp_norm(x_BTH)
         if isinstance(self.mlp, MoELayer):
             out, report = self.mlp(normed, inputs)
-            return x_BTH + out, report
-        return x_BTH + self.mlp(normed), None
+            return x_BTH + out, report, present
+        return x_BTH + self.mlp(normed), None, present
 
 
 class GPT(nn.Module):
@@ -101,6 +104,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.vocab_size = config.vocab_size
+        self.hidden_size = config.hidden_size
         self.context_length = config.context_length
         self.expert_counts = tuple(count for count in config.expert_counts() if count)
         with torch.device("meta"):
@@ -112,12 +116,16 @@ class GPT(nn.Module):
     def forward(self, inputs: ModelInputs) -> ModelOutput:
         x_BTH = self.embedding(inputs.ids_BT) + self.positions(inputs.positions_BT)
         mask = attention_mask(inputs)
-        reports = []
-        for block in self.blocks:
-            x_BTH, report = block(x_BTH, mask, inputs)
+        reports, kept = [], []
+        for index, block in enumerate(self.blocks):
+            past = None if inputs.past is None else inputs.past.layers[index]
+            x_BTH, report, present = block(x_BTH, mask, inputs, past)
             if report is not None:
                 reports.append(report)
-        return ModelOutput(hidden_BTH=self.final_norm(x_BTH), routing=tuple(reports))
+            if inputs.keeps_past:
+                kept.append(present)
+        past_now = Past(layers=tuple(kept)) if inputs.keeps_past else None
+        return ModelOutput(hidden_BTH=self.final_norm(x_BTH), routing=tuple(reports), past=past_now)
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         return functional.linear(hidden_NH, self.embedding.weight)

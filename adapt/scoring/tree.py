@@ -1,10 +1,11 @@
 """The candidates of one example as a prefix tree: what they share is read once, each branch sees only its own ancestors.
 
-Legend: n nodes (tokens) of the tree, Q queries.
+Legend: C candidates, L positions of the longest, n nodes (tokens) of the tree, S the last of them, Q queries.
 
 A node is an input token at a depth; two candidates share it when their inputs agree up to there. A query
 asks, at a node, for the log-probability of a target token: next-token targets and in-place masked targets are the same thing
 here, so one tree serves label-last and label-first prompts, tails after the label, blanks in the text, and both label forms.
+The leading chain that all candidates share is the trunk; the rest is the tail.
 """
 
 from __future__ import annotations
@@ -19,72 +20,76 @@ from adapt.core.spans import NO_TARGET, IntArray, Reading, Span
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PrefixTree:
-    """Nodes in depth-first order (a parent before its children), and the queries of every candidate."""
+    """Nodes in depth-first order (the trunk, then branch by branch), and the queries of every candidate."""
 
     tokens_n: IntArray
     depths_n: IntArray
-    parents_n: IntArray  # -1 at the root
     query_nodes_Q: IntArray
     query_targets_Q: IntArray
     query_candidates_Q: IntArray
     query_kinds_Q: IntArray
-    n_candidates: int
-    trunk: int  # how many leading nodes form a single chain
+    lengths_C: IntArray
+    trunk: int
     domain: int
 
     def __len__(self) -> int:
         return len(self.tokens_n)
 
-    def visibility(self) -> np.ndarray:
-        """Return a boolean [n, n] array: which node (first axis) may attend to which (second axis)."""
-        n = len(self)
-        seen = np.zeros((n, n), dtype=bool)
-        trunk = self.trunk
-        seen[:trunk, :trunk] = np.tril(np.ones((trunk, trunk), dtype=bool))
-        for node in range(trunk, n):
-            parent = self.parents_n[node]
-            if parent >= 0:
-                seen[node] = seen[parent]
-            seen[node, node] = True
-        return seen
+    @property
+    def n_candidates(self) -> int:
+        return len(self.lengths_C)
+
+    def ancestors_from(self, start: int) -> np.ndarray:
+        """Return a boolean [S, S] array over the nodes from `start` (at most the trunk) on: which descends from, or is, which."""
+        depths_S = self.depths_n[start:]
+        size = len(depths_S)
+        place_S = np.arange(size)
+        # In depth-first order a node's descendants follow it up to the next node that is not deeper.
+        ends_S = np.full(size, size)
+        for place in range(size - 1, -1, -1):
+            end = place + 1
+            while end < size and depths_S[end] > depths_S[place]:
+                end = ends_S[end]
+            ends_S[place] = end
+        return (place_S[None, :] <= place_S[:, None]) & (place_S[:, None] < ends_S[None, :])
 
 
 def build_tree(readings: Sequence[Reading], kinds: frozenset[Span]) -> PrefixTree:
     """Merge the candidates of one example into a tree, with a query for every target of a wanted kind."""
-    tokens: list[int] = []
-    depths: list[int] = []
-    parents: list[int] = []
-    children: dict[tuple[int, int], int] = {}
-    queries: list[tuple[int, int, int, int]] = []
-    wanted = {int(kind) for kind in kinds}
-    for candidate, reading in enumerate(readings):
-        node = -1
-        path = np.empty(len(reading), np.int64)
-        for depth, token in enumerate(reading.inputs_T.tolist()):
-            child = children.get((node, token))
-            if child is None:
-                child = len(tokens)
-                children[node, token] = child
-                tokens.append(token)
-                depths.append(depth)
-                parents.append(node)
-            node = path[depth] = child
-        asked = (reading.targets_T != NO_TARGET) & np.isin(reading.kinds_T, list(wanted))
-        for place in np.flatnonzero(asked):
-            queries.append((int(path[place]), int(reading.targets_T[place]), candidate, int(reading.kinds_T[place])))
-    parents_n = np.asarray(parents, np.int64)
-    is_chain = parents_n == np.arange(len(tokens)) - 1
-    trunk = len(tokens) if is_chain.all() else int(is_chain.argmin())
-    columns = np.asarray(queries, np.int64).reshape(-1, 4)
+    lengths_C = np.asarray([len(reading) for reading in readings], np.int64)
+    inputs_CL = _stacked([reading.inputs_T for reading in readings], -1)
+    order = np.lexsort(inputs_CL.T[::-1])
+    sorted_CL = inputs_CL[order]
+    # A candidate shares its first `shared` tokens with the one before it in sorted order, and owns the nodes after them.
+    shared_C = np.zeros(len(readings), np.int64)
+    if len(readings) > 1:
+        differs = sorted_CL[1:] != sorted_CL[:-1]
+        shared_C[1:] = np.where(differs.any(axis=1), differs.argmax(axis=1), lengths_C[order][1:])
+    depth_L = np.arange(inputs_CL.shape[1])
+    is_new_CL = (depth_L >= shared_C[:, None]) & (depth_L < lengths_C[order][:, None])
+    number_CL = np.cumsum(is_new_CL).reshape(is_new_CL.shape) - 1
+    node_CL = np.empty_like(number_CL)
+    node_CL[order] = np.maximum.accumulate(np.where(is_new_CL, number_CL, 0), axis=0)
+    targets_CL = _stacked([reading.targets_T for reading in readings], NO_TARGET)
+    kinds_CL = _stacked([reading.kinds_T for reading in readings], int(Span.CONTEXT))
+    asked = np.nonzero((targets_CL != NO_TARGET) & np.isin(kinds_CL, [int(kind) for kind in kinds]))
+    depths_n = np.broadcast_to(depth_L, is_new_CL.shape)[is_new_CL]
     return PrefixTree(
-        tokens_n=np.asarray(tokens, np.int64),
-        depths_n=np.asarray(depths, np.int64),
-        parents_n=parents_n,
-        query_nodes_Q=columns[:, 0],
-        query_targets_Q=columns[:, 1],
-        query_candidates_Q=columns[:, 2],
-        query_kinds_Q=columns[:, 3],
-        n_candidates=len(readings),
-        trunk=trunk,
+        tokens_n=sorted_CL[is_new_CL],
+        depths_n=depths_n,
+        query_nodes_Q=node_CL[asked],
+        query_targets_Q=targets_CL[asked],
+        query_candidates_Q=asked[0].astype(np.int64),
+        query_kinds_Q=kinds_CL[asked],
+        lengths_C=lengths_C,
+        # All of it, where each candidate is a beginning of the longest.
+        trunk=len(depths_n) if len(depths_n) == lengths_C.max() else int(shared_C[1:].min()),
         domain=readings[0].domain,
     )
+
+
+def _stacked(arrays: Sequence[IntArray], filling: int) -> IntArray:
+    table = np.full((len(arrays), max(len(array) for array in arrays)), filling, np.int64)
+    for row, array in zip(table, arrays, strict=True):
+        row[: len(array)] = array
+    return table

@@ -1,6 +1,6 @@
-"""Scores candidates with a causal base: one packed row per example, a tree mask, logits only at queried nodes.
+"""Scores candidates with a causal base: shared text is read once, logits are made only at queried nodes.
 
-Legend: B rows, T positions, Q queries, V vocabulary.
+Legend: B rows, T columns, Q queries, V vocabulary.
 
 Examples are taken in windows, sorted by size within a window, and batched under a budget of padded tokens. Memory depends on the
 window and the budget, not on the number of examples.
@@ -8,31 +8,45 @@ window and the budget, not on the number of examples.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from adapt.core.errors import ConfigError, DataError
-from adapt.core.scorer import FloatArray
-from adapt.core.spans import Reading, Span
-from adapt.model.inputs import CausalBase, ModelInputs
+from adapt.core.errors import DataError
+from adapt.core.scorer import FloatArray, TwoStepScores
+from adapt.core.spans import IntArray, Reading, Span
+from adapt.model.inputs import CausalBase, Past
+from adapt.scoring.layout import Layout, ScorerConfig, best_layout, columns_of, leading_inputs, packed_inputs, tail_inputs
 from adapt.scoring.tree import PrefixTree, build_tree
 
+Choose = Callable[[int, FloatArray], Sequence[int]]
 
-@dataclass(frozen=True, kw_only=True)
-class ScorerConfig:
-    """Batching of the scorer: it changes speed and memory, never a score."""
 
-    max_batch_tokens: int = 8192
-    window: int = 512
-    logit_rows: int = 2048
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Job:
+    """A tree to be scored in one row, and which candidates of which example it holds."""
 
-    def __post_init__(self) -> None:
-        if min(self.max_batch_tokens, self.window, self.logit_rows) < 1:
-            raise ConfigError("max_batch_tokens, window and logit_rows must be at least 1")
+    tree: PrefixTree
+    example: int
+    candidates: IntArray
+    layout: Layout
+
+    @property
+    def size(self) -> tuple[str, int, int]:
+        return self.layout.value, self.tree.trunk, len(self.tree)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Trunks:
+    """The leading nodes of a batch, read once: their hidden states and what later nodes need of them."""
+
+    starts: list[int]
+    hidden_BTH: Tensor
+    past: Past
 
 
 class TreeScorer:
@@ -55,12 +69,61 @@ class TreeScorer:
         """
         stream = iter(examples)
         while window := list(islice(stream, self._config.window)):
-            trees = [self._tree(readings, kinds) for readings in window]
-            scores: dict[int, FloatArray] = {}
-            for batch in self._batches(trees):
-                for index, result in zip(batch, self._score_batch([trees[i] for i in batch]), strict=True):
-                    scores[index] = result
-            yield from (scores[index] for index in range(len(trees)))
+            sums = [np.zeros((len(readings), len(Span))) for readings in window]
+            jobs = [job for index, readings in enumerate(window) for job in self._jobs(index, readings, kinds)]
+            for batch in self._batches(jobs):
+                for job, result in zip(batch, self._score_batch([job.tree for job in batch], batch[0].layout), strict=True):
+                    sums[job.example][job.candidates] = result
+            yield from sums
+
+    def score_in_two_steps(
+        self, examples: Iterable[tuple[Sequence[Reading], Sequence[Reading]]], kinds: frozenset[Span], choose: Choose
+    ) -> Iterator[TwoStepScores]:
+        """See `Scorer.score_in_two_steps`. What both steps share is read once, unless separate rows cost less."""
+        stream, done = iter(examples), 0
+        while window := list(islice(stream, self._config.window)):
+            trees = [self._tree([*coarse, *fine], kinds) for coarse, fine in window]
+            jobs = [
+                _Job(tree=tree, example=index, candidates=np.arange(tree.n_candidates), layout=self._layout(tree))
+                for index, tree in enumerate(trees)
+            ]
+            found: dict[int, TwoStepScores] = {}
+            for batch in self._batches(jobs):
+                chunk = [window[job.example] for job in batch]
+                starts = (
+                    None if batch[0].layout is Layout.ROWS else [min(job.tree.trunk, job.tree.lengths_C.min()) for job in batch]
+                )
+                numbers = [done + job.example for job in batch]
+                results = self._two_steps(chunk, numbers, starts, kinds, choose)
+                found.update(zip((job.example for job in batch), results, strict=True))
+            yield from (found[index] for index in range(len(window)))
+            done += len(window)
+
+    def _two_steps(
+        self,
+        examples: Sequence[tuple[Sequence[Reading], Sequence[Reading]]],
+        numbers: list[int],
+        starts: list[int] | None,
+        kinds: frozenset[Span],
+        choose: Choose,
+    ) -> list[TwoStepScores]:
+        trunks = None
+
+        def scored(readings: list[list[Reading]]) -> list[FloatArray]:
+            nonlocal trunks
+            if starts is None:
+                return list(self.score(readings, kinds))
+            trees = [self._tree(some, kinds) for some in readings]
+            trunks = trunks or self._read_trunks(trees, starts)
+            return self._go_on(trunks, trees)
+
+        coarse = scored([list(coarse) for coarse, _ in examples])
+        chosen = [list(choose(number, sums)) for number, sums in zip(numbers, coarse, strict=True)]
+        fine = scored([[fine[place] for place in places] for (_, fine), places in zip(examples, chosen, strict=True)])
+        return [
+            TwoStepScores(coarse_G3=one, chosen=places, fine_F3=other)
+            for one, places, other in zip(coarse, chosen, fine, strict=True)
+        ]
 
     def _tree(self, readings: Sequence[Reading], kinds: frozenset[Span]) -> PrefixTree:
         if not readings:
@@ -70,58 +133,75 @@ class TreeScorer:
             raise DataError(f"a candidate has {longest} tokens, but the model's context is {self.context_length}")
         return build_tree(readings, kinds)
 
-    def _batches(self, trees: list[PrefixTree]) -> Iterator[list[int]]:
-        batch: list[int] = []
-        for index in sorted(range(len(trees)), key=lambda i: len(trees[i])):
-            if batch and (len(batch) + 1) * len(trees[index]) > self._config.max_batch_tokens:
+    def _layout(self, tree: PrefixTree) -> Layout:
+        return best_layout(tree, self._config.layout, self._model.hidden_size)
+
+    def _jobs(self, example: int, readings: Sequence[Reading], kinds: frozenset[Span]) -> list[_Job]:
+        tree = self._tree(readings, kinds)
+        layout = self._layout(tree)
+        if layout is not Layout.ROWS:
+            return [_Job(tree=tree, example=example, candidates=np.arange(len(readings)), layout=layout)]
+        return [
+            _Job(tree=build_tree([reading], kinds), example=example, candidates=np.asarray([place]), layout=Layout.PACKED)
+            for place, reading in enumerate(readings)
+        ]
+
+    def _batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
+        batch: list[_Job] = []
+        tail = 0
+        for job in sorted(jobs, key=lambda job: job.size):
+            tail = max(tail, len(job.tree) - job.tree.trunk)
+            is_full = (len(batch) + 1) * (job.tree.trunk + tail) > self._config.max_batch_tokens
+            if batch and (is_full or job.layout is not batch[0].layout):
                 yield batch
-                batch = []
-            batch.append(index)
+                batch, tail = [], len(job.tree) - job.tree.trunk
+            batch.append(job)
         if batch:
             yield batch
 
     @torch.inference_mode()
-    def _score_batch(self, trees: list[PrefixTree]) -> list[FloatArray]:
-        output = self._model(_inputs_of(trees).to(self._device))
-        rows = np.concatenate([np.full(len(t.query_nodes_Q), row) for row, t in enumerate(trees)])
-        nodes = np.concatenate([t.query_nodes_Q for t in trees])
-        targets = np.concatenate([t.query_targets_Q for t in trees])
-        width = output.hidden_BTH.shape[1]
+    def _score_batch(self, trees: list[PrefixTree], layout: Layout) -> list[FloatArray]:
+        starts = [tree.trunk for tree in trees]
+        if layout is Layout.CACHE and min(starts) > 0:
+            return self._go_on(self._read_trunks(trees, starts), trees)
+        output = self._model(packed_inputs(trees, starts).to(self._device))
+        return self._read_off(output.hidden_BTH, trees, starts, max(starts))
+
+    @torch.inference_mode()
+    def _read_trunks(self, trees: list[PrefixTree], starts: list[int]) -> _Trunks:
+        output = self._model(leading_inputs(trees, starts).to(self._device))
+        assert output.past is not None, "a base keeps its past when asked to"
+        return _Trunks(starts=starts, hidden_BTH=output.hidden_BTH, past=output.past)
+
+    @torch.inference_mode()
+    def _go_on(self, trunks: _Trunks, trees: list[PrefixTree]) -> list[FloatArray]:
+        hidden_BTH = trunks.hidden_BTH
+        if any(len(tree) > start for tree, start in zip(trees, trunks.starts, strict=True)):
+            output = self._model(tail_inputs(trees, trunks.starts, trunks.past).to(self._device))
+            hidden_BTH = torch.cat([hidden_BTH, output.hidden_BTH], dim=1)
+        return self._read_off(hidden_BTH, trees, trunks.starts, trunks.hidden_BTH.shape[1])
+
+    def _read_off(self, hidden_BTH: Tensor, trees: list[PrefixTree], starts: list[int], lead: int) -> list[FloatArray]:
+        """Sum the log-probabilities that the trees ask for; the tail of every row begins at column `lead`."""
+        width = hidden_BTH.shape[1]
+        cells = [
+            row * width + columns[tree.query_nodes_Q]
+            for row, (tree, columns) in enumerate(zip(trees, columns_of(trees, starts, lead), strict=True))
+        ]
+        targets = np.concatenate([tree.query_targets_Q for tree in trees])
         # Many candidates ask the same node: its logits are made once.
-        places, place_of_query = np.unique(rows * width + nodes, return_inverse=True)
-        hidden = output.hidden_BTH.flatten(0, 1)[torch.from_numpy(places).to(self._device)]
+        places, place_of_query = np.unique(np.concatenate(cells), return_inverse=True)
+        hidden = hidden_BTH.flatten(0, 1)[torch.from_numpy(places).to(self._device)]
         log_probs = np.empty(len(targets))
         step = self._config.logit_rows
         for start in range(0, len(places), step):
             inside = np.flatnonzero((place_of_query >= start) & (place_of_query < start + step))
-            table = self._model.logits(hidden[start : start + step]).float().log_softmax(dim=-1)
-            picked = table[torch.from_numpy(place_of_query[inside] - start), torch.from_numpy(targets[inside])]
+            logits = self._model.logits(hidden[start : start + step]).float()
+            rows = torch.from_numpy(place_of_query[inside] - start).to(self._device)
+            picked = logits[rows, torch.from_numpy(targets[inside]).to(self._device)] - logits.logsumexp(dim=-1)[rows]
             log_probs[inside] = picked.double().cpu().numpy()
-        ends = np.cumsum([len(t.query_nodes_Q) for t in trees])
-        return [_sum_by_candidate(t, part) for t, part in zip(trees, np.split(log_probs, ends[:-1]), strict=True)]
-
-
-def _inputs_of(trees: list[PrefixTree]) -> ModelInputs:
-    shape = (len(trees), max(len(tree) for tree in trees))
-    ids, positions, documents, domains = (np.zeros(shape, np.int64) for _ in range(4))
-    mask = None
-    if any(tree.trunk < len(tree) for tree in trees):
-        mask = np.zeros((*shape, shape[1]), dtype=bool)
-        mask[:, np.arange(shape[1]), np.arange(shape[1])] = True  # padding attends to itself: no empty softmax
-    for row, tree in enumerate(trees):
-        n = len(tree)
-        ids[row, :n], positions[row, :n] = tree.tokens_n, tree.depths_n
-        documents[row, :n], domains[row, :n] = 1, tree.domain
-        if mask is not None:
-            mask[row, :n, :n] = tree.visibility()
-    return ModelInputs(
-        ids_BT=torch.from_numpy(ids),
-        positions_BT=torch.from_numpy(positions),
-        documents_BT=torch.from_numpy(documents),
-        domains_BT=torch.from_numpy(domains),
-        mask_BTT=None if mask is None else torch.from_numpy(mask),
-        is_packed=False,
-    )
+        ends = np.cumsum([len(cell) for cell in cells])
+        return [_sum_by_candidate(tree, part) for tree, part in zip(trees, np.split(log_probs, ends[:-1]), strict=True)]
 
 
 def _sum_by_candidate(tree: PrefixTree, log_probs_Q: np.ndarray) -> FloatArray:

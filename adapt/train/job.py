@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.checkpoint.weights import save_model
+from adapt.checkpoint.weights import save_trained
 from adapt.core.artifacts import writable, write_atomically
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import to_plain
 from adapt.model.gpt import GPT
+from adapt.model.hf import HFModel
 from adapt.objective import ObjectiveConfig, PartValue
+from adapt.text.contract import TextTokenizer
 from adapt.text.packing import RowSource
-from adapt.text.tokenizer import Tokenizer
 from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.loop import Trainer
@@ -53,7 +54,7 @@ class TrainData:
     held_out: Mapping[str, RowSource]
 
 
-def run_training(model: GPT, tokenizer: Tokenizer, data: TrainData, job: TrainJob, rank: RankInfo) -> None:
+def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData, job: TrainJob, rank: RankInfo) -> None:
     """Train a model and leave its checkpoint, history and held-out ledgers in `job.result`.
 
     Raises:
@@ -74,7 +75,7 @@ def run_training(model: GPT, tokenizer: Tokenizer, data: TrainData, job: TrainJo
             tracker.log({f"held_out/{name}/{part}": value.value for part, value in after[name].items()}, job.train.steps)
     if rank.is_main:
         with writable(result):
-            save_model(result, model.config, engine.named_weights(), tokenizer)
+            save_trained(result, model, engine.named_weights(), tokenizer)
             lines = "".join(json.dumps(line) + "\n" for line in outcome.history)
             (result / HISTORY_FILE).write_text(lines, encoding="utf-8")
             held_out = {name: {"before": _values(before[name]), "after": _values(after[name])} for name in after}

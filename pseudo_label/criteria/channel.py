@@ -6,7 +6,7 @@ Source: Min et al. 2022, "Noisy channel language model prompting", arXiv:2108.04
 from __future__ import annotations
 
 from adapt.core.scorer import FloatArray
-from adapt.core.spans import Span
+from adapt.core.spans import LabelForm, Span
 from pseudo_label.criteria.contract import CandidateScores, Criterion, register
 
 
@@ -14,4 +14,4 @@ def _key(scores: CandidateScores, null: CandidateScores | None) -> FloatArray:
     return scores.sums_C3[:, Span.CONTEXT]
 
 
-register(Criterion(name="channel", kinds=frozenset({Span.CONTEXT}), key=_key, reads_label=True))
+register(Criterion(name="channel", kinds=frozenset({Span.CONTEXT}), key=_key, form=LabelForm.CLM))

@@ -124,7 +124,7 @@ def test_a_mask_alone_says_who_sees_whom(model: GPT) -> None:
     mask_TT = torch.ones(10, 10).tril().bool()
     mask_TT[7:, 4:7] = False
     positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 4, 5, 6]])
-    tree = replace(inputs, positions_BT=positions, mask_BTT=mask_TT.unsqueeze(0))
+    tree = replace(inputs, positions_BT=positions, mask_BSW=mask_TT.unsqueeze(0))
     together = hidden(model, tree)[0]
     torch.testing.assert_close(together[:7], hidden(model, laid_out([[ids[:7]]]))[0], atol=1e-5, rtol=1e-5)
     second = torch.cat([ids[:4], ids[7:]])

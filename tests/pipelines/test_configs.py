@@ -31,7 +31,8 @@ def test_every_primary_configuration_composes(primary: str) -> None:
 
 @pytest.mark.parametrize(("group", "name"), GROUPS)
 def test_every_option_of_every_group_composes(group: str, name: str) -> None:
-    assert composed("run", [f"{group}={name}"])
+    needs = ["model.path=somewhere"] if (group, name) == ("model", "hf") else []
+    assert composed("run", [f"{group}={name}", *needs])
 
 
 def test_every_stage_has_a_primary_configuration() -> None:

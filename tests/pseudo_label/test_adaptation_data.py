@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_models import DEMO, tiny_config
@@ -11,7 +13,8 @@ from adapt.core.spans import LabelForm, Span
 from adapt.model.batches import collate
 from adapt.model.gpt import GPT, materialize
 from adapt.objective import BalanceConfig, ObjectiveConfig, PartWeights, contribution, part_counts
-from adapt.scoring.tree_scorer import ScorerConfig, TreeScorer
+from adapt.scoring.layout import ScorerConfig
+from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.tokenizer import Tokenizer
 from pipelines.locations import conf_dir
 from pseudo_label.adaptation_data import adaptation_readings
@@ -25,11 +28,12 @@ STEPS = 40
 
 def given(task: TaskConfig, count: int) -> tuple[list[TaskRow], list[PseudoLabel]]:
     rows = list(read_rows(DEMO / "clue" / task.name / "dev.json", task))[:count]
-    labels = [
-        PseudoLabel(line=r.line, label=r.label or "", margin=1, confidence=1, scores=[], is_selected=True, is_held_out=False)
-        for r in rows
-    ]
-    return rows, labels
+    return rows, [label_of(row.line, row.label or "") for row in rows]
+
+
+def label_of(line: int, label: str, *, is_selected: bool = True, is_held_out: bool = False) -> PseudoLabel:
+    sure: dict[str, Any] = {"margin": 1.0, "confidence": 1.0, "agreement": 1.0, "scores": [], "probabilities": []}
+    return PseudoLabel(line=line, label=label, is_selected=is_selected, is_held_out=is_held_out, **sure)
 
 
 @pytest.mark.parametrize("form", list(LabelForm))
@@ -51,7 +55,7 @@ def test_a_model_trained_on_given_labels_answers_with_them(tokenizer: Tokenizer,
         optimizer.step()
     scoring = ScoringConfig(form=form, prompts=["reference"])
     scorer = TaskScorer(task, scoring, TreeScorer(model.eval(), ScorerConfig()), tokenizer)
-    answers = predictions(scorer.scores(rows, scorer.fit(Method.RAW, [], coarse_to_fine=False)), rows, task)
+    answers = predictions(scorer.scores(rows, scorer.fit(Method.RAW, [], coarse_to_fine=None)), rows, task)
     assert sum(a == r.label for a, r in zip(answers, rows, strict=True)) >= 23
 
 
@@ -59,10 +63,7 @@ def test_held_out_and_unselected_rows_are_not_trained_on(tokenizer: Tokenizer) -
     task = load_task("demo_reviews", [conf_dir() / "task"])
     rows, labels = given(task, 4)
     states = [(True, False), (False, True), (False, False), (True, False)]
-    marked = [
-        PseudoLabel(line=x.line, label=x.label, margin=1, confidence=1, scores=[], is_selected=s, is_held_out=h)
-        for x, (s, h) in zip(labels, states, strict=True)
-    ]
+    marked = [label_of(x.line, x.label, is_selected=s, is_held_out=h) for x, (s, h) in zip(labels, states, strict=True)]
     training, held_out = adaptation_readings(task, rows, marked, tokenizer, 96, LabelForm.CLM)
     assert (len(training), len(held_out)) == (2, 1)
     assert all((reading.kinds_T == int(Span.LABEL)).any() for reading in [*training, *held_out])

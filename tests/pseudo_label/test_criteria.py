@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from adapt.core.errors import ConfigError
-from adapt.core.spans import Span
+from adapt.core.spans import LabelForm, Span
 from pseudo_label.criteria.contract import CRITERIA, CandidateScores, Criterion, get_criterion, register
+from pseudo_label.zero_shot import form_of
 
 get_criterion("sum")  # imports the folder
 ALL = CRITERIA.names()
@@ -111,7 +112,29 @@ def test_a_criterion_is_found_under_its_own_name_and_scores_something(name: str)
 def test_only_criteria_that_score_the_label_may_be_masked() -> None:
     for name in ALL:
         criterion = get_criterion(name)
-        assert criterion.reads_label == (Span.LABEL not in criterion.kinds)
+        assert (criterion.form is LabelForm.CLM) == (Span.LABEL not in criterion.kinds)
+
+
+@pytest.mark.parametrize("form", list(LabelForm))
+def test_a_criterion_with_a_form_of_its_own_is_scored_in_it_whatever_the_stage_says(form: LabelForm) -> None:
+    assert form_of(get_criterion("channel"), form) is LabelForm.CLM
+    assert form_of(get_criterion("masked_lm"), form) is LabelForm.MLM
+    assert form_of(get_criterion("sum"), form) is form
+
+
+def test_masked_lm_is_the_log_likelihood_of_the_label_behind_its_masks() -> None:
+    assert key("masked_lm", HAND) == [-6.0, -9.0]
+
+
+def test_per_character_is_the_log_likelihood_of_the_label_per_character_of_its_word() -> None:
+    scores = CandidateScores(sums_C3=HAND.sums_C3, tokens_C3=HAND.tokens_C3, characters_C=np.array([2, 6]))
+    assert key("per_character", scores) == [-3.0, -1.5]
+
+
+def test_total_is_the_log_likelihood_of_all_and_total_pmi_takes_off_that_of_the_label_alone() -> None:
+    null = scores_of([[-9.0, -9.0, -1.0], [-9.0, -9.0, -7.0]])
+    assert key("total", HAND) == [-20.0, -21.0]
+    assert key("total_pmi", HAND, null) == [-19.0, -14.0]
 
 
 def test_the_five_criteria_of_the_literature_are_there() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from adapt.core.errors import DataError
 from adapt.core.typed import from_plain, to_plain
+from pseudo_label.coarse_to_fine import CoarseToFine
 from pseudo_label.decision import Decision, FittedScores, Method, fit_decision, margins, match_prior, refuse_collapse, softmax
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig
 from pseudo_label.zero_shot import PromptKeys
@@ -81,7 +82,7 @@ def test_softmax_sums_to_one_even_for_huge_scores() -> None:
 
 def test_raw_leaves_the_keys_of_the_reference_prompt_as_they_are() -> None:
     keys, task = three_prompts(), task_of()
-    decision = fit_decision(Method.RAW, keys, task, coarse_to_fine=False)
+    decision = fit_decision(Method.RAW, keys, task, coarse_to_fine=None)
     assert decision.prompts == ["reference"]
     assert (decision.scores(keys, task) == keys[0].labels_NC).all()
 
@@ -90,7 +91,7 @@ def test_prior_and_ensemble_mend_a_lean_that_raw_keeps() -> None:
     keys, task = three_prompts(), task_of()
     shares = {}
     for method in Method:
-        scores = fit_decision(method, keys, task, coarse_to_fine=False).scores(keys, task)
+        scores = fit_decision(method, keys, task, coarse_to_fine=None).scores(keys, task)
         shares[method] = np.bincount(scores.argmax(axis=1), minlength=3).max() / len(scores)
     assert shares[Method.RAW] > 0.8
     assert max(shares[Method.PRIOR], shares[Method.ENSEMBLE]) < 0.5
@@ -98,7 +99,7 @@ def test_prior_and_ensemble_mend_a_lean_that_raw_keeps() -> None:
 
 def test_prior_adds_the_same_bias_to_every_row() -> None:
     keys, task = three_prompts(), task_of()
-    scores = fit_decision(Method.PRIOR, keys, task, coarse_to_fine=False).scores(keys, task)
+    scores = fit_decision(Method.PRIOR, keys, task, coarse_to_fine=None).scores(keys, task)
     change = scores - keys[0].labels_NC
     assert change == pytest.approx(np.broadcast_to(change[0], change.shape))
 
@@ -106,24 +107,24 @@ def test_prior_adds_the_same_bias_to_every_row() -> None:
 @pytest.mark.parametrize("changed", [0, 1, 2])
 def test_the_ensemble_ignores_a_shift_of_a_row_a_scale_of_a_prompt_and_a_lean_of_a_class(changed: int) -> None:
     keys, task = three_prompts(), task_of()
-    before = fit_decision(Method.ENSEMBLE, keys, task, coarse_to_fine=False).scores(keys, task)
+    before = fit_decision(Method.ENSEMBLE, keys, task, coarse_to_fine=None).scores(keys, task)
     random = np.random.default_rng(changed)
     labels = keys[changed].labels_NC * 7.0 + random.normal(size=(200, 1)) * 30 + random.normal(size=3) * 10
     keys[changed] = with_labels(keys[changed], labels)
-    after = fit_decision(Method.ENSEMBLE, keys, task, coarse_to_fine=False).scores(keys, task)
+    after = fit_decision(Method.ENSEMBLE, keys, task, coarse_to_fine=None).scores(keys, task)
     assert after == pytest.approx(before, abs=1e-5)
 
 
 def test_the_ensemble_ignores_the_order_of_prompts() -> None:
     keys, task = three_prompts(), task_of()
-    one, other = (fit_decision(Method.ENSEMBLE, order, task, coarse_to_fine=False) for order in (keys, keys[::-1]))
+    one, other = (fit_decision(Method.ENSEMBLE, order, task, coarse_to_fine=None) for order in (keys, keys[::-1]))
     assert sorted(one.prompts) == sorted(other.prompts) == ["reference", "second", "third"]
     assert one.scores(keys, task) == pytest.approx(other.scores(keys, task), abs=1e-6)
 
 
 def test_keys_without_any_spread_are_survived() -> None:
     keys, task = [with_labels(k, np.full((10, 3), -5.0)) for k in three_prompts()], task_of()
-    scores = fit_decision(Method.ENSEMBLE, keys, task, coarse_to_fine=False).scores(keys, task)
+    scores = fit_decision(Method.ENSEMBLE, keys, task, coarse_to_fine=None).scores(keys, task)
     assert scores == pytest.approx(np.zeros((10, 3)))
 
 
@@ -131,7 +132,7 @@ def test_keys_without_any_spread_are_survived() -> None:
 def test_a_frozen_decision_scores_a_row_alone_as_among_others(method: Method) -> None:
     task = task_of("abcde", tree=TREE)
     keys = three_prompts(n_groups=2, n_labels=5)
-    decision = fit_decision(method, keys, task, coarse_to_fine=True)
+    decision = fit_decision(method, keys, task, coarse_to_fine=CoarseToFine())
     assert decision.n_fitted == 200
     row = [PromptKeys(prompt=k.prompt, criterion="sum", labels_NC=k.labels_NC[7:8], groups_NG=k.groups_NG[7:8]) for k in keys]
     assert decision.scores(row, task)[0] == pytest.approx(decision.scores(keys, task)[7], rel=1e-12)
@@ -140,8 +141,8 @@ def test_a_frozen_decision_scores_a_row_alone_as_among_others(method: Method) ->
 @METHODS
 def test_coarse_to_fine_answers_within_the_best_group(method: Method) -> None:
     task, keys = task_of("abcde", tree=TREE), three_prompts(n_groups=2, n_labels=5)
-    decision = fit_decision(method, keys, task, coarse_to_fine=True)
-    flat = fit_decision(method, keys, task, coarse_to_fine=False).scores(keys, task)
+    decision = fit_decision(method, keys, task, coarse_to_fine=CoarseToFine())
+    flat = fit_decision(method, keys, task, coarse_to_fine=None).scores(keys, task)
     assert decision.groups is not None
     groups = decision.groups.apply({k.prompt: k.groups_NG for k in keys if k.groups_NG is not None}).argmax(axis=1)
     members = [[task.labels.index(label) for label in labels] for labels in TREE.values()]
@@ -151,14 +152,14 @@ def test_coarse_to_fine_answers_within_the_best_group(method: Method) -> None:
 
 def test_group_priors_follow_the_number_of_their_labels() -> None:
     task, keys = task_of("abcde", tree=TREE), [random_keys(0, n_labels=5, n_groups=2)]
-    decision = fit_decision(Method.PRIOR, keys, task, coarse_to_fine=True)
+    decision = fit_decision(Method.PRIOR, keys, task, coarse_to_fine=CoarseToFine())
     assert decision.groups is not None and keys[0].groups_NG is not None
     assert softmax(decision.groups.apply({"reference": keys[0].groups_NG})).mean(axis=0) == pytest.approx([0.4, 0.6], abs=1e-5)
 
 
 def test_without_a_tree_coarse_to_fine_changes_nothing() -> None:
     keys, task = three_prompts(), task_of()
-    one, other = (fit_decision(Method.PRIOR, keys, task, coarse_to_fine=c) for c in (True, False))
+    one, other = (fit_decision(Method.PRIOR, keys, task, coarse_to_fine=c) for c in (CoarseToFine(), None))
     assert one == other
 
 
@@ -167,23 +168,42 @@ def test_without_unlabeled_rows_the_reference_prompt_decides_as_it_is(method: Me
     task = task_of("abcde", tree=TREE)
     empty = [PromptKeys(prompt=n, criterion="sum", labels_NC=np.empty((0, 5)), groups_NG=np.empty((0, 2))) for n in task.prompts]
     for keys in (empty, []):
-        decision = fit_decision(method, keys, task, coarse_to_fine=False)
+        decision = fit_decision(method, keys, task, coarse_to_fine=None)
         assert (decision.n_fitted, decision.prompts) == (0, ["reference"])
         later = three_prompts(n_labels=5)
         assert (decision.scores(later, task) == later[0].labels_NC).all()
 
 
-@METHODS
+@pytest.mark.parametrize("method", [Method.RAW, Method.PRIOR, Method.CONTENT_FREE])
 def test_rows_with_candidates_of_their_own_are_decided_by_the_reference_prompt(method: Method) -> None:
     task, keys = task_of(candidates="candidates"), three_prompts()
     keys[0].labels_NC[3, 1:] = -np.inf
-    decision = fit_decision(method, keys, task, coarse_to_fine=False)
+    decision = fit_decision(method, keys, task, coarse_to_fine=None)
     assert (decision.n_fitted, decision.prompts) == (0, ["reference"])
     assert (decision.scores(keys, task) == keys[0].labels_NC).all()
 
 
+def test_the_ensemble_of_rows_with_their_own_candidates_averages_prompts_and_knows_no_class() -> None:
+    task, keys = task_of(candidates="candidates"), three_prompts()
+    for k in keys:
+        k.labels_NC[3, 1:] = -np.inf
+        k.labels_NC[5, 2] = -np.inf
+    decision = fit_decision(Method.ENSEMBLE, keys, task, coarse_to_fine=None)
+    assert (decision.n_fitted, sorted(decision.prompts)) == (200, ["reference", "second", "third"])
+    wanted = np.zeros((200, 3))
+    for k in keys:
+        rows = [[x for x in row if np.isfinite(x)] for row in k.labels_NC.tolist()]
+        centred = [[x - sum(row) / len(row) for x in row] for row in rows]
+        spread = np.std([x for row in centred for x in row])
+        for i, row in enumerate(centred):
+            wanted[i] += np.array([x / spread / 3 for x in row] + [-np.inf] * (3 - len(row)))
+    assert decision.scores(keys, task) == pytest.approx(wanted)
+    turned = [with_labels(k, k.labels_NC[:, ::-1]) for k in keys]
+    assert fit_decision(Method.ENSEMBLE, turned, task).scores(turned, task) == pytest.approx(wanted[:, ::-1])
+
+
 @METHODS
-@pytest.mark.parametrize("coarse_to_fine", [True, False])
+@pytest.mark.parametrize("coarse_to_fine", [CoarseToFine(), None])
 def test_a_decision_comes_back_from_json_and_decides_alike(method: Method, coarse_to_fine: bool) -> None:
     task, keys = task_of("abcde", tree=TREE), three_prompts(n_groups=2, n_labels=5)
     decision = fit_decision(method, keys, task, coarse_to_fine=coarse_to_fine)

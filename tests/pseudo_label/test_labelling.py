@@ -7,9 +7,11 @@ import pytest
 
 from adapt.core.spans import LabelForm
 from adapt.model.gpt import GPT
-from adapt.scoring.tree_scorer import ScorerConfig, TreeScorer
+from adapt.scoring.layout import ScorerConfig
+from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.tokenizer import Tokenizer
 from pipelines.locations import conf_dir
+from pseudo_label.coarse_to_fine import CoarseToFine
 from pseudo_label.decision import Method, softmax
 from pseudo_label.labelling import CONTENT_FREE_TEXTS, ScoringConfig, TaskScorer, predictions
 from pseudo_label.tasks import TaskRow, load_task
@@ -30,7 +32,7 @@ def scorer_of(model: GPT, tokenizer: Tokenizer, form: LabelForm = LabelForm.CLM,
 @pytest.mark.parametrize("form", list(LabelForm))
 def test_every_method_decides_in_both_label_forms(sparse_model: GPT, tokenizer: Tokenizer, method: Method, form: LabelForm) -> None:
     scorer = scorer_of(sparse_model, tokenizer, form)
-    decision = scorer.fit(method, scorer.keys(rows()), coarse_to_fine=False)
+    decision = scorer.fit(method, scorer.keys(rows()), coarse_to_fine=None)
     scores = scorer.scores(rows(), decision)
     assert scores.shape == (len(SENTENCES), 2)
     assert set(predictions(scores, rows(), scorer.task)) <= {"Positive", "Negative"}
@@ -38,10 +40,10 @@ def test_every_method_decides_in_both_label_forms(sparse_model: GPT, tokenizer: 
 
 def test_content_free_calibration_makes_empty_texts_even(sparse_model: GPT, tokenizer: Tokenizer) -> None:
     scorer = scorer_of(sparse_model, tokenizer)
-    decision = scorer.fit(Method.CONTENT_FREE, [], coarse_to_fine=False)
+    decision = scorer.fit(Method.CONTENT_FREE, [], coarse_to_fine=None)
     assert decision.n_fitted == len(CONTENT_FREE_TEXTS)
     empty = [TaskRow(id=0, texts={"sentence": text}, label=None, candidates=None, line=1) for text in CONTENT_FREE_TEXTS]
-    raw = scorer.fit(Method.RAW, [], coarse_to_fine=False)
+    raw = scorer.fit(Method.RAW, [], coarse_to_fine=None)
     before = np.ptp(softmax(scorer.scores(empty, raw)).mean(axis=0))
     after = np.ptp(softmax(scorer.scores(empty, decision)).mean(axis=0))
     assert after < before
@@ -49,14 +51,14 @@ def test_content_free_calibration_makes_empty_texts_even(sparse_model: GPT, toke
 
 def test_prior_matching_balances_what_it_was_fitted_on(sparse_model: GPT, tokenizer: Tokenizer) -> None:
     scorer = scorer_of(sparse_model, tokenizer)
-    decision = scorer.fit(Method.PRIOR, scorer.keys(rows()), coarse_to_fine=False)
+    decision = scorer.fit(Method.PRIOR, scorer.keys(rows()), coarse_to_fine=None)
     assert softmax(scorer.scores(rows(), decision)).mean(axis=0) == pytest.approx([0.5, 0.5], abs=1e-4)
 
 
 def test_coarse_to_fine_answers_within_the_best_group(sparse_model: GPT, tokenizer: Tokenizer) -> None:
     scorer = scorer_of(sparse_model, tokenizer, with_groups=True)
     keys = scorer.keys(rows())
-    decision = scorer.fit(Method.PRIOR, keys, coarse_to_fine=True)
+    decision = scorer.fit(Method.PRIOR, keys, coarse_to_fine=CoarseToFine())
     assert decision.groups is not None and scorer.task.label_tree is not None
     best = decision.groups.apply({k.prompt: k.groups_NG for k in keys if k.groups_NG is not None}).argmax(axis=1)
     groups = list(scorer.task.label_tree.values())

@@ -1,19 +1,24 @@
-"""What was scored and labelled is read back as it was, so that one can decide again without scoring again."""
+"""What was scored and labelled is read back as it was, so that one can rank, decide and select again without scoring again."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from adapt.core.errors import CheckpointError
+from adapt.core.spans import LabelForm, Span
+from pseudo_label.coarse_to_fine import CoarseToFine
+from pseudo_label.criteria.contract import CandidateScores, get_criterion
 from pseudo_label.decision import Method, fit_decision
 from pseudo_label.store import (
     LABELS_FILE,
     SCORES_FILE,
     Provenance,
     PseudoLabel,
+    join_scores,
     labels_of,
     read_labels,
     read_scores,
@@ -21,16 +26,17 @@ from pseudo_label.store import (
     write_scores,
 )
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow
-from pseudo_label.zero_shot import PromptKeys
+from pseudo_label.zero_shot import PassScores, PromptKeys, ScoringPass, keys_from
 
 PROVENANCE = Provenance(prompt="reference,second", criterion="sum,pmi", method="ensemble", checkpoint="abc")
 PROMPTS = ("second", "reference", "third")
+WANTED = [(prompt, get_criterion(name)) for prompt, name in zip(PROMPTS, ("sum", "pmi", "channel"), strict=True)]
 
 
 def task_of(*, candidates: str | None = None) -> TaskConfig:
     return TaskConfig(
         name="planted",
-        fields={"text": FieldConfig(path="text")},
+        fields={"text": FieldConfig(path="text"), "note": FieldConfig(path="note", is_optional=True)},
         label_words={} if candidates else {"a": "甲", "b": "乙", "c": "丙"},
         prompts={name: PromptConfig(template="{text}{label}") for name in PROMPTS},
         label_tree=None if candidates else {"一": ["a", "b"], "二": ["c"]},
@@ -43,7 +49,7 @@ def rows_of(n: int, candidates: list[int] | None = None) -> list[TaskRow]:
     return [
         TaskRow(
             id=ids[i % len(ids)],
-            texts={"text": f"文本 {i}"},
+            texts={"text": f"文本 {i}", "note": ""},
             label=None,
             candidates=None if candidates is None else tuple(f"词{c}" for c in range(candidates[i])),
             line=2 * i + 1,
@@ -52,52 +58,108 @@ def rows_of(n: int, candidates: list[int] | None = None) -> list[TaskRow]:
     ]
 
 
-def keys_of(n: int, *, with_groups: bool = False) -> list[PromptKeys]:
-    random = np.random.default_rng(0)
-    return [
-        PromptKeys(
+def random_scores(random: np.random.Generator, n: int) -> CandidateScores:
+    """Draw a candidate's sums, counts and characters, -inf and numbers that no decimal writes exactly among them."""
+    sums = random.normal(size=(n, len(Span))) * 7 - 20
+    sums[0, 0] = -np.inf
+    return CandidateScores(
+        sums_C3=sums, tokens_C3=random.integers(1, 900, (n, len(Span))), characters_C=random.integers(1, 9, n)
+    )
+
+
+def passes_of(rows: list[TaskRow], *, with_groups: bool = False, seed: int = 0) -> list[PassScores]:
+    """Draw the passes that `WANTED` reads: one for each prompt, the second with its null context."""
+    random = np.random.default_rng(seed)
+    found = []
+    for prompt, criterion in WANTED:
+        what = ScoringPass(
             prompt=prompt,
-            criterion=criterion,
-            labels_NC=random.normal(size=(n, 3)) * 7 - 20,
-            groups_NG=random.normal(size=(n, 2)) if with_groups else None,
+            form=criterion.form or LabelForm.MLM,
+            kinds=tuple(sorted(criterion.kinds)),
+            needs_null=criterion.needs_null,
+            with_groups=with_groups,
         )
-        for prompt, criterion in zip(PROMPTS, ("sum", "pmi", "channel"), strict=True)
-    ]
+        sizes = [(3 if row.candidates is None else len(row.candidates)) + 2 * with_groups for row in rows]
+        scores = [random_scores(random, n) for n in sizes]
+        nulls = [random_scores(random, n) if criterion.needs_null else None for n in sizes]
+        found.append(PassScores(what=what, rows=scores, nulls=nulls))
+    return found
 
 
-def assert_same(left: list[PromptKeys], right: list[PromptKeys]) -> None:
-    assert [(k.prompt, k.criterion) for k in left] == [(k.prompt, k.criterion) for k in right]
+def keys_of(passes: list[PassScores], task: TaskConfig) -> list[PromptKeys]:
+    return keys_from(passes, WANTED, LabelForm.MLM, task)
+
+
+def same_scores(left: CandidateScores | None, right: CandidateScores | None) -> bool:
+    if left is None or right is None:
+        return left is right
+    names = ("sums_C3", "tokens_C3", "characters_C")
+    pairs = [(getattr(left, name), getattr(right, name)) for name in names]
+    return all(one.dtype == other.dtype and np.array_equal(one, other) for one, other in pairs)
+
+
+def assert_same(left: list[PassScores], right: list[PassScores]) -> None:
+    assert [p.what for p in left] == [p.what for p in right]
     for one, other in zip(left, right, strict=True):
-        assert np.array_equal(one.labels_NC, other.labels_NC)
-        assert (one.groups_NG is None) == (other.groups_NG is None)
-        assert one.groups_NG is None or np.array_equal(one.groups_NG, other.groups_NG)
+        assert len(one.rows) == len(other.rows) == len(one.nulls) == len(other.nulls)
+        assert all(map(same_scores, one.rows, other.rows))
+        assert one.what.needs_null == any(null is not None for null in one.nulls)
+        for null, read in zip(one.nulls, other.nulls, strict=True):
+            # A null context has its row's candidates, and so their characters.
+            assert (null is None) == (read is None)
+            assert null is None or read is None or np.array_equal(null.sums_C3, read.sums_C3)
+            assert null is None or read is None or np.array_equal(null.tokens_C3, read.tokens_C3)
 
 
 @pytest.mark.parametrize("with_groups", [True, False])
-def test_scores_come_back_bit_for_bit_in_the_order_of_prompts(tmp_path: Path, with_groups: bool) -> None:
-    keys = keys_of(40, with_groups=with_groups)
-    write_scores(tmp_path / SCORES_FILE, task_of(), rows_of(40), keys, "abc")
-    assert_same(read_scores(tmp_path / SCORES_FILE), keys)
+def test_passes_come_back_bit_for_bit_in_the_order_of_prompts(tmp_path: Path, with_groups: bool) -> None:
+    rows = rows_of(40)
+    passes = passes_of(rows, with_groups=with_groups)
+    write_scores(tmp_path / SCORES_FILE, task_of(), rows, passes, "abc")
+    assert_same(read_scores(tmp_path / SCORES_FILE, task_of(), rows), passes)
+
+
+@pytest.mark.parametrize("with_groups", [True, False])
+def test_keys_from_read_passes_are_the_keys_from_the_originals(tmp_path: Path, with_groups: bool) -> None:
+    task, rows = task_of(), rows_of(40)
+    passes = passes_of(rows, with_groups=with_groups)
+    write_scores(tmp_path / SCORES_FILE, task, rows, passes, "abc")
+    before, after = keys_of(passes, task), keys_of(read_scores(tmp_path / SCORES_FILE, task, rows), task)
+    assert [(k.prompt, k.criterion) for k in after] == [(k.prompt, k.criterion) for k in before]
+    for one, other in zip(before, after, strict=True):
+        assert one.labels_NC.shape == (40, 3)
+        assert np.array_equal(one.labels_NC, other.labels_NC)
+        assert (one.groups_NG is None) == (other.groups_NG is None) == (not with_groups)
+        assert one.groups_NG is None or np.array_equal(one.groups_NG, other.groups_NG)
 
 
 @pytest.mark.parametrize("method", list(Method))
 @pytest.mark.parametrize("with_groups", [True, False])
 def test_a_decision_from_read_scores_is_the_decision_from_the_originals(tmp_path: Path, method: Method, with_groups: bool) -> None:
-    task, keys = task_of(), keys_of(40, with_groups=with_groups)
-    write_scores(tmp_path / SCORES_FILE, task, rows_of(40), keys, "abc")
-    read = read_scores(tmp_path / SCORES_FILE)
-    one, other = (fit_decision(method, k, task, coarse_to_fine=with_groups) for k in (keys, read))
+    task, rows = task_of(), rows_of(40)
+    passes = [finite(p) for p in passes_of(rows, with_groups=with_groups)]
+    write_scores(tmp_path / SCORES_FILE, task, rows, passes, "abc")
+    keys, read = keys_of(passes, task), keys_of(read_scores(tmp_path / SCORES_FILE, task, rows), task)
+    coarse = CoarseToFine() if with_groups else None
+    one, other = (fit_decision(method, k, task, coarse_to_fine=coarse) for k in (keys, read))
     assert one == other
     assert np.array_equal(one.scores(keys, task), other.scores(read, task))
 
 
-def test_rows_with_lists_of_different_lengths_come_back_with_gaps(tmp_path: Path) -> None:
-    labels = np.array([[-1.0, -2.0, -3.0], [-4.0, -np.inf, -np.inf], [-5.0, -6.0, -np.inf]])
-    keys = [PromptKeys(prompt="reference", criterion="sum", labels_NC=labels)]
-    task, rows = task_of(candidates="candidates"), rows_of(3, [3, 1, 2])
-    write_scores(tmp_path / SCORES_FILE, task, rows, keys, "abc")
-    assert_same(read_scores(tmp_path / SCORES_FILE), keys)
-    assert [labels_of(row, task) for row in rows] == [["0", "1", "2"], ["0"], ["0", "1"]]
+def finite(scored: PassScores) -> PassScores:
+    for row in scored.rows:
+        row.sums_C3[0, 0] = -20.0
+    return scored
+
+
+def test_rows_with_lists_of_different_lengths_come_back_as_they_were(tmp_path: Path) -> None:
+    task, rows = task_of(candidates="candidates"), rows_of(4, [3, 1, 2, 7])
+    passes = passes_of(rows)
+    write_scores(tmp_path / SCORES_FILE, task, rows, passes, "abc")
+    read = read_scores(tmp_path / SCORES_FILE, task, rows)
+    assert_same(read, passes)
+    assert np.isfinite(keys_of(read, task)[0].labels_NC).sum(axis=1).tolist() == [3, 1, 2, 7]
+    assert [labels_of(row, task) for row in rows][:3] == [["0", "1", "2"], ["0"], ["0", "1"]]
 
 
 def test_the_labels_of_a_row_without_candidates_are_the_tasks() -> None:
@@ -105,10 +167,45 @@ def test_the_labels_of_a_row_without_candidates_are_the_tasks() -> None:
 
 
 def test_no_rows_are_written_and_read(tmp_path: Path) -> None:
-    write_scores(tmp_path / SCORES_FILE, task_of(), [], keys_of(0), "abc")
+    write_scores(tmp_path / SCORES_FILE, task_of(), [], passes_of([]), "abc")
     write_labels(tmp_path / LABELS_FILE, task_of(), [], [], PROVENANCE)
-    assert read_scores(tmp_path / SCORES_FILE) == []
+    assert read_scores(tmp_path / SCORES_FILE, task_of(), []) == []
     assert read_labels(tmp_path / LABELS_FILE) == []
+
+
+@pytest.mark.parametrize("sizes", [[40], [16, 16, 8], [1, 39]])
+def test_parts_that_were_joined_read_as_if_written_at_once(tmp_path: Path, sizes: list[int]) -> None:
+    task, rows = task_of(), rows_of(40)
+    whole = passes_of(rows, with_groups=True)
+    parts, start = [], 0
+    for number, size in enumerate(sizes):
+        chunk = slice(start, start + size)
+        some = [PassScores(what=p.what, rows=p.rows[chunk], nulls=p.nulls[chunk]) for p in whole]
+        parts.append(tmp_path / f"part-{number}.unfinished")
+        write_scores(parts[-1], task, rows[chunk], some, "abc")
+        start += size
+    join_scores(tmp_path / SCORES_FILE, parts)
+    assert_same(read_scores(tmp_path / SCORES_FILE, task, rows), whole)
+
+
+def other_rows() -> dict[str, list[TaskRow]]:
+    rows = rows_of(5)
+    return {
+        "fewer": rows[:4],
+        "more": rows_of(6),
+        "none": [],
+        "in another order": rows[::-1],
+        "another text": [*rows[:4], replace(rows[4], texts={"text": "别的", "note": ""})],
+        "another line": [*rows[:4], replace(rows[4], line=100)],
+    }
+
+
+@pytest.mark.parametrize("other", list(other_rows()))
+def test_scores_of_other_rows_are_refused(tmp_path: Path, other: str) -> None:
+    place = tmp_path / SCORES_FILE
+    write_scores(place, task_of(), rows_of(5), passes_of(rows_of(5)), "abc")
+    with pytest.raises(CheckpointError, match=r"scores\.parquet: holds scores of other rows"):
+        read_scores(place, task_of(), other_rows()[other])
 
 
 def labels_for(rows: list[TaskRow]) -> list[PseudoLabel]:
@@ -119,7 +216,9 @@ def labels_for(rows: list[TaskRow]) -> list[PseudoLabel]:
             label="abc"[i % 3],
             margin=float(random.random()),
             confidence=float(random.random()),
-            scores=random.normal(size=3).tolist(),
+            agreement=float(random.random()),
+            scores=[*random.normal(size=2).tolist(), -np.inf],
+            probabilities=random.random(3).tolist(),
             is_selected=i % 2 == 0,
             is_held_out=i % 5 == 0,
         )
@@ -139,19 +238,36 @@ def test_a_label_for_every_row_is_demanded(tmp_path: Path) -> None:
         write_labels(tmp_path / LABELS_FILE, task_of(), rows, labels_for(rows[:2]), PROVENANCE)
 
 
+def test_scores_for_every_row_are_demanded(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        write_scores(tmp_path / SCORES_FILE, task_of(), rows_of(3), passes_of(rows_of(2)), "abc")
+
+
 @pytest.mark.parametrize("content", [None, b"", b"not parquet at all"])
 def test_a_missing_or_damaged_file_is_refused_by_name(tmp_path: Path, content: bytes | None) -> None:
     place = tmp_path / SCORES_FILE
     if content is not None:
         place.write_bytes(content)
-    for read in (read_scores, read_labels):
+    for read in (
+        lambda: read_scores(place, task_of(), []),
+        lambda: read_labels(place),
+        lambda: join_scores(tmp_path / "x", [place]),
+    ):
         with pytest.raises(CheckpointError, match=r"scores\.parquet: missing or not a Parquet file"):
-            read(place)
+            read()
 
 
-def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place_of_damage", ["end", "middle", "footer"])
+def test_a_truncated_or_overwritten_file_is_refused(tmp_path: Path, place_of_damage: str) -> None:
     place = tmp_path / SCORES_FILE
-    write_scores(place, task_of(), rows_of(40), keys_of(40), "abc")
-    place.write_bytes(place.read_bytes()[:-100])
+    write_scores(place, task_of(), rows_of(40), passes_of(rows_of(40)), "abc")
+    content = bytearray(place.read_bytes())
+    if place_of_damage == "end":
+        del content[-100:]
+    elif place_of_damage == "middle":
+        content[8 : len(content) // 2] = b"\xff" * (len(content) // 2 - 8)
+    else:
+        content[-200:-50] = b"\xff" * 150
+    place.write_bytes(bytes(content))
     with pytest.raises(CheckpointError):
-        read_scores(place)
+        read_scores(place, task_of(), rows_of(40))

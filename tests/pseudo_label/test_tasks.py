@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from adapt.core.errors import ConfigError, DataError
+from adapt.core.spans import LabelForm, Span
 from adapt.core.typed import from_plain, to_plain
 from adapt.text.tokenizer import Tokenizer
 from pseudo_label.criteria.contract import get_criterion
@@ -251,7 +252,8 @@ def test_every_shipped_task_loads_and_its_prompts_are_ready(name: str, tokenizer
     for prompt_name in task.prompts:
         prompt = Prompt(task, prompt_name, tokenizer, 96)
         criterion = get_criterion(prompt.criterion)
-        assert criterion.reads_label or not prompt.is_label_first, "a label before its text is not scored given the text"
+        scores_the_text_alone = criterion.form is LabelForm.CLM and Span.LABEL not in criterion.kinds
+        assert scores_the_text_alone or not prompt.is_label_first, "a label before its text is not scored given the text"
 
 
 def test_an_optional_field_does_not_change_a_rows_digest(tmp_path: Path) -> None:

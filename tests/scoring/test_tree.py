@@ -35,12 +35,21 @@ def random_readings(seed: int) -> list[Reading]:
     return found
 
 
+def parents(tree: PrefixTree) -> list[int]:
+    """Return each node's parent, -1 at a root: the last node before it that is one less deep."""
+    found = []
+    for node, depth in enumerate(tree.depths_n.tolist()):
+        above = np.flatnonzero(tree.depths_n[:node] == depth - 1)
+        found.append(int(above[-1]) if len(above) else -1)
+    return found
+
+
 def ancestors(tree: PrefixTree, node: int) -> list[int]:
     """Return a node and all above it, the root first."""
-    found: list[int] = []
+    above, found = parents(tree), []
     while node >= 0:
         found.append(node)
-        node = int(tree.parents_n[node])
+        node = above[node]
     return found[::-1]
 
 
@@ -59,19 +68,20 @@ def test_shared_prefixes_are_one_node_each(seed: int) -> None:
 
 
 @many_seeds
-def test_visibility_is_the_ancestor_relation(seed: int) -> None:
+def test_a_node_behind_a_part_of_the_trunk_descends_from_it_and_from_its_own_branch(seed: int) -> None:
     tree = build_tree(random_readings(seed), EVERY)
-    wanted = np.zeros((len(tree), len(tree)), dtype=bool)
-    for node in range(len(tree)):
-        wanted[node, ancestors(tree, node)] = True
-    np.testing.assert_array_equal(tree.visibility(), wanted)
+    for start in range(tree.trunk + 1):
+        found = tree.ancestors_from(start)
+        assert found.shape == (len(tree) - start, len(tree) - start)
+        for node in range(start, len(tree)):
+            seen = [*range(start), *(np.flatnonzero(found[node - start]) + start).tolist()]
+            assert seen == ancestors(tree, node)
 
 
 @many_seeds
-def test_depths_are_positions_and_parents_come_first(seed: int) -> None:
+def test_depths_are_positions(seed: int) -> None:
     tree = build_tree(random_readings(seed), EVERY)
     assert tree.depths_n.tolist() == [len(ancestors(tree, node)) - 1 for node in range(len(tree))]
-    assert bool((tree.parents_n < np.arange(len(tree))).all())
 
 
 @many_seeds
@@ -96,10 +106,14 @@ def test_queries_stand_at_the_nodes_of_their_targets(seed: int, kinds: frozenset
 
 
 @many_seeds
-def test_the_trunk_is_a_chain_and_the_next_node_leaves_it(seed: int) -> None:
-    tree = build_tree(random_readings(seed), EVERY)
-    assert tree.parents_n[: tree.trunk].tolist() == list(range(-1, tree.trunk - 1))
-    assert tree.trunk == len(tree) or tree.parents_n[tree.trunk] != tree.trunk - 1
+def test_the_trunk_is_the_longest_chain_that_all_candidates_share(seed: int) -> None:
+    readings = random_readings(seed)
+    tree = build_tree(readings, EVERY)
+    assert parents(tree)[: tree.trunk] == list(range(-1, tree.trunk - 1))
+    prefixes = {tuple(r.inputs_T[: tree.trunk].tolist()) for r in readings}
+    assert len(prefixes) == 1 or tree.trunk == len(tree)
+    if tree.trunk < len(tree):
+        assert len({tuple(r.inputs_T[: tree.trunk + 1].tolist()) for r in readings}) > 1
 
 
 @pytest.mark.parametrize("form", list(LabelForm))
@@ -108,14 +122,13 @@ def test_a_single_candidate_is_a_chain(form: LabelForm) -> None:
     tree = build_tree([one], EVERY)
     assert tree.tokens_n.tolist() == one.inputs_T.tolist()
     assert tree.trunk == len(tree) == 5
-    np.testing.assert_array_equal(tree.visibility(), np.tril(np.ones((5, 5), dtype=bool)))
 
 
 def test_candidates_that_differ_at_the_end_share_all_but_their_ends() -> None:
     tree = build_tree([reading([2, 5, 3, 7]), reading([2, 5, 3, 8]), reading([2, 5, 3, 8, 8])], EVERY)
     assert tree.tokens_n.tolist() == [2, 5, 3, 7, 8, 8]
-    assert tree.parents_n.tolist() == [-1, 0, 1, 2, 2, 4]
-    assert tree.trunk == 4
+    assert parents(tree) == [-1, 0, 1, 2, 2, 4]
+    assert tree.trunk == 3
 
 
 def test_masked_labels_of_one_length_share_every_node() -> None:
@@ -128,8 +141,9 @@ def test_masked_labels_of_one_length_share_every_node() -> None:
 
 def test_candidates_without_a_shared_token_do_not_see_each_other() -> None:
     tree = build_tree([reading([2, 5]), reading([3, 5])], EVERY)
-    assert tree.parents_n.tolist() == [-1, 0, -1, 2]
-    assert not tree.visibility()[2:, :2].any()
+    assert parents(tree) == [-1, 0, -1, 2]
+    assert tree.trunk == 0
+    assert not tree.ancestors_from(0)[2:, :2].any()
 
 
 def test_the_same_candidate_twice_adds_no_node_but_asks_again() -> None:

@@ -14,7 +14,8 @@ from adapt.core.scorer import FloatArray
 from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span, join_parts, read_with_targets
 from adapt.model.gpt import GPT, materialize
 from adapt.model.inputs import ModelInputs
-from adapt.scoring.tree_scorer import ScorerConfig, TreeScorer
+from adapt.scoring.layout import Layout, ScorerConfig
+from adapt.scoring.tree_scorer import TreeScorer
 
 SMALL, MASK, BOS = 60, 59, 2
 EVERY = frozenset(Span)
@@ -105,11 +106,32 @@ def test_a_score_equals_a_full_forward_pass_of_its_candidate(model: GPT, layout:
         ScorerConfig(window=3, max_batch_tokens=100),
         ScorerConfig(logit_rows=1),
         ScorerConfig(logit_rows=5),
+        *(ScorerConfig(layout=layout) for layout in Layout),
+        *(ScorerConfig(layout=layout, max_batch_tokens=60, window=4) for layout in Layout),
     ],
 )
 def test_scores_do_not_depend_on_batching(model: GPT, config: ScorerConfig) -> None:
     given = examples()
     assert_equal(scored(model, given, config=config), [one_at_a_time(model, candidates) for candidates in given])
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize("max_batch_tokens", [1, 100, 8192])
+def test_two_steps_give_the_scores_of_one(model: GPT, layout: Layout, max_batch_tokens: int) -> None:
+    given = [(one, example(*which, seed=seed, labels=[[21], [22, 23], [24]])) for seed, one, which in coarse_examples()]
+    scorer = TreeScorer(model, ScorerConfig(layout=layout, max_batch_tokens=max_batch_tokens, window=5))
+    found = list(scorer.score_in_two_steps(given, EVERY, lambda _, sums: [int(sums.sum(axis=1).argmax()) % 3, 1]))
+    assert len(found) == len(given)
+    for result, (coarse, fine) in zip(found, given, strict=True):
+        wanted = one_at_a_time(model, coarse)
+        assert result.chosen == [int(wanted.sum(axis=1).argmax()) % 3, 1]
+        assert_equal([result.coarse_G3, result.fine_F3], [wanted, one_at_a_time(model, [fine[i] for i in result.chosen])])
+
+
+def coarse_examples() -> list[tuple[int, list[Reading], tuple[str, LabelForm]]]:
+    """Return coarse candidates of every layout and form, with the seed that makes fine ones of the same text."""
+    shapes = [(layout, form) for layout in LAYOUTS for form in LabelForm]
+    return [(seed, example(*shape, seed=seed), shape) for seed, shape in enumerate(shapes)]
 
 
 def test_scores_do_not_depend_on_the_other_examples(model: GPT) -> None:

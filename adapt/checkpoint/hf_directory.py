@@ -1,0 +1,125 @@
+"""Hugging Face directories as files: what belongs to a checkpoint, whether it is whole, and what it is called by content.
+
+A directory is one if its `config.json` names a `model_type`. Only safetensors are read. Nothing here needs transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from adapt.core.artifacts import Artifact, sha256_of_file
+from adapt.core.errors import CheckpointError
+from adapt.core.progress import progress
+from adapt.text.hf_tokenizer import TOKENIZER_FILES
+
+CONFIG_FILE = "config.json"
+CONFIG_FILES = (CONFIG_FILE, "generation_config.json")
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+STAGE = "hugging_face"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def is_hf_directory(directory: Path) -> bool:
+    """Whether `config.json` is there, readable, and names a `model_type`."""
+    try:
+        content = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return False
+    return isinstance(content, dict) and "model_type" in content
+
+
+def shards_of(directory: Path) -> list[Path]:
+    """Return the files that hold the weights.
+
+    Raises:
+        CheckpointError: there are none, only pickles, or the index is damaged.
+    """
+    if (directory / SINGLE_FILE).is_file():
+        return [directory / SINGLE_FILE]
+    index = directory / INDEX_FILE
+    if not index.is_file():
+        if any(file for pattern in _PICKLES for file in directory.glob(pattern)):
+            raise CheckpointError(
+                f"{directory}: holds pickled weights only, which are never loaded; convert to safetensors (in transformers, "
+                "from_pretrained and then save_pretrained)"
+            )
+        raise CheckpointError(f"{directory}: has a config.json, but neither {SINGLE_FILE} nor {INDEX_FILE}")
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()) or not weight_map:
+        raise CheckpointError(f"{index}: has no weight_map of tensor names to shards")
+    return [directory / name for name in sorted(set(weight_map.values()))]
+
+
+def checkpoint_files_of(directory: Path) -> list[Path]:
+    """Return every file of a Hugging Face checkpoint: configuration, weights with their index, tokenizer."""
+    index = [directory / INDEX_FILE] if not (directory / SINGLE_FILE).is_file() else []
+    others = [directory / name for name in (*CONFIG_FILES, *TOKENIZER_FILES)]
+    return [*(file for file in others if file.is_file()), *index, *shards_of(directory)]
+
+
+def config_files_of(directory: Path) -> dict[str, bytes]:
+    """Return the configuration files' bytes by name."""
+    return {name: (directory / name).read_bytes() for name in CONFIG_FILES if (directory / name).is_file()}
+
+
+def check_shards(directory: Path) -> None:
+    """Raise CheckpointError unless every shard is there and as long as its header says."""
+    for shard in shards_of(directory):
+        try:
+            with safe_open(shard, framework="pt") as stream:
+                stream.keys()
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{shard}: missing or damaged ({error})") from error
+
+
+def open_hf_directory(directory: Path) -> Artifact:
+    """Open a Hugging Face directory as an artifact whose digest is that of its files' names and contents.
+
+    Raises:
+        CheckpointError: it is incomplete or damaged.
+    """
+    place = directory.resolve()
+    config = _read_json(place / CONFIG_FILE)
+    if "model_type" not in config:
+        raise CheckpointError(
+            f"{place}: is neither a complete artifact (no manifest.json) nor a Hugging Face directory (no model_type)"
+        )
+    check_shards(place)
+    digest = _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in checkpoint_files_of(place)))
+    return Artifact(
+        path=place,
+        stage=STAGE,
+        key=digest,
+        digest=digest,
+        config={"model_type": config["model_type"]},
+        inputs={},
+        metrics={},
+        created="",
+    )
+
+
+@lru_cache
+def _digest(files: Iterable[tuple[Path, int, int]]) -> str:
+    """Hash names and contents; a walk asks many times, so what was hashed is remembered by path, size and time of change."""
+    digest = hashlib.sha256()
+    for file, _, _ in progress(files, "hashing the base", unit="file"):
+        digest.update(f"{file.name}\0{sha256_of_file(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: missing or not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return content

@@ -1,0 +1,230 @@
+"""Hugging Face causal language models as bases: the only file that imports transformers, and only once one is opened.
+
+Legend: B rows, T positions, W positions of past and row, H hidden size, N real tokens, K routed (token, expert) pairs, E experts.
+
+A model of `FAMILIES` is wrapped so that it takes `ModelInputs` and gives `ModelOutput`: attention masks are given in full
+whenever documents, trees or a past are involved, expert loads are read off the router logits of real tokens, and dropout and
+router noise are off, so that nothing depends on how a batch was cut. Other families may scale logits, cap attention or carry a
+recurrent state, which this wrapper would get wrong without a sign; so they are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapt.core.errors import CheckpointError, ConfigError
+from adapt.model.attention import attention_mask
+from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past
+
+DENSE_FAMILIES = ("llama", "mistral", "olmo2", "qwen2", "qwen3")
+SPARSE_FAMILIES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
+FAMILIES = (*DENSE_FAMILIES, *SPARSE_FAMILIES)
+_NOISE = ("dropout", "pdrop", "jitter_noise")
+_PREFIX = "causal."
+
+
+@dataclass(frozen=True, kw_only=True)
+class HFConfig:
+    """A base that is a Hugging Face directory; its sizes are in its own config.json."""
+
+    path: str
+
+
+class HFModel(nn.Module):
+    """A `CausalBase` over a transformers model. `config_files` are kept to be written beside trained weights as they were."""
+
+    def __init__(self, causal: Any, config_files: Mapping[str, bytes]) -> None:
+        super().__init__()
+        self.causal = causal
+        self.config_files = dict(config_files)
+        config = causal.config
+        self.vocab_size = int(causal.get_output_embeddings().weight.shape[0])
+        self.hidden_size = int(config.hidden_size)
+        # Within its window, a sliding window hides nothing.
+        self.context_length = min(int(config.max_position_embeddings), getattr(config, "sliding_window", None) or 1 << 62)
+        gates = [layer.mlp.gate for layer in causal.get_decoder().layers if hasattr(layer.mlp, "experts")]
+        self.expert_counts = tuple(int(gate.num_experts) for gate in gates)
+        self.experts_per_token = int(gates[0].top_k) if gates else 0
+        # Padding is told by `documents_BT`: the pad token is a token like any other, and may start documents.
+        causal.get_input_embeddings().padding_idx = None
+
+    def forward(self, inputs: ModelInputs) -> ModelOutput:
+        cache = None
+        if inputs.past is not None or inputs.keeps_past:
+            from transformers import DynamicCache
+
+            cache = DynamicCache(inputs.past.layers if inputs.past is not None else None)
+        decoded = self.causal.get_decoder()(
+            input_ids=inputs.ids_BT,
+            attention_mask=_full_mask(inputs),
+            position_ids=_positions(inputs, self.context_length),
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **({"output_router_logits": True} if self.expert_counts else {}),
+        )
+        kept = tuple((layer.keys, layer.values) for layer in cache.layers) if cache is not None and inputs.keeps_past else None
+        return ModelOutput(
+            hidden_BTH=decoded.last_hidden_state,
+            routing=self._routing(decoded.router_logits, inputs) if self.expert_counts else (),
+            past=None if kept is None else Past(layers=kept),
+        )
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        return self.causal.get_output_embeddings()(hidden_NH)
+
+    def checkpoint_tensors(self, weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Turn named parameters of this module into tensors under the names of the family's checkpoints, one by one."""
+        from transformers.core_model_loading import revert_weight_conversion
+
+        for name, weight in weights:
+            for own_name, tensor in revert_weight_conversion(self.causal, {name.removeprefix(_PREFIX): weight.detach()}).items():
+                yield own_name, tensor.clone()  # experts come as views of one stack, which shards cannot hold
+
+    def _routing(self, router_logits: tuple[Tensor, ...], inputs: ModelInputs) -> tuple[LayerRouting, ...]:
+        """Report per layer, for real tokens only, what the family's rule (the top k of a softmax in fp32) decided."""
+        documents = inputs.documents_BT.flatten()
+        real_N = documents.nonzero().squeeze(-1)
+        rows, positions = inputs.ids_BT.shape
+        row_of = torch.arange(rows, device=documents.device).repeat_interleave(positions)
+        sequences_N = (row_of * (positions + 1) + documents)[real_N]
+        k = self.experts_per_token
+        token_K = torch.arange(len(real_N), device=documents.device).repeat_interleave(k)
+        reports = []
+        for logits, n_experts in zip(router_logits, self.expert_counts, strict=True):
+            probs_NE = logits.flatten(0, -2)[real_N].float().softmax(dim=-1)
+            expert_K = probs_NE.topk(k, dim=-1).indices.flatten()
+            counts_E = torch.bincount(expert_K, minlength=n_experts)
+            reports.append(
+                LayerRouting(
+                    probs_NE=probs_NE, counts_E=counts_E, expert_K=expert_K, token_K=token_K, sequence_ids_N=sequences_N, losses={}
+                )
+            )
+        return tuple(reports)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> HFModel:
+        """Move and cast parameters, but move buffers only: rotary frequencies in bf16 would turn positions by the wrong angle."""
+        exact = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            owner, _, leaf = name.rpartition(".")
+            moved = self.get_buffer(name)
+            self.get_submodule(owner)._buffers[leaf] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+        return self
+
+
+def load_hf_model(
+    directory: Path, config_files: Mapping[str, bytes], device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> HFModel:
+    """Load a checked Hugging Face directory in evaluation mode, in fp32 unless `dtype` says otherwise.
+
+    Raises:
+        ConfigError: transformers is not installed.
+        CheckpointError: the family is not served, or tensors are missing, left over, or of another shape.
+    """
+    transformers = import_transformers()
+    config = _config_of(directory, transformers)
+    try:
+        causal, found = transformers.AutoModelForCausalLM.from_pretrained(
+            str(directory),
+            config=config,
+            dtype=dtype or torch.float32,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+        )
+    except Exception as error:  # whatever transformers raises here is about the directory's content
+        raise CheckpointError(f"{directory}: transformers cannot load it ({_first_line(error)})") from error
+    for name, has, needs in sorted(found["mismatched_keys"]):
+        raise CheckpointError(f"{directory}: tensor {name} has shape {tuple(has)}, the model needs {tuple(needs)}")
+    for what, problem in (("missing_keys", "is missing"), ("unexpected_keys", "does not belong to this model")):
+        names = sorted(found[what])
+        if names:
+            raise CheckpointError(f"{directory}: tensor {names[0]} {problem} ({len(names)} in all)")
+    return HFModel(causal, config_files).to(device).eval()
+
+
+def shapes_of(directory: Path) -> tuple[dict[str, torch.Size], int]:
+    """Return a Hugging Face model's parameter shapes by name and its experts per token, without reading a weight.
+
+    Raises:
+        ConfigError: transformers is not installed.
+        CheckpointError: the family is not served, or the configuration makes no model.
+    """
+    transformers = import_transformers()
+    config = _config_of(directory, transformers)
+    try:
+        with torch.device("meta"):
+            model = HFModel(transformers.AutoModelForCausalLM.from_config(config), {})
+    except Exception as error:
+        raise CheckpointError(f"{directory}: transformers cannot make this model ({_first_line(error)})") from error
+    return {name: parameter.shape for name, parameter in model.named_parameters()}, model.experts_per_token
+
+
+def import_transformers() -> Any:
+    """Import transformers, quiet.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigError(
+            f"Hugging Face bases need the package transformers ({error}); install it with `pip install 'moe-adapt[hf]'`"
+        ) from error
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def _config_of(directory: Path, transformers: Any) -> Any:
+    """Read and check config.json, with dropout and router noise off."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{directory / 'config.json'}: transformers cannot read it ({_first_line(error)})") from error
+    if config.model_type not in FAMILIES:
+        raise CheckpointError(
+            f"{directory / 'config.json'}: model_type '{config.model_type}' is not served; there are: {', '.join(FAMILIES)}"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise CheckpointError(f"{directory}: is quantized, and only plain weights can be trained; give the checkpoint it came from")
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        raise CheckpointError(f"{directory}: longrope turns all rows of a batch by the longest one's angles; it is not served")
+    for name, value in vars(config).items():
+        if any(noise in name for noise in _NOISE) and isinstance(value, float) and value > 0:
+            setattr(config, name, 0.0)
+    return config
+
+
+def _full_mask(inputs: ModelInputs) -> Tensor | None:
+    """Return the [B, 1, T, W] mask of all positions, or None where plain causal attention says it all."""
+    mask = attention_mask(inputs)
+    rows, positions = inputs.ids_BT.shape
+    if mask is None or mask.shape[2] == positions:
+        return mask
+    lead = positions - mask.shape[2]
+    causal = torch.ones(lead, mask.shape[3], dtype=torch.bool, device=mask.device).tril()
+    return torch.cat([causal.expand(rows, 1, -1, -1), mask], dim=2)
+
+
+def _positions(inputs: ModelInputs, context_length: int) -> Tensor:
+    """Count on over padding at a row's end: transformers reads a step back as the start of another packed document."""
+    if inputs.mask_BSW is not None or inputs.is_packed:
+        return inputs.positions_BT
+    count = torch.arange(inputs.ids_BT.shape[1], device=inputs.ids_BT.device).clamp_max(context_length - 1)
+    return torch.where(inputs.documents_BT > 0, inputs.positions_BT, count)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

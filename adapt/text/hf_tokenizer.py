@@ -1,0 +1,184 @@
+"""Hugging Face tokenizers (`tokenizer.json`): the only file that imports the package tokenizers, and only once one is opened.
+
+Parts of a prompt are encoded on their own and joined, so a text must get the tokens it has as a continuation. Some families put
+a space before every text (Llama 2, Mistral: a `Prepend` normalizer or `Metaspace`; some byte-level ones: `add_prefix_space`).
+That is switched off in the description that the tokenizer is built from, and then checked: behind an anchor (a line break, a full
+stop, ...) the unchanged tokenizer must give the same tokens. A tokenizer that agrees behind no anchor is refused.
+
+Special tokens are looked for in `tokenizer_config.json`, `special_tokens_map.json` and `config.json`, in this order. Families
+without a document start (Qwen, OLMo) start documents with `<|endoftext|>`, or else with their end mark.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adapt.core.errors import CheckpointError, ConfigError
+
+TOKENIZER_FILE = "tokenizer.json"
+_SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = (
+    TOKENIZER_FILE,
+    *_SETTINGS_FILES,
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
+_END_OF_TEXT = "<|endoftext|>"
+_MASK = "<mask>"
+_ANCHORS = ("\n", "。", ".", "0", "a")
+_PROBES = ("好", "a", "1", "，", "好的 a")
+
+
+class HFTokenizer:
+    """A `TextTokenizer` over a `tokenizer.json`. No text can produce a special token."""
+
+    def __init__(self, files: Mapping[str, bytes], model_config: Mapping[str, Any], source: str) -> None:
+        self.source = source
+        self._files = dict(files)
+        described = _parsed(files[TOKENIZER_FILE], source)
+        original, self._tokenizer = _built(described, source), _built(without_prefix(described), source)
+        _check_continuation(original, self._tokenizer, source)
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        settings = [_parsed(files[name], source) for name in _SETTINGS_FILES if name in files]
+        special = _SpecialTokens(vocabulary, settings, model_config)
+        eos_id, bos_id = special.id_of("eos"), special.id_of("bos")
+        if bos_id is None:
+            bos_id = vocabulary.get(_END_OF_TEXT, eos_id)
+        if bos_id is None:
+            raise CheckpointError(f"{source}: names no token to start or end a document (bos_token, eos_token)")
+        self.bos_id: int = bos_id
+        self.eos_id: int = bos_id if eos_id is None else eos_id
+        self.unk_id = special.id_of("unk", described.get("model", {}).get("unk_token"))
+        self.mask_id = special.id_of("mask", _MASK)
+        pad_id = special.id_of("pad")
+        self.pad_id: int = self.eos_id if pad_id is None else pad_id
+
+    @classmethod
+    def load(cls, directory: Path) -> HFTokenizer:
+        """Load the tokenizer of a Hugging Face directory that has a `tokenizer.json`.
+
+        Raises:
+            ConfigError: the package tokenizers is not installed.
+            CheckpointError: it is damaged, has no document start, or its prefix could not be switched off.
+        """
+        files = {name: (directory / name).read_bytes() for name in TOKENIZER_FILES if (directory / name).is_file()}
+        source = str(directory / TOKENIZER_FILE)
+        if TOKENIZER_FILE not in files:
+            raise CheckpointError(f"{source}: no such tokenizer")
+        config = directory / "config.json"
+        return cls(files, _parsed(config.read_bytes(), str(config)) if config.is_file() else {}, source)
+
+    def save(self, directory: Path) -> None:
+        for name, content in self._files.items():
+            (directory / name).write_bytes(content)
+
+    @property
+    def digest(self) -> str:
+        digest = hashlib.sha256()
+        for name, content in sorted(self._files.items()):
+            digest.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+        return digest.hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of a text as the continuation of another; the empty text gives an empty list."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [list(encoding.ids) for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        return [str(self._tokenizer.id_to_token(int(i))) for i in ids]
+
+
+class _SpecialTokens:
+    """Finds special tokens by role: as a token under `<role>_token`, a usual one, or an id under `<role>_token_id` of the model."""
+
+    def __init__(self, vocabulary: Mapping[str, int], settings: list[dict[str, Any]], model_config: Mapping[str, Any]) -> None:
+        self._vocabulary = vocabulary
+        self._settings = settings
+        self._model_config = model_config
+
+    def id_of(self, role: str, else_token: str | None = None) -> int | None:
+        for settings in [*self._settings, {f"{role}_token": else_token}]:
+            token = settings.get(f"{role}_token")
+            if isinstance(token, dict):
+                token = token.get("content")
+            if isinstance(token, str) and token in self._vocabulary:
+                return self._vocabulary[token]
+        number = self._model_config.get(f"{role}_token_id")
+        if isinstance(number, list) and number:
+            number = number[0]
+        return number if isinstance(number, int) and number in self._vocabulary.values() else None
+
+
+def without_prefix(described: Any) -> Any:
+    """Return a tokenizer's description with nothing put before a text, and nothing taken away when ids are decoded."""
+    if isinstance(described, list):
+        return [without_prefix(item) for item in described if not (isinstance(item, dict) and item.get("type") == "Prepend")]
+    if not isinstance(described, dict):
+        return described
+    if described.get("type") == "Prepend":
+        return None
+    changed = {key: value if key in ("model", "added_tokens") else without_prefix(value) for key, value in described.items()}
+    kind = described.get("type")
+    if kind == "Metaspace":
+        changed["prepend_scheme"] = "never"
+        changed.pop("add_prefix_space", None)
+    elif kind == "ByteLevel":
+        changed["add_prefix_space"] = False
+    elif kind == "Strip" and "start" in described:  # the decoder's counterpart of a prepended space
+        changed["start"] = 0
+    return changed
+
+
+def _built(described: Mapping[str, Any], source: str) -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ConfigError(
+            f"Hugging Face bases need the package tokenizers ({error}); install it with `pip install 'moe-adapt[hf]'`"
+        ) from error
+    try:
+        made = tokenizers.Tokenizer.from_str(json.dumps(described))
+    except Exception as error:  # the package raises plain exceptions
+        raise CheckpointError(f"{source}: not a tokenizer ({error})") from error
+    made.no_truncation()
+    made.no_padding()
+    made.encode_special_tokens = True  # a text that spells a special token is a text
+    return made
+
+
+def _check_continuation(original: Any, made: Any, source: str) -> None:
+    for probe in _PROBES:
+        expected = made.encode(probe, add_special_tokens=False).ids
+        for anchor in _ANCHORS:
+            before = original.encode(anchor, add_special_tokens=False).ids
+            both = original.encode(anchor + probe, add_special_tokens=False).ids
+            if both == before + expected:
+                break
+        else:
+            raise CheckpointError(
+                f"{source}: gives '{probe}' other tokens inside a text than at its start, and this could not be switched off; "
+                "parts of a prompt could not be joined"
+            )
+
+
+def _parsed(content: bytes, source: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(content)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{source}: not valid JSON ({error})") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{source}: expected a JSON object")
+    return parsed

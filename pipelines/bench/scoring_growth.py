@@ -1,0 +1,131 @@
+"""What scoring costs as labels and examples grow: time follows the tree's nodes, peak memory does not follow the examples.
+
+Times are taken here, in turn. Peak memory is that of a process of its own per figure: it loads the model, scores one example,
+forgets the peak so far (Linux, /proc/self/clear_refs), scores the examples as a stream, and reports how far its resident memory
+rose above where it stood. glibc keeps some of what was freed, and more of it the longer a process runs; so the peak is also
+measured with the allocator told to give everything back, which shows what the scorer itself holds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from adapt.core.errors import ConfigError
+from adapt.core.spans import Reading
+from adapt.model.gpt import GPT
+from adapt.scoring.tree import build_tree
+from adapt.scoring.tree_scorer import ScorerConfig, TreeScorer
+from pipelines.bench.contract import Benchmark, interleaved_medians, register
+from pipelines.bench.scoring_cases import LABEL_KINDS, SHAPE, label_example, number, only, scoring_model
+
+_TEXT = 256
+_BATCH_TOKENS = 2048
+_WINDOW = 16  # examples, so that more examples are more windows
+_GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+_TIMED = ((2, 4), (8, 4), (32, 4), (128, 2))  # (labels, examples)
+_STREAMED = ((2, 16), (2, 64), (2, 256))
+_STATUS = Path("/proc/self/status")
+
+
+def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
+    only("scoring_growth", options, "rounds", "most_examples")
+    rounds = number("scoring_growth", options, "rounds", 3)
+    most = number("scoring_growth", options, "most_examples", 256)
+    if not _STATUS.exists():
+        raise ConfigError("bench scoring_growth: peak memory is read from Linux's /proc, which is not here; run it on Linux")
+    scorer = _scorer(scoring_model())
+
+    def way(n_labels: int, n_examples: int) -> Callable[[], object]:
+        examples = list(_stream(n_labels, n_examples))
+        return lambda: list(scorer.score(examples, LABEL_KINDS))
+
+    timed = {f"{n_labels}": way(n_labels, n_examples) for n_labels, n_examples in _TIMED}
+    seconds = interleaved_medians(timed, rounds)
+    rows = [_row("labels", labels, count, seconds[f"{labels}"] / count, _peak(labels, count)[1]) for labels, count in _TIMED]
+    for n_labels, n_examples in _STREAMED:
+        if n_examples <= most:
+            taken, peak = _peak(n_labels, n_examples)
+            rows.append(_row("examples", n_labels, n_examples, taken / n_examples, peak))
+    return rows
+
+
+def _row(growing: str, n_labels: int, n_examples: int, seconds: float, peak_mib: float) -> dict[str, Any]:
+    nodes = sum(len(build_tree(example, LABEL_KINDS)) for example in _stream(n_labels, n_examples)) / n_examples
+    return {
+        "growing": growing,
+        "text": _TEXT,
+        "labels": n_labels,
+        "examples": n_examples,
+        "nodes": round(nodes),
+        "labels x text": n_labels * _TEXT,
+        "s/example": seconds,
+        "ms/node": 1000 * seconds / nodes,
+        "ms/(label x text)": 1000 * seconds / (n_labels * _TEXT),
+        "peak MiB above the model": round(peak_mib),
+        "with freed memory given back": round(_peak(n_labels, n_examples, _GIVE_BACK)[1]),
+    }
+
+
+def _peak(n_labels: int, n_examples: int, allocator: Mapping[str, str] = MappingProxyType({})) -> tuple[float, float]:
+    """Return the seconds and MiB that scoring takes in a fresh process with these settings of the allocator."""
+    with _environment(allocator), ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measure, n_labels, n_examples, torch.get_num_threads()).result()
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+def _measure(n_labels: int, n_examples: int, threads: int) -> tuple[float, float]:
+    torch.set_num_threads(threads)
+    scorer = _scorer(scoring_model())
+    list(scorer.score(_stream(n_labels, 1), LABEL_KINDS))
+    before = _memory_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here on
+    started = time.perf_counter()
+    for _ in scorer.score(_stream(n_labels, n_examples), LABEL_KINDS):
+        pass
+    return time.perf_counter() - started, _memory_mib("VmHWM") - before
+
+
+def _memory_mib(field: str) -> float:
+    lines = _STATUS.read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
+
+
+def _scorer(model: GPT) -> TreeScorer:
+    return TreeScorer(model, ScorerConfig(max_batch_tokens=_BATCH_TOKENS, window=_WINDOW))
+
+
+def _stream(n_labels: int, n_examples: int) -> Iterator[list[Reading]]:
+    return (label_example(_TEXT, n_labels, index) for index in range(n_examples))
+
+
+register(
+    Benchmark(
+        name="scoring_growth",
+        title=f"Growth of the tree scorer; {SHAPE}; texts of {_TEXT} tokens; windows of {_WINDOW} examples, {_BATCH_TOKENS:,} tokens a batch",
+        baseline="the first line of each part (labels grow, then examples)",
+        run=_run,
+    )
+)

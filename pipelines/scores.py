@@ -1,0 +1,141 @@
+"""Scores of a task's rows by one model: an artifact of its own, so that deciding, selecting and evaluating never score twice.
+
+Rows are scored in chunks, a Parquet part each. A killed run goes on behind its last part; with several ranks each takes every
+n-th chunk. Chunks are the same whatever the number of ranks, and so are the scores.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adapt.checkpoint.opening import open_checkpoint
+from adapt.core.artifacts import Artifact, StageKey, writable
+from adapt.core.runtime import RankInfo
+from adapt.core.typed import digest_of, from_plain, to_plain
+from adapt.scoring.layout import ScorerConfig
+from pipelines.launch import launch
+from pipelines.stage import Walk, weights_of
+from pseudo_label.labelling import ScoringConfig, TaskScorer, content_free_rows
+from pseudo_label.store import SCORES_FILE, join_scores, read_scores, write_scores
+from pseudo_label.tasks import TaskConfig, TaskRow, read_rows, split_path
+from pseudo_label.zero_shot import PassScores, PromptKeys, ScoringPass
+
+NAME = "score"
+_CHUNK_ROWS = 256
+_TASK_KEYS = ("fields", "label_words", "label_tree", "shorten", "candidates")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreJob:
+    """What a rank needs to score its chunks; `lines` are the rows' lines in `source`."""
+
+    task: TaskConfig
+    weights: str
+    source: str
+    lines: list[int]
+    passes: list[ScoringPass]
+    scorer: ScorerConfig
+    checkpoint: str
+    parts: str
+
+    def place(self, chunk: int) -> Path:
+        return Path(self.parts) / f"part-{chunk:05d}.parquet"
+
+    @property
+    def n_chunks(self) -> int:
+        return math.ceil(len(self.lines) / _CHUNK_ROWS)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """Passes over a split's rows, and the seconds that scoring them took when it was done."""
+
+    passes: list[PassScores]
+    seconds: float
+
+
+def scores_of(
+    walk: Walk, task: TaskConfig, model: Artifact, split: str, rows: Sequence[TaskRow], passes: Sequence[ScoringPass]
+) -> Scored:
+    """Score rows of a split under every pass, or take the scores that are there; linked as `score/<task>/<split>-<model stage>`."""
+    if not rows:
+        return Scored(passes=[PassScores(what=what, rows=[], nulls=[]) for what in passes], seconds=0.0)
+    job = ScoreJob(
+        task=task,
+        weights=str(weights_of(model).resolve()),
+        source=str(split_path(walk.data_root(), task, split).resolve()),
+        lines=[row.line for row in rows],
+        passes=list(passes),
+        scorer=walk.config.scorer,
+        checkpoint=model.digest,
+        parts="",
+    )
+    key = StageKey(stage=NAME, config=_settings(task, rows, passes, walk.config.scorer), inputs={"model": model})
+
+    def build(result: Path, work: Path) -> Mapping[str, Any]:
+        started = time.monotonic()
+        whole = from_plain(ScoreJob, {**to_plain(job), "parts": str(work)}, "job")
+        n_ranks = min(walk.config.engine.world_size, whole.n_chunks)
+        if n_ranks == 1:
+            _score_chunks(whole, rows, range(whole.n_chunks))
+        else:
+            launch({"stage": NAME, "job": to_plain(whole)}, work, n_ranks, walk.config.engine.threads)
+        join_scores(result / SCORES_FILE, [whole.place(chunk) for chunk in range(whole.n_chunks)])
+        return {"rows": len(rows), "passes": [what.name for what in passes], "seconds": time.monotonic() - started}
+
+    artifact = walk.produce(key, build, f"{NAME}/{task.name}/{split}-{model.stage}")
+    return Scored(passes=read_scores(artifact.file(SCORES_FILE), task, rows), seconds=float(artifact.metrics["seconds"]))
+
+
+def content_free_keys(walk: Walk, task: TaskConfig, model: Artifact, scoring: ScoringConfig) -> list[PromptKeys]:
+    """Return the reference prompt's keys of texts that say nothing; none for tasks whose rows bring their own candidates."""
+    if task.candidates is not None:
+        return []
+    opened = open_checkpoint(weights_of(model), walk.config.scorer)
+    scorer = TaskScorer(task, scoring, opened.scorer, opened.tokenizer)
+    return scorer.keys(content_free_rows(task), [task.reference])
+
+
+def score_rank(content: dict[str, Any], rank: RankInfo) -> None:
+    """Score every n-th chunk on one rank."""
+    job: ScoreJob = from_plain(ScoreJob, content["job"], "job.yaml")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank.local_rank)
+    wanted = set(job.lines)
+    rows = [row for row in read_rows(Path(job.source), job.task) if row.line in wanted]
+    _score_chunks(job, rows, range(rank.rank, job.n_chunks, rank.world_size))
+
+
+def _score_chunks(job: ScoreJob, rows: Sequence[TaskRow], chunks: range) -> None:
+    left = [chunk for chunk in chunks if not job.place(chunk).is_file()]
+    if not left:
+        return
+    opened = open_checkpoint(Path(job.weights), job.scorer)
+    config = ScoringConfig(prompts=list(dict.fromkeys(what.prompt for what in job.passes)))
+    scorer = TaskScorer(job.task, config, opened.scorer, opened.tokenizer)
+    for chunk in left:
+        some = rows[chunk * _CHUNK_ROWS : (chunk + 1) * _CHUNK_ROWS]
+        place = job.place(chunk)
+        unfinished = place.with_suffix(".unfinished")
+        with writable(place.parent):
+            write_scores(unfinished, job.task, some, scorer.score(some, job.passes), job.checkpoint)
+            unfinished.replace(place)
+
+
+def _settings(task: TaskConfig, rows: Sequence[TaskRow], passes: Sequence[ScoringPass], scorer: ScorerConfig) -> dict[str, Any]:
+    """Return all that scores depend on beside the model."""
+    plain = to_plain(task)
+    content = [(row.line, dict(row.texts), row.candidates) for row in rows]
+    return {
+        **{name: plain[name] for name in _TASK_KEYS},
+        "prompts": {what.prompt: plain["prompts"][what.prompt] for what in passes},
+        "passes": to_plain(list(passes)),
+        "rows": digest_of(content),
+    }

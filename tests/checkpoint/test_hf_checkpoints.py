@@ -1,0 +1,216 @@
+"""Hugging Face directories as checkpoints: written back as they came, told apart by content, and refused when damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hf_checkpoints import BYTE_LEVEL, add_tokenizer, make_checkpoint, make_model
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from adapt.checkpoint.hf_directory import open_hf_directory
+from adapt.checkpoint.opening import open_checkpoint
+from adapt.checkpoint.weights import checkpoint_files, has_weights, load_model, load_tokenizer, save_trained
+from adapt.core.errors import AdaptError, CheckpointError, ConfigError
+from adapt.model.hf import FAMILIES, HFModel
+from adapt.scoring.layout import ScorerConfig
+from adapt.text.tokenizer import MODEL_FILE, Tokenizer
+
+
+def names_in(directory: Path) -> set[str]:
+    found: set[str] = set()
+    for shard in directory.glob("*.safetensors"):
+        with safe_open(shard, framework="pt") as stream:
+            found |= set(stream.keys())
+    return found
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trained_weights_are_written_as_the_base_was(family: str, tied: bool, tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path / "base", family, tie_word_embeddings=tied, max_shard_size="60KB")
+    result = tmp_path / "result"
+    result.mkdir()
+    model = load_model(base)
+    assert isinstance(model, HFModel)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    save_trained(result, model, model.named_parameters(), load_tokenizer(base, model))
+    assert names_in(result) == names_in(base)
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (result / name).read_bytes() == (base / name).read_bytes()
+    assert has_weights(result)
+    again = AutoModelForCausalLM.from_pretrained(result, dtype=torch.float32).state_dict()
+    for name, weight in AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).state_dict().items():
+        assert torch.equal(again[name], weight * 1.5), name
+
+
+def test_many_shards_give_the_weights_of_one(tmp_path: Path) -> None:
+    one = load_model(make_model(tmp_path / "one", "olmoe", 60))
+    many = load_model(make_model(tmp_path / "many", "olmoe", 60, max_shard_size="5KB"))
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 3
+    for (name, first), (_, second) in zip(one.named_parameters(), many.named_parameters(), strict=True):
+        assert torch.equal(first, second), name
+
+
+def test_an_opened_directory_scores(tmp_path: Path) -> None:
+    opened = open_checkpoint(make_checkpoint(tmp_path, "qwen3"), ScorerConfig())
+    assert opened.scorer.context_length == 96
+    assert opened.model.vocab_size > opened.tokenizer.vocab_size
+
+
+def test_the_digest_follows_content_and_nothing_else(tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path / "base", "llama")
+    before = open_hf_directory(base).digest
+    shutil.copytree(base, tmp_path / "copy")
+    (tmp_path / "copy" / "README.md").write_text("a note", encoding="utf-8")
+    assert open_hf_directory(tmp_path / "copy").digest == before
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}), encoding="utf-8")
+    assert open_hf_directory(base).digest != before
+
+
+def test_a_checkpoint_is_its_configuration_weights_and_tokenizer(tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path, "llama")
+    (base / "README.md").write_text("a note", encoding="utf-8")
+    (base / "model.onnx").write_text("another form", encoding="utf-8")
+    assert {file.name for file in checkpoint_files(base)} == {
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+
+
+def set_config(**changes: object) -> Callable[[Path], None]:
+    def change(base: Path) -> None:
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+        (base / "config.json").write_text(json.dumps({**config, **changes}), encoding="utf-8")
+
+    return change
+
+
+def only_pickles(base: Path) -> None:
+    for shard in base.glob("model*"):
+        shard.unlink()
+    (base / "pytorch_model.bin").write_bytes(b"\x80\x02.")
+
+
+def cut_a_shard(base: Path) -> None:
+    shard = sorted(base.glob("*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[:-100])
+
+
+def lose_a_shard(base: Path) -> None:
+    sorted(base.glob("*.safetensors"))[0].unlink()
+
+
+def lose_a_tensor(base: Path) -> None:
+    index = base / "model.safetensors.index.json"
+    content = json.loads(index.read_text(encoding="utf-8"))
+    last = sorted(set(content["weight_map"].values()))[-1]
+    content["weight_map"] = {name: shard for name, shard in content["weight_map"].items() if shard != last}
+    index.write_text(json.dumps(content), encoding="utf-8")
+
+
+def break_the_index(base: Path) -> None:
+    (base / "model.safetensors.index.json").write_text('{"weight_map": {}}', encoding="utf-8")
+
+
+def lose_the_weights(base: Path) -> None:
+    for shard in base.glob("model*"):
+        shard.unlink()
+
+
+def lose_the_tokenizer(base: Path) -> None:
+    (base / "tokenizer.json").unlink()
+
+
+def add_a_tensor(base: Path) -> None:
+    shutil.copy(base / "model.safetensors.index.json", base / "kept")
+    other = make_model(base / "other", "llama", 1405, num_hidden_layers=3)
+    shutil.move(other / "model.safetensors", base / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (only_pickles, "convert to safetensors"),
+        (cut_a_shard, "missing or damaged"),
+        (lose_a_shard, "missing or damaged"),
+        (lose_a_tensor, "is missing"),
+        (add_a_tensor, "does not belong to this model"),
+        (break_the_index, "no weight_map"),
+        (lose_the_weights, "neither model.safetensors nor"),
+        (lose_the_tokenizer, "neither tokenizer.json nor tokenizer.model"),
+        (set_config(model_type="gemma2"), "'gemma2' is not served; there are: llama"),
+        (set_config(model_type="nothing_known"), "nothing_known"),
+        (set_config(vocab_size=77), "has shape .* the model needs .77, 32."),
+        (set_config(num_attention_heads="many"), "config.json"),
+        (set_config(quantization_config={"quant_method": "gptq", "bits": 4}), "quantized"),
+        (
+            set_config(rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4,
+                                        "long_factor": [1.0] * 4, "original_max_position_embeddings": 48}),
+            "longrope",
+        ),
+    ],
+)  # fmt: skip
+def test_a_damaged_or_foreign_directory_is_refused_in_one_line(damage: Callable[[Path], None], words: str, tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path, "llama", max_shard_size="60KB")
+    damage(base)
+    with pytest.raises(CheckpointError, match=words) as refused:
+        open_checkpoint(base, ScorerConfig())
+    assert "\n" not in str(refused.value)
+    assert str(tmp_path) in str(refused.value)
+
+
+def test_a_config_that_is_no_json_is_named(tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path, "llama")
+    (base / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="config.json: missing or not valid JSON"):
+        open_hf_directory(base)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(tmp_path: Path) -> None:
+    base = add_tokenizer(make_model(tmp_path, "llama", 60), BYTE_LEVEL)
+    with pytest.raises(CheckpointError, match="60"):
+        open_checkpoint(base, ScorerConfig())
+
+
+def test_a_sentencepiece_tokenizer_without_a_prefix_serves(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    base = make_model(tmp_path, "llama", tokenizer.vocab_size + 3)
+    tokenizer.save(base)
+    opened = open_checkpoint(base, ScorerConfig())
+    assert opened.tokenizer.digest == tokenizer.digest
+    assert [file.name for file in checkpoint_files(base) if file.name.startswith("tokenizer")] == [MODEL_FILE]
+
+
+def test_a_sentencepiece_tokenizer_that_puts_a_space_first_is_refused(tmp_path: Path) -> None:
+    import io
+
+    import sentencepiece
+
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a b c the of"] * 50), model_writer=made, vocab_size=20, model_type="bpe", minloglevel=2
+    )
+    base = make_model(tmp_path, "llama", 60)
+    (base / MODEL_FILE).write_bytes(made.getvalue())
+    with pytest.raises(CheckpointError, match="give a tokenizer.json"):
+        open_checkpoint(base, ScorerConfig())
+
+
+@pytest.mark.parametrize("package", ["transformers", "tokenizers"])
+def test_a_missing_package_is_one_line_that_says_how_to_install_it(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_checkpoint(tmp_path, "llama")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf"{package}.*pip install 'moe-adapt\[hf\]'") as refused:
+        open_checkpoint(base, ScorerConfig())
+    assert isinstance(refused.value, AdaptError)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,179 @@
+"""The nine CLUE tasks, every criterion, every prompt, dense and sparse: the library's keys are those of the naive reference.
+
+Label sets, words, trees and prompts are the shipped ones; the rows are made up. The reference is in `naive_scoring.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from naive_scoring import ALWAYS_MASKED, FORMULAS, NEVER_MASKED, Naive, naive_prior_biases, naive_softmax
+from tiny_models import ROOT, tiny_config
+
+from adapt.core.errors import ConfigError
+from adapt.core.spans import LabelForm
+from adapt.model.gpt import GPT, materialize
+from adapt.scoring.layout import Layout, ScorerConfig
+from adapt.scoring.tree_scorer import TreeScorer
+from adapt.text.tokenizer import Tokenizer
+from pseudo_label.criteria.contract import CRITERIA, get_criterion
+from pseudo_label.decision import Decision, Method, fit_decision
+from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
+from pseudo_label.prompts import Prompt, label_stands_first
+from pseudo_label.tasks import TaskConfig, TaskRow, load_task, row_from
+from pseudo_label.zero_shot import PromptKeys, keys_from, passes_for, score_pass
+
+TOLERANCE = 1e-4
+REVIEWS = ["很好用，还会再买", "坏了，也没人管！", "一般", "物流很快，味道也不错", "不值这个价"]
+RECORDS: dict[str, list[dict[str, Any]]] = {
+    "eprstmt": [{"id": i, "sentence": text} for i, text in enumerate(REVIEWS)],
+    "tnews": [
+        {"sentence": "股市今天大涨", "keywords": "股市,大涨", "id": 0},
+        {"sentence": "国足赢了比赛", "keywords": "", "id": 1},
+        {"sentence": "新款手机发布", "id": 2},
+    ],
+    "csldcp": [{"content": "研究了钢的疲劳寿命", "id": 0}, {"content": "古代诗歌", "id": 1}],
+    "iflytek": [{"sentence": "背单词，学语法", "id": 0}, {"sentence": "打车", "id": 1}],
+    "ocnli": [
+        {"sentence1": "他在公园里跑步", "sentence2": "他在室外", "id": 0},
+        {"sentence1": "下雨了", "sentence2": "今天是晴天，没有云", "id": 1},
+    ],
+    "bustm": [
+        {"sentence1": "几点了", "sentence2": "现在是什么时间", "id": 0},
+        {"sentence1": "放首歌", "sentence2": "关灯", "id": 1},
+    ],
+    "chid": [
+        {"content": "他做事总是#idiom#，没有结果。", "candidates": ["画龙点睛", "守株待兔", "半途而废"], "id": 0},
+        {"content": "#idiom#，说的就是她", "candidates": [f"{x}全{y}美" for x in "十百" for y in "十百千"] + ["好"], "id": 1},
+        {"content": "这一笔真是#idiom#", "candidates": ["画龙点睛"], "id": 2},
+    ],
+    "csl": [
+        {"id": 0, "abst": "提出一种新的算法", "keyword": ["算法", "网络"]},
+        {"id": 1, "abst": "分析了水稻的产量", "keyword": ["水稻"]},
+    ],
+    "cluewsc": [
+        {"target": {"span2_text": "他", "span1_text": "老师", "span2_index": 5}, "text": "老师说他今天不来了", "idx": 0},
+        {"target": {"span2_text": "它", "span1_text": "猫"}, "text": "猫看着狗，它跑了", "idx": 1},
+    ],
+}
+# Every size changes how candidates are batched and laid out, and no key.
+BATCHINGS = {
+    "as it comes": ScorerConfig(),
+    "packed, small batches": ScorerConfig(layout=Layout.PACKED, max_batch_tokens=200, window=1),
+    "rows": ScorerConfig(layout=Layout.ROWS, max_batch_tokens=700, window=2),
+    "cached trunk, one at a time": ScorerConfig(layout=Layout.CACHE, max_batch_tokens=1, logit_rows=7),
+}
+
+
+@pytest.fixture(scope="module", params=["dense", "sparse"])
+def model(request: pytest.FixtureRequest) -> GPT:
+    experts = {"dense": [0], "sparse": [4, 6]}[request.param]
+    return materialize(GPT(tiny_config(experts, context_length=128)), seed=2).eval()
+
+
+def shipped(name: str) -> tuple[TaskConfig, list[TaskRow]]:
+    task = load_task(name, [ROOT / "conf" / "task"])
+    return task, [row_from(record, task, "made up", line) for line, record in enumerate(RECORDS[name], start=1)]
+
+
+def wanted_of(task: TaskConfig, form: LabelForm) -> list[tuple[str, str]]:
+    """Return every (prompt, criterion) that can be scored: a label before its text is never masked."""
+    return [
+        (prompt, name)
+        for prompt in task.prompts
+        for name in FORMULAS
+        if not (label_stands_first(task, prompt) and is_masked(name, form))
+    ]
+
+
+def is_masked(criterion: str, form: LabelForm) -> bool:
+    return criterion in ALWAYS_MASKED or (form is LabelForm.MLM and criterion not in NEVER_MASKED)
+
+
+def library_keys(
+    model: GPT, tokenizer: Tokenizer, task: TaskConfig, rows: list[TaskRow], form: LabelForm, config: ScorerConfig
+) -> list[PromptKeys]:
+    """Return the keys of all prompts under all criteria, from one pass over the rows for each prompt and form."""
+    pairs = [(prompt, get_criterion(name)) for prompt, name in wanted_of(task, form)]
+    passes = passes_for(pairs, form, with_groups=task.label_tree is not None)
+    assert len({what.name for what in passes}) == len(passes) <= 2 * len(task.prompts)
+    scorer = TreeScorer(model, config)
+    scored = [
+        score_pass(scorer, Prompt(task, what.prompt, tokenizer, model.context_length), rows, what) for what in passes
+    ]
+    return keys_from(scored, pairs, form, task)
+
+
+def assert_keys(found: PromptKeys, rows: Sequence[TaskRow], naive: Naive, form: LabelForm) -> None:
+    """Compare keys with the reference, row by row; places beyond a row's own candidates are at -inf."""
+    for index, row in enumerate(rows):
+        words = naive.words(found.prompt, row)
+        masked = form is LabelForm.MLM
+        labels = naive.keys(found.criterion, found.prompt, row, words, masked=masked)
+        rest = [-np.inf] * (found.labels_NC.shape[1] - len(labels))
+        message = f"{found.prompt}, {found.criterion}, row {index}"
+        np.testing.assert_allclose(found.labels_NC[index], labels + rest, atol=TOLERANCE, rtol=0, err_msg=message)
+        if naive.groups:
+            assert found.groups_NG is not None
+            groups = naive.keys(found.criterion, found.prompt, row, naive.groups, masked=masked)
+            np.testing.assert_allclose(found.groups_NG[index], groups, atol=TOLERANCE, rtol=0, err_msg=message)
+        else:
+            assert found.groups_NG is None
+
+
+def test_every_registered_criterion_has_a_formula_here() -> None:
+    get_criterion("sum")  # imports the folder
+    assert set(CRITERIA.names()) == set(FORMULAS)
+
+
+def test_the_nine_tasks_are_here_with_their_numbers_of_labels() -> None:
+    counts = {name: len(shipped(name)[0].labels) for name in RECORDS}
+    assert counts == dict(
+        eprstmt=2, tnews=15, csldcp=67, iflytek=119, ocnli=3, bustm=2, chid=0, csl=2, cluewsc=2
+    )
+
+
+@pytest.mark.parametrize("name", list(RECORDS))
+def test_every_criterion_of_every_prompt_is_that_of_one_full_pass_per_candidate(
+    model: GPT, tokenizer: Tokenizer, name: str
+) -> None:
+    task, rows = shipped(name)
+    naive = Naive(task, model, tokenizer)
+    for form in LabelForm:
+        # Masks stand in the way of no batching: one other way to batch is enough for them.
+        batchings = BATCHINGS.values() if form is LabelForm.CLM else list(BATCHINGS.values())[:2]
+        for config in batchings:
+            found = library_keys(model, tokenizer, task, rows, form, config)
+            assert [(k.prompt, k.criterion) for k in found] == wanted_of(task, form)
+            for keys in found:
+                assert_keys(keys, rows, naive, form)
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDS if any(label_stands_first(shipped(name)[0], p) for p in shipped(name)[0].prompts)])
+def test_a_label_before_its_text_cannot_be_masked(model: GPT, tokenizer: Tokenizer, name: str) -> None:
+    task, rows = shipped(name)
+    scoring = ScoringConfig(prompts=["label_first"], criterion="masked_lm")
+    with pytest.raises(ConfigError, match="masked label before its text"):
+        TaskScorer(task, scoring, TreeScorer(model, ScorerConfig()), tokenizer).keys(rows, ["label_first"])
+
+
+@pytest.mark.parametrize("name", list(RECORDS))
+def test_the_tasks_own_choice_of_prompts_and_criteria_is_scored(model: GPT, tokenizer: Tokenizer, name: str) -> None:
+    task, rows = shipped(name)
+    naive = Naive(task, model, tokenizer)
+    scorer = TaskScorer(task, ScoringConfig(), TreeScorer(model, ScorerConfig()), tokenizer)
+    found = scorer.keys(rows)
+    assert [(k.prompt, k.criterion) for k in found] == [(p, task.prompts[p].criterion) for p in task.ensemble_names()]
+    for keys in found:
+        for index, row in enumerate(rows):
+            words = naive.words(keys.prompt, row)
+            wanted = naive.keys(keys.criterion, keys.prompt, row, words)
+            assert keys.labels_NC[index, : len(words)] == pytest.approx(wanted, abs=TOLERANCE)
+
+
+def fitted(scorer: TaskScorer, rows: list[TaskRow], method: Method) -> tuple[Decision, np.ndarray]:
+    decision = scorer.fit(method, scorer.keys(rows))
+    return decision, scorer.scores(rows, decision)

@@ -61,6 +61,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             form=config.objective.pseudo_label,
             exclude=config.exclude_eval.splits,
             splits=splits,
+            precision=config.scorer.precision,
         ),
         inputs=inputs,
         files=walk.split_digests(task, [*splits, "unlabeled", *config.exclude_eval.splits]),

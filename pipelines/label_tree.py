@@ -1,14 +1,16 @@
 """Stage `label_tree`: a proposal for how a task's labels fall into groups, to be read by a person.
 
-`python -m pipelines.label_tree task=NAME label_tree.source=embeddings|confusions label_tree.groups=N` needs a model: the run's base,
-or `checkpoint=`. It prints a `label_tree:` ready for the task's file, and nothing reads it until somebody puts it there.
+`python -m pipelines.label_tree task=NAME label_tree.source=embeddings|confusions label_tree.groups=N` needs a model (the run's
+base, or `checkpoint=`). It prints a `label_tree:` ready for the task's file; nothing reads it until somebody puts it there.
 
-`embeddings` reads no data: a label's vector is the mean over its word's tokens of the model's final hidden states, with the word in
-its place in the reference prompt and the fields empty. Hidden states, not input embeddings: they know the order of a word's tokens and
-the prompt around them, and every base gives them. What all labels share (the prompt, mostly) is taken off, then cosines are compared.
-`confusions` scores `label_tree.rows` unlabeled rows and correlates the labels' scores over them, standardised and averaged over the
-prompts as the ensemble does it. With `label_tree.labelled_weight` over 0 that share of the likeness is how often dev and few rows of
-one label are taken for the other: accuracy on these rows says less afterwards.
+`embeddings` reads no data: a label's vector is the mean, over its word's tokens, of the model's final hidden states, with the word
+in its place in the reference prompt and the fields empty. Hidden states, not input embeddings: they know the order of a word's
+tokens and the prompt before them, and every base gives them. What all labels share (the prompt, mostly) is taken off, then cosines
+are compared.
+
+`confusions` scores `label_tree.rows` unlabeled rows and correlates the labels' scores over them, standardised and averaged over
+the prompts as the ensemble does it. With `label_tree.labelled_weight` over 0, that share of the likeness is how often dev and few
+rows of one label are taken for the other: accuracy on these rows says less afterwards.
 """
 
 from __future__ import annotations
@@ -103,10 +105,14 @@ def _sizes(walk: Walk, task: TaskConfig) -> GroupSizes:
     if task.candidates is not None:
         raise ConfigError(f"task '{task.name}': its rows bring their own candidates, so it has no labels to group; leave it out")
     known = len(task.label_tree) if task.label_tree is not None else round(len(task.labels) ** 0.5)
-    sizes = GroupSizes(groups=max(known, 2) if settings.groups is None else settings.groups, least=settings.min_size, most=settings.max_size)
+    sizes = GroupSizes(
+        groups=max(known, 2) if settings.groups is None else settings.groups, least=settings.min_size, most=settings.max_size
+    )
     sizes.check(len(task.labels), f"task '{task.name}'")
     if not 0 <= settings.labelled_weight <= 1:
         raise ConfigError(f"label_tree.labelled_weight: {settings.labelled_weight:g} is not a share; take 0 to 1")
+    if settings.rows < 2:
+        raise ConfigError(f"label_tree.rows: {settings.rows} rows say nothing of how labels go together; take at least 2")
     if settings.labelled_weight and settings.source is TreeSource.EMBEDDINGS:
         raise ConfigError("label_tree.labelled_weight: embeddings read no rows; set label_tree.source=confusions")
     return sizes
@@ -175,8 +181,12 @@ def _summary(task: TaskConfig, artifact: Artifact) -> str:
     ]
     if "known" in m:
         agreement = m["known"]["adjusted_rand_index"]
-        lines.append(f"adjusted Rand index with the task's own {m['known']['groups']} groups: {agreement:.2f} (1 the same, 0 chance)")
-    lines.append(f"nothing uses this tree until it is pasted into the task's file ({task.name}.yaml); rename its groups as you like")
+        lines.append(
+            f"adjusted Rand index with the task's own {m['known']['groups']} groups: {agreement:.2f} (1 the same, 0 chance)"
+        )
+    lines.append(
+        f"nothing uses this tree until it is pasted into the task's file ({task.name}.yaml); rename its groups as you like"
+    )
     return "\n".join(lines) + "\n"
 
 

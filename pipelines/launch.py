@@ -34,7 +34,7 @@ def launch(job: dict[str, Any], work: Path, world_size: int, threads: int | None
         TrainingError: a rank died otherwise; its last lines are in `<work>/rank-<n>.log`.
     """
     frozen = work / "job.yaml"
-    write_atomically(frozen, yaml.safe_dump(job, allow_unicode=True, sort_keys=True))
+    write_atomically(frozen, yaml.safe_dump(job, allow_unicode=True, sort_keys=False))
     port = free_port()
     threads = threads or max((os.cpu_count() or 1) // world_size, 1)
     ranks: list[subprocess.Popen[bytes]] = []

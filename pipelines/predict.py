@@ -15,7 +15,7 @@ from typing import Any
 from adapt.core.artifacts import Artifact, StageKey, sha256_of_file, writable, write_atomically
 from adapt.core.errors import ConfigError, DataError
 from adapt.text.corpus import parse_json_line, read_lines
-from pipelines.stage import Plan, Walk, open_model_artifact
+from pipelines.stage import Plan, Walk, open_model_artifact, plain_settings
 from pseudo_label.predictor import Prediction, load
 from pseudo_label.tasks import TaskConfig, split_path
 
@@ -36,13 +36,13 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     source = _source(walk, task)
     key = StageKey(
         stage=NAME,
-        config=None,
+        config=plain_settings(precision=config.scorer.precision),
         inputs={"export": export},
         files={source.name: sha256_of_file(source)},
     )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
-        predictor = load(export.path, config.scorer.max_batch_tokens)
+        predictor = load(export.path, config.scorer)
         records = read_records(source)
         answers = predictor.predict_rows([predictor.read(record, str(source), line) for line, record in records])
         text = "".join(_line(record, answer) for (_, record), answer in zip(records, answers, strict=True))

@@ -14,6 +14,7 @@ from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
 from adapt.text.corpus import is_held_out
+from pipelines.criteria_table import criteria_pairs
 from pipelines.rows import AdaptationRows, adaptation_rows, labelled_rows
 from pipelines.schema import PipelineConfig
 from pipelines.scores import content_free_keys, scores_of
@@ -25,7 +26,7 @@ from pseudo_label.labelling import ScoringConfig, predictions
 from pseudo_label.selection import agreement, select
 from pseudo_label.store import LABELS_FILE, Provenance, PseudoLabel, write_labels
 from pseudo_label.tasks import TaskConfig, TaskRow, row_digest
-from pseudo_label.zero_shot import PromptKeys
+from pseudo_label.zero_shot import PromptKeys, passes_for
 
 NAME = "pseudo_label"
 PER_TASK = True
@@ -40,7 +41,11 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     key = StageKey(
         stage=NAME,
         config=plain_settings(
-            task=task, pseudo_label=settings, form=config.objective.pseudo_label, exclude=config.exclude_eval.splits
+            task=task,
+            pseudo_label=settings,
+            form=config.objective.pseudo_label,
+            exclude=config.exclude_eval.splits,
+            precision=config.scorer.precision,
         ),
         inputs={"base": base, "labeller": labeller},
         files=walk.split_digests(task, ["unlabeled", *config.exclude_eval.splits]),
@@ -128,8 +133,11 @@ def _noise(
     least = {name: min(label.margin for label in selected if label.label == name) for name in {x.label for x in selected}}
     guesses: list[str] = []
     gold: list[str] = []
+    # With the passes that evaluation needs, so that it finds these rows scored.
+    pairs = [*scoring.pairs(task), *criteria_pairs(task, walk.config.evaluate.criteria)]
+    passes = passes_for(pairs, scoring.form, with_groups=scoring.with_groups)
     for split, rows in labelled_rows(walk, task).items():
-        scored = scores_of(walk, task, labeller, split, rows, scoring.passes(task))
+        scored = scores_of(walk, task, labeller, split, rows, passes)
         scores: FloatArray = decision.scores(scoring.keys(scored.passes, task), task)
         answers, sure = predictions(scores, rows, task), margins(scores)
         would: npt.NDArray[np.bool_] = np.asarray([m >= least.get(a, np.inf) for a, m in zip(answers, sure, strict=True)])

@@ -136,10 +136,10 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelTreeConfig:
-    """A proposed label tree: `groups` (none: as many as the task has, else the root of its labels), of `min_size` to `max_size` labels.
+    """A proposed label tree: `groups` (absent: as many as the task has, else the root of its labels) of `min_size` to `max_size`.
 
-    From `confusions`, `rows` unlabeled rows are scored (as many as `pseudo_label.max_rows`: its scores are taken). There
-    `labelled_weight` is the share of what labelled rows say.
+    For `confusions`, `rows` unlabeled rows are scored (as many as `pseudo_label.max_rows`: that stage's scores are taken), and
+    `labelled_weight` is the share that labelled rows have in the likeness.
     """
 
     source: TreeSource = TreeSource.EMBEDDINGS
@@ -152,10 +152,14 @@ class LabelTreeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSearchConfig:
-    """Judging prompts: those of `file` (none: the task's own) on `rows` unlabeled rows; the `top` ones are suggested as an ensemble."""
+    """Judging the prompts of `file` (absent: the task's own) on `rows` unlabeled rows; the `top` best are suggested together.
+
+    Accuracy is measured on at most `labelled_rows` rows of each labelled split (0: not at all).
+    """
 
     file: str | None = None
     rows: int = 500
+    labelled_rows: int | None = None
     top: int = 3
 
 

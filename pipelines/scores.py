@@ -138,4 +138,5 @@ def _settings(task: TaskConfig, rows: Sequence[TaskRow], passes: Sequence[Scorin
         "prompts": {what.prompt: plain["prompts"][what.prompt] for what in passes},
         "passes": to_plain(list(passes)),
         "rows": digest_of(content),
+        "precision": scorer.precision.value,
     }

@@ -8,13 +8,37 @@ from adapt.core.artifacts import is_artifact
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
 from adapt.model.hf import HFConfig
-from pipelines import continue_pretrain, evaluate, export, predict, pretrain, pseudo_label, report, rounds, tokenizer
+from pipelines import (
+    continue_pretrain,
+    evaluate,
+    export,
+    label_tree,
+    predict,
+    pretrain,
+    prompt_search,
+    pseudo_label,
+    report,
+    rounds,
+    tokenizer,
+)
 from pipelines.schema import PipelineConfig
 from pipelines.stage import Stage, Walk
 
 logger = logging.getLogger("pipelines")
 STAGES: dict[str, Stage] = {
-    stage.NAME: stage for stage in (tokenizer, pretrain, pseudo_label, continue_pretrain, evaluate, export, predict, report)
+    stage.NAME: stage
+    for stage in (
+        tokenizer,
+        pretrain,
+        label_tree,
+        prompt_search,
+        pseudo_label,
+        continue_pretrain,
+        evaluate,
+        export,
+        predict,
+        report,
+    )
 }
 _BASE_STAGES = (tokenizer.NAME, pretrain.NAME)
 

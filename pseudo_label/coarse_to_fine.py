@@ -115,6 +115,6 @@ def step_losses(
 
 def _log_softmax(scores: FloatArray) -> FloatArray:
     top = scores.max(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):
         shifted = np.where(np.isfinite(top), scores - top, -np.inf)
         return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))

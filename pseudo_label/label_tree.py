@@ -1,11 +1,11 @@
 """Proposing a label tree: how alike labels are, groups of labels that are alike, and a word for each group.
 
-Legend: C labels, H hidden size, N rows.
+Legend: C labels, H hidden size, N rows, X either of the last two.
 
 Labels are alike when their words' vectors point the same way, what all of them share taken off, or when the same rows raise their
 scores. Groups are made by average linkage (Sokal and Michener 1958): the two groups whose labels are most alike on average become
-one, until as many are left as were asked for. A group is called after its member nearest to its centre, so that the words differ
-and a tokenizer that knows the labels knows them too. Labels are taken in the order of their names: the task's order changes nothing.
+one, until as few are left as were asked for. A group is called after its member nearest to its centre, so that words differ and a
+tokenizer that knows the labels knows them too. Labels are taken in the order of their names: the task's order changes nothing.
 """
 
 from __future__ import annotations

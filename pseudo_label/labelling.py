@@ -111,7 +111,7 @@ class TaskScorer:
         n_labels, group_of_label = len(task.labels), groups_of_labels(task)
         null = self._null(prompt, rows[0], form, criterion) if criterion.needs_null and rows else None
         words = prompt.words(rows[0], with_groups=True) if rows else []
-        groups = range(n_labels, len(words))
+        groups = range(n_labels, n_labels + len(task.label_tree or {}))
         labels_NC = np.full((len(rows), n_labels), -np.inf)
         groups_NG = np.empty((len(rows), len(groups)))
         in_flight: dict[int, list[Reading]] = {}
@@ -144,12 +144,14 @@ class TaskScorer:
 
 
 def content_free_rows(task: TaskConfig) -> list[TaskRow]:
-    """Return rows that say nothing: every field the same empty text."""
+    """Return rows that say nothing: every field the same empty text (a blank stays)."""
+    fields = task.fields.items()
     return [
-        TaskRow(id=None, texts=dict.fromkeys(task.fields, text), label=None, candidates=None, line=0) for text in CONTENT_FREE_TEXTS
+        TaskRow(id=None, texts={name: text + (spec.blank or "") for name, spec in fields}, label=None, candidates=None, line=0)
+        for text in CONTENT_FREE_TEXTS
     ]
 
 
 def predictions(scores_NC: FloatArray, rows: Sequence[TaskRow], task: TaskConfig) -> list[str]:
     """Return the best label of each row."""
-    return [labels_of(row, task)[int(best)] for row, best in zip(rows, scores_NC.argmax(axis=1), strict=True)]
+    return [labels_of(row, task)[int(scores_C.argmax())] for row, scores_C in zip(rows, scores_NC, strict=True)]

@@ -85,7 +85,7 @@ def save_spec(directory: Path, spec: PredictorSpec) -> None:
     (directory / PREDICTOR_FILE).write_text(text, encoding="utf-8")
 
 
-def load(directory: str | Path, max_batch_tokens: int = 8192) -> Predictor:
+def load(directory: str | Path, scorer: ScorerConfig | None = None) -> Predictor:
     """Load an export.
 
     Raises:
@@ -99,5 +99,5 @@ def load(directory: str | Path, max_batch_tokens: int = 8192) -> Predictor:
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{place / PREDICTOR_FILE}: not valid JSON ({error})") from error
     spec: PredictorSpec = from_plain(PredictorSpec, content, str(place / PREDICTOR_FILE))
-    opened = open_checkpoint(place, ScorerConfig(max_batch_tokens=max_batch_tokens))
+    opened = open_checkpoint(place, scorer or ScorerConfig())
     return Predictor(spec, TaskScorer(spec.task, spec.scoring, opened.scorer, opened.tokenizer))

@@ -16,15 +16,16 @@ A file is a YAML list. An entry with a template is a prompt; one without is a na
       label_words: stars                    # a set by name; a mapping stands for itself
       criterion: channel                    # else `sum`
 
-`task` names the task's own words. A list of label words makes one prompt for each, called <name>.<set>, or <name>.<place in the list>
-for a mapping.
+`task` names the task's own words. A list of label words makes one prompt for each, called <name>.<set>, or <name>.<place in the
+list> for a mapping.
 
-Each prompt is judged on unlabeled rows. Predictions are those of its own scores, matched to the prior. `agreement` is the share of rows
-on which they are the consensus: the ensemble of all other prompts. `confidence` is the mean probability of the best label, and
-`margin` its mean lead, both after the scores were standardised as the ensemble does it and matched to the prior, so that prompts with
-other criteria can be compared. The score is agreement x confidence (confidence alone where there is one prompt): a guess that is as good
-as most prompts are. Two things say how biased the raw likelihood is: `mismatch`, the KL divergence (nats) of the mean raw posterior
-from the uniform one, and the share of the label that is predicted most. They are no part of the score: matching mends both.
+Each prompt is judged on unlabeled rows. Predictions are those of its own scores, matched to the prior. `agreement` is the share of
+rows on which they are the consensus: the ensemble of all other prompts. `confidence` is the mean probability of the best label, and
+`margin` its mean lead, both after the scores were standardised as the ensemble does it and matched to the prior, so that prompts
+of different criteria compare. The score is agreement x confidence (confidence alone where there is one prompt): a guess, as good
+as most of the prompts are. Two things say how biased the raw likelihood is: `mismatch`, the KL divergence (nats) of the mean raw
+posterior from the uniform one, and the share of the label that is predicted most. They are no part of the score: matching mends
+both.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ import yaml
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
 from adapt.core.scorer import FloatArray
+from adapt.core.spans import Span
 from adapt.text.contract import TextTokenizer
 from pseudo_label.criteria.contract import get_criterion
 from pseudo_label.decision import Method, fit_decision, margins, softmax
 from pseudo_label.prompts import parse_template
 from pseudo_label.tasks import PromptConfig, TaskConfig, TaskRow
 from pseudo_label.zero_shot import PromptKeys
-from adapt.core.spans import Span
 
 SCORE_FORMULA = "agreement x confidence"
 _TASK_WORDS = "task"
@@ -234,7 +235,9 @@ def _read_entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
         where += f" ('{name}')"
         for key in entry:
             if key not in _ENTRY_KEYS:
-                raise ConfigError(f"{where}: unknown key '{key}'{suggest(str(key), _ENTRY_KEYS)}; there are: {', '.join(_ENTRY_KEYS)}")
+                raise ConfigError(
+                    f"{where}: unknown key '{key}'{suggest(str(key), _ENTRY_KEYS)}; there are: {', '.join(_ENTRY_KEYS)}"
+                )
         entries.append((where, entry))
     return entries
 
@@ -264,9 +267,7 @@ def _crossed(
     return found
 
 
-def _words_of(
-    alternative: Any, sets: Mapping[str, dict[str, str] | None], task: TaskConfig, where: str
-) -> dict[str, str] | None:
+def _words_of(alternative: Any, sets: Mapping[str, dict[str, str] | None], task: TaskConfig, where: str) -> dict[str, str] | None:
     if not isinstance(alternative, str):
         return _words(alternative, task, where)
     if alternative not in sets:
@@ -276,8 +277,8 @@ def _words_of(
     return sets[alternative]
 
 
-def _words(content: Any, task: TaskConfig, where: str) -> dict[str, str]:
-    """Check a mapping of every label of the task to its words; YAML's numbers and truth values are text."""
+def _words(content: Any, task: TaskConfig, where: str) -> dict[str, str] | None:
+    """Check a mapping of every label to its words (None: they are the task's own); YAML's numbers and truth values are text."""
     if task.candidates is not None:
         raise ConfigError(f"{where}: label_words: rows of task '{task.name}' bring their own candidates; leave it out")
     if not isinstance(content, dict):
@@ -290,7 +291,8 @@ def _words(content: Any, task: TaskConfig, where: str) -> dict[str, str]:
     for label in task.labels:
         if not words.get(label):
             raise ConfigError(f"{where}: label_words: label '{label}' has no label word; add it")
-    return {label: words[label] for label in task.labels}
+    ordered = {label: words[label] for label in task.labels}
+    return None if ordered == task.label_words else ordered
 
 
 def _as_text(value: Any) -> str:

@@ -74,9 +74,11 @@ def select(
 
 def agreement(scores_NC: FloatArray, keys: Sequence[PromptKeys], task: TaskConfig) -> FloatArray:
     """Return the share of prompts [N] whose own best label, after matching the prior, is the decided one."""
+    if not len(scores_NC):
+        return np.empty(0)
     predicted = scores_NC.argmax(axis=1)
     votes = [_own_choice(k.labels_NC, has_classes=task.candidates is None) == predicted for k in keys]
-    return np.asarray(np.mean(votes, axis=0, dtype=float)) if len(predicted) else np.empty(0)
+    return np.asarray(np.mean(votes, axis=0, dtype=float))
 
 
 def _own_choice(keys_NC: FloatArray, *, has_classes: bool) -> npt.NDArray[np.int64]:

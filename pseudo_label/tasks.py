@@ -174,7 +174,7 @@ def _text_at(record: Mapping[str, Any], spec: FieldConfig, name: str, where: str
     found = _at(record, spec.path)
     if found is None:
         if spec.is_optional:
-            return ""
+            return spec.blank or ""
         raise DataError(
             f"{where}, line {line}: has no '{spec.path}' (field '{name}'); it has: {', '.join(map(str, record)) or 'nothing'}"
         )
@@ -223,6 +223,7 @@ def _problems(task: TaskConfig) -> list[str]:
         problems.extend(f"prompts.{name}.label_words: label '{label}' has no label word" for label in missing)
     if task.label_tree is not None:
         grouped = [label for labels in task.label_tree.values() for label in labels]
+        problems.extend(f"label_tree: group '{group}' has no labels" for group, labels in task.label_tree.items() if not labels)
         problems.extend(f"label_tree: label '{label}' is in no group" for label in task.labels if label not in grouped)
         problems.extend(f"label_tree: unknown label '{label}'" for label in grouped if label not in task.label_words)
         problems.extend(

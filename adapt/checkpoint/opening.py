@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from adapt.checkpoint.weights import load_model, load_tokenizer
+from adapt.core.precision import Precision
 from adapt.model.inputs import CausalBase
 from adapt.scoring.layout import ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
@@ -30,6 +31,7 @@ def open_checkpoint(directory: Path, scorer: ScorerConfig) -> OpenCheckpoint:
         CheckpointError: it is incomplete or damaged, or its tokenizer is another model's.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(directory, device=device)
+    dtype = torch.bfloat16 if scorer.precision is Precision.BF16 else None
+    model = load_model(directory, device=device, dtype=dtype)
     tokenizer = load_tokenizer(directory, model)
     return OpenCheckpoint(model=model, tokenizer=tokenizer, scorer=TreeScorer(model, scorer, device))

@@ -129,7 +129,7 @@ def load_config(directory: Path) -> GPTConfig:
 
 
 def load_model(directory: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT | HFModel:
-    """Load a checkpoint's model in evaluation mode, in fp32 unless `dtype` says otherwise.
+    """Load a checkpoint's model in evaluation mode, in fp32 unless `dtype` says otherwise (routers always).
 
     Raises:
         CheckpointError: tensors are missing, left over, or of another shape.
@@ -139,7 +139,9 @@ def load_model(directory: Path, device: torch.device | str = "cpu", dtype: torch
         return load_hf_model(directory, config_files_of(directory), device, dtype)
     model = GPT(load_config(directory)).to_empty(device=device)
     if dtype is not None:
-        model = model.to(dtype)
+        for name, weight in model.named_parameters():
+            if ".router." not in name:  # a rounded router sends tokens elsewhere
+                weight.data = weight.data.to(dtype)
     wanted = dict(model.named_parameters())
     for name, tensor in iterate_tensors(directory):
         parameter = wanted.pop(name, None)

@@ -1,4 +1,4 @@
-"""Figures as inline SVG: line charts, bars and interval plots. No script, no network, nothing but text."""
+"""Figures as inline SVG: line charts, bars, intervals and points. No script, no network, nothing but text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 WIDTH, HEIGHT = 560, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 34
+_MOST_NAMED = 20
 COLOURS = ("#2563eb", "#dc2626", "#16a34a", "#9333ea", "#ea580c", "#0891b2", "#4b5563", "#be185d")
 
 
@@ -27,6 +28,17 @@ class Interval:
     row: str
     series: str
     value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A named point with an interval around its height."""
+
+    name: str
+    x: float
+    y: float
     low: float
     high: float
 
@@ -104,6 +116,28 @@ def interval_chart(title: str, intervals: Sequence[Interval], low: float, high: 
             named.add(item.row)
             body += f'<text x="{left - 8}" y="{y + 8}" text-anchor="end" class="tick">{html.escape(item.row)}</text>'
     return _figure(title, body, series, height)
+
+
+def scatter_chart(title: str, points: Sequence[Point], x_label: str) -> str:
+    """Draw points with their intervals; both axes fit the data. Names are written beside a few points, and are titles of all."""
+    points = [point for point in points if all(map(math.isfinite, (point.x, point.y, point.low, point.high)))]
+    if not points:
+        return _figure(title, '<text x="60" y="60">no data</text>', [])
+    xs, ys = [point.x for point in points], [y for point in points for y in (point.low, point.y, point.high)]
+    x_low, x_high = _span(xs)
+    x_axis, y_axis = _scale(x_low, x_high, _LEFT, WIDTH - _RIGHT), _padded(ys)
+    body = _axes(x_low, x_high, *_span(ys), x_label)
+    for point in points:
+        x, y, name = x_axis(point.x), y_axis(point.y), html.escape(point.name)
+        body += (
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y_axis(point.low):.1f}" y2="{y_axis(point.high):.1f}" stroke="{COLOURS[0]}" '
+            f'stroke-width="1.2"/><circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{COLOURS[0]}">'
+            f"<title>{name}: {point.x:.3f}, {point.y:.1f} [{point.low:.1f}, {point.high:.1f}]</title></circle>"
+        )
+        if len(points) <= _MOST_NAMED:
+            anchor, shift = ("start", 6) if x < WIDTH / 2 else ("end", -6)
+            body += f'<text x="{x + shift:.1f}" y="{y - 6:.1f}" text-anchor="{anchor}" class="tick">{name}</text>'
+    return _figure(title, body, [])
 
 
 def _figure(title: str, body: str, names: Sequence[str], height: float = HEIGHT) -> str:

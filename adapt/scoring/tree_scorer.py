@@ -196,9 +196,9 @@ class TreeScorer:
         step = self._config.logit_rows
         for start in range(0, len(places), step):
             inside = np.flatnonzero((place_of_query >= start) & (place_of_query < start + step))
-            logits = self._model.logits(hidden[start : start + step]).float()
+            table = self._model.logits(hidden[start : start + step]).float().log_softmax(dim=-1)
             rows = torch.from_numpy(place_of_query[inside] - start).to(self._device)
-            picked = logits[rows, torch.from_numpy(targets[inside]).to(self._device)] - logits.logsumexp(dim=-1)[rows]
+            picked = table[rows, torch.from_numpy(targets[inside]).to(self._device)]
             log_probs[inside] = picked.double().cpu().numpy()
         ends = np.cumsum([len(cell) for cell in cells])
         return [_sum_by_candidate(tree, part) for tree, part in zip(trees, np.split(log_probs, ends[:-1]), strict=True)]

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from adapt.core.errors import ConfigError, TrainingError
+from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo
-from adapt.train.engine_config import EngineConfig, Precision, deepspeed_config
+from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.optimizer import OptimizerConfig, parameter_groups
 
 if not torch.cuda.is_available():

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import Any
 
 from adapt.core.errors import ConfigError
+from adapt.core.precision import Precision
 from adapt.train.optimizer import OptimizerConfig
-
-
-class Precision(enum.Enum):
-    """Numbers that forward and backward run in; master weights and moments are fp32 with either."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ on top.
 
 from __future__ import annotations
 
-from adapt.train.engine_config import EngineConfig, Precision
+from adapt.core.precision import Precision
+from adapt.train.engine_config import EngineConfig
 
 
 def plan_memory(n_parameters: int, engine: EngineConfig) -> dict[str, float]:

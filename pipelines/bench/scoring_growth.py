@@ -124,7 +124,7 @@ def _stream(n_labels: int, n_examples: int) -> Iterator[list[Reading]]:
 register(
     Benchmark(
         name="scoring_growth",
-        title=f"Growth of the tree scorer; {SHAPE}; texts of {_TEXT} tokens; windows of {_WINDOW} examples, {_BATCH_TOKENS:,} tokens a batch",
+        title=f"Growth of the tree scorer; {SHAPE}; text {_TEXT}; windows of {_WINDOW} examples, {_BATCH_TOKENS:,} tokens a batch",
         baseline="the first line of each part (labels grow, then examples)",
         run=_run,
     )

@@ -9,7 +9,7 @@ import pytest
 
 from adapt.core.errors import DataError
 from adapt.core.typed import from_plain, to_plain
-from pseudo_label.coarse_to_fine import CoarseToFine
+from pseudo_label.coarse_to_fine import CoarseRule, CoarseToFine
 from pseudo_label.decision import Decision, FittedScores, Method, fit_decision, margins, match_prior, refuse_collapse, softmax
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig
 from pseudo_label.zero_shot import PromptKeys
@@ -203,8 +203,8 @@ def test_the_ensemble_of_rows_with_their_own_candidates_averages_prompts_and_kno
 
 
 @METHODS
-@pytest.mark.parametrize("coarse_to_fine", [CoarseToFine(), None])
-def test_a_decision_comes_back_from_json_and_decides_alike(method: Method, coarse_to_fine: bool) -> None:
+@pytest.mark.parametrize("coarse_to_fine", [CoarseToFine(), CoarseToFine(beam=2, rule=CoarseRule.MARGINAL), None])
+def test_a_decision_comes_back_from_json_and_decides_alike(method: Method, coarse_to_fine: CoarseToFine | None) -> None:
     task, keys = task_of("abcde", tree=TREE), three_prompts(n_groups=2, n_labels=5)
     decision = fit_decision(method, keys, task, coarse_to_fine=coarse_to_fine)
     back = from_plain(Decision, json.loads(json.dumps(to_plain(decision))), "predictor.json")

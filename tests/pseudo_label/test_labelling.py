@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,8 +15,8 @@ from adapt.text.tokenizer import Tokenizer
 from pipelines.locations import conf_dir
 from pseudo_label.coarse_to_fine import CoarseToFine
 from pseudo_label.decision import Method, softmax
-from pseudo_label.labelling import CONTENT_FREE_TEXTS, ScoringConfig, TaskScorer, predictions
-from pseudo_label.tasks import TaskRow, load_task
+from pseudo_label.labelling import CONTENT_FREE_TEXTS, ScoringConfig, TaskScorer, content_free_rows, predictions
+from pseudo_label.tasks import FieldConfig, PromptConfig, TaskRow, load_task
 
 SENTENCES = ("味道很好，下次还来", "太差了，再也不买", "物流很快", "客服一直不回复", "书很有意思")
 
@@ -64,3 +66,19 @@ def test_coarse_to_fine_answers_within_the_best_group(sparse_model: GPT, tokeniz
     groups = list(scorer.task.label_tree.values())
     for answer, group in zip(predictions(scorer.scores(rows(), decision), rows(), scorer.task), best, strict=True):
         assert answer in groups[group]
+
+
+def test_no_rows_have_no_predictions() -> None:
+    for name, n_labels in (("demo_topics", 4), ("chid", 0)):
+        assert predictions(np.empty((0, n_labels)), [], load_task(name, [conf_dir() / "task"])) == []
+
+
+def test_content_free_rows_keep_a_blank_for_the_label(sparse_model: GPT, tokenizer: Tokenizer) -> None:
+    task = replace(
+        load_task("demo_reviews", [conf_dir() / "task"]),
+        fields={"sentence": FieldConfig(path="sentence", blank="＿")},
+        prompts={"reference": PromptConfig(template="评价：{sentence}。")},
+    )
+    assert [row.texts["sentence"] for row in content_free_rows(task)] == [f"{text}＿" for text in CONTENT_FREE_TEXTS]
+    scorer = TaskScorer(task, ScoringConfig(), TreeScorer(sparse_model, ScorerConfig()), tokenizer)
+    assert scorer.fit(Method.CONTENT_FREE, []).n_fitted == len(CONTENT_FREE_TEXTS)

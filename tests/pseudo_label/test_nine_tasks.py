@@ -20,8 +20,8 @@ from adapt.scoring.layout import Layout, ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.tokenizer import Tokenizer
 from pseudo_label.criteria.contract import CRITERIA, get_criterion
-from pseudo_label.decision import Decision, Method, fit_decision
-from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
+from pseudo_label.decision import Method
+from pseudo_label.labelling import ScoringConfig, TaskScorer, content_free_rows, predictions
 from pseudo_label.prompts import Prompt, label_stands_first
 from pseudo_label.tasks import TaskConfig, TaskRow, load_task, row_from
 from pseudo_label.zero_shot import PromptKeys, keys_from, passes_for, score_pass
@@ -70,8 +70,8 @@ BATCHINGS = {
 
 @pytest.fixture(scope="module", params=["dense", "sparse"])
 def model(request: pytest.FixtureRequest) -> GPT:
-    experts = {"dense": [0], "sparse": [4, 6]}[request.param]
-    return materialize(GPT(tiny_config(experts, context_length=128)), seed=2).eval()
+    experts = {"dense": [0], "sparse": [6]}[request.param]
+    return materialize(GPT(tiny_config(experts, n_layers=2, context_length=128)), seed=2).eval()
 
 
 def shipped(name: str) -> tuple[TaskConfig, list[TaskRow]]:
@@ -101,9 +101,7 @@ def library_keys(
     passes = passes_for(pairs, form, with_groups=task.label_tree is not None)
     assert len({what.name for what in passes}) == len(passes) <= 2 * len(task.prompts)
     scorer = TreeScorer(model, config)
-    scored = [
-        score_pass(scorer, Prompt(task, what.prompt, tokenizer, model.context_length), rows, what) for what in passes
-    ]
+    scored = [score_pass(scorer, Prompt(task, what.prompt, tokenizer, model.context_length), rows, what) for what in passes]
     return keys_from(scored, pairs, form, task)
 
 
@@ -131,9 +129,8 @@ def test_every_registered_criterion_has_a_formula_here() -> None:
 
 def test_the_nine_tasks_are_here_with_their_numbers_of_labels() -> None:
     counts = {name: len(shipped(name)[0].labels) for name in RECORDS}
-    assert counts == dict(
-        eprstmt=2, tnews=15, csldcp=67, iflytek=119, ocnli=3, bustm=2, chid=0, csl=2, cluewsc=2
-    )
+    binary = {"eprstmt": 2, "bustm": 2, "csl": 2, "cluewsc": 2}
+    assert counts == {**binary, "ocnli": 3, "tnews": 15, "csldcp": 67, "iflytek": 119, "chid": 0}
 
 
 @pytest.mark.parametrize("name", list(RECORDS))
@@ -152,7 +149,7 @@ def test_every_criterion_of_every_prompt_is_that_of_one_full_pass_per_candidate(
                 assert_keys(keys, rows, naive, form)
 
 
-@pytest.mark.parametrize("name", [name for name in RECORDS if any(label_stands_first(shipped(name)[0], p) for p in shipped(name)[0].prompts)])
+@pytest.mark.parametrize("name", ["eprstmt", "tnews", "csldcp", "iflytek"])
 def test_a_label_before_its_text_cannot_be_masked(model: GPT, tokenizer: Tokenizer, name: str) -> None:
     task, rows = shipped(name)
     scoring = ScoringConfig(prompts=["label_first"], criterion="masked_lm")
@@ -174,6 +171,48 @@ def test_the_tasks_own_choice_of_prompts_and_criteria_is_scored(model: GPT, toke
             assert keys.labels_NC[index, : len(words)] == pytest.approx(wanted, abs=TOLERANCE)
 
 
-def fitted(scorer: TaskScorer, rows: list[TaskRow], method: Method) -> tuple[Decision, np.ndarray]:
-    decision = scorer.fit(method, scorer.keys(rows))
-    return decision, scorer.scores(rows, decision)
+def decided(task: TaskConfig, rows: list[TaskRow], found: np.ndarray, wanted: Sequence[Sequence[float]]) -> None:
+    """Compare scores, and the answers that follow from them."""
+    np.testing.assert_allclose(found, np.asarray(wanted), atol=TOLERANCE, rtol=0)
+    assert predictions(found, rows, task) == [task.labels[int(np.argmax(row))] for row in wanted]
+
+
+def test_content_free_calibration_takes_off_what_is_said_of_nothing(model: GPT, tokenizer: Tokenizer) -> None:
+    task, rows = shipped("tnews")
+    naive = Naive(task, model, tokenizer)
+    scorer = TaskScorer(task, ScoringConfig(), TreeScorer(model, ScorerConfig()), tokenizer)
+    found = scorer.scores(rows, scorer.fit(Method.CONTENT_FREE, []))
+    keys, of_nothing = (
+        [naive.keys("sum", "reference", row, naive.words("reference", row)) for row in given]
+        for given in (rows, content_free_rows(task))
+    )
+    mean = np.mean([naive_softmax(row) for row in of_nothing], axis=0)
+    decided(task, rows, found, np.asarray(keys) - np.log(mean))
+
+
+def test_prior_matching_finds_the_biases_that_make_the_mean_posterior_uniform(model: GPT, tokenizer: Tokenizer) -> None:
+    task, rows = shipped("tnews")
+    naive = Naive(task, model, tokenizer)
+    scorer = TaskScorer(task, ScoringConfig(), TreeScorer(model, ScorerConfig()), tokenizer)
+    found = scorer.scores(rows, scorer.fit(Method.PRIOR, scorer.keys(rows)))
+    keys = [naive.keys("sum", "reference", row, naive.words("reference", row)) for row in rows]
+    decided(task, rows, found, np.asarray(keys) + naive_prior_biases(keys, [1 / 15] * 15))
+
+
+def test_the_ensemble_averages_standardised_prompts_and_matches_the_prior(model: GPT, tokenizer: Tokenizer) -> None:
+    task, rows = shipped("tnews")
+    naive = Naive(task, model, tokenizer)
+    scorer = TaskScorer(task, ScoringConfig(), TreeScorer(model, ScorerConfig()), tokenizer)
+    decision = scorer.fit(Method.ENSEMBLE, scorer.keys(rows))
+    assert decision.prompts == ["reference", "keywords", "label_first"]
+    total = np.zeros((len(rows), 15))
+    for prompt in decision.prompts:
+        criterion = task.prompts[prompt].criterion
+        keys = [naive.keys(criterion, prompt, row, naive.words(prompt, row)) for row in rows]
+        centred = [[key - sum(row) / 15 for key in row] for row in keys]
+        means = [sum(row[label] for row in centred) / len(rows) for label in range(15)]
+        rest = [[key - mean for key, mean in zip(row, means, strict=True)] for row in centred]
+        flat = [key for row in rest for key in row]
+        spread = (sum((key - sum(flat) / len(flat)) ** 2 for key in flat) / len(flat)) ** 0.5
+        total += np.asarray(rest) / spread / len(decision.prompts)
+    decided(task, rows, scorer.scores(rows, decision), total + naive_prior_biases(total.tolist(), [1 / 15] * 15))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny_models import ROOT
 
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.spans import LabelForm, Reading, Span, SpannedText, read_with_targets
 from adapt.text.tokenizer import Tokenizer
 from pseudo_label.prompts import Prompt, parse_template
-from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow
+from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow, labels_of, load_task
 
 LONG = "今天天气很好我们一起去公园散步吧" * 8
 WORDS = {"a": "体育", "b": "财经新闻", "c": "美食"}
@@ -242,3 +244,109 @@ def test_a_blank_and_a_label_are_two_places() -> None:
 
 def test_doubled_braces_are_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(make(task_with("{{{one}}}{label}"), tokenizer).labelled(row_of(), "a").ids_T) == "{比赛}体育"
+
+
+class Words:
+    """A tokenizer of whole words between bars that knows few of them: what it does not know is <unk>, and case is lost."""
+
+    source, digest = "planted", "planted"
+    vocab_size, pad_id, unk_id, bos_id, eos_id, mask_id = 10, 0, 1, 2, 3, 4
+    known = {"sports": 5, "money": 6, "food": 7, "text": 8, "topic": 9}
+
+    def encode(self, text: str) -> list[int]:
+        return [self.known.get(word.lower(), self.unk_id) for word in text.split("|") if word]
+
+
+def words_task(words: dict[str, str], **changes: object) -> TaskConfig:
+    return task_with("{one}|topic|{label}", label_words=words, **changes)
+
+
+def test_label_words_that_only_the_tokenizer_takes_for_the_same_are_refused() -> None:
+    task = words_task({"a": "sports", "b": "food", "c": "Sports"})
+    with pytest.raises(ConfigError, match="prompt 'reference': labels 'a' and 'c' have the same tokens; give them different"):
+        make(task, Words())  # type: ignore[arg-type]
+    assert make(words_task({"a": "sports", "b": "food"}), Words()).words(row_of()) == ["sports", "food"]  # type: ignore[arg-type]
+
+
+def test_equal_words_of_one_prompt_are_refused_though_the_tasks_words_differ(tokenizer: Tokenizer) -> None:
+    own = PromptConfig(template="{one}{label}", label_words={"a": "好", "b": "好", "c": "坏"})
+    with pytest.raises(ConfigError, match="prompt 'reference': labels 'a' and 'b' have the same tokens"):
+        make(task_with("", prompts={"reference": own}), tokenizer)
+
+
+@pytest.mark.parametrize("word", ["opera", "sports|opera"])
+def test_a_label_word_unknown_to_the_tokenizer_is_refused(word: str) -> None:
+    reason = re.escape(f"task 'planted': label word '{word}' has tokens unknown to the tokenizer")
+    with pytest.raises(ConfigError, match=reason):
+        make(words_task({"a": "sports", "b": word}), Words())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=reason):
+        make(words_task({"a": "sports", "b": "food"}, label_tree={word: ["a", "b"]}), Words())  # type: ignore[arg-type]
+
+
+def test_a_candidate_unknown_to_the_tokenizer_is_refused_when_its_row_is_read() -> None:
+    prompt = make(cloze_task(), Words())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="label word 'opera' has tokens unknown"):
+        prompt.readings(cloze_row(f"text|{BLANK}", "food", "opera"), LabelForm.CLM)
+
+
+def test_unknown_words_of_a_text_are_read_as_unknown() -> None:
+    prompt = make(words_task({"a": "sports", "b": "food"}), Words())  # type: ignore[arg-type]
+    assert prompt.labelled(row_of("opera|text"), "b").ids_T.tolist() == [2, 1, 8, 9, 7]
+
+
+def swallowing(tokenizer: Tokenizer, word: str) -> str:
+    """Find a text that takes part of the word into a token of its own where the two are encoded together."""
+    pieces = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
+    texts = [piece[: -len(end)] for piece in pieces for end in (word, word[0]) if len(piece) > len(end) and piece.endswith(end)]
+    return next(text for text in texts if tokenizer.encode(text + word) != tokenizer.encode(text) + tokenizer.encode(word))
+
+
+@pytest.mark.parametrize("word", ["好", "天", "人", "电话"])
+def test_a_label_has_the_same_tokens_beside_what_it_would_merge_with(tokenizer: Tokenizer, word: str) -> None:
+    before = after = swallowing(tokenizer, word)
+    for template in ("{one}{label}{two}", f"{before}{{label}}{after}{{one}}{{two}}", "{two}{one}{label}"):
+        task = task_with(template, label_words={"a": word, "b": "甲"})
+        prompt, row = make(task, tokenizer), row_of(before, after)
+        assert of_kind(prompt.labelled(row, "a"), Span.LABEL) == tokenizer.encode(word)
+        reading = prompt.readings(row, LabelForm.CLM)[0]
+        assert reading.targets_T[reading.kinds_T == int(Span.LABEL)].tolist() == tokenizer.encode(word)
+
+
+SHIPPED = sorted(path.stem for path in (ROOT / "conf" / "task").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("context", [64, 200])
+def test_shipped_prompts_train_on_the_very_reading_that_they_score(tokenizer: Tokenizer, name: str, context: int) -> None:
+    task = load_task(name, [ROOT / "conf" / "task"])
+    texts = {field: (f"{LONG}{spec.blank or ''}{LONG}" if field in task.shorten else "词") for field, spec in task.fields.items()}
+    candidates = None if task.candidates is None else ("画龙点睛", "狐", "守株待兔")
+    row = TaskRow(id=1, texts=texts, label=None, candidates=candidates, line=3)
+    for prompt in (Prompt(task, prompt, tokenizer, context) for prompt in task.prompts):
+        for form in LabelForm:
+            if form is LabelForm.MLM and prompt.is_label_first:
+                continue
+            names = labels_of(row, task)
+            for with_groups in (False, True):
+                readings = prompt.readings(row, form, with_groups=with_groups)
+                assert max(len(reading) for reading in readings) <= context
+                for label, scored in list(zip(names, readings, strict=False))[::7]:
+                    assert equal(read_with_targets(prompt.labelled(row, label), form, tokenizer.mask_id), scored)
+                assert len(readings) == len(names) + with_groups * len(task.label_tree or {})
+
+
+def test_fields_are_cut_and_templates_and_other_fields_are_not_at_any_length(tokenizer: Tokenizer) -> None:
+    random = np.random.default_rng(0)
+    prompt = make(task_with("甲：{one}乙{two}丙{label}丁", shorten=["two"]), tokenizer, 40)
+    fixed = [tokenizer.encode(part) for part in ("甲：", "比赛", "乙")]
+    for _ in range(30):
+        two = LONG[: int(random.integers(0, len(LONG)))]
+        text = prompt.labelled(row_of(two=two), "b")
+        ids, end = text.ids_T.tolist(), [i for part in ("丙", WORDS["b"], "丁") for i in tokenizer.encode(part)]
+        start = [tokenizer.bos_id, *(i for part in fixed for i in part)]
+        assert ids[: len(start)] == start
+        assert ids[len(ids) - len(end) :] == end
+        kept = ids[len(start) : len(ids) - len(end)]
+        longest = max(len(tokenizer.encode(word)) for word in WORDS.values())
+        room = 40 - len(start) - longest - len(end) + len(tokenizer.encode(WORDS["b"]))
+        assert kept == tokenizer.encode(two)[:room]

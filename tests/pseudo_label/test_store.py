@@ -62,9 +62,7 @@ def random_scores(random: np.random.Generator, n: int) -> CandidateScores:
     """Draw a candidate's sums, counts and characters, -inf and numbers that no decimal writes exactly among them."""
     sums = random.normal(size=(n, len(Span))) * 7 - 20
     sums[0, 0] = -np.inf
-    return CandidateScores(
-        sums_C3=sums, tokens_C3=random.integers(1, 900, (n, len(Span))), characters_C=random.integers(1, 9, n)
-    )
+    return CandidateScores(sums_C3=sums, tokens_C3=random.integers(1, 900, (n, len(Span))), characters_C=random.integers(1, 9, n))
 
 
 def passes_of(rows: list[TaskRow], *, with_groups: bool = False, seed: int = 0) -> list[PassScores]:

@@ -229,6 +229,16 @@ def test_all_problems_of_a_label_tree_are_listed(tmp_path: Path) -> None:
         assert f"label_tree: {problem}" in str(caught.value)
 
 
+def test_a_group_without_labels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="label_tree: group '三' has no labels"):
+        task_from(tmp_path, TREE.replace("{一: [a, b], 二: [c]}", "{一: [a, b], 二: [c], 三: []}"))
+
+
+def test_an_optional_text_with_a_blank_is_the_blank_alone_where_it_is_missing(tmp_path: Path) -> None:
+    task = task_from(tmp_path, CLOZE.replace('blank: "#idiom#"', 'blank: "#idiom#", is_optional: true'))
+    assert row_of(task, candidates=["画龙点睛"]).texts == {"content": "#idiom#"}
+
+
 def test_a_task_without_labels_and_without_candidates_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="label_words: empty, and rows bring no candidates"):
         task_from(tmp_path, CLOZE.replace("candidates: candidates", ""))

@@ -1,0 +1,65 @@
+"""What benchmarks on a real checkpoint and real rows share: options, rows, a scorer, and rows to fit calibration on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapt.checkpoint.opening import OpenCheckpoint, open_checkpoint
+from adapt.core.errors import ConfigError
+from adapt.core.precision import Precision
+from adapt.scoring.layout import ScorerConfig
+from pipelines.locations import conf_dir
+from pseudo_label.leakage import EvaluationTexts
+from pseudo_label.tasks import TaskConfig, TaskRow, load_task, read_split, split_path
+
+_SPLITS = ("dev", "few")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealRows:
+    """A task's labelled rows (dev and few), and unlabeled rows without their texts."""
+
+    task: TaskConfig
+    labelled: list[TaskRow]
+    unlabeled: list[TaskRow]
+
+
+def check_options(name: str, options: Mapping[str, str], known: tuple[str, ...], needed: tuple[str, ...] = ()) -> None:
+    """Raise ConfigError for an unknown option or one that is missing."""
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"bench {name}: unknown option '{option}'; there are: {', '.join(known)}")
+    for option in needed:
+        if option not in options:
+            raise ConfigError(f"bench {name}: needs {option}=; options are: {', '.join(known)}")
+
+
+def number_of(options: Mapping[str, str], name: str, default: int) -> int:
+    """Return a whole number of at least 1 among the options.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    value = options.get(name, str(default))
+    if not value.isdecimal() or int(value) < 1:
+        raise ConfigError(f"{name}={value}: expected a whole number of at least 1")
+    return int(value)
+
+
+def real_rows(root: Path, name: str, n_labelled: int, n_unlabeled: int) -> RealRows:
+    """Read at most so many rows of a shipped task below a directory in the CLUE layout."""
+    task = load_task(name, [conf_dir() / "task"])
+    splits = [split for split in _SPLITS if split_path(root, task, split).is_file()]
+    labelled = [row for split in splits for row in read_split(root, task, split) if row.label is not None]
+    held = EvaluationTexts(labelled, task)
+    unlabeled = [row for row in read_split(root, task, "unlabeled") if not held.has_row(row)]
+    return RealRows(task=task, labelled=labelled[:n_labelled], unlabeled=unlabeled[:n_unlabeled])
+
+
+def opened(checkpoint: Path, precision: Precision = Precision.FP32) -> OpenCheckpoint:
+    """Open a checkpoint for scoring."""
+    if not checkpoint.is_dir():
+        raise ConfigError(f"{checkpoint}: no such directory; checkpoint= takes an artifact or export that holds a model")
+    return open_checkpoint(checkpoint, ScorerConfig(precision=precision))

@@ -73,6 +73,8 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             models["adapted"] = adapted
         walk.say_if_treeless(task, wants_groups=settings.coarse_to_fine)
         rows_by_split = {split: read_split(walk.data_root(), task, split) for split in splits}
+        for split, rows in rows_by_split.items():
+            _refuse_repeated_ids(split_path(walk.data_root(), task, split), rows)
         found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": []}
         for name, model in models.items():
             subject = _subject(walk, task, name, model)
@@ -114,6 +116,17 @@ def adapted_artifact(walk: Walk, task: TaskConfig, base: Artifact) -> Artifact |
         return None
     artifact = open_artifact(path.resolve())
     return artifact if artifact.inputs["base"].digest == base.digest else None
+
+
+def _refuse_repeated_ids(path: Path, rows: list[TaskRow]) -> None:
+    """Raise DataError, before anything is scored, when rows to be submitted cannot be told apart."""
+    if is_labelled(rows):
+        return
+    lines: dict[str, int] = {}
+    for row in rows:
+        first = lines.setdefault(json.dumps(row.id), row.line)
+        if first != row.line:
+            raise DataError(f"{path}, line {row.line}: id {json.dumps(row.id)} occurs more than once (before in line {first})")
 
 
 def _subject(walk: Walk, task: TaskConfig, name: str, model: Artifact) -> Subject:

@@ -72,6 +72,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         config=plain_settings(
             task=task,
             label_tree=settings,
+            precision=config.scorer.precision,
             scoring=scoring if reads_rows else None,
             exclude=config.exclude_eval.splits if reads_rows else None,
         ),

@@ -81,6 +81,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             rows=[settings.rows, settings.labelled_rows],
             top=settings.top,
             form=config.objective.pseudo_label,
+            precision=config.scorer.precision,
             exclude=config.exclude_eval.splits,
             split=config.split,
         ),

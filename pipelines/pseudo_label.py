@@ -15,7 +15,7 @@ from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
 from adapt.text.corpus import is_held_out
 from pipelines.criteria_table import criteria_pairs
-from pipelines.rows import AdaptationRows, adaptation_rows, labelled_rows
+from pipelines.rows import LABELLED_SPLITS, AdaptationRows, adaptation_rows, labelled_rows
 from pipelines.schema import PipelineConfig
 from pipelines.scores import content_free_keys, scores_of
 from pipelines.stage import Plan, Walk, plain_settings
@@ -38,6 +38,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     assert task is not None
     config, settings = walk.config, walk.config.pseudo_label
     base, labeller = walk.base(), walk.labeller(task)
+    measured_on = LABELLED_SPLITS if settings.estimates_noise else ()
     key = StageKey(
         stage=NAME,
         config=plain_settings(
@@ -48,7 +49,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             precision=config.scorer.precision,
         ),
         inputs={"base": base, "labeller": labeller},
-        files=walk.split_digests(task, ["unlabeled", *config.exclude_eval.splits]),
+        files=walk.split_digests(task, list(dict.fromkeys(["unlabeled", *config.exclude_eval.splits, *measured_on]))),
     )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
@@ -61,7 +62,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         is_free = settings.method is Method.CONTENT_FREE
         fit_keys = content_free_keys(walk, task, labeller, scoring) if is_free else keys
         decision = fit_decision(settings.method, fit_keys, task, coarse_to_fine=coarse)
-        labels = _labels(task, config, given.rows, keys, decision)
+        labels = _labels(task, config, given.rows, keys, decision, is_first_round=labeller.digest == base.digest)
         provenance = Provenance(
             prompt="+".join(decision.prompts),
             criterion="+".join(dict.fromkeys(k.criterion for k in keys if k.prompt in decision.prompts)),
@@ -94,9 +95,15 @@ def coarse_of(task: TaskConfig, is_on: bool, settings: CoarseToFine) -> CoarseTo
 
 
 def _labels(
-    task: TaskConfig, config: PipelineConfig, rows: list[TaskRow], keys: list[PromptKeys], decision: Decision
+    task: TaskConfig,
+    config: PipelineConfig,
+    rows: list[TaskRow],
+    keys: list[PromptKeys],
+    decision: Decision,
+    *,
+    is_first_round: bool,
 ) -> list[PseudoLabel]:
-    """Decide, refuse a collapse, and select.
+    """Decide, refuse a collapse of the first round (that of a later one only ends the rounds), and select.
 
     Raises:
         DataError: one class took nearly all raw predictions and nothing corrects it.
@@ -105,7 +112,8 @@ def _labels(
         return []
     settings = config.pseudo_label
     scores = decision.scores(keys, task)
-    refuse_collapse(scores, decision, task, settings.collapse_limit)
+    if is_first_round:
+        refuse_collapse(scores, decision, task, settings.collapse_limit)
     held_out = np.asarray([is_held_out(row_digest(row, task), settings.held_out_share) for row in rows], dtype=bool)
     agreed = agreement(scores, keys, task)
     columns = {

@@ -21,7 +21,7 @@ from adapt.core.runtime import RankInfo
 from adapt.core.typed import digest_of, from_plain, to_plain
 from adapt.scoring.layout import ScorerConfig
 from pipelines.launch import launch
-from pipelines.stage import Walk, weights_of
+from pipelines.stage import Walk, order_of, weights_of
 from pseudo_label.labelling import ScoringConfig, TaskScorer, content_free_rows
 from pseudo_label.store import SCORES_FILE, join_scores, read_scores, write_scores
 from pseudo_label.tasks import TaskConfig, TaskRow, read_rows, split_path
@@ -135,6 +135,7 @@ def _settings(task: TaskConfig, rows: Sequence[TaskRow], passes: Sequence[Scorin
     content = [(row.line, dict(row.texts), row.candidates) for row in rows]
     return {
         **{name: plain[name] for name in _TASK_KEYS},
+        "order": order_of(task),
         "prompts": {what.prompt: plain["prompts"][what.prompt] for what in passes},
         "passes": to_plain(list(passes)),
         "rows": digest_of(content),

@@ -57,6 +57,7 @@ class Walk:
         self.name = config.run.name if point is None else f"{config.run.name}/{point}"
         self.group = config.run.name
         self.labellers: dict[str, Artifact] = {}
+        self._produced: set[str] = set()
 
     @property
     def directory(self) -> Path:
@@ -91,8 +92,13 @@ class Walk:
             logger.info("%s has no label_tree: its labels are ranked all at once", task.name)
 
     def produce(self, key: StageKey, build: BuildFunction, name: str) -> Artifact:
-        """Build an artifact that a stage needs on its way, or take the one that is there; linked under the run as `name`."""
-        artifact, _ = self.store.produce(key, build, force=self.config.force, created=_now)
+        """Build an artifact that a stage needs on its way, or take the one that is there; linked under the run as `name`.
+
+        With `force` it is built again once in a walk, however many stages need it.
+        """
+        is_forced = self.config.force and key.digest() not in self._produced
+        artifact, _ = self.store.produce(key, build, force=is_forced, created=_now)
+        self._produced.add(key.digest())
         self.store.link(f"{self.name}/{name}", artifact)
         return artifact
 
@@ -178,7 +184,14 @@ def weights_of(artifact: Artifact) -> Path:
 
 def plain_settings(**sections: Any) -> dict[str, Any]:
     """Return what a stage reads as plain values, for its key."""
-    return {name: to_plain(section) for name, section in sections.items()}
+    plain = {name: to_plain(section) for name, section in sections.items()}
+    orders = {f"{name}_order": order_of(section) for name, section in sections.items() if isinstance(section, TaskConfig)}
+    return {**plain, **orders}
+
+
+def order_of(task: TaskConfig) -> list[list[str]]:
+    """Return the order of a task's fields, labels and groups, which scores and biases follow: keys do not see it in a mapping."""
+    return [list(task.fields), task.labels, list(task.label_tree or {})]
 
 
 def _now() -> str:

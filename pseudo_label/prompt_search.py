@@ -25,7 +25,7 @@ rows on which they are the consensus: the ensemble of all other prompts. `confid
 of different criteria compare. The score is agreement x confidence (confidence alone where there is one prompt): a guess, as good
 as most of the prompts are. Two things say how biased the raw likelihood is: `mismatch`, the KL divergence (nats) of the mean raw
 posterior from the uniform one, and the share of the label that is predicted most. They are no part of the score: matching mends
-both.
+both. Where rows bring their own candidates there are no classes to match: scores stand as they are.
 """
 
 from __future__ import annotations

@@ -121,11 +121,11 @@ def read_scores(path: Path, task: TaskConfig, rows: Sequence[TaskRow]) -> list[P
     found: dict[ScoringPass, list[dict[str, Any]]] = {}
     for record in _read(path).to_pylist():
         found.setdefault(_pass_of(record), []).append(record)
-    wanted = [(row.line, row_digest(row, task)) for row in rows]
     result = []
     for what, records in found.items():
-        if [(r["line"], r["text_digest"]) for r in records] != wanted:
-            raise CheckpointError(f"{path}: holds scores of other rows than these {len(rows)}")
+        wanted = [(row.line, row_digest(row, task), _names(row, task, what)) for row in rows]
+        if [(r["line"], r["text_digest"], r["labels"]) for r in records] != wanted:
+            raise CheckpointError(f"{path}: holds scores of other rows or labels than those of these {len(rows)}")
         scores = [_candidates(r, "sums", "tokens") for r in records]
         nulls = [_candidates(r, "null_sums", "null_tokens") if what.needs_null else None for r in records]
         result.append(PassScores(what=what, rows=scores, nulls=nulls))
@@ -166,7 +166,6 @@ def read_labels(path: Path) -> list[PseudoLabel]:
 def _record(
     task: TaskConfig, row: TaskRow, what: ScoringPass, scores: CandidateScores, null: CandidateScores | None, checkpoint: str
 ) -> dict[str, Any]:
-    groups = list(task.label_tree or {}) if what.with_groups else []
     return {
         **_identity(task, row),
         "prompt": what.prompt,
@@ -174,13 +173,17 @@ def _record(
         "form": what.form.value,
         "kinds": [int(kind) for kind in what.kinds],
         "with_groups": what.with_groups,
-        "labels": labels_of(row, task) + groups,
+        "labels": _names(row, task, what),
         "characters": scores.characters_C,
         "sums": scores.sums_C3.ravel(),
         "tokens": scores.tokens_C3.ravel(),
         "null_sums": [] if null is None else null.sums_C3.ravel(),
         "null_tokens": [] if null is None else null.tokens_C3.ravel(),
     }
+
+
+def _names(row: TaskRow, task: TaskConfig, what: ScoringPass) -> list[str]:
+    return labels_of(row, task) + (list(task.label_tree or {}) if what.with_groups else [])
 
 
 def _pass_of(record: dict[str, Any]) -> ScoringPass:

@@ -6,7 +6,9 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
@@ -37,6 +39,30 @@ def in_process(
         main(stage, show if stage == "plan" else None)
     captured = capsys.readouterr()
     return int(left.value.code or 0), captured.err + captured.out
+
+
+def refused(
+    stage: str, arguments: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Assert that a command line is refused in one line that says all of `words`."""
+    code, text = in_process(stage, arguments, monkeypatch, capsys)
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert code == 2, text
+    assert len(errors) == 1, text
+    assert text.splitlines()[-1] == errors[0], text
+    assert "Traceback" not in text
+    for word in words:
+        assert word in errors[0]
+
+
+def on_base(smallest_run: Path, place: Path, task: str) -> list[str]:
+    """Return the arguments of a run of its own below `place`, for one task, from the base of the smallest run."""
+    return [*SMALLEST, f"task={task}", f"checkpoint={smallest_run}/pretrain", f"run.dir={place}"]
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a Parquet file."""
+    return list(pyarrow.parquet.read_table(path).to_pylist())
 
 
 def command(stage: str, *arguments: str) -> list[str]:

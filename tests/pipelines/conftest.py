@@ -1,11 +1,15 @@
-"""One smallest whole run, shared by the tests that look at its results."""
+"""One smallest whole run, shared by the tests that look at its results, and stages run inside this process."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import SMALLEST, run
+from command_line import SMALLEST, in_process, run
+
+from adapt.scoring.tree_scorer import TreeScorer
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +20,36 @@ def smallest_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     (place / "output.txt").write_text(done.stdout, encoding="utf-8")
     return place / "demo"
+
+
+@pytest.fixture
+def copied_run(smallest_run: Path, tmp_path: Path) -> Path:
+    """Return a `run.dir` with everything of the smallest run, for a test to go on from."""
+    return Path(shutil.copytree(smallest_run.parent, tmp_path / "copied", symlinks=True))
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str, list[str]], str]:
+    """Return a function that runs a stage in this process, demands success and returns what the stage wrote."""
+
+    def go(stage: str, arguments: list[str]) -> str:
+        code, text = in_process(stage, arguments, monkeypatch, capsys)
+        assert code == 0, text
+        return text
+
+    return go
+
+
+@pytest.fixture
+def scorings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows by one entry with every call of the scorer in this process; tests clear it."""
+    calls: list[str] = []
+    for name in ("score", "score_in_two_steps"):
+        original = getattr(TreeScorer, name)
+
+        def counted(*arguments: object, _name: str = name, _original: Callable[..., object] = original) -> object:
+            calls.append(_name)
+            return _original(*arguments)
+
+        monkeypatch.setattr(TreeScorer, name, counted)
+    return calls

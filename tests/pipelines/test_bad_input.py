@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import SMALLEST, in_process
+from command_line import SMALLEST, refused
 
 import pseudo_label
 from adapt.core.errors import DataError
@@ -18,20 +18,6 @@ def data(tmp_path: Path) -> Path:
     """Return a copy of the demo data that a test may break."""
     shutil.copytree(demo_dir(), tmp_path / "demo")
     return tmp_path / "demo"
-
-
-def refused(
-    stage: str, arguments: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Assert that a command line is refused in one line that says all of `words`."""
-    code, text = in_process(stage, arguments, monkeypatch, capsys)
-    errors = [line for line in text.splitlines() if line.startswith("error: ")]
-    assert code == 2, text
-    assert len(errors) == 1, text
-    assert text.splitlines()[-1] == errors[0], text
-    assert "Traceback" not in text
-    for word in words:
-        assert word in errors[0]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -204,6 +205,28 @@ def test_scores_of_other_rows_are_refused(tmp_path: Path, other: str) -> None:
     write_scores(place, task_of(), rows_of(5), passes_of(rows_of(5)), "abc")
     with pytest.raises(CheckpointError, match=r"scores\.parquet: holds scores of other rows"):
         read_scores(place, task_of(), other_rows()[other])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label_words": {"b": "乙", "a": "甲", "c": "丙"}},
+        {"label_words": {"a": "甲", "b": "乙"}},
+        {"label_tree": {"二": ["c"], "一": ["a", "b"]}},
+    ],
+)
+def test_scores_of_other_labels_or_of_labels_in_another_order_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    place, rows = tmp_path / SCORES_FILE, rows_of(5)
+    write_scores(place, task_of(), rows, passes_of(rows, with_groups=True), "abc")
+    with pytest.raises(CheckpointError, match=r"scores\.parquet: holds scores of other rows or labels"):
+        read_scores(place, replace(task_of(), **changes), rows)
+
+
+def test_scores_of_rows_with_other_numbers_of_candidates_are_refused(tmp_path: Path) -> None:
+    place, task = tmp_path / SCORES_FILE, task_of(candidates="candidates")
+    write_scores(place, task, rows_of(2, [3, 2]), passes_of(rows_of(2, [3, 2])), "abc")
+    with pytest.raises(CheckpointError, match=r"scores\.parquet: holds scores of other rows or labels"):
+        read_scores(place, task, rows_of(2, [2, 3]))
 
 
 def labels_for(rows: list[TaskRow]) -> list[PseudoLabel]:

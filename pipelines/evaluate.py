@@ -15,7 +15,7 @@ from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey, is_artifact, 
 from adapt.core.errors import DataError
 from adapt.core.typed import to_plain
 from pipelines.criteria_table import CRITERIA_FILE, compare_criteria, criteria_pairs, pooled
-from pipelines.pseudo_label import coarse_of
+from pipelines.pseudo_label import chosen_prompts, coarse_of
 from pipelines.rows import LABELLED_SPLITS, adaptation_rows, existing, is_labelled
 from pipelines.scores import Scored, content_free_keys, scores_of
 from pipelines.stage import Plan, Walk, plain_settings
@@ -134,7 +134,7 @@ def _subject(walk: Walk, task: TaskConfig, name: str, model: Artifact) -> Subjec
     config, settings = walk.config, walk.config.evaluate
     scoring = ScoringConfig(
         form=settings.form or config.objective.pseudo_label,
-        prompts=config.pseudo_label.prompts,
+        prompts=chosen_prompts(config, task),
         criterion=settings.criterion,
         with_groups=settings.coarse_to_fine and task.label_tree is not None,
     )

@@ -10,9 +10,10 @@ from typing import Any
 
 from adapt.checkpoint.weights import checkpoint_files
 from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey
+from adapt.core.errors import DataError
 from adapt.core.typed import from_plain, to_plain
 from pipelines.evaluate import DECISION_FILE, adapted_artifact
-from pipelines.stage import Plan, Walk, weights_of
+from pipelines.stage import Plan, Walk, order_of, weights_of
 from pseudo_label.decision import Decision
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.predictor import PredictorSpec, save_spec
@@ -27,7 +28,9 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     assert task is not None
     base = walk.base()
     evaluated = walk.require("evaluate", task)
-    model = adapted_artifact(walk, task, base) or base
+    adapted = adapted_artifact(walk, task, base)
+    model = adapted or base
+    _refuse_stale(evaluated, task, {"base": base} if adapted is None else {"base": base, "continue_pretrain": adapted})
     key = StageKey(stage=NAME, config={"task": to_plain(task)}, inputs={"base": base, "model": model, "evaluate": evaluated})
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
@@ -58,6 +61,14 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         return f"{artifact.metrics['bytes'] / 1e6:.1f} MB"
 
     return Plan(key=key, build=build, describe=describe)
+
+
+def _refuse_stale(evaluated: Artifact, task: TaskConfig, models: Mapping[str, Artifact]) -> None:
+    """Raise DataError when the decision was fitted for another version of the task or for other models."""
+    is_same_task = evaluated.config["task"] == to_plain(task) and evaluated.config.get("task_order") == order_of(task)
+    if not is_same_task or {n: r.digest for n, r in evaluated.inputs.items()} != {n: a.digest for n, a in models.items()}:
+        what = "model" if is_same_task else f"version of task '{task.name}'"
+        raise DataError(f"{evaluated.path}: evaluated another {what}; run `python -m pipelines.evaluate` again")
 
 
 if __name__ == "__main__":

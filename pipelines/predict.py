@@ -29,7 +29,7 @@ _CSV_ENDINGS = (".csv", ".tsv")
 def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     """Label `input` with the export at `checkpoint`, or with the run's own export of the task."""
     config = walk.config
-    if config.checkpoint is not None:
+    if config.checkpoint is not None and "export" not in config.stages:
         export = open_model_artifact(Path(config.checkpoint))
     else:
         export = walk.require("export", task)

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from adapt.core.artifacts import Artifact, StageKey
+from adapt.core.errors import ConfigError
+from adapt.core.registry import suggest
 from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
 from adapt.text.corpus import is_held_out
@@ -83,10 +85,21 @@ def scoring_of(config: PipelineConfig, task: TaskConfig) -> ScoringConfig:
     settings = config.pseudo_label
     return ScoringConfig(
         form=config.objective.pseudo_label,
-        prompts=settings.prompts,
+        prompts=chosen_prompts(config, task),
         criterion=settings.criterion,
         with_groups=settings.coarse_to_fine and task.label_tree is not None,
     )
+
+
+def chosen_prompts(config: PipelineConfig, task: TaskConfig) -> list[str] | None:
+    """Return the prompts that were asked for, if any. Raises ConfigError for one that the task does not have."""
+    names = config.pseudo_label.prompts
+    for name in names or []:
+        if name not in task.prompts:
+            there = ", ".join(task.prompts)
+            hint = suggest(name, list(task.prompts))
+            raise ConfigError(f"pseudo_label.prompts: task '{task.name}' has no prompt '{name}'{hint}; it has: {there}")
+    return names
 
 
 def coarse_of(task: TaskConfig, is_on: bool, settings: CoarseToFine) -> CoarseToFine | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from adapt.core.errors import ConfigError
 from adapt.core.spans import LabelForm
 from adapt.model.gpt import GPTConfig
 from adapt.model.hf import HFConfig
@@ -103,6 +104,10 @@ class PseudoLabelConfig:
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
 
+    def __post_init__(self) -> None:
+        if self.max_rows is not None and self.max_rows < 0:
+            raise ConfigError(f"max_rows: {self.max_rows} is negative; null takes all rows")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptConfig:
@@ -132,6 +137,10 @@ class EvaluateConfig:
     coarse: CoarseToFine = field(default_factory=CoarseToFine)
     form: LabelForm | None = None
     fit_rows: int = 500
+
+    def __post_init__(self) -> None:
+        if self.fit_rows < 0:
+            raise ConfigError(f"fit_rows: {self.fit_rows} is negative; 0 fits nothing")
 
 
 @dataclass(frozen=True, kw_only=True)

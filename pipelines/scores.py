@@ -17,6 +17,7 @@ import torch
 
 from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.artifacts import Artifact, StageKey, writable
+from adapt.core.errors import DataError
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import digest_of, from_plain, to_plain
 from adapt.scoring.layout import ScorerConfig
@@ -124,8 +125,12 @@ def _score_chunks(job: ScoreJob, rows: Sequence[TaskRow], chunks: range) -> None
         some = rows[chunk * _CHUNK_ROWS : (chunk + 1) * _CHUNK_ROWS]
         place = job.place(chunk)
         unfinished = place.with_suffix(".unfinished")
+        try:
+            scored = scorer.score(some, job.passes)
+        except DataError as error:
+            raise DataError(f"{job.source}: {error}") from error
         with writable(place.parent):
-            write_scores(unfinished, job.task, some, scorer.score(some, job.passes), job.checkpoint)
+            write_scores(unfinished, job.task, some, scored, job.checkpoint)
             unfinished.replace(place)
 
 

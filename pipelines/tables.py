@@ -39,8 +39,9 @@ def criteria_table(current: Walk) -> str:
     if not cells:
         return ""
     lines = ["accuracy on dev + few under the reference prompt, %, raw/prior-matched (*: adapted)"]
-    lines.append(f"{'criterion':<14}" + "".join(f"{task:>13}" for task in tasks))
-    lines += [f"{name:<14}" + "".join(f"{by_task.get(task, '-'):>13}" for task in tasks) for name, by_task in cells.items()]
+    width = max(13, *(len(task) + 2 for task in tasks))
+    lines.append(f"{'criterion':<14}" + "".join(f"{task:>{width}}" for task in tasks))
+    lines += [f"{name:<14}" + "".join(f"{by_task.get(task, '-'):>{width}}" for task in tasks) for name, by_task in cells.items()]
     return "\n".join(lines)
 
 

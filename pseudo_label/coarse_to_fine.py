@@ -4,7 +4,7 @@ Legend: N rows, C labels, G groups.
 
 `sequential`: the best `beam` groups stay in the race, and the best label inside them wins by its own score. `marginal`: a label's
 score is log P(group) + log P(label | group), both over the row's candidates, so that a sure label can save an unsure group;
-labels outside the beam are out.
+labels outside the beam cannot win, but keep their score below the winner's, for margins.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def join_steps(labels_NC: FloatArray, groups_NG: FloatArray, group_of_label_C: I
         for group in range(groups_NG.shape[1]):
             members = group_of_label_C == group
             joint[:, members] = log_groups[:, group, None] + _log_softmax(labels_NC[:, members])
-        return np.where(inside_NC, joint, -np.inf)
+        best_inside = np.where(inside_NC, joint, -np.inf).max(axis=1, keepdims=True)
+        return np.where(inside_NC, joint, np.minimum(joint, best_inside - _LEAST_LEAD))
     ordered = -np.sort(-groups_NG, axis=1)
     if config.beam >= groups_NG.shape[1]:
         return labels_NC
@@ -117,4 +118,5 @@ def _log_softmax(scores: FloatArray) -> FloatArray:
     top = scores.max(axis=1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         shifted = np.where(np.isfinite(top), scores - top, -np.inf)
-        return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+        log_probs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return np.where(np.isfinite(top), log_probs, -np.inf)

@@ -36,7 +36,8 @@ class EvaluationTexts:
         return any(window in self._passages for text in self._plain(row) for window in _windows(text))
 
     def _plain(self, row: TaskRow) -> tuple[str, ...]:
-        return tuple(plain_text(row.texts[name]) for name in self._fields)
+        # A text of signs alone (emoji, say) is compared as it is.
+        return tuple(plain_text(row.texts[name]) or row.texts[name] for name in self._fields)
 
 
 def plain_text(text: str) -> str:

@@ -83,7 +83,7 @@ class Prompt:
         if form is LabelForm.MLM and self.is_label_first:
             raise ConfigError(
                 f"task '{self.task.name}', prompt '{self.name}': a masked label before its text sees nothing under causal "
-                "attention; use objective.pseudo_label=clm, the channel criterion, or a prompt with the label after the text"
+                "attention; use objective.pseudo_label=clm and another criterion than masked_lm, or put the label after the text"
             )
         if row.candidates is not None:
             candidates = [self._encode_label(word) for word in row.candidates]

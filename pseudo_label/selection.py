@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from adapt.core.errors import ConfigError
 from adapt.core.scorer import FloatArray
 from pseudo_label.decision import margins, match_prior, softmax
 from pseudo_label.tasks import TaskConfig
@@ -35,6 +36,14 @@ class SelectionConfig:
     max_rows: int | None = None
     is_balanced: bool = True
 
+    def __post_init__(self) -> None:
+        shares = {"share": self.share, "min_confidence": self.min_confidence, "min_agreement": self.min_agreement}
+        wrong = [f"{name}={value} is not between 0 and 1" for name, value in shares.items() if not 0 <= value <= 1]
+        counts = {"per_class": self.per_class, "max_rows": self.max_rows}
+        wrong += [f"{name}={count} is less than 0" for name, count in counts.items() if count is not None and count < 0]
+        if wrong:
+            raise ConfigError("; ".join(wrong))
+
 
 def select(
     scores_NC: FloatArray, eligible_N: npt.NDArray[np.bool_], config: SelectionConfig, agreement_N: FloatArray | None = None
@@ -47,7 +56,8 @@ def select(
     allowed = eligible_N & (margin >= config.min_margin)
     if config.min_confidence > 0:
         allowed &= softmax(scores_NC).max(axis=1) >= config.min_confidence
-    if config.min_agreement > 0 and agreement_N is not None:
+    if config.min_agreement > 0:
+        assert agreement_N is not None, "a threshold on agreement needs the agreements"
         allowed &= agreement_N >= config.min_agreement
     total = round(config.share * float(eligible_N.sum()))
     if config.max_rows is not None:

@@ -102,14 +102,14 @@ def write_scores(path: Path, task: TaskConfig, rows: Sequence[TaskRow], passes: 
         for scored in passes
         for row, scores, null in zip(rows, scored.rows, scored.nulls, strict=True)
     ]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records, schema=_SCORES_SCHEMA), path)
+    _write(path, records, _SCORES_SCHEMA)
 
 
 def join_scores(path: Path, parts: Sequence[Path]) -> None:
     """Write the parts' rows into one file, in the order of the parts, one part in memory at a time."""
-    with pyarrow.parquet.ParquetWriter(path, _SCORES_SCHEMA) as writer:
+    with pyarrow.parquet.ParquetWriter(path, _SCORES_SCHEMA, write_page_checksum=True) as writer:
         for part in parts:
-            writer.write_table(_read(part))
+            writer.write_table(_read(part, _SCORES_SCHEMA))
 
 
 def read_scores(path: Path, task: TaskConfig, rows: Sequence[TaskRow]) -> list[PassScores]:
@@ -119,7 +119,7 @@ def read_scores(path: Path, task: TaskConfig, rows: Sequence[TaskRow]) -> list[P
         CheckpointError: it is no such file, or it holds other rows.
     """
     found: dict[ScoringPass, list[dict[str, Any]]] = {}
-    for record in _read(path).to_pylist():
+    for record in _read(path, _SCORES_SCHEMA).to_pylist():
         found.setdefault(_pass_of(record), []).append(record)
     result = []
     for what, records in found.items():
@@ -154,13 +154,13 @@ def write_labels(
         }
         for row, label in zip(rows, labels, strict=True)
     ]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records, schema=_LABELS_SCHEMA), path)
+    _write(path, records, _LABELS_SCHEMA)
 
 
 def read_labels(path: Path) -> list[PseudoLabel]:
     """Read the labels back."""
     names = [field.name for field in dataclasses.fields(PseudoLabel)]
-    return [PseudoLabel(**{name: record[name] for name in names}) for record in _read(path).to_pylist()]
+    return [PseudoLabel(**{name: record[name] for name in names}) for record in _read(path, _LABELS_SCHEMA).to_pylist()]
 
 
 def _record(
@@ -213,8 +213,16 @@ def _identity(task: TaskConfig, row: TaskRow) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> pyarrow.Table:
+def _read(path: Path, schema: pyarrow.Schema) -> pyarrow.Table:
     try:
-        return pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.read_table(path, page_checksum_verification=True)
     except (OSError, pyarrow.ArrowException) as error:
-        raise CheckpointError(f"{path}: missing or not a Parquet file") from error
+        raise CheckpointError(f"{path}: missing, damaged or not a Parquet file") from error
+    if table.schema.names != schema.names:
+        raise CheckpointError(f"{path}: its columns are not those of {path.name} as this program writes it; run its stage again")
+    return table
+
+
+def _write(path: Path, records: list[dict[str, Any]], schema: pyarrow.Schema) -> None:
+    table = pyarrow.Table.from_pylist(records, schema=schema)
+    pyarrow.parquet.write_table(table, path, write_page_checksum=True)

@@ -212,6 +212,10 @@ def _problems(task: TaskConfig) -> list[str]:
     problems = []
     if not task.label_words and task.candidates is None:
         problems.append("label_words: empty, and rows bring no candidates of their own")
+    if task.candidates is not None and task.label_tree is not None:
+        problems.append("label_tree: rows bring candidates of their own, which no tree can group; leave one of the two out")
+    if "label" in task.fields:
+        problems.append("fields.label: {label} is the place of the answer in templates; give the field another name")
     if task.reference not in task.prompts:
         problems.append(f"reference: there is no prompt '{task.reference}'")
     problems.extend(f"ensemble: there is no prompt '{name}'" for name in task.ensemble_names() if name not in task.prompts)

@@ -52,7 +52,7 @@ def refused(
     assert text.splitlines()[-1] == errors[0], text
     assert "Traceback" not in text
     for word in words:
-        assert word in errors[0]
+        assert word in errors[0], errors[0]
 
 
 def on_base(smallest_run: Path, place: Path, task: str) -> list[str]:
@@ -76,7 +76,10 @@ def run(stage: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def digests(directory: Path) -> dict[str, str]:
     """Return the sha256 of every result that must not depend on when a run was killed (timings are in manifests only)."""
-    patterns = ("*.safetensors", "history.jsonl", "held_out.json", "labels.parquet", "predictions.jsonl", "*_predict.json")
+    patterns = (
+        "*.safetensors", "history.jsonl", "held_out.json", "scores.parquet", "labels.parquet", "decision.json", "predictions.jsonl",
+        "*_predict.json",
+    )  # fmt: skip
     found = {}
     for pattern in patterns:
         for path in sorted(directory.glob(f"**/{pattern}")):

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import SMALLEST, refused
+from command_line import SMALLEST, on_base, refused
 
 import pseudo_label
 from adapt.core.errors import DataError
@@ -39,6 +39,10 @@ def data(tmp_path: Path) -> Path:
         ("pretrain", [], ["tokenizer", "not there yet", "pipelines.tokenizer"]),
         ("evaluate", ["checkpoint=/nowhere/at/all"], ["/nowhere/at/all"]),
         ("predict", ["checkpoint=/nowhere/at/all", "input=x"], ["/nowhere/at/all"]),
+        ("run", ["exclude_eval=test"], ["exclude_eval", "'test'", "none, dev, all"]),
+        ("run", ["pseudo_label.max_rows=-1"], ["pseudo_label", "max_rows: -1", "null"]),
+        ("run", ["evaluate.fit_rows=-1"], ["evaluate", "fit_rows: -1"]),
+        ("run", ["pseudo_label.coarse.beam=0"], ["pseudo_label.coarse", "beam: 0", "at least one group"]),
         ("plan", ["model.experts=[4,4,4]"], ["model.experts", "3 entries"]),
         ("plan", ["model.n_heads=7"], ["hidden_size", "7"]),
     ],
@@ -86,7 +90,7 @@ def break_task(data: Path, split: str, line: int, text: str | None) -> None:
             '{"id": 1, "sentence": "好", "label": "Neutral"}',
             ["dev.json", "line 2", "'Neutral'", "label_words"],
         ),
-        ("evaluate", "test", 3, '{"id": 0, "sentence": "好"}', ["id 0", "more than once"]),
+        ("evaluate", "test", 3, '{"id": 0, "sentence": "好"}', ["test.json", "line 3", "id 0", "more than once"]),
     ],
 )
 def test_a_broken_task_file_is_named_by_file_and_line(
@@ -115,6 +119,25 @@ def test_a_task_with_a_label_without_words_is_named(
     arguments = ["experiment=demo", "tasks=[mine]", f"task_dir={own}", f"checkpoint={smallest_run}/pretrain", f"run.dir={data}/r"]
     words = ["mine.yaml", "label 'Negative' has no label word"]
     refused("pseudo_label", arguments, words, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("stage", "argument", "words"),
+    [
+        ("pseudo_label", "pseudo_label.prompts=[verdikt]", ["pseudo_label.prompts", "'demo_reviews'", "'verdikt'", "'verdict'"]),
+        ("evaluate", "pseudo_label.prompts=[verdikt]", ["pseudo_label.prompts", "'demo_reviews'", "'verdikt'", "'verdict'"]),
+        ("pseudo_label", "pseudo_label.criterion=summ", ["unknown criterion 'summ'", "'sum'"]),
+        ("evaluate", "evaluate.criteria=[sum,pmj]", ["unknown criterion 'pmj'", "'pmi'"]),
+        ("evaluate", "split=nosuch", ["nosuch.json", "no such file"]),
+    ],
+)
+def test_a_name_that_does_not_exist_is_refused_before_anything_is_scored(
+    stage: str, argument: str, words: list[str], smallest_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], scorings: list[str],
+) -> None:  # fmt: skip
+    refused(stage, [*on_base(smallest_run, tmp_path, "demo_reviews"), argument], words, monkeypatch, capsys)
+    assert scorings == []
+    assert not list(tmp_path.glob("**/manifest.json"))
 
 
 def test_a_tokenizer_of_another_size_is_refused(

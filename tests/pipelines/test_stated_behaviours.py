@@ -1,14 +1,15 @@
-"""What the documentation states of hard cases: nothing to label, empty classes, texts too long, words that do not work, criteria."""
+"""What is stated of hard cases: nothing to label, empty classes, texts too long, words that do not work; criteria; groups."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import SMALLEST, digests, in_process, on_base, records, refused
+from command_line import SMALLEST, digests, on_base, records, refused
 
 import pseudo_label
 import pseudo_label.prompts
@@ -109,7 +110,7 @@ def long_texts(tmp_path: Path) -> Path:
     rows = [{"id": i, "title": f"第{i}篇", "body": f"{i}{LONG if i % 3 == 0 else '不错'}"} for i in range(24)]
     write_rows(tmp_path / "clue" / "mine" / "unlabeled.json", rows)
     write_rows(tmp_path / "clue" / "mine" / "test.json", rows[:6])
-    labelled = [{**row, "body": f"{row['body']}！", "label": "Positive" if i % 2 else "Negative"} for i, row in enumerate(rows[:6])]
+    labelled = [{**row, "body": f"嗯{row['body']}", "label": "Positive" if i % 2 else "Negative"} for i, row in enumerate(rows[:6])]
     write_rows(tmp_path / "clue" / "mine" / "dev.json", labelled)
     return tmp_path / "clue"
 
@@ -140,7 +141,7 @@ def test_a_text_that_may_not_be_cut_is_refused_by_line(
 ) -> None:
     mine = write_task(tmp_path / "tasks", PAIR.format(shorten="[title]"))
     arguments = [*on_base(smallest_run, tmp_path / "runs", "mine"), *mine, f"data.root={long_texts}"]
-    words = ["task 'mine'", "line 1:", "does not fit into 128 tokens", "shorten (title)"]
+    words = [f"{long_texts}/mine/unlabeled.json", "line 1:", "does not fit into 128 tokens", "shorten (title)"]
     refused("pseudo_label", arguments, words, monkeypatch, capsys)
     assert not list(tmp_path.glob("runs/**/manifest.json"))
 
@@ -285,3 +286,18 @@ def test_coarse_to_fine_says_what_each_step_loses_and_the_export_answers_alike(
 def test_coarse_to_fine_without_a_tree_is_said_to_have_no_effect(smallest_run: Path, tmp_path: Path, run_here: RunHere) -> None:
     text = run_here("pseudo_label", [*on_base(smallest_run, tmp_path, "demo_reviews"), "pseudo_label.coarse_to_fine=true"])
     assert "demo_reviews has no label_tree: its labels are ranked all at once" in text
+
+
+def test_a_decision_is_exported_only_with_the_task_and_the_model_it_was_fitted_for(
+    copied_run: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture, run_here: RunHere
+) -> None:
+    arguments = [*SMALLEST, "task=demo_topics", f"run.dir={copied_run}"]
+    assert "skipped" in run_here("export", arguments)
+    (tmp_path / "tasks").mkdir()
+    text = (conf_dir() / "task" / "demo_topics.yaml").read_text(encoding="utf-8")
+    turned = re.sub("label_words: .*", "label_words: {food: 美食, tech: 科技, finance: 财经, sports: 体育}", text, count=1)
+    (tmp_path / "tasks" / "demo_topics.yaml").write_text(turned, encoding="utf-8")
+    words = ["evaluated another version of task 'demo_topics'", "pipelines.evaluate"]
+    refused("export", [*arguments, f"task_dir={tmp_path}/tasks"], words, monkeypatch, capsys)
+    (copied_run / "demo" / "continue_pretrain" / "demo_topics").unlink()
+    refused("export", arguments, ["evaluated another model", "pipelines.evaluate"], monkeypatch, capsys)

@@ -27,6 +27,16 @@ def test_every_stage_leaves_a_complete_artifact(smallest_run: Path) -> None:
     for stage in ("pseudo_label", "continue_pretrain", "evaluate", "export", "predict"):
         for task in TASKS:
             assert open_artifact((smallest_run / stage / task).resolve()).stage == stage
+    for task in TASKS:
+        names = (
+            "unlabeled-pretrain",
+            "dev-pretrain",
+            "unlabeled-continue_pretrain",
+            "dev-continue_pretrain",
+            "test-continue_pretrain",
+        )
+        for name in names:
+            assert open_artifact((smallest_run / "score" / task / name).resolve()).stage == "score"
 
 
 def test_a_run_ends_with_the_accuracy_table_and_the_places(smallest_run: Path) -> None:

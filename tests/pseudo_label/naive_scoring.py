@@ -57,7 +57,7 @@ FORMULAS: dict[str, Callable[[Spoken, Spoken], float]] = {
     "masked_lm": lambda one, null: one.sum_of("label"),
 }
 # Those that are always, and those that are never, read behind masks.
-ALWAYS_MASKED, NEVER_MASKED = {"masked_lm"}, {"channel"}
+ALWAYS_MASKED, NEVER_MASKED = {"masked_lm"}, {"channel", "total", "total_pmi", "perplexity"}
 
 
 @dataclass

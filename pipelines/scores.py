@@ -141,7 +141,7 @@ def _settings(task: TaskConfig, rows: Sequence[TaskRow], passes: Sequence[Scorin
     return {
         **{name: plain[name] for name in _TASK_KEYS},
         "order": order_of(task),
-        "prompts": {what.prompt: plain["prompts"][what.prompt] for what in passes},
+        "prompts": {what.prompt: {**plain["prompts"][what.prompt], "criterion": None} for what in passes},
         "passes": to_plain(list(passes)),
         "rows": digest_of(content),
         "precision": scorer.precision.value,

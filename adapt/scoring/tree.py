@@ -28,7 +28,7 @@ class PrefixTree:
     query_targets_Q: IntArray
     query_candidates_Q: IntArray
     query_kinds_Q: IntArray
-    lengths_C: IntArray
+    lengths_C: IntArray  # of candidates up to their last query
     trunk: int
     domain: int
 
@@ -55,9 +55,15 @@ class PrefixTree:
 
 
 def build_tree(readings: Sequence[Reading], kinds: frozenset[Span]) -> PrefixTree:
-    """Merge the candidates of one example into a tree, with a query for every target of a wanted kind."""
-    lengths_C = np.asarray([len(reading) for reading in readings], np.int64)
-    inputs_CL = _stacked([reading.inputs_T for reading in readings], -1)
+    """Merge the candidates of one example into a tree, with a query for every target of a wanted kind.
+
+    A candidate ends at its last query: tokens after it (a label's last one, mostly) are asked for nothing and seen by nobody.
+    """
+    targets_CL = _stacked([reading.targets_T for reading in readings], NO_TARGET)
+    kinds_CL = _stacked([reading.kinds_T for reading in readings], int(Span.CONTEXT))
+    is_asked_CL = (targets_CL != NO_TARGET) & np.isin(kinds_CL, [int(kind) for kind in kinds])
+    lengths_C = np.maximum((is_asked_CL * np.arange(1, targets_CL.shape[1] + 1)).max(axis=1), 1)
+    inputs_CL = _stacked([reading.inputs_T[:length] for reading, length in zip(readings, lengths_C, strict=True)], -1)
     order = np.lexsort(inputs_CL.T[::-1])
     sorted_CL = inputs_CL[order]
     # A candidate shares its first `shared` tokens with the one before it in sorted order, and owns the nodes after them.
@@ -70,9 +76,7 @@ def build_tree(readings: Sequence[Reading], kinds: frozenset[Span]) -> PrefixTre
     number_CL = np.cumsum(is_new_CL).reshape(is_new_CL.shape) - 1
     node_CL = np.empty_like(number_CL)
     node_CL[order] = np.maximum.accumulate(np.where(is_new_CL, number_CL, 0), axis=0)
-    targets_CL = _stacked([reading.targets_T for reading in readings], NO_TARGET)
-    kinds_CL = _stacked([reading.kinds_T for reading in readings], int(Span.CONTEXT))
-    asked = np.nonzero((targets_CL != NO_TARGET) & np.isin(kinds_CL, [int(kind) for kind in kinds]))
+    asked = np.nonzero(is_asked_CL)
     depths_n = np.broadcast_to(depth_L, is_new_CL.shape)[is_new_CL]
     return PrefixTree(
         tokens_n=sorted_CL[is_new_CL],

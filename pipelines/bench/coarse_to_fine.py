@@ -15,7 +15,7 @@ import numpy as np
 
 from adapt.core.errors import ConfigError
 from adapt.core.scorer import FloatArray
-from adapt.core.spans import LabelForm, Reading
+from adapt.core.spans import LabelForm, Reading, Span
 from adapt.scoring.tree import build_tree
 from pipelines.bench.contract import Benchmark, interleaved_medians, register
 from pipelines.bench.on_real_rows import RealRows, check_options, number_of, opened, real_rows
@@ -25,6 +25,7 @@ from pseudo_label.decision import Decision, Method, fit_decision
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.prompts import Prompt
 
+_KINDS = frozenset({Span.LABEL})
 _KNOWN = ("checkpoint", "root", "task", "rows", "fit_rows", "rounds")
 _WAYS = {
     "sequential, beam 1": CoarseToFine(beam=1),
@@ -85,7 +86,7 @@ def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _nodes(readings: list[Reading]) -> int:
-    tree = build_tree(readings, frozenset())
+    tree = build_tree(readings, _KINDS)
     return len(tree) - tree.trunk
 
 
@@ -97,8 +98,8 @@ def _two_step_nodes(prompt: Prompt, data: RealRows, decision: Decision, groups_N
     for row, groups in zip(data.labelled, followed, strict=True):
         readings = prompt.readings(row, LabelForm.CLM, with_groups=True)
         fine = [readings[label] for label in np.flatnonzero(groups[group_of_label])]
-        text = build_tree(readings, frozenset()).trunk
-        total += sum(len(build_tree(some, frozenset())) - text for some in (readings[n_labels:], fine))
+        text = build_tree(readings, _KINDS).trunk
+        total += sum(len(build_tree(some, _KINDS)) - text for some in (readings[n_labels:], fine))
     return total
 
 

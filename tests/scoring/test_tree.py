@@ -35,6 +35,12 @@ def random_readings(seed: int) -> list[Reading]:
     return found
 
 
+def read_part(one: Reading, kinds: frozenset[Span] = EVERY) -> list[int]:
+    """Return the inputs up to the last position that predicts something of a wanted kind; at least the first."""
+    asked = [i for i in range(len(one)) if one.targets_T[i] != NO_TARGET and Span(int(one.kinds_T[i])) in kinds]
+    return one.inputs_T[: max(asked, default=0) + 1].tolist()
+
+
 def parents(tree: PrefixTree) -> list[int]:
     """Return each node's parent, -1 at a root: the last node before it that is one less deep."""
     found = []
@@ -61,7 +67,7 @@ def path(tree: PrefixTree, node: int) -> tuple[int, ...]:
 def test_shared_prefixes_are_one_node_each(seed: int) -> None:
     readings = random_readings(seed)
     tree = build_tree(readings, EVERY)
-    prefixes = {tuple(r.inputs_T[: end + 1].tolist()) for r in readings for end in range(len(r))}
+    prefixes = {tuple(read_part(r)[: end + 1]) for r in readings for end in range(len(read_part(r)))}
     paths = [path(tree, node) for node in range(len(tree))]
     assert len(paths) == len(set(paths)) == len(prefixes)
     assert set(paths) == prefixes
@@ -103,6 +109,7 @@ def test_queries_stand_at_the_nodes_of_their_targets(seed: int, kinds: frozenset
     )
     assert found == wanted
     assert tree.n_candidates == len(readings)
+    assert tree.lengths_C.tolist() == [len(read_part(r, kinds)) for r in readings]
 
 
 @many_seeds
@@ -110,37 +117,45 @@ def test_the_trunk_is_the_longest_chain_that_all_candidates_share(seed: int) -> 
     readings = random_readings(seed)
     tree = build_tree(readings, EVERY)
     assert parents(tree)[: tree.trunk] == list(range(-1, tree.trunk - 1))
-    prefixes = {tuple(r.inputs_T[: tree.trunk].tolist()) for r in readings}
+    prefixes = {tuple(read_part(r)[: tree.trunk]) for r in readings}
     assert len(prefixes) == 1 or tree.trunk == len(tree)
     if tree.trunk < len(tree):
-        assert len({tuple(r.inputs_T[: tree.trunk + 1].tolist()) for r in readings}) > 1
+        assert len({tuple(read_part(r)[: tree.trunk + 1]) for r in readings}) > 1
 
 
 @pytest.mark.parametrize("form", list(LabelForm))
-def test_a_single_candidate_is_a_chain(form: LabelForm) -> None:
+def test_a_single_candidate_is_a_chain_up_to_its_last_query(form: LabelForm) -> None:
     one = reading([2, 5, 3, 7, 5], form)
     tree = build_tree([one], EVERY)
-    assert tree.tokens_n.tolist() == one.inputs_T.tolist()
-    assert tree.trunk == len(tree) == 5
+    assert tree.tokens_n.tolist() == ([2, 5, 3, 7] if form is LabelForm.CLM else [2, 5, 3, 7, MASK])
+    assert tree.trunk == len(tree)
 
 
 def test_candidates_that_differ_at_the_end_share_all_but_their_ends() -> None:
-    tree = build_tree([reading([2, 5, 3, 7]), reading([2, 5, 3, 8]), reading([2, 5, 3, 8, 8])], EVERY)
+    tree = build_tree([reading([2, 5, 3, 7, 6]), reading([2, 5, 3, 8, 6]), reading([2, 5, 3, 8, 8, 6])], EVERY)
     assert tree.tokens_n.tolist() == [2, 5, 3, 7, 8, 8]
     assert parents(tree) == [-1, 0, 1, 2, 2, 4]
     assert tree.trunk == 3
 
 
+def test_labels_of_one_token_need_no_node_of_their_own() -> None:
+    tree = build_tree([reading([2, 5, 3, label]) for label in (7, 8, 4)], EVERY)
+    assert tree.tokens_n.tolist() == [2, 5, 3]
+    assert tree.trunk == 3
+    asked = zip(tree.query_nodes_Q.tolist(), tree.query_targets_Q.tolist(), strict=True)
+    assert [(node, target) for node, target in asked if node == 2] == [(2, 7), (2, 8), (2, 4)]
+
+
 def test_masked_labels_of_one_length_share_every_node() -> None:
     tree = build_tree([reading([2, 5, 3, label, 6], LabelForm.MLM, slice(3, 4)) for label in (7, 8, 4)], frozenset({Span.LABEL}))
-    assert tree.tokens_n.tolist() == [2, 5, 3, MASK, 6]
+    assert tree.tokens_n.tolist() == [2, 5, 3, MASK]
     assert tree.query_nodes_Q.tolist() == [3, 3, 3]
     assert tree.query_targets_Q.tolist() == [7, 8, 4]
     assert tree.query_candidates_Q.tolist() == [0, 1, 2]
 
 
 def test_candidates_without_a_shared_token_do_not_see_each_other() -> None:
-    tree = build_tree([reading([2, 5]), reading([3, 5])], EVERY)
+    tree = build_tree([reading([2, 5, 6]), reading([3, 5, 6])], EVERY)
     assert parents(tree) == [-1, 0, -1, 2]
     assert tree.trunk == 0
     assert not tree.ancestors_from(0)[2:, :2].any()
@@ -148,5 +163,5 @@ def test_candidates_without_a_shared_token_do_not_see_each_other() -> None:
 
 def test_the_same_candidate_twice_adds_no_node_but_asks_again() -> None:
     tree = build_tree([reading([2, 5, 3])] * 2, EVERY)
-    assert len(tree) == 3
+    assert len(tree) == 2
     assert tree.query_candidates_Q.tolist() == [0, 0, 1, 1]

@@ -34,6 +34,8 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     else:
         export = walk.require("export", task)
     source = _source(walk, task)
+    if config.output is not None and Path(config.output).resolve() == source.resolve():
+        raise ConfigError(f"{source}: is the input; give output= another name, so that your rows stay")
     key = StageKey(
         stage=NAME,
         config=plain_settings(precision=config.scorer.precision),

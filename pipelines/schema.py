@@ -69,6 +69,10 @@ class PretrainConfig:
     span_mask_share: float = 0.1
     span_mask_weight: float = 0.1
 
+    def __post_init__(self) -> None:
+        _refuse_below(1, steps=self.steps, batch_rows=self.batch_rows, save_every_steps=self.save_every_steps)
+        _refuse_no_share(held_out_share=self.held_out_share, span_mask_share=self.span_mask_share)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoundsConfig:
@@ -82,6 +86,10 @@ class RoundsConfig:
     count: int = 1
     min_change: float = 0.02
     max_noise_increase: float = 0.05
+
+    def __post_init__(self) -> None:
+        _refuse_below(1, count=self.count)
+        _refuse_no_share(min_change=self.min_change, max_noise_increase=self.max_noise_increase)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +115,9 @@ class PseudoLabelConfig:
     def __post_init__(self) -> None:
         if self.max_rows is not None and self.max_rows < 0:
             raise ConfigError(f"max_rows: {self.max_rows} is negative; null takes all rows")
+        if self.prompts is not None and not self.prompts:
+            raise ConfigError("prompts: an empty list; name prompts of the task, or null for its own choice")
+        _refuse_no_share(held_out_share=self.held_out_share, collapse_limit=self.collapse_limit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +128,11 @@ class AdaptConfig:
     batch_rows: int = 32
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-4))
     save_every_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if self.epochs <= 0:
+            raise ConfigError(f"epochs: {self.epochs} trains nothing; give more than 0, or leave continue_pretrain out of stages")
+        _refuse_below(1, batch_rows=self.batch_rows, save_every_steps=self.save_every_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,3 +220,17 @@ class PipelineConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     label_tree: LabelTreeConfig = field(default_factory=LabelTreeConfig)
     prompt_search: PromptSearchConfig = field(default_factory=PromptSearchConfig)
+
+
+def _refuse_below(least: int, **counts: int) -> None:
+    """Raise ConfigError for counts that are too small."""
+    wrong = [f"{name}: {count} is less than {least}" for name, count in counts.items() if count < least]
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+
+
+def _refuse_no_share(**shares: float) -> None:
+    """Raise ConfigError for what is no share."""
+    wrong = [f"{name}: {share} is not between 0 and 1" for name, share in shares.items() if not 0 <= share <= 1]
+    if wrong:
+        raise ConfigError("; ".join(wrong))

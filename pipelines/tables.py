@@ -29,19 +29,18 @@ def accuracy_table(current: Walk) -> str:
 def criteria_table(current: Walk) -> str:
     """Return accuracy by criterion and task as text, raw / prior-matched; empty where no criteria were compared."""
     cells: dict[str, dict[str, str]] = {}
-    tasks: list[str] = []
+    criteria: list[str] = []
     for row in _rows(current, CRITERIA_FILE):
-        column = f"{row['task']}{'' if row['model'] == 'base' else '*'}"
-        if column not in tasks:
-            tasks.append(column)
+        task = f"{row['task']}{'' if row['model'] == 'base' else '*'}"
+        if row["criterion"] not in criteria:
+            criteria.append(row["criterion"])
         prior = f"/{100 * row['prior']['accuracy']:.1f}" if "prior" in row else ""
-        cells.setdefault(row["criterion"], {})[column] = f"{100 * row['raw']['accuracy']:.1f}{prior}"
+        cells.setdefault(task, {})[row["criterion"]] = f"{100 * row['raw']['accuracy']:.1f}{prior}"
     if not cells:
         return ""
     lines = ["accuracy on dev + few under the reference prompt, %, raw/prior-matched (*: adapted)"]
-    width = max(13, *(len(task) + 2 for task in tasks))
-    lines.append(f"{'criterion':<14}" + "".join(f"{task:>{width}}" for task in tasks))
-    lines += [f"{name:<14}" + "".join(f"{by_task.get(task, '-'):>{width}}" for task in tasks) for name, by_task in cells.items()]
+    lines.append(f"{'task':<14}" + "".join(f"{name:>14}" for name in criteria))
+    lines += [f"{task:<14}" + "".join(f"{found.get(name, '-'):>14}" for name in criteria) for task, found in cells.items()]
     return "\n".join(lines)
 
 

@@ -84,6 +84,19 @@ class TaskRow:
     line: int
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML that refuses a key which stands twice in one mapping: the second would silently replace the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key '{key}' stands twice; merge the two", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return dict(super().construct_mapping(node, deep=deep))
+
+
 def load_task(name: str, directories: list[Path]) -> TaskConfig:
     """Read `<name>.yaml` from the first directory that has it.
 
@@ -94,7 +107,7 @@ def load_task(name: str, directories: list[Path]) -> TaskConfig:
         path = directory / f"{name}.yaml"
         if path.is_file():
             try:
-                content = yaml.safe_load(path.read_text(encoding="utf-8"))
+                content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 (a safe loader)
             except (yaml.YAMLError, UnicodeDecodeError) as error:
                 mark = getattr(error, "problem_mark", None)
                 line = f", line {mark.line + 1}" if mark is not None else ""
@@ -152,7 +165,8 @@ def row_from(record: Mapping[str, Any], task: TaskConfig, where: str, line: int)
         candidates = tuple(str(item) for item in found)
     label = _label_name(_at(record, task.label_path))
     if label is not None and task.candidates is None and label not in task.label_words:
-        raise DataError(f"{where}, line {line}: label '{label}' has no label word; add it under label_words of task '{task.name}'")
+        mend = f"add it under label_words of task '{task.name}'{_quote_hint(task)}"
+        raise DataError(f"{where}, line {line}: label '{label}' has no label word; {mend}")
     row_id = next((found for path in task.id_paths if (found := _at(record, path)) is not None), line - 1)
     return TaskRow(id=row_id, texts=texts, label=label, candidates=candidates, line=line)
 
@@ -168,6 +182,11 @@ def row_digest(row: TaskRow, task: TaskConfig) -> str:
 def labels_of(row: TaskRow, task: TaskConfig) -> list[str]:
     """Return the names of a row's candidates: the task's labels, or the places in its own list."""
     return task.labels if row.candidates is None else [str(i) for i in range(len(row.candidates))]
+
+
+def _quote_hint(task: TaskConfig) -> str:
+    """Say what YAML makes of a bare yes or no."""
+    return " (YAML reads a bare yes or no as true or false: quote it)" if {"true", "false"} & set(task.label_words) else ""
 
 
 def _text_at(record: Mapping[str, Any], spec: FieldConfig, name: str, where: str, line: int) -> str:

@@ -26,6 +26,14 @@ def data(tmp_path: Path) -> Path:
         ("run", ["tokeniser.vocab_size=3"], ["unknown key 'tokeniser", "did you mean 'tokenizer'"]),
         ("run", ["pretrain.stepz=3"], ["unknown key 'pretrain.stepz'", "'steps'"]),
         ("run", ["pretrain.steps=many"], ["pretrain.steps", "int", "many"]),
+        ("run", ["experiment=nope"], ["experiment/nope", "zeroclue_cpu"]),
+        ("run", ["pretrain.steps=0", "pretrain.batch_rows=0"], ["steps: 0", "batch_rows: 0"]),
+        ("run", ["continue_pretrain.epochs=0"], ["continue_pretrain", "epochs: 0"]),
+        ("run", ["continue_pretrain.save_every_steps=0"], ["continue_pretrain", "save_every_steps: 0"]),
+        ("run", ["pseudo_label.rounds.count=0"], ["pseudo_label.rounds", "count: 0"]),
+        ("run", ["pseudo_label.held_out_share=2"], ["pseudo_label", "held_out_share: 2"]),
+        ("run", ["pseudo_label.prompts=[]"], ["pseudo_label", "empty list"]),
+        ("run", ["pseudo_label.selection.share=2"], ["pseudo_label.selection", "share=2"]),
         ("run", ["pretrain.steps=many", "seed=x"], ["pretrain.steps", "seed"]),
         ("run", ["engine.precision=fp8"], ["engine.precision", "fp8", "bf16"]),
         ("run", ["engine.zero_stage=3"], ["engine", "zero_stage", "3"]),
@@ -195,3 +203,14 @@ def test_a_place_that_cannot_be_written_is_named(
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     arguments = ["experiment=demo", f"run.dir={tmp_path}/file/runs"]
     refused("tokenizer", arguments, [f"{tmp_path}/file/runs", "cannot be written"], monkeypatch, capsys)
+
+
+def test_predictions_are_never_written_over_the_input(
+    tmp_path: Path, smallest_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("sentence\n很好\n", encoding="utf-8")
+    export = smallest_run / "export" / "demo_reviews"
+    arguments = [f"checkpoint={export}", f"input={rows}", f"output={rows}", f"run.dir={tmp_path}/runs"]
+    refused("predict", arguments, ["rows.csv", "is the input", "output="], monkeypatch, capsys)
+    assert rows.read_text(encoding="utf-8") == "sentence\n很好\n"

@@ -249,6 +249,11 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path: Path) -> None:
         task_from(tmp_path, "fields: {a: [")
 
 
+def test_a_key_that_stands_twice_is_refused_by_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"planted\.yaml, line \d+: not valid YAML \(key 'fields' stands twice"):
+        task_from(tmp_path, PAIRS + "\nfields: {}\n")
+
+
 @pytest.mark.parametrize("text", [PAIRS, NESTED, LISTS, CLOZE, TREE])
 def test_a_task_comes_back_from_its_plain_form(tmp_path: Path, text: str) -> None:
     task = task_from(tmp_path, text)

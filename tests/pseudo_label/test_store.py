@@ -274,7 +274,7 @@ def test_a_missing_or_damaged_file_is_refused_by_name(tmp_path: Path, content: b
         lambda: read_labels(place),
         lambda: join_scores(tmp_path / "x", [place]),
     ):
-        with pytest.raises(CheckpointError, match=r"scores\.parquet: missing or not a Parquet file"):
+        with pytest.raises(CheckpointError, match=r"scores\.parquet: missing, damaged or not a Parquet file"):
             read()
 
 

@@ -18,7 +18,8 @@ from adapt.core.scorer import FloatArray
 from adapt.core.spans import LabelForm, Reading, Span
 from adapt.scoring.tree import build_tree
 from pipelines.bench.contract import Benchmark, interleaved_medians, register
-from pipelines.bench.on_real_rows import RealRows, check_options, number_of, opened, real_rows
+from pipelines.bench.on_real_rows import RealRows, opened, real_rows
+from pipelines.bench.options import number, only
 from pseudo_label.accuracy import accuracy_of
 from pseudo_label.coarse_to_fine import CoarseRule, CoarseToFine, followed_groups, groups_of_labels
 from pseudo_label.decision import Decision, Method, fit_decision
@@ -26,6 +27,7 @@ from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.prompts import Prompt
 
 _KINDS = frozenset({Span.LABEL})
+_NAME = "coarse_to_fine"
 _KNOWN = ("checkpoint", "root", "task", "rows", "fit_rows", "rounds")
 _WAYS = {
     "sequential, beam 1": CoarseToFine(beam=1),
@@ -36,9 +38,12 @@ _WAYS = {
 
 
 def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
-    check_options("coarse_to_fine", options, _KNOWN, ("checkpoint", "root"))
+    only(_NAME, options, *_KNOWN, needed=("checkpoint", "root"))
     data = real_rows(
-        Path(options["root"]), options.get("task", "iflytek"), number_of(options, "rows", 400), number_of(options, "fit_rows", 300)
+        Path(options["root"]),
+        options.get("task", "iflytek"),
+        number(_NAME, options, "rows", 400),
+        number(_NAME, options, "fit_rows", 300),
     )
     task = data.task
     if task.label_tree is None:
@@ -56,7 +61,7 @@ def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
         scores[name] = scorer.scores(data.labelled, decisions[name])
 
     ways = {name: partial(way, name) for name in decisions}
-    seconds = interleaved_medians(ways, number_of(options, "rounds", 3))
+    seconds = interleaved_medians(ways, number(_NAME, options, "rounds", 3))
     everything = grouped.keys(data.labelled)
     prompt = Prompt(task, task.reference, model.tokenizer, model.scorer.context_length)
     flat_answers = predictions(scores["flat"], data.labelled, task)
@@ -105,7 +110,7 @@ def _two_step_nodes(prompt: Prompt, data: RealRows, decision: Decision, groups_N
 
 register(
     Benchmark(
-        name="coarse_to_fine",
+        name=_NAME,
         title="Coarse to fine: the groups of the label tree first, then the labels inside the best of them",
         baseline="flat: all labels at once, the same prompt and prior matching",
         run=_run,

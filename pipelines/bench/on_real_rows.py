@@ -1,8 +1,7 @@
-"""What benchmarks on a real checkpoint and real rows share: options, rows, a scorer, and rows to fit calibration on."""
+"""What benchmarks on a real checkpoint and real rows share: rows, a scorer, and rows to fit calibration on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,28 +23,6 @@ class RealRows:
     task: TaskConfig
     labelled: list[TaskRow]
     unlabeled: list[TaskRow]
-
-
-def check_options(name: str, options: Mapping[str, str], known: tuple[str, ...], needed: tuple[str, ...] = ()) -> None:
-    """Raise ConfigError for an unknown option or one that is missing."""
-    for option in options:
-        if option not in known:
-            raise ConfigError(f"bench {name}: unknown option '{option}'; there are: {', '.join(known)}")
-    for option in needed:
-        if option not in options:
-            raise ConfigError(f"bench {name}: needs {option}=; options are: {', '.join(known)}")
-
-
-def number_of(options: Mapping[str, str], name: str, default: int) -> int:
-    """Return a whole number of at least 1 among the options.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    value = options.get(name, str(default))
-    if not value.isdecimal() or int(value) < 1:
-        raise ConfigError(f"{name}={value}: expected a whole number of at least 1")
-    return int(value)
 
 
 def real_rows(root: Path, name: str, n_labelled: int, n_unlabeled: int) -> RealRows:

@@ -31,7 +31,8 @@ from pipelines.bench.lm_eval_baseline import (
     requests_of,
     versions,
 )
-from pipelines.bench.scoring_cases import LABEL_KINDS, SHAPE, label_example, number, only, scoring_model
+from pipelines.bench.options import number, only
+from pipelines.bench.scoring_cases import LABEL_KINDS, SHAPE, label_example, scoring_model
 
 _AGREEMENT = 1e-3
 _HARNESS, _NAIVE, _TREE = "lm-eval", "naive", "tree"

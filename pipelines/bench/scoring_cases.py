@@ -1,12 +1,9 @@
-"""What the scoring benchmarks measure on: one model, made-up examples, and readers of the command line's numbers."""
+"""What the scoring benchmarks measure on: one model and made-up examples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
-from adapt.core.errors import ConfigError
 from adapt.core.runtime import generator_for
 from adapt.core.spans import LabelForm, Reading, Span, SpannedText, read_with_targets
 from adapt.model.gpt import GPT, GPTConfig, materialize
@@ -33,21 +30,3 @@ def label_example(n_text: int, n_labels: int, index: int) -> list[Reading]:
         kinds = np.concatenate([np.full(n_text, Span.CONTEXT), np.full(len(label), Span.LABEL)]).astype(np.int64)
         readings.append(read_with_targets(SpannedText(ids_T=ids, kinds_T=kinds), LabelForm.CLM))
     return readings
-
-
-def only(benchmark: str, options: Mapping[str, str], *known: str) -> None:
-    """Raise ConfigError for an option that is not among `known`."""
-    if unknown := set(options) - set(known):
-        raise ConfigError(f"bench {benchmark}: unknown option '{min(unknown)}'; there are: {', '.join(known)}")
-
-
-def number(benchmark: str, options: Mapping[str, str], key: str, default: int) -> int:
-    """Return an option as a whole number of at least 1.
-
-    Raises:
-        ConfigError: it is no such number.
-    """
-    value = options.get(key, str(default))
-    if not value.isdecimal() or int(value) < 1:
-        raise ConfigError(f"bench {benchmark}: {key}={value}: give a whole number of at least 1")
-    return int(value)

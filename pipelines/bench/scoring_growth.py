@@ -26,7 +26,8 @@ from adapt.model.gpt import GPT
 from adapt.scoring.tree import build_tree
 from adapt.scoring.tree_scorer import ScorerConfig, TreeScorer
 from pipelines.bench.contract import Benchmark, interleaved_medians, register
-from pipelines.bench.scoring_cases import LABEL_KINDS, SHAPE, label_example, number, only, scoring_model
+from pipelines.bench.options import number, only
+from pipelines.bench.scoring_cases import LABEL_KINDS, SHAPE, label_example, scoring_model
 
 _TEXT = 256
 _BATCH_TOKENS = 2048

@@ -17,7 +17,7 @@ from adapt.scoring.layout import Layout, ScorerConfig, best_layout
 from adapt.scoring.tree import build_tree
 from adapt.scoring.tree_scorer import TreeScorer
 from pipelines.bench.contract import Benchmark, interleaved_medians, register
-from pipelines.bench.on_real_rows import check_options, number_of
+from pipelines.bench.options import number, only
 
 _VOCAB = 8192
 _SIZES = ((6, 192, 6), (12, 512, 8))
@@ -31,8 +31,8 @@ _TIMED = (Layout.PACKED, Layout.ROWS, Layout.CACHE)
 
 
 def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
-    check_options("scoring_layouts", options, ("rounds",))
-    rounds = number_of(options, "rounds", 3)
+    only("scoring_layouts", options, "rounds")
+    rounds = number("scoring_layouts", options, "rounds", 3)
     rows = []
     for n_layers, hidden, n_heads in _SIZES:
         config = GPTConfig(n_layers=n_layers, hidden_size=hidden, n_heads=n_heads, context_length=640, vocab_size=_VOCAB)

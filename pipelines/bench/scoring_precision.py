@@ -15,23 +15,30 @@ import numpy as np
 
 from adapt.core.precision import Precision
 from pipelines.bench.contract import Benchmark, interleaved_medians, register
-from pipelines.bench.on_real_rows import check_options, number_of, opened, real_rows
+from pipelines.bench.on_real_rows import opened, real_rows
+from pipelines.bench.options import number, only
 from pseudo_label.accuracy import accuracy_of
 from pseudo_label.decision import Method, fit_decision
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 
+_NAME = "scoring_precision"
 _KNOWN = ("checkpoint", "root", "tasks", "rows", "fit_rows", "rounds")
 _NINE = "eprstmt,tnews,csldcp,iflytek,ocnli,bustm,chid,csl,cluewsc"
 
 
 def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
-    check_options("scoring_precision", options, _KNOWN, ("checkpoint", "root"))
+    only(_NAME, options, *_KNOWN, needed=("checkpoint", "root"))
     models = {precision: opened(Path(options["checkpoint"]), precision) for precision in Precision}
     return [_one_task(name, options, models) for name in options.get("tasks", _NINE).split(",")]
 
 
 def _one_task(name: str, options: Mapping[str, str], models: Mapping[Precision, Any]) -> dict[str, Any]:
-    data = real_rows(Path(options["root"]), name, number_of(options, "rows", 200), number_of(options, "fit_rows", 200))
+    data = real_rows(
+        Path(options["root"]),
+        name,
+        number(_NAME, options, "rows", 200),
+        number(_NAME, options, "fit_rows", 200),
+    )
     config = ScoringConfig(prompts=[data.task.reference])
     scorers = {p: TaskScorer(data.task, config, model.scorer, model.tokenizer) for p, model in models.items()}
     answers: dict[Precision, dict[Method, list[str]]] = {}
@@ -46,7 +53,7 @@ def _one_task(name: str, options: Mapping[str, str], models: Mapping[Precision, 
 
     fitted = {precision: scorer.keys(data.unlabeled) for precision, scorer in scorers.items()}
     ways = {precision.value: partial(way, precision) for precision in Precision}
-    seconds = interleaved_medians(ways, number_of(options, "rounds", 2))
+    seconds = interleaved_medians(ways, number(_NAME, options, "rounds", 2))
     gold = [row.label or "" for row in data.labelled]
     line: dict[str, Any] = {"task": name, "rows": len(gold), "fp32/bf16 s": seconds["fp32"] / seconds["bf16"]}
     for method in (Method.RAW, Method.PRIOR):
@@ -59,7 +66,7 @@ def _one_task(name: str, options: Mapping[str, str], models: Mapping[Precision, 
 
 register(
     Benchmark(
-        name="scoring_precision",
+        name=_NAME,
         title="Scoring in bf16: share of decisions that change, and seconds, by task (reference prompt, dev and few)",
         baseline="fp32",
         run=_run,

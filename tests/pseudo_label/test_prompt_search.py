@@ -235,7 +235,7 @@ def row(text: str, gap: str = "#") -> TaskRow:
 )
 def test_label_words_that_merge_with_the_text_before_them_are_found(template: str, texts: list[str], expected: list[str]) -> None:
     task = task_of(("good", "bad"), reference=PromptConfig(template=template, label_words={"good": "好", "bad": "差"}))
-    merged = boundary_merges(task, "reference", Merging(), [row(text) for text in texts])  # type: ignore[arg-type]
+    merged = boundary_merges(task, "reference", Merging(), [row(text) for text in texts])
     assert merged == (expected, 2)
 
 

@@ -28,7 +28,7 @@ def task_with(template: str, *, shorten: list[str] | None = None, **changes: obj
         "prompts": {"reference": PromptConfig(template=template)},
         "shorten": ["one", "two"] if shorten is None else shorten,
     }
-    return TaskConfig(**{**settings, **changes})  # type: ignore[arg-type]
+    return TaskConfig(**{**settings, **changes})
 
 
 def cloze_task(shorten: list[str] | None = None) -> TaskConfig:
@@ -264,8 +264,8 @@ def words_task(words: dict[str, str], **changes: object) -> TaskConfig:
 def test_label_words_that_only_the_tokenizer_takes_for_the_same_are_refused() -> None:
     task = words_task({"a": "sports", "b": "food", "c": "Sports"})
     with pytest.raises(ConfigError, match="prompt 'reference': labels 'a' and 'c' have the same tokens; give them different"):
-        make(task, Words())  # type: ignore[arg-type]
-    assert make(words_task({"a": "sports", "b": "food"}), Words()).words(row_of()) == ["sports", "food"]  # type: ignore[arg-type]
+        make(task, Words())
+    assert make(words_task({"a": "sports", "b": "food"}), Words()).words(row_of()) == ["sports", "food"]
 
 
 def test_equal_words_of_one_prompt_are_refused_though_the_tasks_words_differ(tokenizer: Tokenizer) -> None:
@@ -278,19 +278,19 @@ def test_equal_words_of_one_prompt_are_refused_though_the_tasks_words_differ(tok
 def test_a_label_word_unknown_to_the_tokenizer_is_refused(word: str) -> None:
     reason = re.escape(f"task 'planted': label word '{word}' has tokens unknown to the tokenizer")
     with pytest.raises(ConfigError, match=reason):
-        make(words_task({"a": "sports", "b": word}), Words())  # type: ignore[arg-type]
+        make(words_task({"a": "sports", "b": word}), Words())
     with pytest.raises(ConfigError, match=reason):
-        make(words_task({"a": "sports", "b": "food"}, label_tree={word: ["a", "b"]}), Words())  # type: ignore[arg-type]
+        make(words_task({"a": "sports", "b": "food"}, label_tree={word: ["a", "b"]}), Words())
 
 
 def test_a_candidate_unknown_to_the_tokenizer_is_refused_when_its_row_is_read() -> None:
-    prompt = make(cloze_task(), Words())  # type: ignore[arg-type]
+    prompt = make(cloze_task(), Words())
     with pytest.raises(ConfigError, match="label word 'opera' has tokens unknown"):
         prompt.readings(cloze_row(f"text|{BLANK}", "food", "opera"), LabelForm.CLM)
 
 
 def test_unknown_words_of_a_text_are_read_as_unknown() -> None:
-    prompt = make(words_task({"a": "sports", "b": "food"}), Words())  # type: ignore[arg-type]
+    prompt = make(words_task({"a": "sports", "b": "food"}), Words())
     assert prompt.labelled(row_of("opera|text"), "b").ids_T.tolist() == [2, 1, 8, 9, 7]
 
 

@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from adapt.core.spans import NO_TARGET, LabelForm, Span
+from adapt.core.spans import NO_TARGET, LabelLoss, Span
 from adapt.model.batches import Batch
 from adapt.model.inputs import CausalBase, LayerRouting, ModelOutput
+from adapt.model.nll import nll_of_logits
 
 PARTS = ("context", "prompt", "pseudo_label", "balance")
 _BALANCE = PARTS.index("balance")
@@ -60,7 +61,7 @@ class BalanceConfig:
 class ObjectiveConfig:
     """The loss: how labels are predicted and how much each part counts."""
 
-    pseudo_label: LabelForm = LabelForm.CLM
+    pseudo_label: LabelLoss = LabelLoss.CLM
     weights: PartWeights = field(default_factory=PartWeights)
     balance: BalanceConfig = field(default_factory=BalanceConfig)
 
@@ -172,7 +173,7 @@ def token_nll(model: CausalBase, hidden_NH: Tensor, targets_N: Tensor) -> Tensor
     Where several chunks are needed, each is computed again in the backward pass instead of being kept."""
 
     def chunk_nll(hidden: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(model.logits(hidden).float(), targets, reduction="none")
+        return nll_of_logits(model.logits(hidden), targets)
 
     rows = max(_LOGIT_ELEMENTS // model.vocab_size, 1)
     if len(hidden_NH) <= rows:

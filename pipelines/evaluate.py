@@ -19,7 +19,7 @@ from pipelines.pseudo_label import chosen_prompts, coarse_of
 from pipelines.rows import LABELLED_SPLITS, adaptation_rows, existing, is_labelled
 from pipelines.scores import Scored, content_free_keys, scores_of
 from pipelines.stage import Plan, Walk, plain_settings
-from pseudo_label.accuracy import accuracy_of
+from pseudo_label.accuracy import accuracy_of, balance_of
 from pseudo_label.coarse_to_fine import step_losses
 from pseudo_label.decision import Decision, Method, fit_decision
 from pseudo_label.labelling import ScoringConfig, predictions
@@ -31,6 +31,7 @@ NAME = "evaluate"
 PER_TASK = True
 DECISION_FILE = "decision.json"
 COARSE_FILE = "coarse_to_fine.json"
+ANSWERS_FILE = "answers.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             task=task,
             evaluate=settings,
             prompts=config.pseudo_label.prompts,
-            form=config.objective.pseudo_label,
+            form=config.objective.pseudo_label.form,
             exclude=config.exclude_eval.splits,
             splits=splits,
             precision=config.scorer.precision,
@@ -75,7 +76,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         rows_by_split = {split: read_split(walk.data_root(), task, split) for split in splits}
         for split, rows in rows_by_split.items():
             _refuse_repeated_ids(split_path(walk.data_root(), task, split), rows)
-        found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": []}
+        found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": [], "answers": []}
         for name, model in models.items():
             subject = _subject(walk, task, name, model)
             for part, lines in _measure(walk, task, subject, rows_by_split).items():
@@ -85,10 +86,10 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         decision = {"scoring": to_plain(subject.scoring), "decision": to_plain(subject.decisions[settings.method])}
         _write_json(result / DECISION_FILE, decision)
         _write_json(result / METRICS_FILE, found["table"])
-        for file, part in ((CRITERIA_FILE, "criteria"), (COARSE_FILE, "coarse_to_fine")):
+        for file, part in ((CRITERIA_FILE, "criteria"), (COARSE_FILE, "coarse_to_fine"), (ANSWERS_FILE, "answers")):
             if found[part]:
                 _write_json(result / file, found[part])
-        return found
+        return {part: lines for part, lines in found.items() if part != "answers"}
 
     return Plan(key=key, build=build, describe=_describe)
 
@@ -133,7 +134,7 @@ def _subject(walk: Walk, task: TaskConfig, name: str, model: Artifact) -> Subjec
     """Fit every method's decision for a model, on unlabeled rows."""
     config, settings = walk.config, walk.config.evaluate
     scoring = ScoringConfig(
-        form=settings.form or config.objective.pseudo_label,
+        form=settings.form or config.objective.pseudo_label.form,
         prompts=chosen_prompts(config, task),
         criterion=settings.criterion,
         with_groups=settings.coarse_to_fine and task.label_tree is not None,
@@ -169,19 +170,22 @@ def _fit_rows(walk: Walk, task: TaskConfig) -> list[TaskRow]:
 def _measure(
     walk: Walk, task: TaskConfig, subject: Subject, rows_by_split: Mapping[str, list[TaskRow]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return accuracies by split and method, criteria beside each other, and what coarse-to-fine loses, as plain rows."""
+    """Return accuracies and answers by split and method, criteria beside each other, and what coarse-to-fine loses."""
     settings = walk.config.evaluate
     names = _prompts_of(task, subject.scoring, list(subject.decisions))
     pairs = [*subject.scoring.pairs(task, names), *criteria_pairs(task, settings.criteria)]
     passes = passes_for(pairs, subject.scoring.form, with_groups=subject.scoring.with_groups)
-    table, coarse = [], []
+    table, answers, coarse = [], [], []
     pool: list[tuple[list[TaskRow], Scored]] = []
     for split, rows in rows_by_split.items():
         if not is_labelled(rows):
             continue
         scored = scores_of(walk, task, subject.model, split, rows, passes)
         keys = subject.scoring.keys(scored.passes, task, names)
-        table += [_accuracy(task, subject, split, rows, keys, method, scored.seconds) for method in subject.decisions]
+        for method in subject.decisions:
+            line, given = _accuracy(task, subject, split, rows, keys, method, scored.seconds)
+            table.append(line)
+            answers.append(given)
         coarse += _coarse_losses(task, subject, split, rows, keys)
         if split in LABELLED_SPLITS:
             pool.append((rows, scored))
@@ -189,26 +193,28 @@ def _measure(
     criteria = []
     if rows and settings.criteria:
         criteria = compare_criteria(task, subject.name, settings.criteria, subject.scoring, rows, passes_there, subject.fitted_on)
-    return {"table": table, "criteria": criteria, "coarse_to_fine": coarse}
+    return {"table": table, "criteria": criteria, "coarse_to_fine": coarse, "answers": answers}
 
 
 def _accuracy(
     task: TaskConfig, subject: Subject, split: str, rows: list[TaskRow], keys: list[PromptKeys], method: Method, seconds: float
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a line of the accuracy table, and the answers it was counted from beside the right ones."""
     decision = subject.decisions[method]
-    guesses = predictions(decision.scores(keys, task), rows, task)
+    scores = decision.scores(keys, task)
+    guesses, gold = predictions(scores, rows, task), [row.label or "" for row in rows]
     criteria = {k.prompt: k.criterion for k in keys}
-    return {
-        "task": task.name,
-        "split": split,
-        "model": subject.name,
-        "method": method.value,
+    who = {"task": task.name, "split": split, "model": subject.name, "method": method.value}
+    line = {
+        **who,
         "prompts": "+".join(decision.prompts),
         "criterion": "+".join(dict.fromkeys(criteria[p] for p in decision.prompts)),
         "form": subject.scoring.form.value,
-        **to_plain(accuracy_of(guesses, [row.label or "" for row in rows])),
+        **to_plain(accuracy_of(guesses, gold)),
+        **to_plain(balance_of(scores, guesses, gold)),
         "seconds": round(seconds, 2),
     }
+    return line, {**who, "answers": guesses, "gold": gold}
 
 
 def _coarse_losses(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adapt.checkpoint.weights import check_vocabulary
 from adapt.core.artifacts import Artifact, StageKey
+from adapt.core.errors import ConfigError
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain, to_plain
 from adapt.model.gpt import GPT, GPTConfig, materialize
@@ -36,6 +40,13 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     check_vocabulary(tokenizer, model)
     GPT(model)  # refuses impossible sizes before anything is read
     files = find_corpus(config.data.corpus)
+    domains = sorted({file.domain for file in files})
+    repeats = config.pretrain.repeats or {}
+    strange = sorted(set(repeats) - set(domains))
+    if strange:
+        raise ConfigError(f"pretrain.repeats: the corpus has no domain {strange[0]}; it has {', '.join(domains)}")
+    if not any(repeats.get(domain, 1) for domain in domains):
+        raise ConfigError("pretrain.repeats: every domain of the corpus is left out; give one of them at least 1")
     key = StageKey(
         stage=NAME,
         config=plain_settings(
@@ -53,17 +64,19 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         settings = config.pretrain
         weights = PartWeights(pseudo_label=settings.span_mask_weight)
         objective = ObjectiveConfig(weights=weights, balance=config.objective.balance)
-        train, held_out = tokenize_corpus(files, tokenizer, work / "corpus", settings.held_out_share)
+        train = dataclasses.replace(train_config(settings, settings.steps), save_precision=settings.save_precision)
+        rows, held_out = tokenize_corpus(files, tokenizer, work / "corpus", settings.held_out_share)
         job = {
             "stage": NAME,
             "model": to_plain(model),
             "tokenizer": str(tokenizer_artifact.path),
-            "corpus": str(train),
+            "corpus": str(rows),
             "held_out": str(held_out),
             "held_out_rows": settings.held_out_rows,
             "span_mask_share": settings.span_mask_share,
-            "domains": sorted({file.domain for file in files}),
-            "job": training_job(walk, NAME, None, objective, train_config(settings, settings.steps), result, work),
+            "domains": domains,
+            "repeats": [repeats.get(domain, 1) for domain in domains],
+            "job": training_job(walk, NAME, None, objective, train, result, work),
         }
         launch(job, work, config.engine.world_size, config.engine.threads)
         return training_metrics(result, work)
@@ -79,7 +92,8 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     config: GPTConfig = from_plain(GPTConfig, job["model"], "job.yaml")
     tokenizer = Tokenizer.load(Path(job["tokenizer"]))
     corpus = open_tokenized(Path(job["corpus"]))
-    training = PackedCorpus(corpus, config.context_length, spec.seed, float(job["span_mask_share"]), tokenizer.mask_id)
+    repeats_D = np.asarray(job["repeats"], np.int64)[corpus.domains_D]
+    training = PackedCorpus(corpus, config.context_length, spec.seed, float(job["span_mask_share"]), tokenizer.mask_id, repeats_D)
     held_out: dict[str, RowSource] = {}
     rest = open_tokenized(Path(job["held_out"]))
     for number, domain in enumerate(job["domains"]):

@@ -80,7 +80,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             task=judged,
             rows=[settings.rows, settings.labelled_rows],
             top=settings.top,
-            form=config.objective.pseudo_label,
+            form=config.objective.pseudo_label.form,
             precision=config.scorer.precision,
             exclude=config.exclude_eval.splits,
             split=config.split,
@@ -172,13 +172,13 @@ def _merges(walk: Walk, task: TaskConfig, base: Artifact, rows: Sequence[TaskRow
     opened = open_checkpoint(weights_of(base), walk.config.scorer)
     for name in task.prompts:
         prompt = Prompt(task, name, opened.tokenizer, opened.model.context_length)
-        prompt.readings(rows[0], form_of(criterion_of(task, name, None), walk.config.objective.pseudo_label))
+        prompt.readings(rows[0], form_of(criterion_of(task, name, None), walk.config.objective.pseudo_label.form))
     return {name: boundary_merges(task, name, opened.tokenizer, rows[:_BOUNDARY_ROWS]) for name in task.prompts}
 
 
 def _keys(walk: Walk, task: TaskConfig, base: Artifact, split: str, rows: Sequence[TaskRow]) -> list[PromptKeys]:
     """Return every prompt's keys of a split's rows; each prompt is scored as the only one of its task."""
-    form = walk.config.objective.pseudo_label
+    form = walk.config.objective.pseudo_label.form
     found = []
     for name in task.prompts:
         pairs = [(name, criterion_of(task, name, None))]

@@ -14,6 +14,7 @@ from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
 from adapt.core.scorer import FloatArray
+from adapt.core.spans import LabelForm
 from adapt.core.typed import to_plain
 from adapt.text.corpus import is_held_out
 from pipelines.criteria_table import criteria_pairs
@@ -46,7 +47,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         config=plain_settings(
             task=task,
             pseudo_label=settings,
-            form=config.objective.pseudo_label,
+            form=label_form(config),
             exclude=config.exclude_eval.splits,
             precision=config.scorer.precision,
         ),
@@ -84,11 +85,16 @@ def scoring_of(config: PipelineConfig, task: TaskConfig) -> ScoringConfig:
     """Return how rows are scored for labelling."""
     settings = config.pseudo_label
     return ScoringConfig(
-        form=config.objective.pseudo_label,
+        form=label_form(config),
         prompts=chosen_prompts(config, task),
         criterion=settings.criterion,
         with_groups=settings.coarse_to_fine and task.label_tree is not None,
     )
+
+
+def label_form(config: PipelineConfig) -> LabelForm:
+    """Return the form that unlabeled rows are scored in."""
+    return config.pseudo_label.form or config.objective.pseudo_label.form
 
 
 def chosen_prompts(config: PipelineConfig, task: TaskConfig) -> list[str] | None:

@@ -9,6 +9,7 @@ import enum
 from dataclasses import dataclass, field
 
 from adapt.core.errors import ConfigError
+from adapt.core.precision import Precision
 from adapt.core.spans import LabelForm
 from adapt.model.gpt import GPTConfig
 from adapt.model.hf import HFConfig
@@ -57,7 +58,8 @@ class PretrainConfig:
     """Base pretraining.
 
     `span_mask_share` of the documents have a short span masked, so that <mask> is trained; these few tokens' mean loss counts
-    `span_mask_weight` beside the context's 1.
+    `span_mask_weight` beside the context's 1. `repeats` says how often a domain's documents come in an epoch (absent: once).
+    `save_precision` is that of the finished checkpoint's weights; training itself always keeps fp32 masters.
     """
 
     steps: int = 1000
@@ -68,9 +70,12 @@ class PretrainConfig:
     held_out_rows: int = 64
     span_mask_share: float = 0.1
     span_mask_weight: float = 0.1
+    repeats: dict[str, int] | None = None
+    save_precision: Precision = Precision.FP32
 
     def __post_init__(self) -> None:
         _refuse_below(1, steps=self.steps, batch_rows=self.batch_rows, save_every_steps=self.save_every_steps)
+        _refuse_below(0, **{f"repeats.{domain}": count for domain, count in (self.repeats or {}).items()})
         _refuse_no_share(held_out_share=self.held_out_share, span_mask_share=self.span_mask_share)
 
 
@@ -96,13 +101,14 @@ class RoundsConfig:
 class PseudoLabelConfig:
     """Pseudo-labelling: at most `max_rows` unlabeled rows, of which `held_out_share` measure and never train.
 
-    `coarse` says how coarse-to-fine decides. With `estimates_noise`, labelled evaluation splits are labelled too, to say how
-    often labels as sure as the selected ones are right.
+    `form` absent scores labels the way they will be trained. `coarse` says how coarse-to-fine decides. With `estimates_noise`,
+    labelled evaluation splits are labelled too, to say how often labels as sure as the selected ones are right.
     """
 
     method: Method = Method.ENSEMBLE
     prompts: list[str] | None = None
     criterion: str | None = None
+    form: LabelForm | None = None
     coarse_to_fine: bool = False
     coarse: CoarseToFine = field(default_factory=CoarseToFine)
     max_rows: int | None = 3000
@@ -189,6 +195,14 @@ class PromptSearchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """Finished runs to compare: names or patterns of `run.dir`'s runs; `baseline` is the variant the others are held against."""
+
+    runs: list[str] = field(default_factory=list)
+    baseline: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
     """Everything. On the command line `task=NAME` is short for `tasks=[NAME]`.
 
@@ -220,6 +234,7 @@ class PipelineConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     label_tree: LabelTreeConfig = field(default_factory=LabelTreeConfig)
     prompt_search: PromptSearchConfig = field(default_factory=PromptSearchConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
 
 
 def _refuse_below(least: int, **counts: int) -> None:

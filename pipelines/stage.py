@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adapt.checkpoint.hf_directory import CONFIG_FILE, open_hf_directory
-from adapt.checkpoint.weights import has_weights
+from adapt.checkpoint.weights import has_weights, is_bare_checkpoint, open_bare_checkpoint
 from adapt.core.artifacts import Artifact, ArtifactStore, StageKey, is_artifact, open_artifact, sha256_of_file
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.typed import to_plain
@@ -151,7 +151,7 @@ class Walk:
 
 
 def open_model_artifact(path: Path, key: str = "checkpoint") -> Artifact:
-    """Open an artifact or export that holds a model, or a Hugging Face directory, given by a configuration key.
+    """Open an artifact, export or bare checkpoint that holds a model, or a Hugging Face directory, given by a configuration key.
 
     Raises:
         CheckpointError: there is none, or it has no weights.
@@ -160,6 +160,8 @@ def open_model_artifact(path: Path, key: str = "checkpoint") -> Artifact:
         raise CheckpointError(
             f"{path}: no such directory; {key}= takes an artifact or export that holds a model, or a Hugging Face directory"
         )
+    if not is_artifact(path) and is_bare_checkpoint(path):
+        return open_bare_checkpoint(path)
     if not is_artifact(path) and (path / CONFIG_FILE).is_file():
         return open_hf_directory(path)
     artifact = open_artifact(path.resolve())

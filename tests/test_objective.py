@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import adapt.objective
-from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span, join_parts, read_with_targets
+from adapt.core.spans import NO_TARGET, LabelForm, LabelLoss, Reading, Span, join_parts, read_for_training, read_with_targets
 from adapt.model.batches import Batch, collate
 from adapt.model.gpt import GPT, materialize
 from adapt.objective import (
@@ -52,14 +52,14 @@ def model(request: pytest.FixtureRequest) -> GPT:
     return found
 
 
-def readings(form: LabelForm, n: int = 7) -> list[Reading]:
+def readings(form: LabelLoss, n: int = 7) -> list[Reading]:
     """Return texts of unequal length, each a context, a prompt, a label and, for some, a tail."""
     found = []
     for seed in range(n):
         random = np.random.default_rng(seed)
         context, prompt, label, tail = (random.integers(1, MASK, size).tolist() for size in (3 + seed, 4, 1 + seed % 3, seed % 2))
         parts = [(context, Span.CONTEXT), (prompt, Span.PROMPT), (label, Span.LABEL), (tail, Span.CONTEXT)]
-        found.append(read_with_targets(join_parts(parts), form, MASK))
+        found.append(read_for_training(join_parts(parts), form, MASK))
     return found
 
 
@@ -110,8 +110,8 @@ CUTS: dict[str, Cut] = {
 
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("scope", [BalanceScope.STEP, BalanceScope.SEQUENCE])
-@pytest.mark.parametrize("form", list(LabelForm))
-def test_gradient_and_ledger_do_not_depend_on_how_a_step_is_cut(model: GPT, form: LabelForm, scope: BalanceScope, cut: str) -> None:
+@pytest.mark.parametrize("form", list(LabelLoss))
+def test_gradient_and_ledger_do_not_depend_on_how_a_step_is_cut(model: GPT, form: LabelLoss, scope: BalanceScope, cut: str) -> None:
     config = ObjectiveConfig(pseudo_label=form, weights=WEIGHTS, balance=BalanceConfig(weight=0.3, scope=scope))
     texts = readings(form)
     whole_batches, cut_batches = [collate([[one] for one in texts])], CUTS[cut](texts)
@@ -128,7 +128,7 @@ def test_gradient_and_ledger_do_not_depend_on_how_a_step_is_cut(model: GPT, form
 
 def test_ranks_that_average_get_the_gradient_of_one_process(model: GPT) -> None:
     config = ObjectiveConfig(weights=WEIGHTS, balance=BalanceConfig(weight=0.3))
-    texts = readings(LabelForm.CLM)
+    texts = readings(LabelLoss.CLM)
     one = stepped(model, [collate([[text] for text in texts])], config)
     three = stepped(model, [collate([texts[:1]]), collate([texts[1:]]), collate([])], config, world_size=3)
     for name, gradient in one.gradients.items():
@@ -137,7 +137,7 @@ def test_ranks_that_average_get_the_gradient_of_one_process(model: GPT) -> None:
 
 def test_the_loss_is_the_weighted_total_of_its_ledger(dense: GPT) -> None:
     config = ObjectiveConfig(weights=WEIGHTS)
-    batches = [collate([[text] for text in readings(LabelForm.CLM)])]
+    batches = [collate([[text] for text in readings(LabelLoss.CLM)])]
     step = stepped(dense, batches, config)
     assert ledger_total(ledger_of(dense, step, batches, config)) == pytest.approx(step.loss, abs=1e-5)
 
@@ -167,7 +167,7 @@ def test_parts_without_targets_contribute_nothing(model: GPT) -> None:
 
 
 def test_counts_are_the_targets_of_each_kind_and_the_real_tokens(model: GPT) -> None:
-    texts = readings(LabelForm.MLM)
+    texts = readings(LabelLoss.MLM)
     batch = collate([texts[:3], texts[3:], []], pad_multiple=16)
     counts = dict(zip(PARTS, part_counts(batch, len(model.expert_counts)).tolist(), strict=True))
     for part, kind in zip(PARTS, Span, strict=False):
@@ -176,7 +176,7 @@ def test_counts_are_the_targets_of_each_kind_and_the_real_tokens(model: GPT) -> 
 
 
 def test_weights_scale_the_parts(sparse: GPT) -> None:
-    batches = [collate([[text] for text in readings(LabelForm.CLM)])]
+    batches = [collate([[text] for text in readings(LabelLoss.CLM)])]
     weights = {"context": 0.7, "prompt": 1.9, "pseudo_label": 3.0, "balance": 0.25}
 
     def loss(**chosen: float) -> float:
@@ -209,7 +209,7 @@ def test_the_balance_loss_of_a_collapsed_gate_is_the_number_of_experts(scope: Ba
     config = ObjectiveConfig(
         weights=PartWeights(context=0, prompt=0, pseudo_label=0), balance=BalanceConfig(weight=1.0, scope=scope)
     )
-    batch = collate([readings(LabelForm.CLM)])
+    batch = collate([readings(LabelLoss.CLM)])
     part = contribution(model, batch, part_counts(batch, 2), collapsed, config, 1)
     assert float(part.loss.detach()) == pytest.approx(4.0, abs=1e-4)
 
@@ -219,7 +219,7 @@ def test_the_balance_loss_moves_the_router_when_shares_are_uneven(sparse: GPT, s
     config = ObjectiveConfig(
         weights=PartWeights(context=0, prompt=0, pseudo_label=0), balance=BalanceConfig(weight=1.0, scope=scope)
     )
-    step = stepped(sparse, [collate([[text] for text in readings(LabelForm.CLM)])], config)
+    step = stepped(sparse, [collate([[text] for text in readings(LabelLoss.CLM)])], config)
     for name, gradient in step.gradients.items():
         if ".router." in name:
             assert float(gradient.abs().max()) > 1e-4
@@ -228,7 +228,7 @@ def test_the_balance_loss_moves_the_router_when_shares_are_uneven(sparse: GPT, s
 def test_the_step_balance_has_no_gradient_when_shares_are_even(sparse: GPT) -> None:
     even = [torch.full((count,), 1.0 / count) for count in sparse.expert_counts]
     config = ObjectiveConfig(weights=PartWeights(context=0, prompt=0, pseudo_label=0), balance=BalanceConfig(weight=1.0))
-    batch = collate([readings(LabelForm.CLM)])
+    batch = collate([readings(LabelLoss.CLM)])
     part = contribution(sparse, batch, part_counts(batch, 2), even, config, 1)
     assert float(part.loss.detach()) == pytest.approx(1.0, abs=1e-5)
     for gradient in torch.autograd.grad(part.loss, [block.mlp.router.weight for block in sparse.blocks[1::2]]):
@@ -238,7 +238,7 @@ def test_the_step_balance_has_no_gradient_when_shares_are_even(sparse: GPT) -> N
 @pytest.mark.parametrize("scope", list(BalanceScope))
 def test_logged_balance_comes_from_global_sums(sparse: GPT, scope: BalanceScope) -> None:
     config = ObjectiveConfig(balance=BalanceConfig(scope=scope))
-    texts = readings(LabelForm.CLM)
+    texts = readings(LabelLoss.CLM)
     batches = [collate([[text]]) for text in texts]
     logged = ledger_of(sparse, stepped(sparse, batches, config), batches, config)["balance"].value
     with torch.no_grad():
@@ -265,7 +265,7 @@ def test_an_empty_batch_gives_a_zero_loss_and_zero_gradients(model: GPT, scope: 
 @pytest.mark.parametrize("rows_at_a_time", [1, 7, 1000])
 def test_logits_in_chunks_equal_logits_at_once(model: GPT, monkeypatch: pytest.MonkeyPatch, rows_at_a_time: int) -> None:
     config = ObjectiveConfig(weights=WEIGHTS)
-    batches = [collate([readings(LabelForm.CLM)])]
+    batches = [collate([readings(LabelLoss.CLM)])]
     whole = stepped(model, batches, config)
     monkeypatch.setattr(adapt.objective, "_LOGIT_ELEMENTS", SMALL * rows_at_a_time + SMALL - 1)
     chunked = stepped(model, batches, config)

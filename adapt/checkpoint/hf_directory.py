@@ -90,20 +90,17 @@ def open_hf_directory(directory: Path) -> Artifact:
     config = _read_json(place / CONFIG_FILE)
     if "model_type" not in config:
         raise CheckpointError(
-            f"{place}: is neither a complete artifact (no manifest.json) nor a Hugging Face directory (no model_type)"
+            f"{place}: is no complete artifact (no manifest.json), no Hugging Face directory (its config.json has no model_type) "
+            "and no checkpoint of this project"
         )
     check_shards(place)
-    digest = _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in checkpoint_files_of(place)))
-    return Artifact(
-        path=place,
-        stage=STAGE,
-        key=digest,
-        digest=digest,
-        config={"model_type": config["model_type"]},
-        inputs={},
-        metrics={},
-        created="",
-    )
+    return artifact_of_files(place, STAGE, checkpoint_files_of(place), {"model_type": config["model_type"]})
+
+
+def artifact_of_files(place: Path, stage: str, files: Iterable[Path], config: dict[str, Any]) -> Artifact:
+    """Return a directory without a manifest as an artifact; its digest is that of the files' names and contents."""
+    digest = _digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    return Artifact(path=place, stage=stage, key=digest, digest=digest, config=config, inputs={}, metrics={}, created="")
 
 
 @lru_cache

@@ -20,12 +20,15 @@ from adapt.checkpoint.hf_directory import (
     CONFIG_FILE,
     INDEX_FILE,
     SINGLE_FILE,
+    artifact_of_files,
     check_shards,
     checkpoint_files_of,
     config_files_of,
     is_hf_directory,
 )
+from adapt.core.artifacts import Artifact
 from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.precision import Precision
 from adapt.core.typed import from_plain, to_plain
 from adapt.model.gpt import GPT, GPTConfig
 from adapt.model.hf import HFModel, load_hf_model
@@ -33,6 +36,7 @@ from adapt.text.contract import TextTokenizer
 from adapt.text.hf_tokenizer import TOKENIZER_FILE, HFTokenizer
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
 
+BARE_STAGE = "checkpoint"
 _SHARD_BYTES = 2 << 30
 
 
@@ -41,6 +45,11 @@ class HasVocabulary(Protocol):
 
     @property
     def vocab_size(self) -> int: ...
+
+
+def is_router(name: str) -> bool:
+    """Whether a tensor belongs to a router, which stays in fp32 everywhere."""
+    return ".router." in name
 
 
 def has_weights(directory: Path) -> bool:
@@ -54,10 +63,40 @@ def checkpoint_files(directory: Path) -> list[Path]:
     return sorted(file for file in directory.iterdir() if file.name.startswith(("model", CONFIG_FILE, "tokenizer")))
 
 
-def save_trained(directory: Path, model: GPT | HFModel, weights: Iterator[tuple[str, Tensor]], tokenizer: TextTokenizer) -> None:
-    """Write the checkpoint of a trained model, in the form its base had, from a lazy iterator of (name, weight)."""
+def is_bare_checkpoint(directory: Path) -> bool:
+    """Whether a directory holds a checkpoint of this project by its files alone, with or without a manifest."""
+    is_whole = (directory / INDEX_FILE).is_file() and (directory / MODEL_FILE).is_file()
+    return is_whole and (directory / CONFIG_FILE).is_file() and not is_hf_directory(directory)
+
+
+def open_bare_checkpoint(directory: Path) -> Artifact:
+    """Open a checkpoint without a manifest (copied by hand, or shipped) as an artifact named by its files' contents.
+
+    Raises:
+        CheckpointError: its configuration or a shard is damaged.
+    """
+    place = directory.resolve()
+    config = to_plain(load_config(place))
+    check_shards(place)
+    return artifact_of_files(place, BARE_STAGE, checkpoint_files(place), config)
+
+
+def save_trained(
+    directory: Path,
+    model: GPT | HFModel,
+    weights: Iterator[tuple[str, Tensor]],
+    tokenizer: TextTokenizer,
+    precision: Precision = Precision.FP32,
+) -> None:
+    """Write the checkpoint of a trained model, in the form its base had, from a lazy iterator of (name, weight).
+
+    In bf16 all weights are rounded but the routers', since a rounded router sends tokens elsewhere. A Hugging Face model keeps
+    the precision of its base's files.
+    """
     if isinstance(model, GPT):
-        save_model(directory, model.config, weights, tokenizer)
+        is_rounded = precision is Precision.BF16
+        kept = ((n, w.to(torch.bfloat16) if is_rounded and not is_router(n) else w) for n, w in weights)
+        save_model(directory, model.config, kept, tokenizer)
         return
     _write_tensors(directory, model.checkpoint_tensors(weights))
     for name, content in model.config_files.items():
@@ -140,7 +179,7 @@ def load_model(directory: Path, device: torch.device | str = "cpu", dtype: torch
     model = GPT(load_config(directory)).to_empty(device=device)
     if dtype is not None:
         for name, weight in model.named_parameters():
-            if ".router." not in name:  # a rounded router sends tokens elsewhere
+            if not is_router(name):  # a rounded router sends tokens elsewhere
                 weight.data = weight.data.to(dtype)
     wanted = dict(model.named_parameters())
     for name, tensor in iterate_tensors(directory):

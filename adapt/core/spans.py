@@ -29,7 +29,7 @@ class Span(enum.IntEnum):
 
 
 class LabelForm(enum.Enum):
-    """How label tokens are predicted.
+    """How label tokens are read and predicted.
 
     `clm`: by next-token prediction, as the other tokens are. `mlm`: the label's tokens are `<mask>` in the input and each
     mask position predicts its own token; the position before a mask predicts nothing.
@@ -37,6 +37,19 @@ class LabelForm(enum.Enum):
 
     CLM = "clm"
     MLM = "mlm"
+
+
+class LabelLoss(enum.Enum):
+    """How labels are trained: in one form, or in both, as two branches that go on from one reading of the text."""
+
+    CLM = "clm"
+    MLM = "mlm"
+    BOTH = "both"
+
+    @property
+    def form(self) -> LabelForm:
+        """The form that labels are scored in where nothing else is asked for: `clm` after training with both."""
+        return LabelForm.MLM if self is LabelLoss.MLM else LabelForm.CLM
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,12 +66,22 @@ class SpannedText:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reading:
-    """A model input with at most one target per position; `kinds_T` is the kind of the target (CONTEXT where none)."""
+    """A model input with at most one target per position; `kinds_T` is the kind of the target (CONTEXT where none).
+
+    The last `branch_length` inputs are a second branch: they go on from the first `fork` inputs and see nothing of the others.
+    """
 
     inputs_T: IntArray
     targets_T: IntArray
     kinds_T: IntArray
     domain: int = 0
+    fork: int = 0
+    branch_length: int = 0
+
+    def positions(self) -> IntArray:
+        """Return each input's position [T]; a branch counts on from its fork."""
+        trunk = np.arange(len(self) - self.branch_length)
+        return np.concatenate([trunk, self.fork + np.arange(self.branch_length)])
 
     def __len__(self) -> int:
         return len(self.inputs_T)
@@ -94,3 +117,24 @@ def read_with_targets(text: SpannedText, form: LabelForm, mask_id: int | None = 
     targets[is_label] = ids[is_label]
     target_kinds[is_label] = int(Span.LABEL)
     return Reading(inputs_T=inputs, targets_T=targets, kinds_T=target_kinds, domain=text.domain)
+
+
+def read_for_training(text: SpannedText, loss: LabelLoss, mask_id: int | None = None) -> Reading:
+    """Read a labelled text for training; with both forms, a branch of masks starts where the label does.
+
+    Raises:
+        ConfigError: masked labels without a mask token.
+    """
+    if loss is not LabelLoss.BOTH:
+        return read_with_targets(text, loss.form, mask_id)
+    clean = read_with_targets(text, LabelForm.CLM)
+    masked = read_with_targets(text, LabelForm.MLM, mask_id)
+    label = np.flatnonzero(text.kinds_T == int(Span.LABEL))
+    return Reading(
+        inputs_T=np.concatenate([clean.inputs_T, masked.inputs_T[label]]),
+        targets_T=np.concatenate([clean.targets_T, masked.targets_T[label]]),
+        kinds_T=np.concatenate([clean.kinds_T, masked.kinds_T[label]]),
+        domain=text.domain,
+        fork=int(label[0]) if len(label) else len(text),
+        branch_length=len(label),
+    )

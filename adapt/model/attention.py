@@ -13,6 +13,7 @@ from torch.nn import functional
 from adapt.model.inputs import ModelInputs
 
 KeysValues = tuple[Tensor, Tensor]
+_SHORT = 512  # positions up to which plain products beat the fused kernel on a CPU in bf16
 
 
 def attention_mask(inputs: ModelInputs) -> Tensor | None:
@@ -53,6 +54,8 @@ class Attention(nn.Module):
 
 
 def _attend(q_BATD: Tensor, k_BAWD: Tensor, v_BAWD: Tensor, mask: Tensor | None) -> Tensor:
+    if _is_short_training_on_cpu(q_BATD):
+        return _attend_by_products(q_BATD, k_BAWD, v_BAWD, mask)
     if mask is None:
         return functional.scaled_dot_product_attention(q_BATD, k_BAWD, v_BAWD, is_causal=True)
     lead = q_BATD.shape[2] - mask.shape[2]
@@ -61,3 +64,19 @@ def _attend(q_BATD: Tensor, k_BAWD: Tensor, v_BAWD: Tensor, mask: Tensor | None)
         return tail
     head = functional.scaled_dot_product_attention(q_BATD[:, :, :lead], k_BAWD[:, :, :lead], v_BAWD[:, :, :lead], is_causal=True)
     return torch.cat([head, tail], dim=2)
+
+
+def _is_short_training_on_cpu(q_BATD: Tensor) -> bool:
+    """Say whether plain matrix products win: the CPU's fused kernel computes in fp32 whatever it is given."""
+    is_trained = torch.is_grad_enabled() and q_BATD.requires_grad
+    return is_trained and q_BATD.device.type == "cpu" and q_BATD.dtype == torch.bfloat16 and q_BATD.shape[2] <= _SHORT
+
+
+def _attend_by_products(q_BATD: Tensor, k_BAWD: Tensor, v_BAWD: Tensor, mask: Tensor | None) -> Tensor:
+    length = q_BATD.shape[2]
+    if mask is None:
+        mask = torch.ones(length, length, dtype=torch.bool, device=q_BATD.device).tril()
+    assert mask.shape[-2] == length, "training has no unmasked lead"
+    scores = (q_BATD * q_BATD.shape[-1] ** -0.5) @ k_BAWD.transpose(-1, -2)
+    # A row that may attend to nothing (padding) gets even weights instead of NaN.
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1) @ v_BAWD

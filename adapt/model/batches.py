@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapt.core.spans import NO_TARGET, Reading
+from adapt.core.spans import NO_TARGET, IntArray, Reading
 from adapt.model.inputs import ModelInputs
 
 Row = Sequence[Reading]
@@ -49,7 +49,7 @@ def collate(rows: Sequence[Row], pad_multiple: int = 1, step: int | None = None)
             ids[index, place] = reading.inputs_T
             targets[index, place] = reading.targets_T
             kinds[index, place] = reading.kinds_T
-            positions[index, place] = np.arange(len(reading))
+            positions[index, place] = reading.positions()
             documents[index, place] = document
             domains[index, place] = reading.domain
             start += len(reading)
@@ -58,7 +58,23 @@ def collate(rows: Sequence[Row], pad_multiple: int = 1, step: int | None = None)
         positions_BT=torch.from_numpy(positions),
         documents_BT=torch.from_numpy(documents),
         domains_BT=torch.from_numpy(domains),
+        mask_BSW=_branch_mask(rows, documents),
         is_packed=any(len(row) > 1 for row in rows),
         step=step,
     )
     return Batch(inputs=inputs, targets_BT=torch.from_numpy(targets), kinds_BT=torch.from_numpy(kinds))
+
+
+def _branch_mask(rows: Sequence[Row], documents_BT: IntArray) -> Tensor | None:
+    """Return what each position attends to [B, T, T] where a reading has a second branch; None where none has."""
+    if not any(reading.branch_length for row in rows for reading in row):
+        return None
+    mask_BTT = np.tril(documents_BT[:, :, None] == documents_BT[:, None, :])
+    for index, row in enumerate(rows):
+        start = 0
+        for reading in row:
+            end = start + len(reading)
+            branch = end - reading.branch_length
+            mask_BTT[index, branch:end, start + reading.fork : branch] = False
+            start = end
+    return torch.from_numpy(mask_BTT)

@@ -54,14 +54,21 @@ class StepOrder:
 class PackedCorpus:
     """A tokenized corpus as rows of at most `context_length` tokens.
 
-    The first token of a later piece of a long document is read but not predicted; a lone last token is dropped.
+    The first token of a later piece of a long document is read but not predicted; a lone last token is dropped. `repeats_D`
+    says how often each document comes in an epoch (absent: once).
 
     Raises:
         ConfigError: spans are to be masked, but there is no mask token.
     """
 
     def __init__(
-        self, corpus: TokenizedCorpus, context_length: int, seed: int, span_mask_share: float, mask_id: int | None
+        self,
+        corpus: TokenizedCorpus,
+        context_length: int,
+        seed: int,
+        span_mask_share: float,
+        mask_id: int | None,
+        repeats_D: IntArray | None = None,
     ) -> None:
         if span_mask_share and mask_id is None:
             raise ConfigError("pretrain.span_mask_share: this tokenizer has no <mask>; set it to 0")
@@ -69,7 +76,7 @@ class PackedCorpus:
         self._seed = seed
         self._span_mask_share = span_mask_share
         self._mask_id = mask_id
-        self._pieces_P3, self._row_ends_R = _plan(corpus.lengths_D, context_length, seed)
+        self._pieces_P3, self._row_ends_R = _plan(corpus.lengths_D, context_length, seed, repeats_D)
 
     def __len__(self) -> int:
         return len(self._row_ends_R)
@@ -106,11 +113,12 @@ class ReadingList:
         return [self._readings[index]]
 
 
-def _plan(lengths_D: IntArray, context_length: int, seed: int) -> tuple[IntArray, IntArray]:
+def _plan(lengths_D: IntArray, context_length: int, seed: int, repeats_D: IntArray | None) -> tuple[IntArray, IntArray]:
     """Return pieces as (document, start, length) grouped by row, and where each row's pieces end."""
     rows: list[list[tuple[int, int, int]]] = []
     open_rows: list[tuple[int, list[tuple[int, int, int]]]] = []
-    for document in generator_for("packing", seed).permutation(len(lengths_D)):
+    documents = np.arange(len(lengths_D)) if repeats_D is None else np.repeat(np.arange(len(lengths_D)), repeats_D)
+    for document in generator_for("packing", seed).permutation(documents):
         for start in range(0, int(lengths_D[document]), context_length):
             length = min(context_length, int(lengths_D[document]) - start)
             if length < 2:

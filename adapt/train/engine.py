@@ -61,6 +61,7 @@ class Engine:
             lr=optimizer.lr,
             betas=(optimizer.beta1, optimizer.beta2),
             eps=optimizer.eps,
+            fused=True,
         )
         with contextlib.redirect_stdout(sys.stderr):
             self._engine, self._zero, _, _ = deepspeed.initialize(

@@ -75,7 +75,7 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
             tracker.log({f"held_out/{name}/{part}": value.value for part, value in after[name].items()}, job.train.steps)
     if rank.is_main:
         with writable(result):
-            save_trained(result, model, engine.named_weights(), tokenizer)
+            save_trained(result, model, engine.named_weights(), tokenizer, job.train.save_precision)
             lines = "".join(json.dumps(line) + "\n" for line in outcome.history)
             (result / HISTORY_FILE).write_text(lines, encoding="utf-8")
             held_out = {name: {"before": _values(before[name]), "after": _values(after[name])} for name in after}

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from adapt.core.precision import Precision
 from adapt.train.optimizer import OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Length and optimizer of a training run. `batch_rows` rows make one optimizer step, however they are cut."""
+    """Length and optimizer of a training run, and the precision its checkpoint is saved in.
+
+    `batch_rows` rows make one optimizer step, however they are cut.
+    """
 
     steps: int
     batch_rows: int
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     save_every_steps: int = 200
     keep_states: int = 2
+    save_precision: Precision = Precision.FP32

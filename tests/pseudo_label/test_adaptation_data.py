@@ -9,7 +9,7 @@ import torch
 from tiny_models import DEMO, tiny_config
 
 from adapt.core.errors import ConfigError
-from adapt.core.spans import LabelForm, Span
+from adapt.core.spans import LabelLoss, Span
 from adapt.model.batches import collate
 from adapt.model.gpt import GPT, materialize
 from adapt.objective import BalanceConfig, ObjectiveConfig, PartWeights, contribution, part_counts
@@ -36,24 +36,24 @@ def label_of(line: int, label: str, *, is_selected: bool = True, is_held_out: bo
     return PseudoLabel(line=line, label=label, is_selected=is_selected, is_held_out=is_held_out, **sure)
 
 
-@pytest.mark.parametrize("form", list(LabelForm))
-def test_a_model_trained_on_given_labels_answers_with_them(tokenizer: Tokenizer, form: LabelForm) -> None:
+@pytest.mark.parametrize("loss", list(LabelLoss))
+def test_a_model_trained_on_given_labels_answers_with_them(tokenizer: Tokenizer, loss: LabelLoss) -> None:
     task = load_task("demo_topics", [conf_dir() / "task"])
     rows, labels = given(task, 24)
     model = materialize(GPT(tiny_config(init_std=0.05)), seed=0)
-    readings, _ = adaptation_readings(task, rows, labels, tokenizer, model.context_length, form)
+    readings, _ = adaptation_readings(task, rows, labels, tokenizer, model.context_length, loss)
     batch = collate([[reading] for reading in readings])
     counts = part_counts(batch, len(model.expert_counts))
     even = [torch.full((n,), 1.0 / n) for n in model.expert_counts]
     # The text's own loss is left out: with it a model this small needs minutes.
     weights = PartWeights(context=0.0, prompt=0.0)
-    objective = ObjectiveConfig(pseudo_label=form, weights=weights, balance=BalanceConfig(weight=0.0))
+    objective = ObjectiveConfig(pseudo_label=loss, weights=weights, balance=BalanceConfig(weight=0.0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(STEPS):
         optimizer.zero_grad()
         contribution(model, batch, counts, even, objective, 1).loss.backward()
         optimizer.step()
-    scoring = ScoringConfig(form=form, prompts=["reference"])
+    scoring = ScoringConfig(form=loss.form, prompts=["reference"])
     scorer = TaskScorer(task, scoring, TreeScorer(model.eval(), ScorerConfig()), tokenizer)
     answers = predictions(scorer.scores(rows, scorer.fit(Method.RAW, [], coarse_to_fine=None)), rows, task)
     assert sum(a == r.label for a, r in zip(answers, rows, strict=True)) >= 23
@@ -64,7 +64,7 @@ def test_held_out_and_unselected_rows_are_not_trained_on(tokenizer: Tokenizer) -
     rows, labels = given(task, 4)
     states = [(True, False), (False, True), (False, False), (True, False)]
     marked = [label_of(x.line, x.label, is_selected=s, is_held_out=h) for x, (s, h) in zip(labels, states, strict=True)]
-    training, held_out = adaptation_readings(task, rows, marked, tokenizer, 96, LabelForm.CLM)
+    training, held_out = adaptation_readings(task, rows, marked, tokenizer, 96, LabelLoss.CLM)
     assert (len(training), len(held_out)) == (2, 1)
     assert all((reading.kinds_T == int(Span.LABEL)).any() for reading in [*training, *held_out])
 
@@ -76,4 +76,4 @@ def test_masked_labels_want_their_text_first(tokenizer: Tokenizer) -> None:
     )
     rows, labels = given(task, 2)
     with pytest.raises(ConfigError, match="label first"):
-        adaptation_readings(first, rows, labels, tokenizer, 96, LabelForm.MLM)
+        adaptation_readings(first, rows, labels, tokenizer, 96, LabelLoss.MLM)

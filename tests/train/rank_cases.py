@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from adapt.core.runtime import rank_from_environment
-from adapt.core.spans import LabelForm, Reading, SpannedText, read_with_targets
+from adapt.core.spans import LabelForm, LabelLoss, Reading, SpannedText, read_with_targets
 from adapt.model.gpt import GPT, GPTConfig, materialize
 from adapt.objective import BalanceConfig, BalanceScope, ObjectiveConfig
 from adapt.text.packing import ReadingList
@@ -28,7 +28,7 @@ MODELS = {
 }
 OBJECTIVES = {
     ("clm", "step"): ObjectiveConfig(balance=BalanceConfig(weight=0.1)),
-    ("mlm", "step"): ObjectiveConfig(pseudo_label=LabelForm.MLM, balance=BalanceConfig(weight=0.1)),
+    ("mlm", "step"): ObjectiveConfig(pseudo_label=LabelLoss.MLM, balance=BalanceConfig(weight=0.1)),
     ("clm", "sequence"): ObjectiveConfig(balance=BalanceConfig(weight=0.1, scope=BalanceScope.SEQUENCE)),
 }
 # name -> (model, objective, micro-batch rows, padding, ZeRO stage)

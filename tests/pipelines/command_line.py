@@ -14,7 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALLEST = [
-    "experiment=demo",
+    "experiment=demo_from_scratch",
+    "run.name=demo",
     "tokenizer.vocab_size=2400",
     "pretrain.steps=12",
     "pretrain.batch_rows=8",

@@ -63,14 +63,14 @@ def test_a_mistake_on_the_command_line_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    refused(stage, ["experiment=demo", f"run.dir={tmp_path}/runs", *arguments], words, monkeypatch, capsys)
+    refused(stage, ["experiment=demo_from_scratch", f"run.dir={tmp_path}/runs", *arguments], words, monkeypatch, capsys)
     assert not list(tmp_path.glob("runs/**/manifest.json"))
 
 
 def test_a_malformed_corpus_line_is_named(data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = data / "bad.jsonl"
     corpus.write_text('{"text": "好"}\n{"text": \n', encoding="utf-8")
-    arguments = ["experiment=demo", f"data.corpus=[{corpus}]", f"run.dir={data}/runs"]
+    arguments = ["experiment=demo_from_scratch", f"data.corpus=[{corpus}]", f"run.dir={data}/runs"]
     refused("tokenizer", arguments, ["bad.jsonl", "line 2", "not valid JSON"], monkeypatch, capsys)
     assert not list(data.glob("runs/**/manifest.json"))
 
@@ -124,7 +124,7 @@ def test_a_task_with_a_label_without_words_is_named(
         "prompts:\n  reference: {template: '{s}{label}', label_words: {Positive: 好}}\n",
         encoding="utf-8",
     )
-    arguments = ["experiment=demo", "tasks=[mine]", f"task_dir={own}", f"checkpoint={smallest_run}/pretrain", f"run.dir={data}/r"]
+    arguments = ["experiment=demo_from_scratch", "tasks=[mine]", f"task_dir={own}", f"checkpoint={smallest_run}/pretrain", f"run.dir={data}/r"]
     words = ["mine.yaml", "label 'Negative' has no label word"]
     refused("pseudo_label", arguments, words, monkeypatch, capsys)
 
@@ -201,7 +201,7 @@ def test_a_place_that_cannot_be_written_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    arguments = ["experiment=demo", f"run.dir={tmp_path}/file/runs"]
+    arguments = ["experiment=demo_from_scratch", f"run.dir={tmp_path}/file/runs"]
     refused("tokenizer", arguments, [f"{tmp_path}/file/runs", "cannot be written"], monkeypatch, capsys)
 
 

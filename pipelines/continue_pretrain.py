@@ -53,12 +53,14 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         n_selected = int(labels.metrics["selected"])
         if not n_selected:
             return {"is_adapted": False}
-        steps = math.ceil(settings.epochs * n_selected / settings.batch_rows)
+        n_trained = int(labels.metrics["rows"]) - int(labels.metrics["held_out"]) if settings.reads_unselected else n_selected
+        steps = math.ceil(settings.epochs * n_trained / settings.batch_rows)
         job = {
             "stage": NAME,
             "task": to_plain(task),
             "base": str(weights_of(base).resolve()),
             "labels": str((labels.path / LABELS_FILE).resolve()),
+            "reads_unselected": settings.reads_unselected,
             "rows": str(split_path(walk.data_root(), task, "unlabeled").resolve()),
             "job": training_job(walk, NAME, task.name, config.objective, train_config(settings, steps), result, work),
         }
@@ -89,6 +91,7 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
         tokenizer,
         model.context_length,
         spec.objective.pseudo_label,
+        reads_unselected=bool(job["reads_unselected"]),
     )
     measured: dict[str, RowSource] = {task.name: ReadingList(held_out)} if held_out else {}
     data = TrainData(training=ReadingList(training), held_out=measured)

@@ -128,10 +128,11 @@ class PseudoLabelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptConfig:
-    """Continued pretraining on the selected rows."""
+    """Continued pretraining on the selected rows; with `reads_unselected` on the text of the other rows too."""
 
     epochs: float = 2.0
     batch_rows: int = 32
+    reads_unselected: bool = False
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-4))
     save_every_steps: int = 100
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -77,3 +78,23 @@ def test_masked_labels_want_their_text_first(tokenizer: Tokenizer) -> None:
     rows, labels = given(task, 2)
     with pytest.raises(ConfigError, match="label first"):
         adaptation_readings(first, rows, labels, tokenizer, 96, LabelLoss.MLM)
+
+
+def test_unselected_rows_are_read_for_their_text_alone(tokenizer: Tokenizer) -> None:
+    task = load_task("demo_reviews", [conf_dir() / "task"])
+    rows, labels = given(task, 4)
+    marked = [replace(label, is_selected=index == 0, is_held_out=index == 1) for index, label in enumerate(labels)]
+    without, held_out = adaptation_readings(task, rows, marked, tokenizer, 96, LabelLoss.CLM)
+    training, same_held_out = adaptation_readings(task, rows, marked, tokenizer, 96, LabelLoss.CLM, reads_unselected=True)
+    assert len(without) == 1 and len(training) == 3 and len(same_held_out) == len(held_out) == 1
+    for reading, row in zip(training[1:], rows[2:], strict=True):
+        assert tokenizer.decode(reading.inputs_T[1:].tolist()) == row.texts["sentence"]
+        assert set(reading.kinds_T.tolist()) == {int(Span.CONTEXT)}
+
+
+def test_rows_without_a_label_cannot_be_read_with_the_label_first(tokenizer: Tokenizer) -> None:
+    task = load_task("demo_reviews", [conf_dir() / "task"])
+    rows, labels = given(task, 2)
+    with pytest.raises(ConfigError, match="reads_unselected=false"):
+        first = replace(task, reference="label_first")
+        adaptation_readings(first, rows, labels, tokenizer, 96, LabelLoss.CLM, reads_unselected=True)

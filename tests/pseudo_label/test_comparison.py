@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -34,7 +36,14 @@ def test_the_bootstrap_is_near_the_normal_interval_of_many_rows() -> None:
 def test_the_bootstrap_is_the_same_each_time_and_knows_no_order_of_rows() -> None:
     shuffled = np.random.default_rng(5).permutation(BITS)
     assert bootstrap_ci95(BITS) == bootstrap_ci95(BITS) == bootstrap_ci95(shuffled)
-    assert bootstrap_ci95(BITS, seed=1) != bootstrap_ci95(BITS, seed=2)
+    thirds = np.random.default_rng(6).integers(0, 4, 500) / 3
+    assert bootstrap_ci95(thirds, seed=1) != bootstrap_ci95(thirds, seed=2)
+
+
+def test_seed_means_that_cancel_leave_an_end_at_exactly_zero() -> None:
+    thirds = np.asarray([1 / 3, 1 / 3, 1 / 3, -1.0] * 30 + [2 / 3, -1 / 3, -1 / 3] * 30)
+    drawn = [bootstrap_ci95(thirds * scale, resamples=50, seed=seed) for scale in (1.0, 1e-3) for seed in range(200)]
+    assert all(end == 0 or abs(end) > 1e-9 for ends in drawn for end in ends)
 
 
 def test_rows_that_are_all_alike_leave_no_doubt() -> None:
@@ -94,7 +103,7 @@ def test_mcnemar_is_the_binomial_test_by_hand(only_here: int, only_there: int, p
 def test_mcnemar_takes_thousands_of_rows() -> None:
     here, there = np.zeros(6000, dtype=bool), np.zeros(6000, dtype=bool)
     here[:2600], there[2600:5000] = True, True
-    assert 0 < mcnemar_p(here, there) < 0.01
+    assert mcnemar_p(here, there) == pytest.approx(2 * sum(math.comb(5000, k) for k in range(2401)) / 2**5000, rel=1e-12)
     assert mcnemar_p(here, there) == mcnemar_p(there, here)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from adapt.checkpoint.weights import check_vocabulary
 from adapt.core.artifacts import Artifact, StageKey
-from adapt.core.errors import ConfigError
+from adapt.core.errors import ConfigError, DataError
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain, to_plain
 from adapt.model.gpt import GPT, GPTConfig, materialize
@@ -94,6 +94,8 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     corpus = open_tokenized(Path(job["corpus"]))
     repeats_D = np.asarray(job["repeats"], np.int64)[corpus.domains_D]
     training = PackedCorpus(corpus, config.context_length, spec.seed, float(job["span_mask_share"]), tokenizer.mask_id, repeats_D)
+    if not len(training):
+        raise DataError("data.corpus: no text is left to train on; lower pretrain.held_out_share, or raise pretrain.repeats")
     held_out: dict[str, RowSource] = {}
     rest = open_tokenized(Path(job["held_out"]))
     for number, domain in enumerate(job["domains"]):

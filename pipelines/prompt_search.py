@@ -24,6 +24,7 @@ from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
 from adapt.report.figures import Point, bar_chart, scatter_chart
 from adapt.report.page import Section, note, page, table
+from pipelines.pseudo_label import label_form
 from pipelines.rows import LABELLED_SPLITS, adaptation_rows, is_labelled, labelled_rows
 from pipelines.scores import scores_of
 from pipelines.stage import Plan, Walk, plain_settings, weights_of
@@ -80,7 +81,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             task=judged,
             rows=[settings.rows, settings.labelled_rows],
             top=settings.top,
-            form=config.objective.pseudo_label.form,
+            form=label_form(config),
             precision=config.scorer.precision,
             exclude=config.exclude_eval.splits,
             split=config.split,
@@ -172,13 +173,13 @@ def _merges(walk: Walk, task: TaskConfig, base: Artifact, rows: Sequence[TaskRow
     opened = open_checkpoint(weights_of(base), walk.config.scorer)
     for name in task.prompts:
         prompt = Prompt(task, name, opened.tokenizer, opened.model.context_length)
-        prompt.readings(rows[0], form_of(criterion_of(task, name, None), walk.config.objective.pseudo_label.form))
+        prompt.readings(rows[0], form_of(criterion_of(task, name, None), label_form(walk.config)))
     return {name: boundary_merges(task, name, opened.tokenizer, rows[:_BOUNDARY_ROWS]) for name in task.prompts}
 
 
 def _keys(walk: Walk, task: TaskConfig, base: Artifact, split: str, rows: Sequence[TaskRow]) -> list[PromptKeys]:
     """Return every prompt's keys of a split's rows; each prompt is scored as the only one of its task."""
-    form = walk.config.objective.pseudo_label.form
+    form = label_form(walk.config)
     found = []
     for name in task.prompts:
         pairs = [(name, criterion_of(task, name, None))]

@@ -130,6 +130,7 @@ def read_for_training(text: SpannedText, loss: LabelLoss, mask_id: int | None = 
     clean = read_with_targets(text, LabelForm.CLM)
     masked = read_with_targets(text, LabelForm.MLM, mask_id)
     label = np.flatnonzero(text.kinds_T == int(Span.LABEL))
+    assert not len(label) or label[-1] - label[0] + 1 == len(label), "a text has one label"
     return Reading(
         inputs_T=np.concatenate([clean.inputs_T, masked.inputs_T[label]]),
         targets_T=np.concatenate([clean.targets_T, masked.targets_T[label]]),

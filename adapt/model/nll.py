@@ -40,7 +40,7 @@ class _LogitsNLL(torch.autograd.Function):
         grad_N = grads[0].float()
         out_NV = torch.empty_like(logits_NV)
         for rows in _blocks(logits_NV):
-            block = logits_NV[rows].float().sub_(total_N[rows].unsqueeze(1)).exp_()
+            block = (logits_NV[rows].float() - total_N[rows].unsqueeze(1)).exp_()
             block.scatter_add_(1, targets_N[rows].unsqueeze(1), block.new_full((len(block), 1), -1.0))
             torch.mul(block, grad_N[rows].unsqueeze(1), out=block)
             out_NV[rows] = block

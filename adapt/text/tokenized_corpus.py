@@ -69,6 +69,9 @@ def tokenize_corpus(files: list[CorpusFile], tokenizer: Tokenizer, directory: Pa
 
 def open_tokenized(place: Path) -> TokenizedCorpus:
     """Open what `tokenize_corpus` wrote; the ids stay on disk until they are read."""
+    if not any(place.glob("*.arrow")):  # an empty one has no file of rows, which `datasets` cannot open
+        documents = datasets.Dataset.from_dict({"ids": [], "domain": []}, features=datasets.Features(_FEATURES))
+        return TokenizedCorpus(documents=documents, lengths_D=np.zeros(0, np.int64), domains_D=np.zeros(0, np.int64))
     documents = datasets.load_from_disk(str(place))
     table = documents.data
     ids = table.column("ids").combine_chunks()

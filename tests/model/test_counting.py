@@ -57,7 +57,14 @@ def test_a_shipped_model_has_the_published_total(name: str) -> None:
 
 
 def test_every_shipped_size_has_a_total_here() -> None:
-    sized = {path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")} - {"tiny", "small", "7m_dense", "7m_moe4", "7m_moe8", "hf"}
+    sized = {path.stem for path in (ROOT / "conf" / "model").glob("*.yaml")} - {
+        "tiny",
+        "small",
+        "7m_dense",
+        "7m_moe4",
+        "7m_moe8",
+        "hf",
+    }
     assert sized - set(BILLIONS) == {"0.35b_dense"}
 
 

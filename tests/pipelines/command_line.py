@@ -10,7 +10,12 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+
+from pipelines.compose import _register, checked
+from pipelines.locations import conf_dir
+from pipelines.schema import PipelineConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALLEST = [
@@ -25,6 +30,14 @@ SMALLEST = [
     "continue_pretrain.save_every_steps=2",
     "evaluate.fit_rows=40",
 ]
+
+
+def composed(primary: str, overrides: list[str]) -> PipelineConfig:
+    """Compose a primary configuration with overrides, and check it."""
+    GlobalHydra.instance().clear()
+    _register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return checked(compose(primary, overrides=overrides))
 
 
 def in_process(

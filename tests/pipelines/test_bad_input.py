@@ -124,7 +124,13 @@ def test_a_task_with_a_label_without_words_is_named(
         "prompts:\n  reference: {template: '{s}{label}', label_words: {Positive: 好}}\n",
         encoding="utf-8",
     )
-    arguments = ["experiment=demo_from_scratch", "tasks=[mine]", f"task_dir={own}", f"checkpoint={smallest_run}/pretrain", f"run.dir={data}/r"]
+    arguments = [
+        "experiment=demo_from_scratch",
+        "tasks=[mine]",
+        f"task_dir={own}",
+        f"checkpoint={smallest_run}/pretrain",
+        f"run.dir={data}/r",
+    ]
     words = ["mine.yaml", "label 'Negative' has no label word"]
     refused("pseudo_label", arguments, words, monkeypatch, capsys)
 

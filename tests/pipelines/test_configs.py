@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from command_line import composed
 
-from pipelines.compose import _register, checked
 from pipelines.locations import conf_dir
 from pipelines.walk import STAGES
 
 CONF = conf_dir()
 PRIMARY = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "hydra_settings")
 GROUPS = [
-    (group, path.stem) for group in ("model", "engine", "tracker", "experiment") for path in sorted((CONF / group).glob("*.yaml"))
+    (group, path.stem)
+    for group in ("model", "objective", "engine", "tracker", "experiment")
+    for path in sorted((CONF / group).glob("*.yaml"))
 ]
-
-
-def composed(primary: str, overrides: list[str]) -> object:
-    GlobalHydra.instance().clear()
-    _register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return checked(compose(primary, overrides=overrides))
 
 
 @pytest.mark.parametrize("primary", PRIMARY)
@@ -43,4 +36,4 @@ def test_every_registered_router_can_be_chosen() -> None:
     from adapt.model.routers.contract import all_routers
 
     for name in all_routers():
-        assert composed("run", [f"model/router={name}"]).model.router.name == name  # type: ignore[attr-defined]
+        assert composed("run", [f"model/router={name}"]).model.router.name == name

@@ -1,0 +1,49 @@
+"""The environment that ranks are started in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from pipelines.launch import rank_environment
+
+KEPT = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+
+
+def test_ranks_keep_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in KEPT:
+        monkeypatch.delenv(name, raising=False)
+    environment = rank_environment(0, 1, 1234, threads=1)
+    for name in KEPT:
+        assert int(environment[name]) >= 1 << 30
+        assert name not in os.environ, "only ranks are told, not this process"
+
+
+@pytest.mark.parametrize("own", KEPT)
+@pytest.mark.parametrize("value", ["131072", ""])
+def test_what_the_user_has_set_of_the_allocator_stays(own: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in KEPT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(own, value)
+    environment = rank_environment(0, 1, 1234, threads=1)
+    (other,) = set(KEPT) - {own}
+    assert environment[own] == value
+    assert int(environment[other]) >= 1 << 30
+
+
+def test_a_rank_is_told_its_place_whatever_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "77")
+    monkeypatch.setenv("SOMETHING_ELSE", "stays")
+    environment = rank_environment(1, 3, 1234, threads=2)
+    wanted = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "3", "MASTER_PORT": "1234", "OMP_NUM_THREADS": "2"}
+    assert {name: environment[name] for name in wanted} == wanted
+    assert environment["MOE_ADAPT_PARENT"] == str(os.getpid())
+    assert environment["SOMETHING_ELSE"] == "stays"
+
+
+def test_a_process_starts_with_that_environment() -> None:
+    done = subprocess.run(["/bin/sh", "-c", "exit $RANK"], env=rank_environment(5, 6, 1, threads=1), timeout=60)
+    assert done.returncode == 5

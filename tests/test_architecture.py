@@ -46,7 +46,12 @@ ONE_FILE = {
     "tokenizers": "adapt/text/hf_tokenizer.py",
 }
 # A benchmark's baseline is another package's own code.
-ALSO_IN = {("transformers", "pipelines/bench/lm_eval_baseline.py"), ("tokenizers", "pipelines/bench/lm_eval_baseline.py")}
+ALSO_IN = {
+    ("transformers", "pipelines/bench/lm_eval_baseline.py"),
+    ("tokenizers", "pipelines/bench/lm_eval_baseline.py"),
+    ("deepspeed", "pipelines/bench/moe_peers.py"),
+    ("transformers", "pipelines/bench/moe_peers.py"),
+}
 MAX_LINES = 400
 
 

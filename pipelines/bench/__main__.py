@@ -47,10 +47,21 @@ def _option(argument: str) -> tuple[str, str]:
 
 
 def _table(rows: list[dict[str, object]]) -> str:
-    columns = list(rows[0])
-    cells = [columns, *[[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]]
+    """Lay rows out in columns; of several rows, what is the same in all of them is said once, below."""
+    same = [column for column in rows[0] if len(rows) > 1 and all(row[column] == rows[0][column] for row in rows)]
+    columns = [column for column in rows[0] if column not in same]
+    cells = [columns, *[[_cell(row[column]) for column in columns] for row in rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    if same:
+        lines.append("in every row: " + ", ".join(f"{column} {_cell(rows[0][column])}" for column in same))
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adapt.core.registry import Registry, import_folder
 
 
@@ -21,6 +23,8 @@ class Benchmark:
     baseline: str
     run: Callable[[Mapping[str, str]], list[dict[str, Any]]]
 
+
+Stopwatch = Callable[[Callable[[], object]], float]
 
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark")
 
@@ -37,13 +41,39 @@ def all_benchmarks() -> Registry[Benchmark]:
     return BENCHMARKS
 
 
-def interleaved_medians(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def wall_seconds(way: Callable[[], object]) -> float:
+    """Return the seconds of the clock on the wall that a call takes."""
+    started = time.perf_counter()
+    way()
+    return time.perf_counter() - started
+
+
+def cpu_seconds(way: Callable[[], object]) -> float:
+    """Return the processor's seconds that a call takes, those of the kernel for it included: other work does not count."""
+    started = time.process_time()
+    way()
+    return time.process_time() - started
+
+
+def cuda_seconds(way: Callable[[], object]) -> float:
+    """Return the seconds between two events around a call on the current CUDA device, which has nothing else to do."""
+    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    started.record()
+    way()
+    ended.record()
+    torch.cuda.synchronize()
+    return started.elapsed_time(ended) / 1000
+
+
+def interleaved_medians(
+    ways: Mapping[str, Callable[[], object]], rounds: int, stopwatch: Stopwatch = wall_seconds
+) -> dict[str, float]:
     """Return the median seconds of each way over `rounds` rounds in turn, after one round that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for count in range(rounds + 1):
         for name, way in ways.items():
-            started = time.perf_counter()
-            way()
+            seconds = stopwatch(way)
             if count:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(seconds)
     return {name: statistics.median(values) for name, values in times.items()}

@@ -8,13 +8,8 @@ measured with the allocator told to give everything back, which shows what the s
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +20,7 @@ from adapt.core.spans import Reading
 from adapt.model.gpt import GPT
 from adapt.scoring.tree import build_tree
 from adapt.scoring.tree_scorer import ScorerConfig, TreeScorer
+from pipelines.bench.child import GIVE_BACK, STATUS, forget_peak, in_child, memory_mib
 from pipelines.bench.contract import Benchmark, interleaved_medians, register
 from pipelines.bench.options import number, only
 from pipelines.bench.scoring_cases import LABEL_KINDS, SHAPE, label_example, scoring_model
@@ -32,17 +28,15 @@ from pipelines.bench.scoring_cases import LABEL_KINDS, SHAPE, label_example, sco
 _TEXT = 256
 _BATCH_TOKENS = 2048
 _WINDOW = 16  # examples, so that more examples are more windows
-_GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 _TIMED = ((2, 4), (8, 4), (32, 4), (128, 2))  # (labels, examples)
 _STREAMED = ((2, 16), (2, 64), (2, 256))
-_STATUS = Path("/proc/self/status")
 
 
 def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
     only("scoring_growth", options, "rounds", "most_examples")
     rounds = number("scoring_growth", options, "rounds", 3)
     most = number("scoring_growth", options, "most_examples", 256)
-    if not _STATUS.exists():
+    if not STATUS.exists():
         raise ConfigError("bench scoring_growth: peak memory is read from Linux's /proc, which is not here; run it on Linux")
     scorer = _scorer(scoring_model())
 
@@ -73,45 +67,24 @@ def _row(growing: str, n_labels: int, n_examples: int, seconds: float, peak_mib:
         "ms/node": 1000 * seconds / nodes,
         "ms/(label x text)": 1000 * seconds / (n_labels * _TEXT),
         "peak MiB above the model": round(peak_mib),
-        "with freed memory given back": round(_peak(n_labels, n_examples, _GIVE_BACK)[1]),
+        "with freed memory given back": round(_peak(n_labels, n_examples, GIVE_BACK)[1]),
     }
 
 
 def _peak(n_labels: int, n_examples: int, allocator: Mapping[str, str] = MappingProxyType({})) -> tuple[float, float]:
     """Return the seconds and MiB that scoring takes in a fresh process with these settings of the allocator."""
-    with _environment(allocator), ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_measure, n_labels, n_examples, torch.get_num_threads()).result()
+    return in_child(allocator, torch.get_num_threads(), _measure, n_labels, n_examples)
 
 
-@contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    before = {key: os.environ.get(key) for key in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
-
-
-def _measure(n_labels: int, n_examples: int, threads: int) -> tuple[float, float]:
-    torch.set_num_threads(threads)
+def _measure(n_labels: int, n_examples: int) -> tuple[float, float]:
     scorer = _scorer(scoring_model())
     list(scorer.score(_stream(n_labels, 1), LABEL_KINDS))
-    before = _memory_mib("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here on
+    before = memory_mib("VmRSS")
+    forget_peak()
     started = time.perf_counter()
     for _ in scorer.score(_stream(n_labels, n_examples), LABEL_KINDS):
         pass
-    return time.perf_counter() - started, _memory_mib("VmHWM") - before
-
-
-def _memory_mib(field: str) -> float:
-    lines = _STATUS.read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
+    return time.perf_counter() - started, memory_mib("VmHWM") - before
 
 
 def _scorer(model: GPT) -> TreeScorer:

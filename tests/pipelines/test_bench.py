@@ -141,7 +141,7 @@ def test_a_shape_becomes_a_row(small: GPT, is_missing: bool, monkeypatch: pytest
 
 @pytest.mark.slow
 def test_growth_is_measured(tmp_path: Path) -> None:
-    if not scoring_growth._STATUS.exists():
+    if not scoring_growth.STATUS.exists():
         pytest.skip("peak memory is read from Linux's /proc")
     assert main(["scoring_growth", "rounds=1", "most_examples=16", f"out={tmp_path}/rows.json"]) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]

@@ -1,4 +1,4 @@
-"""The training objective: four parts, each a sum over tokens with its own global count, returned as a ledger.
+"""The training objective: parts, each a sum over tokens with its own global count, returned as a ledger.
 
 Legend: B rows, T positions, N positions with a target, H hidden size, E experts, L MoE layers.
 
@@ -8,7 +8,8 @@ step was cut. A part with count 0 contributes 0.
 
 Balance (Fedus et al. 2021, arXiv:2101.03961, equation 4, normalised so that 1.0 is perfectly even): E * sum_e P_e * F_e with P
 the mean gate probability and F the share of tokens. As a product of two means it is not additive over micro-batches; the
-scopes `step` (F from the previous step, detached) and `sequence` (both within one document) are, `microbatch` is not.
+scopes `step` (F from the previous step, detached) and `sequence` (both within one document) are, `microbatch` is not. A router's
+own losses are parts of their own, weighted by the router's settings; they and the balance count real tokens times MoE layers.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from adapt.core.errors import TrainingError
 from adapt.core.spans import NO_TARGET, LabelLoss, Span
 from adapt.model.batches import Batch
+from adapt.model.health import LayerSums
 from adapt.model.inputs import CausalBase, LayerRouting, ModelOutput
 from adapt.model.nll import nll_of_logits
 
@@ -65,9 +68,10 @@ class ObjectiveConfig:
     weights: PartWeights = field(default_factory=PartWeights)
     balance: BalanceConfig = field(default_factory=BalanceConfig)
 
-    def part_weights(self) -> Tensor:
-        w = self.weights
-        return torch.tensor([w.context, w.prompt, w.pseudo_label, self.balance.weight], dtype=torch.float64)
+    def part_weights(self, model: CausalBase) -> Tensor:
+        """Return the coefficient of every part, in the order of `parts_of`."""
+        w, own = self.weights, model.router_traits.loss_weights.values()
+        return torch.tensor([w.context, w.prompt, w.pseudo_label, self.balance.weight, *own], dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +93,21 @@ class Contribution:
 
     loss: Tensor
     sums_P: Tensor
-    prob_sums_LE: tuple[Tensor, ...]
-    counts_LE: tuple[Tensor, ...]
+    layers: tuple[LayerSums, ...]
 
 
-def part_counts(batch: Batch, n_moe_layers: int) -> Tensor:
-    """Count a micro-batch's targets of each part; the balance part counts real tokens times MoE layers."""
+def parts_of(model: CausalBase) -> tuple[str, ...]:
+    """Return the names of all parts: those of every model, then its routers' own losses."""
+    return (*PARTS, *model.router_traits.loss_weights)
+
+
+def part_counts(model: CausalBase, batch: Batch) -> Tensor:
+    """Count a micro-batch's targets of each part; those of routers real tokens times MoE layers, if there are any."""
     kinds = batch.kinds_BT[batch.targets_BT != NO_TARGET]
-    counts = torch.zeros(len(PARTS), dtype=torch.float64)
+    counts = torch.zeros(len(parts_of(model)), dtype=torch.float64)
     counts[: len(Span)] = torch.bincount(kinds, minlength=len(Span)).double()
-    counts[_BALANCE] = float((batch.inputs.documents_BT > 0).sum()) * n_moe_layers
+    counts[_BALANCE:] = float((batch.inputs.documents_BT > 0).sum()) * len(model.expert_counts)
+    counts[_BALANCE] *= model.router_traits.has_balance_loss
     return counts
 
 
@@ -117,32 +126,31 @@ def contribution(
     """
     output = model(batch.inputs)
     zero = output.hidden_BTH.new_zeros((), dtype=torch.float32)
-    balance = _balance_sum(output.routing, lagged_shares_LE, config.balance.scope, zero)
-    sums = [*_token_sums(model, batch, output), balance]
-    scale = config.part_weights() / counts_P.clamp_min(1.0) * (counts_P > 0)
+    balance = zero
+    if model.router_traits.has_balance_loss:
+        balance = _balance_sum(output.routing, lagged_shares_LE, config.balance.scope, zero)
+    own = [_router_loss_sum(output.routing, name, zero) for name in model.router_traits.loss_weights]
+    sums = [*_token_sums(model, batch, output), balance, *own]
+    scale = config.part_weights(model) / counts_P.clamp_min(1.0) * (counts_P > 0)
     loss = torch.stack([part * float(s) for part, s in zip(sums, scale, strict=True)]).sum() * world_size
     return Contribution(
         loss=loss,
         sums_P=torch.stack([part.detach().double() for part in sums]),
-        prob_sums_LE=tuple(report.probs_NE.detach().double().sum(0) for report in output.routing),
-        counts_LE=tuple(report.counts_E.double() for report in output.routing),
+        layers=tuple(LayerSums.of(report) for report in output.routing),
     )
 
 
 def ledger_from(
-    sums_P: Tensor,
-    counts_P: Tensor,
-    prob_sums_LE: Sequence[Tensor],
-    counts_LE: Sequence[Tensor],
-    config: ObjectiveConfig,
+    model: CausalBase, sums_P: Tensor, counts_P: Tensor, layers: Sequence[LayerSums], config: ObjectiveConfig
 ) -> dict[str, PartValue]:
     """Build the step's ledger from global sums; balance is E * sum_e P_e * F_e of the step itself, whatever the scope."""
-    weights = config.part_weights()
+    weights = config.part_weights(model)
     sums = sums_P.tolist()
-    if prob_sums_LE:
-        values = [balance_value(p, c) for p, c in zip(prob_sums_LE, counts_LE, strict=True)]
-        sums[_BALANCE] = sum(values) / len(values) * float(counts_P[_BALANCE])
-    return {part: PartValue(sum=sums[i], count=float(counts_P[i]), weight=float(weights[i])) for i, part in enumerate(PARTS)}
+    if layers:
+        sums[_BALANCE] = sum(layer.balance() for layer in layers) / len(layers) * float(counts_P[_BALANCE])
+    return {
+        part: PartValue(sum=sums[i], count=float(counts_P[i]), weight=float(weights[i])) for i, part in enumerate(parts_of(model))
+    }
 
 
 def ledger_total(ledger: dict[str, PartValue]) -> float:
@@ -150,13 +158,28 @@ def ledger_total(ledger: dict[str, PartValue]) -> float:
     return sum(part.weight * part.value for part in ledger.values())
 
 
-def balance_value(prob_sums_E: Tensor, counts_E: Tensor) -> float:
-    """Return E * sum_e P_e * F_e from sums; 0 without tokens, 1.0 when perfectly even."""
-    n_tokens = float(counts_E.sum())
-    if n_tokens == 0:
-        return 0.0
-    means, shares = prob_sums_E / float(prob_sums_E.sum()), counts_E / n_tokens
-    return float(len(counts_E) * (means * shares).sum())
+def check_balance_gradient(model: CausalBase, batch: Batch, config: ObjectiveConfig) -> None:
+    """Make sure that the balance loss, where it counts, can move every router; an empty batch says nothing.
+
+    Shares that rise from expert to expert stand in for those of a step, which may be even: then the true gradient is zero.
+
+    Raises:
+        TrainingError: a layer's gradient is zero.
+    """
+    if config.balance.weight == 0 or not model.router_traits.has_balance_loss or not bool(batch.inputs.documents_BT.any()):
+        return
+    reports = model(batch.inputs).routing
+    for layer, (report, parameters) in enumerate(zip(reports, model.gates(), strict=True)):
+        n_experts = report.probs_NE.shape[1]
+        rising_E = torch.arange(1, n_experts + 1, device=report.probs_NE.device) * 2 / (n_experts * (n_experts + 1))
+        balance = _balance_sum([report], [rising_E], BalanceScope.STEP, report.probs_NE.new_zeros(()))
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        gradients = torch.autograd.grad(balance, trained, allow_unused=True) if balance.requires_grad and trained else ()
+        if not any(gradient is not None and bool(gradient.any()) for gradient in gradients):
+            raise TrainingError(
+                f"loss/balance: objective.balance.weight is {config.balance.weight}, but the router of MoE layer {layer} gets no "
+                "gradient from it; set it to 0, or mend the router's probs_NE"
+            )
 
 
 def _token_sums(model: CausalBase, batch: Batch, output: ModelOutput) -> list[Tensor]:
@@ -196,6 +219,11 @@ def _balance_sum(reports: Sequence[LayerRouting], lagged_LE: Sequence[Tensor], s
             part = n_experts * (probs.sum(0) * shares_E).sum()
         total = total + part
     return total
+
+
+def _router_loss_sum(reports: Sequence[LayerRouting], name: str, zero: Tensor) -> Tensor:
+    """Add up one of the routers' own losses over the layers; at inference there are none."""
+    return sum((report.losses[name] for report in reports if report.losses), zero)
 
 
 def _sequence_balance(report: LayerRouting) -> Tensor:

@@ -24,10 +24,11 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from adapt.core.errors import AdaptError, ConfigError
 from adapt.core.registry import suggest
 from adapt.core.runtime import set_up_logging
-from adapt.core.typed import defaults_of, digest_of, from_plain
+from adapt.core.typed import defaults_of, digest_of, from_plain, to_plain
 from adapt.model.gpt import GPTConfig
 from adapt.model.hf import HFConfig
 from adapt.model.routers.contract import all_routers
+from adapt.model.routers.top1 import Top1Config
 from pipelines.launch import USER_ERROR_CODE
 from pipelines.locations import conf_dir, demo_dir
 from pipelines.schema import PipelineConfig
@@ -97,10 +98,9 @@ def _chosen_model(model: dict[str, Any]) -> dict[str, Any]:
         if model["path"] != omegaconf.MISSING:
             raise ConfigError("model.path: is for a Hugging Face base; add model=hf")
         return sizes
-    defaults = defaults_of(GPTConfig, omegaconf.MISSING)
+    defaults = {**defaults_of(GPTConfig, omegaconf.MISSING), "router": to_plain(Top1Config())}
     for key, value in sizes.items():
-        is_set = value["name"] != defaults[key]["name"] if key == "router" else value != defaults[key]
-        if is_set:
+        if value != defaults[key]:
             raise ConfigError(f"model.{key}: is not for model=hf, whose own config.json decides; leave it out")
     return {"path": model["path"]}
 

@@ -21,6 +21,7 @@ NAME = "report"
 PER_TASK = False
 PAGE_FILE = "report.html"
 _BINS = 20
+_TEXT_LOSSES = ("loss/total", "loss/context", "loss/prompt", "loss/pseudo_label")
 
 
 def plan(walk: Walk, task: TaskConfig | None) -> Plan:
@@ -96,11 +97,13 @@ def _trainings(found: Mapping[str, Artifact]) -> list[Section]:
 
 
 def _losses(history: Sequence[Mapping[str, float]]) -> str:
-    names = [k for k in history[0] if k.startswith("loss/") and k != "loss/balance"]
-    shown = [n for n in names if n == "loss/total" or any(line[f"count/{n[5:]}"] for line in history)]
-    return _line("Loss by part, nats per token", history, shown) + _line(
-        "Balance loss (1.0 is perfectly even)", history, ["loss/balance"]
-    )
+    names = [k for k in history[0] if k.startswith("loss/")]
+    shown = [n for n in names if n in _TEXT_LOSSES and (n == "loss/total" or any(line[f"count/{n[5:]}"] for line in history))]
+    of_routers = [n for n in names if n not in _TEXT_LOSSES]
+    title = "Loss by part, nats per token"
+    if "router/looks_ahead" in history[0]:
+        title += " (in training the router looks ahead: these are no language-model losses)"
+    return _line(title, history, shown) + _line("Losses of routers (balance: 1.0 is perfectly even)", history, of_routers)
 
 
 def _loads(history: Sequence[Mapping[str, float]]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +18,7 @@ import adapt.objective
 from adapt.core.spans import NO_TARGET, LabelForm, LabelLoss, Reading, Span, join_parts, read_for_training, read_with_targets
 from adapt.model.batches import Batch, collate
 from adapt.model.gpt import GPT, materialize
+from adapt.model.health import LayerSums
 from adapt.objective import (
     PARTS,
     BalanceConfig,
@@ -23,7 +26,6 @@ from adapt.objective import (
     ObjectiveConfig,
     PartValue,
     PartWeights,
-    balance_value,
     contribution,
     ledger_from,
     ledger_total,
@@ -69,13 +71,12 @@ class Step:
 
     loss: float
     sums_P: Tensor
-    prob_sums_LE: list[Tensor]
-    counts_LE: list[Tensor]
+    layers: list[LayerSums]
     gradients: dict[str, Tensor]
 
 
 def counted(model: GPT, batches: Sequence[Batch]) -> Tensor:
-    return torch.stack([part_counts(batch, len(model.expert_counts)) for batch in batches]).sum(0)
+    return torch.stack([part_counts(model, batch) for batch in batches]).sum(0)
 
 
 def stepped(model: GPT, batches: Sequence[Batch], config: ObjectiveConfig, world_size: int = 1) -> Step:
@@ -88,14 +89,13 @@ def stepped(model: GPT, batches: Sequence[Batch], config: ObjectiveConfig, world
     return Step(
         loss=sum(float(part.loss.detach()) for part in parts) / world_size,
         sums_P=torch.stack([part.sums_P for part in parts]).sum(0),
-        prob_sums_LE=[torch.stack(layer).sum(0) for layer in zip(*(part.prob_sums_LE for part in parts), strict=True)],
-        counts_LE=[torch.stack(layer).sum(0) for layer in zip(*(part.counts_LE for part in parts), strict=True)],
+        layers=[functools.reduce(operator.add, layer) for layer in zip(*(part.layers for part in parts), strict=True)],
         gradients={name: torch.stack(grads).sum(0) / world_size for name, *grads in zip(names, *gradients, strict=True)},
     )
 
 
 def ledger_of(model: GPT, step: Step, batches: Sequence[Batch], config: ObjectiveConfig) -> dict[str, PartValue]:
-    return ledger_from(step.sums_P, counted(model, batches), step.prob_sums_LE, step.counts_LE, config)
+    return ledger_from(model, step.sums_P, counted(model, batches), step.layers, config)
 
 
 CUTS: dict[str, Cut] = {
@@ -169,7 +169,7 @@ def test_parts_without_targets_contribute_nothing(model: GPT) -> None:
 def test_counts_are_the_targets_of_each_kind_and_the_real_tokens(model: GPT) -> None:
     texts = readings(LabelLoss.MLM)
     batch = collate([texts[:3], texts[3:], []], pad_multiple=16)
-    counts = dict(zip(PARTS, part_counts(batch, len(model.expert_counts)).tolist(), strict=True))
+    counts = dict(zip(PARTS, part_counts(model, batch).tolist(), strict=True))
     for part, kind in zip(PARTS, Span, strict=False):
         assert counts[part] == sum(int(((t.targets_T != NO_TARGET) & (t.kinds_T == int(kind))).sum()) for t in texts)
     assert counts["balance"] == sum(len(text) for text in texts) * len(model.expert_counts)
@@ -190,10 +190,14 @@ def test_weights_scale_the_parts(sparse: GPT) -> None:
     assert loss() == 0.0
 
 
+def sums_of(probs_E: list[float], counts_E: list[float]) -> LayerSums:
+    return LayerSums(torch.tensor([*probs_E, *counts_E, 0.0, 0.0, 0.0], dtype=torch.float64))
+
+
 def test_balance_is_1_for_even_routing_and_the_number_of_experts_for_full_collapse() -> None:
-    assert balance_value(torch.full((6,), 4.0), torch.full((6,), 4.0)) == pytest.approx(1.0)
-    assert balance_value(torch.tensor([0.0, 9.0, 0.0, 0.0]), torch.tensor([0.0, 9.0, 0.0, 0.0])) == pytest.approx(4.0)
-    assert balance_value(torch.zeros(4), torch.zeros(4)) == 0.0
+    assert sums_of([4.0] * 6, [4.0] * 6).balance() == pytest.approx(1.0)
+    assert sums_of([0.0, 9.0, 0.0, 0.0], [0.0, 9.0, 0.0, 0.0]).balance() == pytest.approx(4.0)
+    assert LayerSums.empty(4).balance() == 0.0
 
 
 @pytest.mark.parametrize("scope", list(BalanceScope))
@@ -210,7 +214,7 @@ def test_the_balance_loss_of_a_collapsed_gate_is_the_number_of_experts(scope: Ba
         weights=PartWeights(context=0, prompt=0, pseudo_label=0), balance=BalanceConfig(weight=1.0, scope=scope)
     )
     batch = collate([readings(LabelLoss.CLM)])
-    part = contribution(model, batch, part_counts(batch, 2), collapsed, config, 1)
+    part = contribution(model, batch, part_counts(model, batch), collapsed, config, 1)
     assert float(part.loss.detach()) == pytest.approx(4.0, abs=1e-4)
 
 
@@ -229,7 +233,7 @@ def test_the_step_balance_has_no_gradient_when_shares_are_even(sparse: GPT) -> N
     even = [torch.full((count,), 1.0 / count) for count in sparse.expert_counts]
     config = ObjectiveConfig(weights=PartWeights(context=0, prompt=0, pseudo_label=0), balance=BalanceConfig(weight=1.0))
     batch = collate([readings(LabelLoss.CLM)])
-    part = contribution(sparse, batch, part_counts(batch, 2), even, config, 1)
+    part = contribution(sparse, batch, part_counts(sparse, batch), even, config, 1)
     assert float(part.loss.detach()) == pytest.approx(1.0, abs=1e-5)
     for gradient in torch.autograd.grad(part.loss, [block.mlp.router.weight for block in sparse.blocks[1::2]]):
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-6, rtol=0)

@@ -100,11 +100,13 @@ def test_a_hugging_face_base_keeps_the_branches_apart_as_well(family: str, layou
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_counts_are_those_of_the_clean_reading_and_the_masks(model: GPT, layout: str) -> None:
-    clm, mlm, both = (part_counts(LAYOUTS[layout](readings(loss)), 1) for loss in (LabelLoss.CLM, LabelLoss.MLM, LabelLoss.BOTH))
+    clm, mlm, both = (
+        part_counts(model, LAYOUTS[layout](readings(loss))) for loss in (LabelLoss.CLM, LabelLoss.MLM, LabelLoss.BOTH)
+    )
     assert both[:2].tolist() == clm[:2].tolist()
     assert both[2] == clm[2] + mlm[2]
     n_labels = sum(int((text.kinds_T == int(Span.LABEL)).sum()) for text in texts())
-    assert both[3] == clm[3] + n_labels
+    assert both[3] == clm[3] + n_labels * len(model.expert_counts)
     assert mlm[2] == n_labels
 
 

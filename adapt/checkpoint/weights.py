@@ -30,6 +30,7 @@ from adapt.core.artifacts import Artifact
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.precision import Precision
 from adapt.core.typed import from_plain, to_plain
+from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT, GPTConfig
 from adapt.model.hf import HFModel, load_hf_model
 from adapt.text.contract import TextTokenizer
@@ -181,17 +182,17 @@ def load_model(directory: Path, device: torch.device | str = "cpu", dtype: torch
         for name, weight in model.named_parameters():
             if not is_router(name):  # a rounded router sends tokens elsewhere
                 weight.data = weight.data.to(dtype)
-    wanted = dict(model.named_parameters())
+    wanted = dict(named_state(model))
     for name, tensor in iterate_tensors(directory):
-        parameter = wanted.pop(name, None)
-        if parameter is None:
+        place = wanted.pop(name, None)
+        if place is None:
             raise CheckpointError(f"{directory}: tensor {name} does not belong to this model")
-        if parameter.shape != tensor.shape:
+        if place.shape != tensor.shape:
             raise CheckpointError(
-                f"{directory}: tensor {name} has shape {tuple(tensor.shape)}, the model needs {tuple(parameter.shape)}"
+                f"{directory}: tensor {name} has shape {tuple(tensor.shape)}, the model needs {tuple(place.shape)}"
             )
         with torch.no_grad():
-            parameter.copy_(tensor)
+            place.copy_(tensor)
     if wanted:
         raise CheckpointError(f"{directory}: tensor {min(wanted)} is missing ({len(wanted)} in all)")
     return model.eval()

@@ -33,8 +33,11 @@ class Batch:
         return Batch(inputs=self.inputs.to(device), targets_BT=self.targets_BT.to(device), kinds_BT=self.kinds_BT.to(device))
 
 
-def collate(rows: Sequence[Row], pad_multiple: int = 1, step: int | None = None) -> Batch:
-    """Lay rows of readings out as one padded batch; each reading is a document of its own, positions from 0."""
+def collate(rows: Sequence[Row], pad_multiple: int = 1, step: int | None = None, row_keys: Sequence[int] | None = None) -> Batch:
+    """Lay rows of readings out as one padded batch; each reading is a document of its own, positions from 0.
+
+    Training gives the global `step` and a key for each row, from which routers draw their noise.
+    """
     lengths = [sum(len(reading) for reading in row) for row in rows]
     width = max(lengths, default=0) or 1
     width = -(-width // pad_multiple) * pad_multiple
@@ -61,6 +64,7 @@ def collate(rows: Sequence[Row], pad_multiple: int = 1, step: int | None = None)
         mask_BSW=_branch_mask(rows, documents),
         is_packed=any(len(row) > 1 for row in rows),
         step=step,
+        row_keys_B=None if row_keys is None else torch.tensor([*row_keys] or [0]),
     )
     return Batch(inputs=inputs, targets_BT=torch.from_numpy(targets), kinds_BT=torch.from_numpy(kinds))
 

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
-
 from adapt.model.gpt import GPT, GPTConfig
 from adapt.model.hf import shapes_of
 
@@ -17,7 +15,7 @@ KINDS = ("embedding", "attention", "mlp", "residual mix", "norm", "router", "exp
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCounts:
-    """Counts of one model. `active` is what one token uses with one routed expert per MoE layer."""
+    """Counts of one model. `active` is what one token uses at inference."""
 
     by_kind: dict[str, int]
     total: int
@@ -57,14 +55,15 @@ def hf_kind_of(name: str) -> str:
     return "attention" if ".self_attn." in name else "mlp"
 
 
-def count_parameters(config: GPTConfig, experts_per_token: int = 1) -> ParameterCounts:
+def count_parameters(config: GPTConfig) -> ParameterCounts:
     """Count a model's parameters without allocating it.
 
     Raises:
         ConfigError: the sizes do not make a model.
     """
-    model: nn.Module = GPT(config)
-    return _counted(((kind_of(name), parameter.shape) for name, parameter in model.named_parameters()), experts_per_token)
+    model = GPT(config)
+    kinds_and_shapes = ((kind_of(name), parameter.shape) for name, parameter in model.named_parameters())
+    return _counted(kinds_and_shapes, model.router_traits.experts_per_token)
 
 
 def count_hf_parameters(directory: Path) -> ParameterCounts:

@@ -8,7 +8,8 @@ the pyramid of Rajbhandari et al. 2022 (arXiv:2201.05596, section 4.1.1).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,19 @@ from torch.nn import functional
 from adapt.core.errors import ConfigError
 from adapt.core.runtime import seed_for
 from adapt.model.attention import Attention, KeysValues, attention_mask
-from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past
+from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past, RouterTraits
 from adapt.model.moe import DenseMLP, MoELayer
 from adapt.model.routers.contract import RouterConfig
+from adapt.model.routers.top1 import Top1Config
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """Sizes of a GPT. `experts`: one count per MoE layer, or a single count for all of them; [0] is a dense model."""
+    """Sizes of a GPT. `experts`: one count per MoE layer, or a single count for all of them; [0] is a dense model.
+
+    With a `capacity_factor`, an expert takes at most that many times its even share of a sequence's tokens in training and
+    drops the others; absent, nothing is ever dropped.
+    """
 
     n_layers: int
     hidden_size: int
@@ -34,7 +40,8 @@ class GPTConfig:
     ffn_multiple: int = 4
     experts: list[int] = field(default_factory=lambda: [0])
     is_residual: bool = False
-    router: RouterConfig = field(default_factory=RouterConfig)
+    router: RouterConfig = field(default_factory=Top1Config)
+    capacity_factor: float | None = None
     init_std: float = 0.02
     norm_eps: float = 1e-5
 
@@ -63,6 +70,8 @@ class GPTConfig:
         sizes = (self.n_layers, self.hidden_size, self.n_heads, self.context_length, self.vocab_size, self.ffn_multiple)
         if min(sizes) < 1:
             raise ConfigError("model: layers, hidden size, heads, context, vocabulary and ffn_multiple must be at least 1")
+        if self.capacity_factor is not None and self.capacity_factor <= 0:
+            raise ConfigError(f"model.capacity_factor: {self.capacity_factor} is not above 0; null drops nothing")
         if self.n_layers == 1 and any(self.experts):
             raise ConfigError("model.experts: a model of one layer has no MoE layer; use [0]")
         if self.hidden_size % self.n_heads:
@@ -72,7 +81,7 @@ class GPTConfig:
 class Block(nn.Module):
     """Attention and a feed-forward part, each behind a layer norm, each added to its input."""
 
-    def __init__(self, config: GPTConfig, n_experts: int) -> None:
+    def __init__(self, config: GPTConfig, layer: int, n_experts: int) -> None:
         super().__init__()
         hidden, width = config.hidden_size, config.ffn_multiple * config.hidden_size
         self.attention_norm = nn.LayerNorm(hidden, eps=config.norm_eps)
@@ -80,7 +89,9 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(hidden, eps=config.norm_eps)
         self.mlp: DenseMLP | MoELayer
         if n_experts:
-            self.mlp = MoELayer(hidden, width, n_experts, config.router, config.is_residual)
+            self.mlp = MoELayer(
+                hidden, width, n_experts, config.router, config.is_residual, layer=layer, capacity_factor=config.capacity_factor
+            )
         else:
             self.mlp = DenseMLP(hidden, width)
 
@@ -110,8 +121,9 @@ class GPT(nn.Module):
         with torch.device("meta"):
             self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
             self.positions = nn.Embedding(config.context_length, config.hidden_size)
-            self.blocks = nn.ModuleList(Block(config, count) for count in config.expert_counts())
+            self.blocks = nn.ModuleList(Block(config, *at) for at in enumerate(config.expert_counts()))
             self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.router_traits = self._router_traits()
 
     def forward(self, inputs: ModelInputs) -> ModelOutput:
         x_BTH = self.embedding(inputs.ids_BT) + self.positions(inputs.positions_BT)
@@ -130,15 +142,35 @@ class GPT(nn.Module):
     def logits(self, hidden_NH: Tensor) -> Tensor:
         return functional.linear(hidden_NH, self.embedding.weight)
 
+    def gates(self) -> list[list[Tensor]]:
+        return [list(layer.router.parameters()) for layer in self._moe_layers()]
+
+    def after_step(self, counts_LE: Sequence[Tensor]) -> None:
+        for layer, counts_E in zip(self._moe_layers(), counts_LE, strict=True):
+            layer.router.after_step(counts_E)
+
+    def _moe_layers(self) -> list[MoELayer]:
+        return [block.mlp for block in self.blocks if isinstance(block.mlp, MoELayer)]
+
+    def _router_traits(self) -> RouterTraits:
+        layers = self._moe_layers()
+        if not layers:
+            return RouterTraits()
+        traits = layers[0].router.traits
+        return replace(traits, looks_ahead=traits.looks_ahead or self.config.capacity_factor is not None)
+
 
 @torch.no_grad()
 def materialize(model: GPT, seed: int, device: torch.device | str = "cpu") -> GPT:
     """Allocate a meta-device model and initialise it tensor by tensor, each from (seed, name), each expert on its own.
 
     So the same seed gives the same weights however experts are split over ranks. Matrices are normal with `init_std`, those that
-    write to the residual stream divided by sqrt(2 * layers) (Radford et al. 2019); norms start at 1, biases at 0.
+    write to the residual stream divided by sqrt(2 * layers) (Radford et al. 2019); norms start at 1, biases and
+    routers' state at 0.
     """
     model.to_empty(device=device)
+    for buffer in model.buffers():
+        buffer.zero_()
     std = model.config.init_std
     for name, parameter in model.named_parameters():
         if "norm" in name:

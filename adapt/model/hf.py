@@ -10,17 +10,18 @@ recurrent state, which this wrapper would get wrong without a sign; so they are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.model.attention import attention_mask
-from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past
+from adapt.model.buffers import ExactBuffers
+from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past, RouterTraits
 
 DENSE_FAMILIES = ("llama", "mistral", "olmo2", "qwen2", "qwen3")
 SPARSE_FAMILIES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
@@ -36,8 +37,11 @@ class HFConfig:
     path: str
 
 
-class HFModel(nn.Module):
-    """A `CausalBase` over a transformers model. `config_files` are kept to be written beside trained weights as they were."""
+class HFModel(ExactBuffers):
+    """A `CausalBase` over a transformers model. `config_files` are kept to be written beside trained weights as they were.
+
+    Rotary frequencies are exact buffers: in bf16 they would turn positions by the wrong angle.
+    """
 
     def __init__(self, causal: Any, config_files: Mapping[str, bytes]) -> None:
         super().__init__()
@@ -48,9 +52,9 @@ class HFModel(nn.Module):
         self.hidden_size = int(config.hidden_size)
         # Within its window, a sliding window hides nothing.
         self.context_length = min(int(config.max_position_embeddings), getattr(config, "sliding_window", None) or 1 << 62)
-        gates = [layer.mlp.gate for layer in causal.get_decoder().layers if hasattr(layer.mlp, "experts")]
+        gates = self._gates()
         self.expert_counts = tuple(int(gate.num_experts) for gate in gates)
-        self.experts_per_token = int(gates[0].top_k) if gates else 0
+        self.router_traits = RouterTraits(experts_per_token=int(gates[0].top_k) if gates else 0)
         # Padding is told by `documents_BT`: the pad token is a token like any other, and may start documents.
         causal.get_input_embeddings().padding_idx = None
 
@@ -78,6 +82,12 @@ class HFModel(nn.Module):
     def logits(self, hidden_NH: Tensor) -> Tensor:
         return self.causal.get_output_embeddings()(hidden_NH)
 
+    def gates(self) -> list[list[Tensor]]:
+        return [list(gate.parameters()) for gate in self._gates()]
+
+    def after_step(self, counts_LE: Sequence[Tensor]) -> None:
+        return None  # the families' routers keep no state
+
     def checkpoint_tensors(self, weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Turn named parameters of this module into tensors under the names of the family's checkpoints, one by one."""
         from transformers.core_model_loading import revert_weight_conversion
@@ -86,6 +96,9 @@ class HFModel(nn.Module):
             for own_name, tensor in revert_weight_conversion(self.causal, {name.removeprefix(_PREFIX): weight.detach()}).items():
                 yield own_name, tensor.clone()  # experts come as views of one stack, which shards cannot hold
 
+    def _gates(self) -> list[Any]:
+        return [layer.mlp.gate for layer in self.causal.get_decoder().layers if hasattr(layer.mlp, "experts")]
+
     def _routing(self, router_logits: tuple[Tensor, ...], inputs: ModelInputs) -> tuple[LayerRouting, ...]:
         """Report per layer, for real tokens only, what the family's rule (the top k of a softmax in fp32) decided."""
         documents = inputs.documents_BT.flatten()
@@ -93,29 +106,26 @@ class HFModel(nn.Module):
         rows, positions = inputs.ids_BT.shape
         row_of = torch.arange(rows, device=documents.device).repeat_interleave(positions)
         sequences_N = (row_of * (positions + 1) + documents)[real_N]
-        k = self.experts_per_token
+        k = self.router_traits.experts_per_token
         token_K = torch.arange(len(real_N), device=documents.device).repeat_interleave(k)
         reports = []
         for logits, n_experts in zip(router_logits, self.expert_counts, strict=True):
-            probs_NE = logits.flatten(0, -2)[real_N].float().softmax(dim=-1)
+            logits_NE = logits.flatten(0, -2)[real_N].float()
+            probs_NE = logits_NE.softmax(dim=-1)
             expert_K = probs_NE.topk(k, dim=-1).indices.flatten()
-            counts_E = torch.bincount(expert_K, minlength=n_experts)
             reports.append(
                 LayerRouting(
-                    probs_NE=probs_NE, counts_E=counts_E, expert_K=expert_K, token_K=token_K, sequence_ids_N=sequences_N, losses={}
+                    probs_NE=probs_NE,
+                    logits_NE=logits_NE,
+                    counts_E=torch.bincount(expert_K, minlength=n_experts),
+                    dropped=torch.zeros((), dtype=torch.int64, device=documents.device),
+                    expert_K=expert_K,
+                    token_K=token_K,
+                    sequence_ids_N=sequences_N,
+                    losses={},
                 )
             )
         return tuple(reports)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> HFModel:
-        """Move and cast parameters, but move buffers only: rotary frequencies in bf16 would turn positions by the wrong angle."""
-        exact = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            owner, _, leaf = name.rpartition(".")
-            moved = self.get_buffer(name)
-            self.get_submodule(owner)._buffers[leaf] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
-        return self
 
 
 def load_hf_model(
@@ -165,7 +175,7 @@ def shapes_of(directory: Path) -> tuple[dict[str, torch.Size], int]:
             model = HFModel(transformers.AutoModelForCausalLM.from_config(config), {})
     except Exception as error:
         raise CheckpointError(f"{directory}: transformers cannot make this model ({_first_line(error)})") from error
-    return {name: parameter.shape for name, parameter in model.named_parameters()}, model.experts_per_token
+    return {name: parameter.shape for name, parameter in model.named_parameters()}, model.router_traits.experts_per_token
 
 
 def import_transformers() -> Any:

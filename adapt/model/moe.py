@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adapt.model.capacity import within_capacity
 from adapt.model.experts import Experts
+from adapt.model.hashing import mixed
 from adapt.model.inputs import LayerRouting, ModelInputs, RouterInputs
 from adapt.model.routers.contract import RouterConfig, build_router
 
@@ -30,10 +32,21 @@ class DenseMLP(nn.Module):
 
 
 class MoELayer(nn.Module):
-    """A routed layer; `residual` adds the dense MLP beside the routed expert."""
+    """A routed layer; `is_residual` adds the dense MLP beside the routed experts. Capacity, where set, is for training alone."""
 
-    def __init__(self, hidden_size: int, width: int, n_experts: int, router: RouterConfig, is_residual: bool) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        width: int,
+        n_experts: int,
+        router: RouterConfig,
+        is_residual: bool,
+        layer: int = 0,
+        capacity_factor: float | None = None,
+    ) -> None:
         super().__init__()
+        self.layer = layer
+        self.capacity_factor = capacity_factor
         self.router = build_router(router, hidden_size, n_experts)
         self.experts = Experts(n_experts, hidden_size, width)
         self.residual_mlp = DenseMLP(hidden_size, width) if is_residual else None
@@ -41,32 +54,45 @@ class MoELayer(nn.Module):
 
     def forward(self, x_BTH: Tensor, inputs: ModelInputs) -> tuple[Tensor, LayerRouting]:
         flat = x_BTH.flatten(0, 1)
-        documents = inputs.documents_BT.flatten()
-        real_N = documents.nonzero().squeeze(-1)
-        rows, positions = inputs.ids_BT.shape
-        row_of = torch.arange(rows, device=flat.device).repeat_interleave(positions)
-        # Documents are numbered within a row; rows hold at most T of them, so this numbers them across the batch.
-        sequences = row_of * (positions + 1) + documents
-        router_inputs = RouterInputs(
-            token_ids_N=inputs.ids_BT.flatten()[real_N],
-            sequence_ids_N=sequences[real_N],
-            domain_ids_N=None if inputs.domains_BT is None else inputs.domains_BT.flatten()[real_N],
-            step=inputs.step,
-        )
+        real_N = inputs.documents_BT.flatten().nonzero().squeeze(-1)
+        router_inputs = self._router_inputs(inputs, real_N)
         x_NH = flat[real_N]
-        routing = self.router.route(x_NH, router_inputs)
-        out_NH, counts_E = self.experts(x_NH, routing.token_K, routing.expert_K, routing.weight_K)
-        out_NH = self.router.combine(out_NH, routing)
+        routing = kept = self.router.route(x_NH, router_inputs)
+        if self.training and self.capacity_factor is not None:
+            kept = within_capacity(routing, router_inputs, self.experts.n_experts, self.capacity_factor)
+        out_NH, kept_E = self.experts(x_NH, kept.token_K, kept.expert_K, kept.weight_K)
+        counts_E = kept_E if kept is routing else torch.bincount(routing.expert_K, minlength=self.experts.n_experts)
+        out_NH = self.router.combine(out_NH, kept)
         out = torch.zeros_like(flat).index_copy(0, real_N, out_NH).view_as(x_BTH)
         if self.residual_mlp is not None and self.residual_mix is not None:
             mix = self.residual_mix(x_BTH).softmax(dim=-1)
             out = out * mix[..., :1] + self.residual_mlp(x_BTH) * mix[..., 1:]
         report = LayerRouting(
             probs_NE=routing.probs_NE,
+            logits_NE=routing.logits_NE,
             counts_E=counts_E,
+            dropped=(counts_E - kept_E).sum(),
             expert_K=routing.expert_K,
             token_K=routing.token_K,
             sequence_ids_N=router_inputs.sequence_ids_N,
             losses=routing.losses,
         )
         return out, report
+
+    def _router_inputs(self, inputs: ModelInputs, real_N: Tensor) -> RouterInputs:
+        """Take padding out and number the documents across the batch."""
+        positions = inputs.ids_BT.shape[1]
+        row_N, column_N = real_N // positions, real_N % positions
+        domains_BT = torch.zeros_like(inputs.ids_BT) if inputs.domains_BT is None else inputs.domains_BT
+        noise_keys_N = None
+        if inputs.row_keys_B is not None:
+            noise_keys_N = mixed(mixed(inputs.row_keys_B, self.layer)[row_N] ^ column_N, salt=0)
+        return RouterInputs(
+            token_ids_N=inputs.ids_BT.flatten()[real_N],
+            # Documents are numbered within a row; rows hold at most T of them.
+            sequence_ids_N=row_N * (positions + 1) + inputs.documents_BT.flatten()[real_N],
+            positions_N=inputs.positions_BT.flatten()[real_N],
+            domain_ids_N=domains_BT.flatten()[real_N],
+            step=inputs.step,
+            noise_keys_N=noise_keys_N,
+        )

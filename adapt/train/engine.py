@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo
+from adapt.model.buffers import named_state, saved_buffers
 from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.optimizer import OptimizerConfig, parameter_groups
 
@@ -51,7 +52,7 @@ class Engine:
         self.device = torch.device("cuda", rank.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self._model = model
         is_rounded = config.precision is Precision.BF16
-        exact = {name: p.detach().clone() for name, p in model.named_parameters()} if is_rounded else {}
+        exact = {name: tensor.detach().clone() for name, tensor in named_state(model)} if is_rounded else {}
         if not torch.distributed.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             with contextlib.redirect_stdout(sys.stderr):
@@ -104,9 +105,10 @@ class Engine:
         return values
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, full fp32 weight); a collective: every rank must walk through it."""
+        """Yield (name, full fp32 weight), then routers' state; a collective: every rank must walk through it."""
         for name, parameter in self._model.named_parameters():
             yield name, deepspeed.utils.safe_get_full_fp32_param(parameter)
+        yield from saved_buffers(self._model)  # whole and equal on every rank
 
     def named_moments(self, which: str) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, full fp32 moment), `which` of MOMENTS; a collective."""
@@ -114,10 +116,12 @@ class Engine:
             yield name, deepspeed.utils.safe_get_full_optimizer_state(parameter, which)
 
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Set master weights by name, then what forward reads."""
+        """Set master weights and routers' state by name, then what forward reads."""
         for name, parameter in self._model.named_parameters():
             deepspeed.utils.safe_set_full_fp32_param(parameter, weights[name].to(self.device, torch.float32))
         self._zero.update_lp_params()
+        for name, buffer in saved_buffers(self._model):
+            buffer.copy_(weights[name])
 
     def set_moments(self, moments: Mapping[str, Mapping[str, Tensor]], steps_done: int) -> None:
         """Set the optimizer's moments by name, as after `steps_done` updates."""

@@ -15,18 +15,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adapt.core.errors import TrainingError
+from adapt.core.runtime import seed_for
+from adapt.core.spans import Reading, Span
 from adapt.model.batches import Batch, collate
+from adapt.model.health import LayerSums
 from adapt.model.inputs import CausalBase
 from adapt.objective import (
     PARTS,
     Contribution,
     ObjectiveConfig,
     PartValue,
-    balance_value,
+    check_balance_gradient,
     contribution,
     ledger_from,
     ledger_total,
     part_counts,
+    parts_of,
 )
 from adapt.text.packing import RowSource, StepOrder
 from adapt.train.engine import Engine
@@ -52,8 +56,7 @@ class Totals:
     """Global sums of one step or one pass."""
 
     ledger: dict[str, PartValue]
-    prob_sums_LE: list[Tensor]
-    counts_LE: list[Tensor]
+    layers: list[LayerSums]
 
 
 class Trainer:
@@ -71,7 +74,7 @@ class Trainer:
         """Train to the last step, going on from the newest state in `work`.
 
         Raises:
-            TrainingError: a part of the loss, or the gradient norm, is not finite.
+            TrainingError: a part of the loss, or the gradient norm, is not finite; the balance loss does not reach a router.
         """
         engine = self._engine
         progress = load_newest_state(work, engine)
@@ -82,6 +85,7 @@ class Trainer:
             progress = Progress(step=0, lagged_shares_LE=even, history=[])
         order = StepOrder(n_rows=len(source), batch=config.batch_rows, seed=self._seed)
         engine.module.train()
+        is_checked = False
         started, tokens_done = time.monotonic(), 0.0
         bar = tqdm(
             total=config.steps, initial=progress.step, desc="training", unit="step", leave=False, delay=2.0,
@@ -90,11 +94,15 @@ class Trainer:
         while progress.step < config.steps:
             lr = learning_rate(config.optimizer, progress.step, config.steps)
             micro_batches = self._micro_batches(source, order.rows_at(progress.step), progress.step)
+            if not is_checked:
+                check_balance_gradient(self._base, micro_batches[0], self._objective)
+                is_checked = True
             totals = self._accumulate(micro_batches, progress.lagged_shares_LE)
             grad_norm = engine.step(lr)
+            self._base.after_step([layer.counts_E for layer in totals.layers])
             progress.step += 1
-            progress.lagged_shares_LE = [counts / counts.sum().clamp_min(1) for counts in totals.counts_LE]
-            line = _history_line(progress.step, lr, grad_norm, totals)
+            progress.lagged_shares_LE = [layer.shares_E for layer in totals.layers]
+            line = _history_line(progress.step, lr, grad_norm, totals, self._base.router_traits.looks_ahead)
             progress.history.append(line)
             tokens_done += line["tokens"]
             tokens_per_s = tokens_done / (time.monotonic() - started)
@@ -108,43 +116,39 @@ class Trainer:
         return TrainResult(history=progress.history, tokens_per_s=tokens_done / elapsed)
 
     def measure(self, source: RowSource) -> dict[str, PartValue]:
-        """Return the ledger of one pass over a source, without training."""
+        """Return the ledger of one pass over a source, without training and so without the routers' own losses."""
         rows = [(index, 0) for index in range(len(source))]
         chunk = self._config.micro_batch * self._engine.rank.world_size * 16
-        sums = torch.zeros(len(PARTS), dtype=torch.float64)
-        counts = torch.zeros_like(sums)
-        probs = [torch.zeros(n, dtype=torch.float64) for n in self._expert_counts]
-        loads = [torch.zeros(n, dtype=torch.float64) for n in self._expert_counts]
+        counts = self._zeros()
+        parts: list[Contribution] = []
         even = [torch.full((n,), 1.0 / n) for n in self._expert_counts]
         self._engine.module.eval()
         with torch.no_grad():
             for start in range(0, len(rows), chunk):
                 batches = self._micro_batches(source, rows[start : start + chunk], None)
-                local = sum((part_counts(b, len(self._expert_counts)) for b in batches), torch.zeros_like(sums))
-                parts = [self._contribution(batch, local, even) for batch in batches]
+                local = sum((part_counts(self._base, batch) for batch in batches), self._zeros())
+                parts += [self._contribution(batch, local, even) for batch in batches]
                 counts += local
-                sums += sum(part.sums_P.cpu() for part in parts)
-                for layer in range(len(probs)):
-                    probs[layer] += sum(part.prob_sums_LE[layer].cpu() for part in parts)
-                    loads[layer] += sum(part.counts_LE[layer].cpu() for part in parts)
         self._engine.module.train()
-        sums, counts, probs, loads = self._reduce(sums, counts, probs, loads)
-        return ledger_from(sums, counts, probs, loads, self._objective)
+        ledger = self._totals(parts, self._engine.all_sum(counts)).ledger
+        return {part: ledger[part] for part in PARTS}
 
     def _micro_batches(self, source: RowSource, rows: Sequence[tuple[int, int]], step: int | None) -> list[Batch]:
         """Cut this rank's share of a step; every rank gets the same number of micro-batches, empty ones if need be."""
         rank, world = self._engine.rank.rank, self._engine.rank.world_size
         size = self._config.micro_batch
         n_batches = -(-len(rows) // (world * size))
-        mine = [source.row(index, epoch) for index, epoch in rows[rank::world]]
-        mine.sort(key=lambda row: sum(len(reading) for reading in row))
+        mine = [(source.row(*at), seed_for(self._seed, step, *at)) for at in rows[rank::world]]
+        mine.sort(key=lambda row: sum(len(reading) for reading in row[0]))
         cuts = [mine[i * size : (i + 1) * size] for i in range(n_batches)]
-        return [collate(cut, self._config.pad_multiple, step).to(self._engine.device) for cut in cuts]
+        return [self._laid_out(cut, step) for cut in cuts]
+
+    def _laid_out(self, rows: Sequence[tuple[list[Reading], int]], step: int | None) -> Batch:
+        readings, keys = [row for row, _ in rows], [key for _, key in rows]
+        return collate(readings, self._config.pad_multiple, step, keys).to(self._engine.device)
 
     def _accumulate(self, micro_batches: list[Batch], lagged_LE: list[Tensor]) -> Totals:
-        n_moe = len(self._expert_counts)
-        local = sum((part_counts(b, n_moe) for b in micro_batches), torch.zeros(len(PARTS), dtype=torch.float64))
-        counts = self._engine.all_sum(local)
+        counts = self._engine.all_sum(sum((part_counts(self._base, batch) for batch in micro_batches), self._zeros()))
         parts: list[Contribution] = []
         for index, batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
@@ -155,38 +159,36 @@ class Trainer:
                 return part.loss
 
             self._engine.accumulate(loss, is_last)
-        sums = torch.stack([part.sums_P.cpu() for part in parts]).sum(0)
-        probs = [sum((p.prob_sums_LE[i].cpu() for p in parts), torch.zeros(n)) for i, n in enumerate(self._expert_counts)]
-        loads = [sum((p.counts_LE[i].cpu() for p in parts), torch.zeros(n)) for i, n in enumerate(self._expert_counts)]
-        sums, _, probs, loads = self._reduce(sums, torch.zeros_like(sums), probs, loads)
-        ledger = ledger_from(sums, counts, probs, loads, self._objective)
-        for name, part in ledger.items():
+        totals = self._totals(parts, counts)
+        for name, part in totals.ledger.items():
             if not math.isfinite(part.value):
                 raise TrainingError(f"loss/{name} is {part.value}; the last saved state is kept; lower the learning rate")
-        return Totals(ledger=ledger, prob_sums_LE=probs, counts_LE=loads)
+        return totals
 
     def _contribution(self, batch: Batch, counts: Tensor, lagged_LE: Sequence[Tensor]) -> Contribution:
         return contribution(self._base, batch, counts, lagged_LE, self._objective, self._engine.rank.world_size)
 
-    def _reduce(
-        self, sums: Tensor, counts: Tensor, probs: list[Tensor], loads: list[Tensor]
-    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-        """Sum everything over the ranks in one call."""
-        pieces = [t.double() for t in (sums, counts, *probs, *loads)]
-        flat = self._engine.all_sum(torch.cat(pieces))
-        back = list(flat.split([len(piece) for piece in pieces]))
-        n_moe = len(probs)
-        return back[0], back[1], back[2 : 2 + n_moe], back[2 + n_moe :]
+    def _totals(self, parts: Sequence[Contribution], counts: Tensor) -> Totals:
+        """Sum everything over micro-batches, and over the ranks in one call."""
+        pieces = [sum((part.sums_P.cpu() for part in parts), self._zeros())]
+        for index, n_experts in enumerate(self._expert_counts):
+            pieces.append(sum((part.layers[index].cpu() for part in parts), LayerSums.empty(n_experts)).values_S)
+        sums, *layers = self._engine.all_sum(torch.cat(pieces)).split([len(piece) for piece in pieces])
+        reduced = [LayerSums(values) for values in layers]
+        return Totals(ledger=ledger_from(self._base, sums, counts, reduced, self._objective), layers=reduced)
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(len(parts_of(self._base)), dtype=torch.float64)
 
 
-def _history_line(step: int, lr: float, grad_norm: float, totals: Totals) -> dict[str, float]:
+def _history_line(step: int, lr: float, grad_norm: float, totals: Totals, looks_ahead: bool) -> dict[str, float]:
     line = {"step": float(step), "lr": lr, "grad_norm": grad_norm, "loss/total": ledger_total(totals.ledger)}
     for name, part in totals.ledger.items():
         line[f"loss/{name}"] = part.value
         line[f"count/{name}"] = part.count
-    line["tokens"] = sum(totals.ledger[name].count for name in PARTS[:-1])
-    for layer, (probs_E, counts_E) in enumerate(zip(totals.prob_sums_LE, totals.counts_LE, strict=True)):
-        line[f"router/max_load/{layer}"] = float(counts_E.max() * len(counts_E) / counts_E.sum().clamp_min(1))
-        line[f"router/dead/{layer}"] = float((counts_E == 0).sum())
-        line[f"router/balance/{layer}"] = balance_value(probs_E, counts_E)
+    line["tokens"] = sum(totals.ledger[name].count for name in PARTS[: len(Span)])
+    for layer, sums in enumerate(totals.layers):
+        line.update({f"router/{name}/{layer}": value for name, value in sums.health().items()})
+    if looks_ahead:
+        line["router/looks_ahead"] = 1.0
     return line

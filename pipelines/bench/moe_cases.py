@@ -224,7 +224,8 @@ def _router_and_weights(
     ids_N = torch.zeros(case.tokens, dtype=torch.int64, device=case.device)
 
     def route(x_NH: Tensor) -> tuple[Tensor, Tensor]:
-        routing = router.route(x_NH, RouterInputs(token_ids_N=ids_N, sequence_ids_N=ids_N))
+        inputs = RouterInputs(token_ids_N=ids_N, sequence_ids_N=ids_N, positions_N=ids_N, domain_ids_N=ids_N)
+        routing = router.route(x_NH, inputs)
         return routing.weight_K, routing.expert_K
 
     return route, owned

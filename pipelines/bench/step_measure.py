@@ -104,17 +104,17 @@ def _on_cpu(case: StepCase, repeats: int, loop_steps: int, corpus: str, stopwatc
         source = _packed(case, corpus, Path(place), settings.span_mask_share)
         order, batch = _first_batch(case, source)
         engine_config = EngineConfig(zero_stage=2, precision=case.precision, micro_batch=order.batch)
-        counts = part_counts(batch, len(GPT(case.model).expert_counts))
         engines = {
             name: Engine(materialize(GPT(config), seed=0), engine_config, settings.optimizer, rank)
             for name, config in case.models.items()
         }
+        counts = {name: part_counts(cast(CausalBase, engine.module), batch) for name, engine in engines.items()}
         loads: dict[str, float] = {}
         steps: dict[str, Callable[[], object]] = {}
         for name, engine in engines.items():
 
             def accumulate(name: str = name, engine: Engine = engine) -> None:
-                engine.accumulate(lambda: _loss(engine.module, batch, counts, objective, loads, name), is_last=True)
+                engine.accumulate(lambda: _loss(engine.module, batch, counts[name], objective, loads, name), is_last=True)
 
             steps[name] = accumulate
             steps[f"{name} optimizer"] = partial(engine.step, 0.0)
@@ -169,11 +169,11 @@ def _bare_steps(case: StepCase, models: Mapping[str, GPT], rows: int, loads: dic
     """Return forward and backward of each model on a batch of so many rows; gradients go at the end."""
     objective = ObjectiveConfig()
     batch = collate([[_document(case.model, row)] for row in range(rows)])
-    counts = part_counts(batch, len(models[SPARSE].expert_counts))
+    counts = {name: part_counts(model, batch) for name, model in models.items()}
     batch = batch.to(torch.device(case.device))
 
     def step(name: str) -> None:
-        _loss(models[name], batch, counts, objective, loads, name).backward()
+        _loss(models[name], batch, counts[name], objective, loads, name).backward()
         models[name].zero_grad()
 
     return {name: partial(step, name) for name in models}
@@ -249,7 +249,7 @@ def _loss(
     even = [torch.full((count,), 1.0 / count, dtype=torch.float64) for count in base.expert_counts]
     part = contribution(base, batch, counts_P, even, objective, 1)
     if name not in loads:
-        loads[name] = max((float(c.max() * len(c) / c.sum()) for c in part.counts_LE), default=1.0)
+        loads[name] = max((float(layer.shares_E.max() * layer.n_experts) for layer in part.layers), default=1.0)
     return part.loss
 
 

@@ -157,7 +157,7 @@ def bf16_model(experts: list[int]) -> GPT:
 def trained_once(model: GPT, batch: Batch) -> list[Tensor]:
     shares = [torch.full((n,), 1.0 / n) for n in model.expert_counts]
     objective = ObjectiveConfig(balance=BalanceConfig(weight=0.1))
-    part = contribution(model, batch, part_counts(batch, len(shares)), shares, objective, 1)
+    part = contribution(model, batch, part_counts(model, batch), shares, objective, 1)
     return [part.sums_P, *torch.autograd.grad(part.loss, list(model.parameters()))]
 
 

@@ -10,6 +10,7 @@ from tiny_models import ROOT, tiny_config
 
 from adapt.model.counting import KINDS, ParameterCounts, count_parameters, kind_of
 from adapt.model.gpt import GPT, GPTConfig, materialize
+from adapt.model.routers.sigmoid_bias import SigmoidBiasConfig
 
 BILLIONS = {
     "125m_moe64": "1.910",
@@ -91,8 +92,7 @@ def test_a_dense_model_is_active_and_dense_throughout() -> None:
 
 
 def test_active_grows_by_one_expert_a_layer_with_each_expert_a_token_uses() -> None:
-    config = tiny_config([4, 8])
-    one, two = (count_parameters(config, experts_per_token=n) for n in (1, 2))
+    one, two = (count_parameters(tiny_config([4, 8], router=SigmoidBiasConfig(experts_per_token=k))) for k in (1, 2))
     per_expert = one.by_kind["experts"] // 12
     assert two.active - one.active == 2 * per_expert
     assert one.total == two.total

@@ -232,7 +232,7 @@ def test_the_balance_loss_reaches_every_gate_and_no_padding(sparse: HFModel, sco
     for multiple in (1, 32):
         batch = collate(rows, multiple)
         sparse.zero_grad()
-        part = contribution(sparse, batch, part_counts(batch, 2), shares, objective, world_size=1)
+        part = contribution(sparse, batch, part_counts(sparse, batch), shares, objective, world_size=1)
         part.loss.backward()
         found.append((part.sums_P, [p.grad.clone() for p in sparse.parameters() if p.grad is not None]))
     sparse.eval()

@@ -34,18 +34,19 @@ def described(n_tokens: int = N_TOKENS, seed: int = 13) -> RouterInputs:
     return RouterInputs(
         token_ids_N=torch.randint(0, 50, (n_tokens,), generator=generator),
         sequence_ids_N=sequences_N,
+        positions_N=torch.arange(n_tokens) % 9,
         domain_ids_N=sequences_N,
         step=0,
+        noise_keys_N=torch.arange(n_tokens),
     )
 
 
 def some_of(inputs: RouterInputs, chosen: Tensor) -> RouterInputs:
-    assert inputs.domain_ids_N is not None
     return RouterInputs(
         token_ids_N=inputs.token_ids_N[chosen],
         sequence_ids_N=inputs.sequence_ids_N[chosen],
+        positions_N=inputs.positions_N[chosen],
         domain_ids_N=inputs.domain_ids_N[chosen],
-        step=inputs.step,
     )
 
 
@@ -76,6 +77,55 @@ def test_a_decision_at_inference_is_unchanged_by_neighbours(name: str) -> None:
 
 
 @every_router
+def test_a_decision_at_inference_is_the_same_bits_whatever_the_neighbours_are(name: str) -> None:
+    router, x_NH, inputs, others = made(name), hidden_states(), described(), described(seed=77)
+    routing = router.route(x_NH, inputs)
+    for token in range(N_TOKENS):
+        is_it = torch.arange(N_TOKENS) == token
+        changed = RouterInputs(
+            token_ids_N=torch.where(is_it, inputs.token_ids_N, others.token_ids_N),
+            sequence_ids_N=inputs.sequence_ids_N,
+            positions_N=inputs.positions_N,
+            domain_ids_N=torch.where(is_it, inputs.domain_ids_N, inputs.domain_ids_N + 1),
+        )
+        found = router.route(torch.where(is_it.unsqueeze(-1), x_NH, 3.0 * hidden_states(seed=99)), changed)
+        for part in ("expert_K", "weight_K"):
+            assert torch.equal(getattr(found, part)[found.token_K == token], getattr(routing, part)[routing.token_K == token])
+
+
+@every_router
+def test_a_router_has_its_losses_in_training_and_none_at_inference(name: str) -> None:
+    router, x_NH = made(name), hidden_states()
+    assert router.route(x_NH, described()).losses == {}
+    losses = router.train().route(x_NH, described()).losses
+    assert set(losses) == set(router.traits.loss_weights)
+    assert all(loss.shape == () and loss.dtype is torch.float32 for loss in losses.values())
+
+
+@every_router
+def test_only_a_router_that_says_so_looks_ahead_in_training(name: str) -> None:
+    router, inputs, x_NH = made(name).train(), described(), hidden_states()
+    changed_NH = torch.cat([x_NH[:14], 5.0 * hidden_states(seed=99)[14:]])
+    before = decisions(router.route(x_NH, inputs), N_TOKENS)[:14]
+    after = decisions(router.route(changed_NH, inputs), N_TOKENS)[:14]
+    if router.traits.looks_ahead:
+        assert [set(experts) for experts in before] != [set(experts) for experts in after]
+    else:
+        assert_same_decisions(after, before)
+    assert_same_decisions(after[:9], before[:9])  # the first sequence is over before anything changes
+
+
+@every_router
+def test_casting_a_router_leaves_its_state_exact(name: str) -> None:
+    router = made(name)
+    before = {key: buffer.clone().fill_(1 / 3) for key, buffer in router.named_buffers()}
+    for key, buffer in router.named_buffers():
+        buffer.copy_(before[key])
+    for key, buffer in router.bfloat16().named_buffers():
+        assert torch.equal(buffer, before[key])
+
+
+@every_router
 def test_a_router_is_causal(name: str) -> None:
     router, inputs = made(name), described()
     x_NH = hidden_states()
@@ -84,8 +134,8 @@ def test_a_router_is_causal(name: str) -> None:
     changed_inputs = RouterInputs(
         token_ids_N=torch.cat([inputs.token_ids_N[:10], later.token_ids_N[10:]]),
         sequence_ids_N=inputs.sequence_ids_N,
+        positions_N=inputs.positions_N,
         domain_ids_N=inputs.domain_ids_N,
-        step=inputs.step,
     )
     before = decisions(router.route(x_NH, inputs), N_TOKENS)
     after = decisions(router.route(changed_NH, changed_inputs), N_TOKENS)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 from command_line import composed
+from hydra.errors import ConfigCompositionException
 
+from adapt.core.errors import ConfigError
+from adapt.model.routers.contract import all_routers
+from adapt.model.routers.large_margin import LargeMarginConfig, MarginEffect
 from pipelines.locations import conf_dir
 from pipelines.walk import STAGES
 
@@ -33,7 +37,16 @@ def test_every_stage_has_a_primary_configuration() -> None:
 
 
 def test_every_registered_router_can_be_chosen() -> None:
-    from adapt.model.routers.contract import all_routers
-
     for name in all_routers():
-        assert composed("run", [f"model/router={name}"]).model.router.name == name
+        config = composed("run", [f"model/router={name}", "model.capacity_factor=1.25"])
+        assert config.model.router == all_routers().get(name).config()  # type: ignore[attr-defined]
+        assert config.model.capacity_factor == 1.25  # type: ignore[attr-defined]
+
+
+def test_a_routers_own_settings_can_be_set_and_no_others() -> None:
+    config = composed("run", ["model/router=large_margin", "model.router.margin=4", "model.router.effect=gate"])
+    assert config.model.router == LargeMarginConfig(margin=4, effect=MarginEffect.GATE)  # type: ignore[attr-defined]
+    with pytest.raises(ConfigCompositionException, match="jitter"):
+        composed("run", ["model/router=large_margin", "model.router.jitter=0.1"])
+    with pytest.raises(ConfigError, match=r"model\.router: is not for model=hf"):
+        composed("run", ["model=hf", "model.path=somewhere", "model.router.jitter=0.1"])

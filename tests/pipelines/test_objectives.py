@@ -50,7 +50,7 @@ def batch_of(loss: LabelLoss) -> Batch:
 def gradients(model: GPT, batch: Batch, config: ObjectiveConfig) -> list[Tensor]:
     shares = [torch.full((n,), 1.0 / n) for n in model.expert_counts]
     config = dataclasses.replace(config, balance=BalanceConfig(weight=0.0))
-    part = contribution(model, batch, part_counts(batch, len(shares)), shares, config, 1)
+    part = contribution(model, batch, part_counts(model, batch), shares, config, 1)
     return list(torch.autograd.grad(part.loss, list(model.parameters()), allow_unused=True))
 
 

@@ -44,7 +44,7 @@ def test_a_model_trained_on_given_labels_answers_with_them(tokenizer: Tokenizer,
     model = materialize(GPT(tiny_config(init_std=0.05)), seed=0)
     readings, _ = adaptation_readings(task, rows, labels, tokenizer, model.context_length, loss)
     batch = collate([[reading] for reading in readings])
-    counts = part_counts(batch, len(model.expert_counts))
+    counts = part_counts(model, batch)
     even = [torch.full((n,), 1.0 / n) for n in model.expert_counts]
     # The text's own loss is left out: with it a model this small needs minutes.
     weights = PartWeights(context=0.0, prompt=0.0)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
 from adapt.core.runtime import rank_from_environment
 from adapt.core.spans import LabelForm, LabelLoss, Reading, SpannedText, read_with_targets
 from adapt.model.gpt import GPT, GPTConfig, materialize
+from adapt.model.routers.expert_choice import ExpertChoiceConfig
+from adapt.model.routers.large_margin import LargeMarginConfig
+from adapt.model.routers.s_base import SBaseConfig
+from adapt.model.routers.sigmoid_bias import SigmoidBiasConfig
+from adapt.model.routers.top1 import Top1Config
 from adapt.objective import BalanceConfig, BalanceScope, ObjectiveConfig
 from adapt.text.packing import ReadingList
 from adapt.train.engine_config import EngineConfig
@@ -20,11 +27,18 @@ from adapt.train.train_config import TrainConfig
 STEPS = 4
 BATCH_ROWS = 9  # odd: with two ranks and micro-batches of 4, one rank has an empty micro-batch
 MASK = 4
+DENSE = GPTConfig(
+    n_layers=4, hidden_size=32, n_heads=2, context_length=48, vocab_size=120, experts=[0], is_residual=True, init_std=0.1
+)
+SPARSE = replace(DENSE, experts=[3, 5])
 MODELS = {
-    kind: GPTConfig(
-        n_layers=4, hidden_size=32, n_heads=2, context_length=48, vocab_size=120, experts=experts, is_residual=True, init_std=0.1
-    )
-    for kind, experts in (("dense", [0]), ("sparse", [3, 5]))
+    "dense": DENSE,
+    "sparse": SPARSE,
+    "noisy": replace(SPARSE, router=Top1Config(jitter=0.3, z_loss_weight=0.01)),
+    "large margin": replace(SPARSE, router=LargeMarginConfig(margin=3, beta_start=1.0)),
+    "expert choice": replace(SPARSE, router=ExpertChoiceConfig()),
+    "s-base": replace(SPARSE, router=SBaseConfig(), capacity_factor=0.9),
+    "sigmoid bias": replace(SPARSE, router=SigmoidBiasConfig(rate=0.02)),
 }
 OBJECTIVES = {
     ("clm", "step"): ObjectiveConfig(balance=BalanceConfig(weight=0.1)),
@@ -41,7 +55,13 @@ CASES = {
     "sparse, ZeRO-1": ("sparse", ("clm", "step"), 4, 1, 1),
     "sparse, masked labels": ("sparse", ("mlm", "step"), 4, 1, 2),
     "sparse, balance by sequence": ("sparse", ("clm", "sequence"), 4, 7, 2),
+    "noise and z-loss": ("noisy", ("clm", "step"), 3, 16, 2),
+    "large margin": ("large margin", ("clm", "step"), 4, 1, 2),
+    "expert choice": ("expert choice", ("clm", "step"), 4, 1, 1),
+    "s-base with dropping": ("s-base", ("clm", "step"), 4, 7, 2),
+    "sigmoid bias": ("sigmoid bias", ("clm", "step"), 4, 1, 2),
 }
+RESUMED = "sigmoid bias"
 # A key bias has no effect on attention: its true gradient is 0, what arrives is rounding, and Adam with eps 1e-8 would blow that
 # up to full-size steps of random sign. eps well above rounding keeps the update a continuous function of the gradient.
 OPTIMIZER = OptimizerConfig(lr=3e-3, clip=0.5, eps=1e-5)
@@ -59,33 +79,49 @@ def readings(form: LabelForm) -> list[Reading]:
     return found
 
 
-def main(place: Path) -> None:
+class Killed(Exception):
+    """Stands for whatever ends a process."""
+
+
+def run_case(name: str, place: Path, killed_at: int | None = None) -> dict[str, Any]:
+    """Train a case in `place`, going on from what is saved there."""
     from adapt.train.engine import Engine
     from adapt.train.loop import Trainer
     from adapt.train.tracking import NoTracker
 
-    torch.set_num_threads(1)
-    rank = rank_from_environment()
-    results = {}
-    for name, (kind, objective_name, micro_batch, padding, stage) in CASES.items():
-        objective = OBJECTIVES[objective_name]
-        engine_config = EngineConfig(world_size=rank.world_size, zero_stage=stage, micro_batch=micro_batch, pad_multiple=padding)
-        engine = Engine(materialize(GPT(MODELS[kind]), seed=3), engine_config, OPTIMIZER, rank)
-        trainer = Trainer(engine, engine_config, objective, seed=5)
-        source = ReadingList(readings(objective.pseudo_label))
-        config = TrainConfig(steps=STEPS, batch_rows=BATCH_ROWS, optimizer=OPTIMIZER, save_every_steps=100)
-        work = place / f"work {name}"
-        if rank.is_main:
-            work.mkdir(parents=True)
-        engine.barrier()
-        history = trainer.train(source, config, work, NoTracker()).history
-        measured = {part: value.value for part, value in trainer.measure(source).items()}
-        weights = {key: value.clone() for key, value in engine.named_weights()}
-        results[name] = {"history": history, "weights": weights, "measured": measured}
+    class KillingTracker(NoTracker):
+        def log(self, metrics: Any, step: int) -> None:
+            if step == killed_at:
+                raise Killed
+
+    kind, objective_name, micro_batch, padding, stage = CASES[name]
+    rank, objective = rank_from_environment(), OBJECTIVES[objective_name]
+    engine_config = EngineConfig(world_size=rank.world_size, zero_stage=stage, micro_batch=micro_batch, pad_multiple=padding)
+    engine = Engine(materialize(GPT(MODELS[kind]), seed=3), engine_config, OPTIMIZER, rank)
+    trainer = Trainer(engine, engine_config, objective, seed=5)
+    source = ReadingList(readings(objective.pseudo_label))
+    config = TrainConfig(steps=STEPS, batch_rows=BATCH_ROWS, optimizer=OPTIMIZER, save_every_steps=2)
     if rank.is_main:
-        torch.save(results, place / "results.pt")
+        place.mkdir(parents=True, exist_ok=True)
     engine.barrier()
-    engine.close()
+    history = trainer.train(source, config, place, KillingTracker()).history
+    measured = {part: value.value for part, value in trainer.measure(source).items()}
+    weights = {key: value.clone() for key, value in engine.named_weights()}
+    return {"history": history, "weights": weights, "measured": measured}
+
+
+def main(place: Path) -> None:
+    import torch.distributed
+
+    torch.set_num_threads(1)
+    results = {name: run_case(name, place / f"work {name}") for name in CASES}
+    with contextlib.suppress(Killed):
+        run_case(RESUMED, place / "killed", killed_at=3)
+    results["resumed"] = run_case(RESUMED, place / "killed")
+    if rank_from_environment().is_main:
+        torch.save(results, place / "results.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from rank_cases import BATCH_ROWS, CASES, MODELS, OBJECTIVES, OPTIMIZER, STEPS, readings
+from rank_cases import BATCH_ROWS, CASES, MODELS, OBJECTIVES, OPTIMIZER, RESUMED, STEPS, readings
 
+from adapt.core.runtime import seed_for
 from adapt.model.batches import collate
+from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT, materialize
-from adapt.objective import PARTS, contribution, ledger_from, part_counts
+from adapt.objective import contribution, ledger_from, part_counts, parts_of
 from adapt.text.packing import StepOrder
 from adapt.train.optimizer import learning_rate, parameter_groups
 from pipelines.launch import free_port, rank_environment
@@ -33,8 +35,9 @@ def plain_loop(name: str) -> dict[str, Any]:
     order = StepOrder(n_rows=len(rows), batch=BATCH_ROWS, seed=5)
     history = []
     for step in range(STEPS):
-        batch = collate([[rows[index]] for index, _ in order.rows_at(step)])
-        counts = part_counts(batch, len(model.expert_counts))
+        places = order.rows_at(step)
+        batch = collate([[rows[index]] for index, _ in places], 1, step, [seed_for(5, step, *place) for place in places])
+        counts = part_counts(model, batch)
         part = contribution(model, batch, counts, shares, objective, world_size=1)
         part.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip)
@@ -42,10 +45,11 @@ def plain_loop(name: str) -> dict[str, Any]:
             group["lr"] = learning_rate(OPTIMIZER, step, STEPS)
         optimizer.step()
         optimizer.zero_grad()
-        shares = [c / c.sum() for c in part.counts_LE]
-        ledger = ledger_from(part.sums_P, counts, part.prob_sums_LE, part.counts_LE, objective)
-        history.append({"grad_norm": float(norm), **{f"loss/{p}": ledger[p].value for p in PARTS}})
-    return {"history": history, "weights": dict(model.named_parameters())}
+        model.after_step([layer.counts_E for layer in part.layers])
+        shares = [layer.shares_E for layer in part.layers]
+        ledger = ledger_from(model, part.sums_P, counts, part.layers, objective)
+        history.append({"grad_norm": float(norm), **{f"loss/{p}": ledger[p].value for p in parts_of(model)}})
+    return {"history": history, "weights": dict(named_state(model))}
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
@@ -71,6 +75,12 @@ def test_ranks_give_the_ledger_and_weights_of_a_plain_loop(results: dict[str, An
             assert got[key] == pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE), key
     for key, value in expected["weights"].items():
         assert torch.allclose(found["weights"][key], value, rtol=0, atol=TOLERANCE), key
+
+
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(results: dict[str, Any]) -> None:
+    assert results["resumed"]["history"] == results[RESUMED]["history"]
+    for key, value in results[RESUMED]["weights"].items():
+        assert torch.equal(results["resumed"]["weights"][key], value), key
 
 
 def test_every_tensor_moves_in_training(results: dict[str, Any]) -> None:

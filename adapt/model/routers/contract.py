@@ -1,19 +1,20 @@
 """The router contract, and the registry that every file of this folder registers itself in.
 
 A router decides in fp32 which tokens go to which experts. At inference its rule is per token: a token's experts depend on
-nothing but that token's hidden state and ids, so that a score never depends on its neighbours.
+nothing but that token's hidden state and ids, so that a score never depends on its neighbours. `Router.training` says which.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapt.core.registry import Registry, import_folder
-from adapt.model.inputs import RouterInputs, Routing
+from adapt.model.buffers import ExactBuffers
+from adapt.model.inputs import RouterInputs, RouterTraits, Routing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +29,19 @@ class RouterConfig:
         return {name: all_routers().get(name).config for name in all_routers()}
 
 
-class Router(nn.Module):
-    """Sends tokens to experts. Subclasses define `route`; `after_step` and `combine` are optional."""
+class Router(ExactBuffers):
+    """Sends tokens to experts. Subclasses define `route` and say what they are by `traits`; the rest is optional.
+
+    State that is no parameter is a registered buffer; it starts at 0 and is saved with the weights.
+    """
+
+    traits = RouterTraits()
 
     def route(self, x_NH: Tensor, inputs: RouterInputs) -> Routing:
-        """Decide for N tokens (fp32 inside). Raises nothing; N may be 0."""
+        """Decide for N tokens (fp32 inside). Raises nothing; N may be 0.
+
+        In training, `losses` has every name of `traits.loss_weights`; at inference it is empty.
+        """
         raise NotImplementedError
 
     def after_step(self, counts_E: Tensor) -> None:
@@ -56,7 +65,7 @@ ROUTERS: Registry[RouterEntry] = Registry("router")
 
 def all_routers() -> Registry[RouterEntry]:
     """Return the registry with every file of this folder imported."""
-    import_folder(__package__, [str(Path(__file__).parent)])
+    import_folder(__package__, list(sys.modules[__package__].__path__))
     return ROUTERS
 
 

@@ -1,41 +1,36 @@
 """Top-1 routing: the expert with the largest gate probability takes the token, its output scaled by that probability.
 
-Source: Fedus, Zoph and Shazeer 2021 (Switch Transformers), section 2.1 and equations 1-2, arXiv:2101.03961. Inference rule: the
-arg max of the token's own logits, as in training; it looks ahead at nothing. Balance loss: E * sum_e mean(p_e) * f_e.
+Source: Fedus, Zoph and Shazeer 2021 (Switch Transformers), section 2.1 and equations 1-2, arXiv:2101.03961.
+Training: the arg max of the token's own logits, from a jittered input if asked for. Inference: the same without jitter.
+Looks ahead at: nothing. Balance loss: E * sum_e mean(p_e) * f_e, f_e the share of tokens (equation 4); z-loss on request.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from adapt.model.inputs import RouterInputs, Routing
-from adapt.model.routers.contract import ROUTERS, Router, RouterConfig, RouterEntry
+from adapt.model.routers.contract import ROUTERS, RouterEntry
+from adapt.model.routers.gates import SoftmaxGate, SoftmaxGateConfig, routing_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Top1Config(RouterConfig):
-    """Settings of top-1 routing (none of its own)."""
+class Top1Config(SoftmaxGateConfig):
+    """Settings of top-1 routing: those of its gate."""
 
     name: str = "top1"
 
 
-class Top1Router(Router):
-    """A linear gate without bias, kept and computed in fp32."""
-
-    def __init__(self, config: Top1Config, hidden_size: int, n_experts: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_experts, hidden_size))
+class Top1Router(SoftmaxGate):
+    """One expert per token, weighted by its probability."""
 
     def route(self, x_NH: Tensor, inputs: RouterInputs) -> Routing:
-        logits_NE = functional.linear(x_NH.float(), self.weight.float())
+        logits_NE = self.logits(self.jittered(x_NH, inputs))
         probs_NE = logits_NE.softmax(dim=-1)
-        weight_N, expert_N = probs_NE.max(dim=-1)
-        token_N = torch.arange(len(x_NH), device=x_NH.device)
-        return Routing(token_K=token_N, expert_K=expert_N, weight_K=weight_N, probs_NE=probs_NE)
+        weight_N1, expert_N1 = probs_NE.max(dim=-1, keepdim=True)
+        return routing_of(expert_N1, weight_N1, probs_NE, logits_NE, self.losses(logits_NE))
 
 
 ROUTERS.register("top1")(RouterEntry(config=Top1Config, build=Top1Router))

@@ -1,0 +1,33 @@
+"""Buffers that are state: never rounded with the weights, and saved and loaded beside them under their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+
+class ExactBuffers(nn.Module):
+    """A module whose floating buffers keep their format when its weights are cast; they only move."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        exact = {name: buffer for name, buffer in self.named_buffers() if buffer.is_floating_point()}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            owner, _, leaf = name.rpartition(".")
+            moved = self.get_buffer(name)
+            self.get_submodule(owner)._buffers[leaf] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+        return self
+
+
+def saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, buffer) of the buffers that belong to a model's state."""
+    kept = model.state_dict(keep_vars=True)
+    return ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
+
+
+def named_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor) of all that makes a model what it is: parameters, then saved buffers."""
+    yield from model.named_parameters()
+    yield from saved_buffers(model)

@@ -21,7 +21,7 @@ from adapt.core.precision import Precision
 from adapt.core.runtime import seed_for
 from adapt.model.inputs import ModelInputs, RouterInputs
 from adapt.model.moe import DenseMLP, MoELayer
-from adapt.model.routers.contract import RouterConfig, build_router
+from adapt.model.routers.contract import all_routers, build_router
 
 TORCH_DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
 _FULLEST = 9.0  # times the mean, in a skewed case
@@ -130,7 +130,7 @@ def draw_tokens(case: Case, weights: LayerWeights) -> tuple[Tensor, Tensor, Tens
 def our_layer(case: Case) -> MoELayer:
     """Return this project's layer on the meta device."""
     with torch.device("meta"):
-        return MoELayer(case.hidden, case.ffn, case.experts, RouterConfig(), is_residual=False)
+        return MoELayer(case.hidden, case.ffn, case.experts, all_routers().get("top1").config(), is_residual=False)
 
 
 def our_weights(weights: LayerWeights) -> dict[str, Tensor]:
@@ -219,7 +219,7 @@ def _router_and_weights(
     """Return this project's router as a function to (weight, expert) of each token, and parameters over the shared weights."""
     owned = {name: nn.Parameter(value.view_as(value)) for name, value in our_weights(weights).items()}
     with torch.device("meta"):
-        router = build_router(RouterConfig(), case.hidden, case.experts)
+        router = build_router(all_routers().get("top1").config(), case.hidden, case.experts)
     router.weight = owned["router.weight"]
     ids_N = torch.zeros(case.tokens, dtype=torch.int64, device=case.device)
 

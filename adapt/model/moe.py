@@ -12,31 +12,44 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adapt.model.activation import Gelu
+from adapt.model.expert_residual import ExpertResidual
 from adapt.model.experts import Experts
 from adapt.model.inputs import LayerRouting, ModelInputs, RouterInputs
 from adapt.model.routers.contract import RouterConfig, build_router
 
 
 class DenseMLP(nn.Module):
-    """Linear, GELU (tanh form), Linear."""
+    """Linear, GELU, Linear."""
 
-    def __init__(self, hidden_size: int, width: int) -> None:
+    def __init__(self, hidden_size: int, width: int, gelu: Gelu = Gelu.TANH) -> None:
         super().__init__()
+        self.gelu = gelu
         self.up = nn.Linear(hidden_size, width)
         self.down = nn.Linear(width, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(functional.gelu(self.up(x), approximate="tanh"))
+        return self.down(functional.gelu(self.up(x), approximate=self.gelu.approximate))
 
 
 class MoELayer(nn.Module):
-    """A routed layer; `residual` adds the dense MLP beside the routed expert."""
+    """A routed layer; `is_residual` adds the dense MLP beside the routed expert, `expert_residual_layers` a network behind it."""
 
-    def __init__(self, hidden_size: int, width: int, n_experts: int, router: RouterConfig, is_residual: bool) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        width: int,
+        n_experts: int,
+        router: RouterConfig,
+        is_residual: bool,
+        gelu: Gelu = Gelu.TANH,
+        expert_residual_layers: int = 0,
+    ) -> None:
         super().__init__()
         self.router = build_router(router, hidden_size, n_experts)
-        self.experts = Experts(n_experts, hidden_size, width)
-        self.residual_mlp = DenseMLP(hidden_size, width) if is_residual else None
+        self.experts = Experts(n_experts, hidden_size, width, gelu)
+        self.expert_residual = ExpertResidual(expert_residual_layers, hidden_size) if expert_residual_layers else None
+        self.residual_mlp = DenseMLP(hidden_size, width, gelu) if is_residual else None
         self.residual_mix = nn.Linear(hidden_size, 2) if is_residual else None
 
     def forward(self, x_BTH: Tensor, inputs: ModelInputs) -> tuple[Tensor, LayerRouting]:
@@ -57,6 +70,8 @@ class MoELayer(nn.Module):
         routing = self.router.route(x_NH, router_inputs)
         out_NH, counts_E = self.experts(x_NH, routing.token_K, routing.expert_K, routing.weight_K)
         out_NH = self.router.combine(out_NH, routing)
+        if self.expert_residual is not None:
+            out_NH = self.expert_residual(out_NH, routing.probs_NE)
         out = torch.zeros_like(flat).index_copy(0, real_N, out_NH).view_as(x_BTH)
         if self.residual_mlp is not None and self.residual_mix is not None:
             mix = self.residual_mix(x_BTH).softmax(dim=-1)

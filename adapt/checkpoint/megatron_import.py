@@ -43,7 +43,7 @@ UNUSED_RESIDUAL_BIAS = "last bias of a residual MLP: stored, never added"
 
 @dataclass(frozen=True, kw_only=True)
 class MegatronFiles:
-    """The main file, and the directory and first file names of the experts."""
+    """The main file, and the directory of the experts' files."""
 
     main: Path
     experts: Path

@@ -1,8 +1,8 @@
 """What Megatron-DeepSpeed and the PAI GPT-MoE family call their tensors, and how each of our parameters is made from them.
 
 Theirs is `language_model.{embedding,encoder}.*` (older: `transformer`, `attention`), nested or in flat dotted keys; the canonical
-name leaves the outer parts away: `layers.N.self_attention.query_key_value.weight`. Layout facts: DESIGN's reference on the public
-code (ModelScope `gpt_moe`, Megatron-DeepSpeed).
+name leaves the outer parts away: `layers.N.self_attention.query_key_value.weight`. Sources: ModelScope's `gpt_moe` (PAI 2022) and
+Megatron-DeepSpeed (Microsoft 2022).
 
 Legend: A heads, D head size, H hidden size, R = 3 * A * D rows.
 """

@@ -130,7 +130,8 @@ def test_a_checkpoint_with_its_tokenizer_labels_rows(wordy: Path, tokenizer: Tok
         "pseudo_label",
         [
             "experiment=demo_from_scratch", "task=demo_reviews", f"checkpoint={base}", "run.name=demo",
-            f"run.dir={tmp_path}/runs", "pseudo_label.max_rows=8", "pseudo_label.collapse_limit=1.0", "pseudo_label.estimates_noise=false",
+            f"run.dir={tmp_path}/runs", "pseudo_label.max_rows=8", "pseudo_label.collapse_limit=1.0",
+            "pseudo_label.estimates_noise=false",
         ],
     )  # fmt: skip
     labels = open_artifact((tmp_path / "runs" / "demo" / "pseudo_label" / "demo_reviews").resolve())

@@ -29,6 +29,7 @@ from adapt.model.gpt import GPTConfig
 from adapt.model.hf import HFConfig
 from adapt.model.routers.contract import all_routers
 from adapt.model.routers.top1 import Top1Config
+from pipelines import import_checkpoint
 from pipelines.launch import USER_ERROR_CODE
 from pipelines.locations import conf_dir, demo_dir
 from pipelines.schema import PipelineConfig
@@ -44,7 +45,7 @@ def main(config_name: str, act: Callable[[PipelineConfig, str | None], None] | N
     set_up_logging()
     # With this set Hydra raises its errors instead of printing several lines and exiting by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv[1:] = [_long_form(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = [_long_form(argument, config_name) for argument in sys.argv[1:]]
     is_composed = False
 
     def task(config: DictConfig) -> None:
@@ -105,12 +106,14 @@ def _chosen_model(model: dict[str, Any]) -> dict[str, Any]:
     return {"path": model["path"]}
 
 
-def _long_form(argument: str) -> str:
-    """Turn `task=NAME` into `tasks=[NAME]`, and `task=A,B` into a sweep over both.
+def _long_form(argument: str, config_name: str) -> str:
+    """Turn `task=NAME` into `tasks=[NAME]`, and `task=A,B` into a sweep over both; at an import, `tokenizer` is a file.
 
     Hydra itself would take `task` for the configuration group of that name.
     """
     key, equals, value = argument.partition("=")
+    if key == "tokenizer" and config_name == import_checkpoint.NAME:
+        return f"{import_checkpoint.NAME}.{argument}"
     if key != "task" or not equals:
         return argument
     return "tasks=" + ",".join(f"[{name}]" for name in value.split(","))

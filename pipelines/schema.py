@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from adapt.checkpoint.importers.contract import ImportOptions
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
 from adapt.core.spans import LabelForm
@@ -204,11 +205,27 @@ class StudyConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportConfig(ImportOptions):
+    """How a foreign checkpoint is read, and its `tokenizer`: a SentencePiece model or a tokenizer.json (absent: none)."""
+
+    tokenizer: str | None = None
+
+    def options(self) -> ImportOptions:
+        """Return what importers look at."""
+        return ImportOptions(
+            residual_axis=self.residual_axis,
+            drop_tokens=self.drop_tokens,
+            vocab_size=self.vocab_size,
+            checks_sums=self.checks_sums,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
     """Everything. On the command line `task=NAME` is short for `tasks=[NAME]`.
 
     `checkpoint` overrides the run's own model where a stage needs one, `split` the splits to evaluate. `exclude_eval` says which
-    evaluation texts are kept out of adaptation.
+    evaluation texts are kept out of adaptation. `importer` and `source` are what `import_checkpoint` reads, and with what.
     """
 
     run: RunConfig = field(default_factory=RunConfig)
@@ -236,6 +253,9 @@ class PipelineConfig:
     label_tree: LabelTreeConfig = field(default_factory=LabelTreeConfig)
     prompt_search: PromptSearchConfig = field(default_factory=PromptSearchConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
+    importer: str | None = None
+    source: str | None = None
+    import_checkpoint: ImportConfig = field(default_factory=ImportConfig)
 
 
 def _refuse_below(least: int, **counts: int) -> None:

@@ -12,6 +12,7 @@ from pipelines import (
     continue_pretrain,
     evaluate,
     export,
+    import_checkpoint,
     label_tree,
     predict,
     pretrain,
@@ -30,6 +31,7 @@ STAGES: dict[str, Stage] = {
     for stage in (
         tokenizer,
         pretrain,
+        import_checkpoint,
         label_tree,
         prompt_search,
         pseudo_label,

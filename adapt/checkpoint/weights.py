@@ -34,7 +34,7 @@ from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT, GPTConfig
 from adapt.model.hf import HFModel, load_hf_model
 from adapt.text.contract import TextTokenizer
-from adapt.text.hf_tokenizer import TOKENIZER_FILE, HFTokenizer
+from adapt.text.hf_tokenizer import TOKENIZER_FILE, TOKENIZER_FILES, HFTokenizer
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
 
 BARE_STAGE = "checkpoint"
@@ -61,13 +61,21 @@ def checkpoint_files(directory: Path) -> list[Path]:
     """Return the files that make a checkpoint: configuration, weights and tokenizer."""
     if is_hf_directory(directory):
         return checkpoint_files_of(directory)
-    return sorted(file for file in directory.iterdir() if file.name.startswith(("model", CONFIG_FILE, "tokenizer")))
+    return sorted(
+        file
+        for file in directory.iterdir()
+        if file.name.startswith(("model", CONFIG_FILE, "tokenizer")) or file.name in TOKENIZER_FILES
+    )
+
+
+def has_tokenizer(directory: Path) -> bool:
+    return (directory / MODEL_FILE).is_file() or (directory / TOKENIZER_FILE).is_file()
 
 
 def is_bare_checkpoint(directory: Path) -> bool:
     """Whether a directory holds a checkpoint of this project by its files alone, with or without a manifest."""
-    is_whole = (directory / INDEX_FILE).is_file() and (directory / MODEL_FILE).is_file()
-    return is_whole and (directory / CONFIG_FILE).is_file() and not is_hf_directory(directory)
+    is_whole = all((directory / name).is_file() for name in (INDEX_FILE, CONFIG_FILE)) and has_tokenizer(directory)
+    return is_whole and not is_hf_directory(directory)
 
 
 def open_bare_checkpoint(directory: Path) -> Artifact:
@@ -105,11 +113,15 @@ def save_trained(
     tokenizer.save(directory)
 
 
-def save_model(directory: Path, config: GPTConfig, tensors: Iterator[tuple[str, Tensor]], tokenizer: TextTokenizer) -> None:
-    """Write a checkpoint from a lazy iterator of (name, tensor); at most one shard is held in memory."""
+def save_model(directory: Path, config: GPTConfig, tensors: Iterator[tuple[str, Tensor]], tokenizer: TextTokenizer | None) -> None:
+    """Write a checkpoint from a lazy iterator of (name, tensor); no more than one shard and one tensor is held in memory.
+
+    A checkpoint imported without a tokenizer has none.
+    """
     _write_tensors(directory, tensors)
     _write_json(directory / CONFIG_FILE, to_plain(config))
-    tokenizer.save(directory)
+    if tokenizer is not None:
+        tokenizer.save(directory)
 
 
 def _write_tensors(directory: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
@@ -206,9 +218,41 @@ def load_tokenizer(directory: Path, model: HasVocabulary) -> TextTokenizer:
     """
     if is_hf_directory(directory):
         return _load_foreign_tokenizer(directory, model)
-    tokenizer = Tokenizer.load(directory)
+    if not has_tokenizer(directory):
+        raise CheckpointError(
+            f"{directory}: has no tokenizer ({MODEL_FILE} or {TOKENIZER_FILE}), so no text can be read or scored; import it with "
+            "import_checkpoint.tokenizer=FILE"
+        )
+    tokenizer = open_tokenizer(directory)
     check_vocabulary(tokenizer, model)
     return tokenizer
+
+
+def open_tokenizer(place: Path) -> TextTokenizer:
+    """Open a SentencePiece model or a `tokenizer.json` with what lies beside it, given as a file or by its directory.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it puts a space before every text.
+    """
+    if place.is_dir():
+        place = place / (TOKENIZER_FILE if (place / TOKENIZER_FILE).is_file() else MODEL_FILE)
+    if not place.is_file():
+        raise CheckpointError(f"{place}: no such tokenizer; give a SentencePiece model or a {TOKENIZER_FILE}")
+    if place.name == TOKENIZER_FILE:
+        # What a model's own config.json says of special tokens is left out: it does not go with the tokenizer.
+        files = {name: (place.parent / name).read_bytes() for name in TOKENIZER_FILES if (place.parent / name).is_file()}
+        return HFTokenizer(files, {}, str(place))
+    tokenizer = Tokenizer.load(place)
+    _refuse_prefix(tokenizer)
+    return tokenizer
+
+
+def _refuse_prefix(tokenizer: Tokenizer) -> None:
+    if tokenizer.pieces(tokenizer.encode("a"))[0].startswith("▁"):
+        raise CheckpointError(
+            f"{tokenizer.source}: puts a space before every text, so parts of a prompt could not be joined; give a "
+            f"{TOKENIZER_FILE} (in transformers, AutoTokenizer's from_pretrained and then save_pretrained)"
+        )
 
 
 def _load_foreign_tokenizer(directory: Path, model: HasVocabulary) -> TextTokenizer:
@@ -217,12 +261,7 @@ def _load_foreign_tokenizer(directory: Path, model: HasVocabulary) -> TextTokeni
     if (directory / TOKENIZER_FILE).is_file():
         tokenizer = HFTokenizer.load(directory)
     elif (directory / MODEL_FILE).is_file():
-        tokenizer = Tokenizer.load(directory)
-        if tokenizer.pieces(tokenizer.encode("a"))[0].startswith("▁"):
-            raise CheckpointError(
-                f"{tokenizer.source}: puts a space before every text, so parts of a prompt could not be joined; give a "
-                f"{TOKENIZER_FILE} (in transformers, AutoTokenizer's from_pretrained and then save_pretrained)"
-            )
+        tokenizer = open_tokenizer(directory / MODEL_FILE)
     else:
         raise CheckpointError(f"{directory}: has neither {TOKENIZER_FILE} nor {MODEL_FILE}")
     if tokenizer.vocab_size > model.vocab_size:

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adapt.model.activation import Gelu
+
 
 class Experts(nn.Module):
-    """E MLPs of one width: up_EFH, GELU (tanh form), down_EHF, with biases."""
+    """E MLPs of one width: up_EFH, GELU, down_EHF, with biases."""
 
-    def __init__(self, n_experts: int, hidden_size: int, width: int) -> None:
+    def __init__(self, n_experts: int, hidden_size: int, width: int, gelu: Gelu = Gelu.TANH) -> None:
         super().__init__()
+        self.gelu = gelu
         self.n_experts = n_experts
         self.up_weight = nn.Parameter(torch.empty(n_experts, width, hidden_size))
         self.up_bias = nn.Parameter(torch.empty(n_experts, width))
@@ -32,7 +35,8 @@ class Experts(nn.Module):
         order_K = torch.argsort(expert_K, stable=True)
         counts_E = torch.bincount(expert_K, minlength=self.n_experts)
         token_K, weight_K = token_K[order_K], weight_K[order_K]
-        y_KH = _GroupedMLP.apply(x_NH[token_K], counts_E.tolist(), self.up_weight, self.up_bias, self.down_weight, self.down_bias)
+        weights = (self.up_weight, self.up_bias, self.down_weight, self.down_bias)
+        y_KH = _GroupedMLP.apply(x_NH[token_K], counts_E.tolist(), self.gelu.approximate, *weights)
         y_KH = y_KH * weight_K.to(y_KH.dtype).unsqueeze(-1)
         out_NH = torch.zeros_like(x_NH).index_add(0, token_K, y_KH)
         return out_NH, counts_E
@@ -40,15 +44,17 @@ class Experts(nn.Module):
 
 class _GroupedMLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_KH: Tensor, counts: list[int], up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_KH: Tensor, counts: list[int], gelu: str, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor
+    ) -> Tensor:
         pre_KF = x_KH.new_empty(len(x_KH), up.shape[1])
         y_KH = torch.empty_like(x_KH)
         for expert, rows in _slices(counts):
             torch.addmm(up_bias[expert], x_KH[rows], up[expert].t(), out=pre_KF[rows])
-            active = functional.gelu(pre_KF[rows], approximate="tanh")
+            active = functional.gelu(pre_KF[rows], approximate=gelu)
             torch.addmm(down_bias[expert], active, down[expert].t(), out=y_KH[rows])
         ctx.save_for_backward(x_KH, pre_KF, up, down)
-        ctx.counts = counts
+        ctx.counts, ctx.gelu = counts, gelu
         return y_KH
 
     @staticmethod
@@ -64,14 +70,14 @@ class _GroupedMLP(torch.autograd.Function):
                     gradient[expert].zero_()
         for expert, rows in _slices(ctx.counts):
             dy, pre = dy_KH[rows], pre_KF[rows]
-            active = functional.gelu(pre, approximate="tanh")
+            active = functional.gelu(pre, approximate=ctx.gelu)
             torch.mm(dy.t(), active, out=d_down[expert])
             torch.sum(dy, dim=0, out=d_down_bias[expert])
-            d_pre = torch.ops.aten.gelu_backward(dy @ down[expert], pre, approximate="tanh")
+            d_pre = torch.ops.aten.gelu_backward(dy @ down[expert], pre, approximate=ctx.gelu)
             torch.mm(d_pre.t(), x_KH[rows], out=d_up[expert])
             torch.sum(d_pre, dim=0, out=d_up_bias[expert])
             torch.mm(d_pre, up[expert], out=dx_KH[rows])
-        return dx_KH, None, d_up, d_up_bias, d_down, d_down_bias
+        return dx_KH, None, None, d_up, d_up_bias, d_down, d_down_bias
 
 
 def _slices(counts: list[int]) -> list[tuple[int, slice]]:

@@ -17,7 +17,9 @@ from torch.nn import functional
 
 from adapt.core.errors import ConfigError
 from adapt.core.runtime import seed_for
+from adapt.model.activation import Gelu
 from adapt.model.attention import Attention, KeysValues, attention_mask
+from adapt.model.expert_residual import starts_at_zero
 from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past, RouterTraits
 from adapt.model.moe import DenseMLP, MoELayer
 from adapt.model.routers.contract import RouterConfig
@@ -29,7 +31,8 @@ class GPTConfig:
     """Sizes of a GPT. `experts`: one count per MoE layer, or a single count for all of them; [0] is a dense model.
 
     With a `capacity_factor`, an expert takes at most that many times its even share of a sequence's tokens in training and
-    drops the others; absent, nothing is ever dropped.
+    drops the others; absent, nothing is ever dropped. `ffn_hidden_size` absent: `ffn_multiple` x `hidden_size`.
+    `expert_residual_layers` is the depth of the expert-residual network (0: none).
     """
 
     n_layers: int
@@ -44,6 +47,14 @@ class GPTConfig:
     capacity_factor: float | None = None
     init_std: float = 0.02
     norm_eps: float = 1e-5
+    gelu: Gelu = Gelu.TANH
+    ffn_hidden_size: int | None = None
+    expert_residual_layers: int = 0
+
+    @property
+    def ffn_width(self) -> int:
+        """Return the width of dense MLPs and experts."""
+        return self.ffn_multiple * self.hidden_size if self.ffn_hidden_size is None else self.ffn_hidden_size
 
     def expert_counts(self) -> tuple[int, ...]:
         """Return the expert count of every layer; 0 is a dense layer.
@@ -67,11 +78,13 @@ class GPTConfig:
     def validate(self) -> None:
         """Raise ConfigError for sizes that no model can have."""
         self.expert_counts()
-        sizes = (self.n_layers, self.hidden_size, self.n_heads, self.context_length, self.vocab_size, self.ffn_multiple)
+        sizes = (self.n_layers, self.hidden_size, self.n_heads, self.context_length, self.vocab_size, self.ffn_width)
         if min(sizes) < 1:
-            raise ConfigError("model: layers, hidden size, heads, context, vocabulary and ffn_multiple must be at least 1")
+            raise ConfigError("model: layers, hidden size, heads, context, vocabulary and ffn width must be at least 1")
         if self.capacity_factor is not None and self.capacity_factor <= 0:
             raise ConfigError(f"model.capacity_factor: {self.capacity_factor} is not above 0; null drops nothing")
+        if self.expert_residual_layers < 0:
+            raise ConfigError(f"model.expert_residual_layers: {self.expert_residual_layers} is negative; 0 is none")
         if self.n_layers == 1 and any(self.experts):
             raise ConfigError("model.experts: a model of one layer has no MoE layer; use [0]")
         if self.hidden_size % self.n_heads:
@@ -83,17 +96,25 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int, n_experts: int) -> None:
         super().__init__()
-        hidden, width = config.hidden_size, config.ffn_multiple * config.hidden_size
+        hidden, width = config.hidden_size, config.ffn_width
         self.attention_norm = nn.LayerNorm(hidden, eps=config.norm_eps)
         self.attention = Attention(hidden, config.n_heads)
         self.mlp_norm = nn.LayerNorm(hidden, eps=config.norm_eps)
         self.mlp: DenseMLP | MoELayer
         if n_experts:
             self.mlp = MoELayer(
-                hidden, width, n_experts, config.router, config.is_residual, layer=layer, capacity_factor=config.capacity_factor
+                hidden,
+                width,
+                n_experts,
+                config.router,
+                config.is_residual,
+                layer=layer,
+                capacity_factor=config.capacity_factor,
+                gelu=config.gelu,
+                expert_residual_layers=config.expert_residual_layers,
             )
         else:
-            self.mlp = DenseMLP(hidden, width)
+            self.mlp = DenseMLP(hidden, width, config.gelu)
 
     def forward(
         self, x_BTH: Tensor, mask: Tensor | None, inputs: ModelInputs, past: KeysValues | None
@@ -175,7 +196,7 @@ def materialize(model: GPT, seed: int, device: torch.device | str = "cpu") -> GP
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-        elif name.endswith("bias"):
+        elif name.endswith("bias") or starts_at_zero(name):
             parameter.zero_()
         else:
             writes_residual = name.endswith(("attention.out.weight", "down.weight", "down_weight"))

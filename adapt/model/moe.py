@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adapt.model.activation import Gelu
 from adapt.model.capacity import within_capacity
+from adapt.model.expert_residual import ExpertResidual
 from adapt.model.experts import Experts
 from adapt.model.hashing import mixed
 from adapt.model.inputs import LayerRouting, ModelInputs, RouterInputs
@@ -20,19 +22,23 @@ from adapt.model.routers.contract import RouterConfig, build_router
 
 
 class DenseMLP(nn.Module):
-    """Linear, GELU (tanh form), Linear."""
+    """Linear, GELU, Linear."""
 
-    def __init__(self, hidden_size: int, width: int) -> None:
+    def __init__(self, hidden_size: int, width: int, gelu: Gelu = Gelu.TANH) -> None:
         super().__init__()
+        self.gelu = gelu
         self.up = nn.Linear(hidden_size, width)
         self.down = nn.Linear(width, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(functional.gelu(self.up(x), approximate="tanh"))
+        return self.down(functional.gelu(self.up(x), approximate=self.gelu.approximate))
 
 
 class MoELayer(nn.Module):
-    """A routed layer; `is_residual` adds the dense MLP beside the routed experts. Capacity, where set, is for training alone."""
+    """A routed layer; `is_residual` adds the dense MLP beside the routed experts, `expert_residual_layers` a network behind them.
+
+    Capacity, where set, is for training alone.
+    """
 
     def __init__(
         self,
@@ -43,13 +49,16 @@ class MoELayer(nn.Module):
         is_residual: bool,
         layer: int = 0,
         capacity_factor: float | None = None,
+        gelu: Gelu = Gelu.TANH,
+        expert_residual_layers: int = 0,
     ) -> None:
         super().__init__()
         self.layer = layer
         self.capacity_factor = capacity_factor
         self.router = build_router(router, hidden_size, n_experts)
-        self.experts = Experts(n_experts, hidden_size, width)
-        self.residual_mlp = DenseMLP(hidden_size, width) if is_residual else None
+        self.experts = Experts(n_experts, hidden_size, width, gelu)
+        self.expert_residual = ExpertResidual(expert_residual_layers, hidden_size) if expert_residual_layers else None
+        self.residual_mlp = DenseMLP(hidden_size, width, gelu) if is_residual else None
         self.residual_mix = nn.Linear(hidden_size, 2) if is_residual else None
 
     def forward(self, x_BTH: Tensor, inputs: ModelInputs) -> tuple[Tensor, LayerRouting]:
@@ -63,6 +72,8 @@ class MoELayer(nn.Module):
         out_NH, kept_E = self.experts(x_NH, kept.token_K, kept.expert_K, kept.weight_K)
         counts_E = kept_E if kept is routing else torch.bincount(routing.expert_K, minlength=self.experts.n_experts)
         out_NH = self.router.combine(out_NH, kept)
+        if self.expert_residual is not None:
+            out_NH = self.expert_residual(out_NH, routing.probs_NE)
         out = torch.zeros_like(flat).index_copy(0, real_N, out_NH).view_as(x_BTH)
         if self.residual_mlp is not None and self.residual_mix is not None:
             mix = self.residual_mix(x_BTH).softmax(dim=-1)

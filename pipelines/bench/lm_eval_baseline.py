@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from adapt.core.spans import Reading, Span
+from adapt.model.activation import Gelu
 from adapt.model.gpt import GPT, Block
 from adapt.model.moe import DenseMLP
 
@@ -48,6 +49,7 @@ def gpt2_twin(model: GPT) -> Any:
     transformers = importlib.import_module("transformers")
     config = model.config
     assert not model.expert_counts, "GPT-2 has no experts"
+    assert config.gelu is Gelu.TANH, "the twin has the tanh form"
     twin = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
             vocab_size=config.vocab_size,
@@ -55,7 +57,7 @@ def gpt2_twin(model: GPT) -> Any:
             n_embd=config.hidden_size,
             n_layer=config.n_layers,
             n_head=config.n_heads,
-            n_inner=config.ffn_multiple * config.hidden_size,
+            n_inner=config.ffn_width,
             activation_function="gelu_pytorch_tanh",
             layer_norm_epsilon=config.norm_eps,
             bos_token_id=0,

@@ -1,0 +1,1 @@
+"""Importers: one file each, registered by being in this folder."""

@@ -129,7 +129,7 @@ def test_bf16_training_under_a_llama_2_tokenizer_works(
         ("tokenizer", ["model=hf", "model.path={base}"], ["leave tokenizer and pretrain out of stages"]),
         ("pseudo_label", ["checkpoint={pickles}"], ["pickled weights", "safetensors"]),
         ("pseudo_label", ["checkpoint={broken}"], ["config.json", "not valid JSON"]),
-        ("pseudo_label", ["checkpoint={other}"], ["neither a complete artifact", "model_type"]),
+        ("pseudo_label", ["checkpoint={other}"], ["no complete artifact", "model_type"]),
         ("plan", ["model=hf", "model.path={other}"], ["Hugging Face directory"]),
     ],
 )

@@ -17,7 +17,7 @@ from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain, to_plain
 from adapt.model.gpt import GPT, GPTConfig, materialize
 from adapt.objective import ObjectiveConfig, PartWeights
-from adapt.text.corpus import find_corpus
+from adapt.text.corpus import domains_of, find_corpus
 from adapt.text.packing import PackedCorpus, RowSource, SomeRows
 from adapt.text.tokenized_corpus import open_tokenized, tokenize_corpus
 from adapt.text.tokenizer import Tokenizer
@@ -39,8 +39,8 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     tokenizer = Tokenizer.load(tokenizer_artifact.path)
     check_vocabulary(tokenizer, model)
     GPT(model)  # refuses impossible sizes before anything is read
-    files = find_corpus(config.data.corpus)
-    domains = sorted({file.domain for file in files})
+    files = find_corpus(config.data.corpus, config.data.domain_field)
+    domains = domains_of(files)
     repeats = config.pretrain.repeats or {}
     strange = sorted(set(repeats) - set(domains))
     if strange:
@@ -52,6 +52,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         config=plain_settings(
             model=model,
             pretrain=config.pretrain,
+            domain_field=config.data.domain_field,
             balance=config.objective.balance,
             precision=config.engine.precision,
             seed=config.seed,

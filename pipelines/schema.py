@@ -36,10 +36,14 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Input data: a directory in the CLUE layout, and corpus files or patterns."""
+    """Input data: a directory in the CLUE layout, and corpus files or patterns.
+
+    A corpus text's domain is its file's name up to the first underscore, or what the field `domain_field` of its line says.
+    """
 
     root: str | None = None
     corpus: list[str] = field(default_factory=list)
+    domain_field: str | None = None
 
 
 class ExcludeEval(enum.Enum):

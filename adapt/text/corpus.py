@@ -1,7 +1,8 @@
 """Corpus readers: jsonl, jsonl.gz and txt files to documents, with errors named by file and line.
 
-A document's domain is a small integer: the file's place in the sorted list of domain names. A domain is the file name up to its
-first underscore or dot (`formal_licensed.jsonl.gz` -> `formal`), so that losses and routers can tell domains apart.
+A document's domain is a small integer: its place in the sorted list of domain names. A domain is the file name up to its first
+underscore or dot (`formal_licensed.jsonl.gz` -> `formal`), or what a field of the document's line says, so that losses, routers and
+the mix of pretraining can tell domains apart.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".txt", ".txt.gz")
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusFile:
-    """A corpus file and the domain of its documents."""
+    """A corpus file and the domain of its documents, or the field of their lines that says it."""
 
     path: Path
     domain: str
+    domain_field: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,8 @@ class Document:
     domain: str
 
 
-def find_corpus(patterns: list[str]) -> list[CorpusFile]:
-    """Expand file names and globs, sorted, each file once.
+def find_corpus(patterns: list[str], domain_field: str | None = None) -> list[CorpusFile]:
+    """Expand file names and globs, sorted, each file once; `domain_field` names the field of a line that says its domain.
 
     Raises:
         DataError: a pattern matches nothing, or a file is of an unknown kind.
@@ -51,7 +53,10 @@ def find_corpus(patterns: list[str]) -> list[CorpusFile]:
         for match in matches:
             if not match.name.endswith(_SUFFIXES):
                 raise DataError(f"{match}: not a corpus file; known endings: {', '.join(_SUFFIXES)}")
-            found[match.resolve()] = CorpusFile(path=match, domain=match.name.split(".")[0].split("_")[0])
+            if domain_field is not None and ".json" not in match.name:
+                raise DataError(f"{match}: plain text has no field '{domain_field}'; set data.domain_field=null")
+            domain = match.name.split(".")[0].split("_")[0]
+            found[match.resolve()] = CorpusFile(path=match, domain=domain, domain_field=domain_field)
     return [found[path] for path in sorted(found)]
 
 
@@ -59,13 +64,24 @@ def read_documents(file: CorpusFile) -> Iterator[Document]:
     """Yield the non-empty documents of one file: `text` of each JSON line, or each line of a text file.
 
     Raises:
-        DataError: a line is not valid JSON or has no text, by file and line.
+        DataError: a line is not valid JSON, or has no text or domain, by file and line.
     """
     is_json = ".json" in file.path.name
     for number, line in read_lines(file.path):
-        text = _text_of(line, file.path, number) if is_json else line
+        if not line.strip():
+            continue
+        row = parse_json_line(line, file.path, number) if is_json else {"text": line}
+        text = _string_of(row, "text", file.path, number)
         if text.strip():
-            yield Document(text=text.strip(), domain=file.domain)
+            domain = file.domain if file.domain_field is None else _string_of(row, file.domain_field, file.path, number)
+            yield Document(text=text.strip(), domain=domain)
+
+
+def domains_of(files: list[CorpusFile]) -> list[str]:
+    """Return the sorted names of the documents' domains; files whose lines say theirs are read for it."""
+    named = {file.domain for file in files if file.domain_field is None}
+    said = {document.domain for file in files if file.domain_field is not None for document in read_documents(file)}
+    return sorted(named | said)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -124,14 +140,12 @@ def _expand(pattern: str) -> list[Path]:
         raise DataError(f"data.corpus: '{pattern}' is not a pattern of files ({error})") from error
 
 
-def _text_of(line: str, path: Path, number: int) -> str:
-    if not line.strip():
-        return ""
-    text = parse_json_line(line, path, number).get("text")
+def _string_of(row: dict[str, object], field: str, path: Path, number: int) -> str:
+    text = row.get(field)
     if not isinstance(text, str):
-        raise DataError(f"{path}, line {number}: has no text field of type string")
+        raise DataError(f"{path}, line {number}: has no {field} field of type string")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{path}, line {number}: its text has half a surrogate pair") from error
+        raise DataError(f"{path}, line {number}: its {field} has half a surrogate pair") from error
     return text

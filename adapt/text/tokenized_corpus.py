@@ -15,7 +15,7 @@ import numpy as np
 from adapt.core.errors import DataError
 from adapt.core.progress import progress
 from adapt.core.spans import IntArray
-from adapt.text.corpus import CorpusFile, is_held_out, read_documents
+from adapt.text.corpus import CorpusFile, domains_of, is_held_out, read_documents
 from adapt.text.tokenizer import Tokenizer
 
 _ENCODE_BATCH = 512
@@ -54,7 +54,7 @@ def tokenize_corpus(files: list[CorpusFile], tokenizer: Tokenizer, directory: Pa
         return places
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    domains = sorted({file.domain for file in files})
+    domains = domains_of(files)
     datasets.disable_progress_bars()
     for place, wants_held_out in zip(places, (False, True), strict=True):
         what = "tokenizing held-out text" if wants_held_out else "tokenizing"

@@ -13,6 +13,7 @@ from adapt.core.errors import DataError
 from adapt.text.corpus import (
     CorpusFile,
     Document,
+    domains_of,
     find_corpus,
     is_held_out,
     parse_json_line,
@@ -77,6 +78,7 @@ def test_an_empty_file_has_no_documents(tmp_path: Path, name: str) -> None:
         ('["a"]', "expected a JSON object, found list"),
         ("null", "expected a JSON object, found NoneType"),
         ('{"body": "a"}', "has no text field"),
+        ("{}", "has no text field"),
         ('{"text": null}', "has no text field"),
         ('{"text": 3}', "has no text field"),
     ],
@@ -208,3 +210,18 @@ def test_holding_out_is_a_function_of_the_text_and_grows_with_the_share() -> Non
     small, large = ({t for t in texts if is_held_out(t, share)} for share in (0.1, 0.3))
     assert small < large
     assert small == {t for t in reversed(texts) if is_held_out(f"  {t}\n", 0.1)}
+
+
+def test_a_field_of_the_line_can_say_the_domain(tmp_path: Path) -> None:
+    file = tmp_path / "formal_x.jsonl"
+    file.write_text('{"text": "a", "source": "news"}\n\n{"text": "b", "source": "laws"}\n', encoding="utf-8")
+    by_name, by_line = find_corpus([str(file)]), find_corpus([str(file)], "source")
+    assert [d.domain for d in read_documents(by_name[0])] == ["formal", "formal"]
+    assert [d.domain for d in read_documents(by_line[0])] == ["news", "laws"]
+    assert domains_of(by_name) == ["formal"] and domains_of(by_line) == ["laws", "news"]
+    with pytest.raises(DataError, match="line 1: has no genre field"):
+        domains_of(find_corpus([str(file)], "genre"))
+    plain = tmp_path / "plain.txt"
+    plain.write_text("a", encoding="utf-8")
+    with pytest.raises(DataError, match=r"plain text has no field 'source'.*data\.domain_field=null"):
+        find_corpus([str(plain)], "source")

@@ -13,6 +13,7 @@ from torch.nn import functional
 from adapt.model.inputs import ModelInputs
 
 KeysValues = tuple[Tensor, Tensor]
+_FEWEST_QUERIES = 4
 _SHORT = 512  # positions up to which plain products beat the fused kernel on a CPU in bf16
 
 
@@ -59,11 +60,25 @@ def _attend(q_BATD: Tensor, k_BAWD: Tensor, v_BAWD: Tensor, mask: Tensor | None)
     if mask is None:
         return functional.scaled_dot_product_attention(q_BATD, k_BAWD, v_BAWD, is_causal=True)
     lead = q_BATD.shape[2] - mask.shape[2]
-    tail = functional.scaled_dot_product_attention(q_BATD[:, :, lead:], k_BAWD, v_BAWD, attn_mask=mask)
+    tail = _attend_masked(q_BATD[:, :, lead:], k_BAWD, v_BAWD, mask)
     if not lead:
         return tail
     head = functional.scaled_dot_product_attention(q_BATD[:, :, :lead], k_BAWD[:, :, :lead], v_BAWD[:, :, :lead], is_causal=True)
     return torch.cat([head, tail], dim=2)
+
+
+def _attend_masked(q_BASD: Tensor, k_BAWD: Tensor, v_BAWD: Tensor, mask: Tensor) -> Tensor:
+    """Attend by a mask. On a CPU, fewer than four queries are filled up to four.
+
+    With fewer, the fused kernel's last bits depend on which thread computes a row, and so a score on how many threads there are.
+    """
+    length = q_BASD.shape[2]
+    missing = _FEWEST_QUERIES - length
+    if missing <= 0 or q_BASD.device.type != "cpu":
+        return functional.scaled_dot_product_attention(q_BASD, k_BAWD, v_BAWD, attn_mask=mask)
+    q_BASD = functional.pad(q_BASD, (0, 0, 0, missing))
+    mask = functional.pad(mask, (0, 0, 0, missing), value=True)
+    return functional.scaled_dot_product_attention(q_BASD, k_BAWD, v_BAWD, attn_mask=mask)[:, :, :length]
 
 
 def _is_short_training_on_cpu(q_BATD: Tensor) -> bool:

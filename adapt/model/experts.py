@@ -17,6 +17,8 @@ from torch.nn import functional
 
 from adapt.model.activation import Gelu
 
+_FEWEST_ROWS = 16
+
 
 class Experts(nn.Module):
     """E MLPs of one width: up_EFH, GELU, down_EHF, with biases."""
@@ -50,9 +52,17 @@ class _GroupedMLP(torch.autograd.Function):
         pre_KF = x_KH.new_empty(len(x_KH), up.shape[1])
         y_KH = torch.empty_like(x_KH)
         for expert, rows in _slices(counts):
-            torch.addmm(up_bias[expert], x_KH[rows], up[expert].t(), out=pre_KF[rows])
-            active = functional.gelu(pre_KF[rows], approximate=gelu)
-            torch.addmm(down_bias[expert], active, down[expert].t(), out=y_KH[rows])
+            x, pre, y = x_KH[rows], pre_KF[rows], y_KH[rows]
+            is_small = len(x) < _FEWEST_ROWS and x.device.type == "cpu"
+            if is_small:
+                # The last bits of products of so few rows depend on the number of threads: fill them up with zeros.
+                x = functional.pad(x, (0, 0, 0, _FEWEST_ROWS - len(x)))
+                pre, y = pre.new_empty(_FEWEST_ROWS, pre.shape[1]), torch.empty_like(x)
+            torch.addmm(up_bias[expert], x, up[expert].t(), out=pre)
+            torch.addmm(down_bias[expert], functional.gelu(pre, approximate=gelu), down[expert].t(), out=y)
+            if is_small:
+                n_tokens = rows.stop - rows.start
+                pre_KF[rows], y_KH[rows] = pre[:n_tokens], y[:n_tokens]
         ctx.save_for_backward(x_KH, pre_KF, up, down)
         ctx.counts, ctx.gelu = counts, gelu
         return y_KH

@@ -191,3 +191,22 @@ def test_a_step_in_bf16_lies_near_the_one_in_fp32(experts: list[int]) -> None:
     exact = materialize(GPT(tiny_config(experts, vocab_size=60)), seed=3)
     exact.load_state_dict({name: weight.float() for name, weight in model.state_dict().items()})
     torch.testing.assert_close(trained_once(model, batch)[0], trained_once(exact, batch)[0], rtol=BF16, atol=BF16)
+
+
+@pytest.mark.parametrize("queries", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("width", [16, 21, 39, 64])
+def test_masked_attention_has_the_same_bits_on_one_thread_and_two(queries: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(queries * width)
+    q, k, v = (torch.randn(30, 4, size, 16, generator=generator) for size in (queries, width, width))
+    mask = torch.rand(30, 1, queries, width, generator=generator) > 0.2
+    mask[..., 0] = True
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(attention._attend(q, k, v, mask))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+    torch.testing.assert_close(found[0], torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask))

@@ -70,7 +70,7 @@ def read_documents(file: CorpusFile) -> Iterator[Document]:
     for number, line in read_lines(file.path):
         if not line.strip():
             continue
-        row = parse_json_line(line, file.path, number) if is_json else {"text": line}
+        row: dict[str, object] = parse_json_line(line, file.path, number) if is_json else {"text": line}
         text = _string_of(row, "text", file.path, number)
         if text.strip():
             domain = file.domain if file.domain_field is None else _string_of(row, file.domain_field, file.path, number)

@@ -98,9 +98,11 @@ class TaskScorer:
         """Return a decision's scores [rows, labels].
 
         Coarse to fine under one prompt, only the groups and the labels inside the followed ones are scored (the text is read
-        once); labels that were not scored are at -inf. An ensemble's standards need every label of every row.
+        once); labels that were not scored are at -inf. An ensemble's standards need every label of every row, and a prompt
+        with synonyms every word.
         """
-        if decision.groups is None or self.task.label_tree is None or decision.method is Method.ENSEMBLE:
+        is_whole = decision.method is Method.ENSEMBLE or bool(self.task.synonyms_of(decision.prompts[0]))
+        if decision.groups is None or self.task.label_tree is None or is_whole:
             return decision.scores(self.keys(rows, decision.prompts), self.task)
         return decision.scores([self._keys_in_two_steps(rows, decision)], self.task)
 

@@ -17,7 +17,7 @@ A file is a YAML list. An entry with a template is a prompt; one without is a na
       criterion: channel                    # else `sum`
 
 `task` names the task's own words. A list of label words makes one prompt for each, called <name>.<set>, or <name>.<place in the
-list> for a mapping.
+list> for a mapping. `synonyms: {good: [好, 不错]}` gives further words of labels, as in a task's file.
 
 Each prompt is judged on unlabeled rows. Predictions are those of its own scores, matched to the prior. `agreement` is the share of
 rows on which they are the consensus: the ensemble of all other prompts. `confidence` is the mean probability of the best label, and
@@ -149,7 +149,7 @@ def boundary_merges(task: TaskConfig, name: str, tokenizer: TextTokenizer, rows:
 
     Scoring encodes parts on their own, so such a word is scored with tokens that the model hardly ever saw at this place.
     """
-    shared = list((task.prompts[name].label_words or task.label_words).values())
+    shared = [*(task.prompts[name].label_words or task.label_words).values(), *(word for _, word in task.synonyms_of(name))]
     merged: dict[str, bool] = {}
     for before, words in {(_text_before(task, name, row)[-_REACH_CHARACTERS:], row.candidates or tuple(shared)) for row in rows}:
         tokens = tokenizer.encode(before) if before else []
@@ -257,7 +257,7 @@ def _crossed(
         template, criterion = entry["template"], entry.get("criterion", "sum")
         if not isinstance(template, str) or not isinstance(criterion, str):
             raise ConfigError(f"{where}: template and criterion must be text, found {template!r} and {criterion!r}")
-        prompt = PromptConfig(template=template, label_words=words, criterion=criterion)
+        prompt = PromptConfig(template=template, label_words=words, synonyms=_synonyms(entry, task, where), criterion=criterion)
         try:
             get_criterion(criterion)
             parse_template(replace(task, prompts={name: prompt}), name)
@@ -293,6 +293,20 @@ def _words(content: Any, task: TaskConfig, where: str) -> dict[str, str] | None:
             raise ConfigError(f"{where}: label_words: label '{label}' has no label word; add it")
     ordered = {label: words[label] for label in task.labels}
     return None if ordered == task.label_words else ordered
+
+
+def _synonyms(entry: Mapping[str, Any], task: TaskConfig, where: str) -> dict[str, list[str]] | None:
+    """Check an entry's further words of labels; the same for each of its alternatives of label words."""
+    content = entry.get("synonyms")
+    if content is None:
+        return None
+    if not isinstance(content, dict) or not all(isinstance(words, list) and words for words in content.values()):
+        raise ConfigError(f"{where}: synonyms: expected a mapping of labels to lists of words, found {content!r}")
+    found = {_as_text(label): [_as_text(word) for word in words] for label, words in content.items()}
+    for label in found:
+        if label not in task.label_words:
+            raise ConfigError(f"{where}: synonyms: unknown label '{label}'{suggest(label, task.labels)}")
+    return found
 
 
 def _as_text(value: Any) -> str:

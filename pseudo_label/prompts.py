@@ -59,6 +59,8 @@ class Prompt:
         self._label_ids = {label: self._encode_label(word) for label, word in words.items() if label in task.label_words}
         self._label_words = words
         self._group_ids = {word: self._encode_label(word) for word in (task.label_tree or {})}
+        self._synonyms = task.synonyms_of(name)
+        self._synonym_ids = [self._encode_label(word) for _, word in self._synonyms]
         self._refuse_equal_labels()
 
     @property
@@ -71,10 +73,10 @@ class Prompt:
         if row.candidates is not None:
             return list(row.candidates)
         groups = list(self._group_ids) if with_groups else []
-        return [self._label_words[label] for label in self.task.labels] + groups
+        return [self._label_words[label] for label in self.task.labels] + groups + [word for _, word in self._synonyms]
 
     def readings(self, row: TaskRow, form: LabelForm, *, with_groups: bool = False) -> list[Reading]:
-        """Render every candidate of a row: its labels in the task's order, then the groups of its tree.
+        """Render every candidate of a row: its labels in the task's order, then its tree's groups, then the synonyms.
 
         Raises:
             DataError: the row does not fit into the context even with its shortenable fields empty.
@@ -91,6 +93,7 @@ class Prompt:
             candidates = [self._label_ids[label] for label in self.task.labels]
             if with_groups:
                 candidates = candidates + list(self._group_ids.values())
+            candidates = candidates + self._synonym_ids
         return [read_with_targets(text, form, self._tokenizer.mask_id) for text in self._render(row, candidates)]
 
     def labelled(self, row: TaskRow, label: str) -> SpannedText:
@@ -108,8 +111,8 @@ class Prompt:
 
     def _render(self, row: TaskRow, candidates: Sequence[list[int]]) -> list[SpannedText]:
         pieces = self._pieces(row)
-        # Groups count although they are not always scored, so that a row is cut alike for scoring and for training.
-        longest = max(len(ids) for ids in [*candidates, *self._group_ids.values()])
+        # Groups and further words count where they are not scored too, so that a row is cut alike for scoring and for training.
+        longest = max(len(ids) for ids in [*candidates, *self._group_ids.values(), *self._synonym_ids])
         pieces = self._fit(pieces, self.context_length - 1 - longest, row)
         bos = ([self._tokenizer.bos_id], Span.CONTEXT)
         texts = []
@@ -174,11 +177,12 @@ class Prompt:
 
     def _refuse_equal_labels(self) -> None:
         seen: dict[tuple[int, ...], str] = {}
-        for label, ids in self._label_ids.items():
+        further = [(label, ids) for (label, _), ids in zip(self._synonyms, self._synonym_ids, strict=True)]
+        for label, ids in [*self._label_ids.items(), *further]:
             if tuple(ids) in seen:
                 raise ConfigError(
                     f"task '{self.task.name}', prompt '{self.name}': labels '{seen[tuple(ids)]}' and '{label}' have the same "
-                    "tokens; give them different label words"
+                    "tokens; give them different label words and synonyms"
                 )
             seen[tuple(ids)] = label
 

@@ -183,7 +183,8 @@ def _record(
 
 
 def _names(row: TaskRow, task: TaskConfig, what: ScoringPass) -> list[str]:
-    return labels_of(row, task) + (list(task.label_tree or {}) if what.with_groups else [])
+    groups = list(task.label_tree or {}) if what.with_groups else []
+    return labels_of(row, task) + groups + [word for _, word in task.synonyms_of(what.prompt)]
 
 
 def _pass_of(record: dict[str, Any]) -> ScoringPass:

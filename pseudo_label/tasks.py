@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from adapt.core.errors import ConfigError, DataError
+from adapt.core.registry import suggest
 from adapt.core.typed import from_plain
 from adapt.text.corpus import parse_json_line, read_lines, text_digest
 
@@ -32,11 +33,14 @@ class FieldConfig:
 class PromptConfig:
     """A template with {field} and one {label}; text outside braces is the prompt. Label words may differ from the task's.
 
+    `synonyms` are further words of a label: each is scored beside the label's own word, and the label's key is the mean of the keys
+    of its words (a verbalizer of several words: Hu et al. 2022, arXiv:2108.02035). Training and answers use the label's own word.
     `criterion` ranks the candidates under this prompt where the stage does not say otherwise.
     """
 
     template: str
     label_words: dict[str, str] | None = None
+    synonyms: dict[str, list[str]] | None = None
     criterion: str = "sum"
 
 
@@ -67,6 +71,11 @@ class TaskConfig:
     @property
     def labels(self) -> list[str]:
         return list(self.label_words)
+
+    def synonyms_of(self, prompt: str) -> list[tuple[str, str]]:
+        """Return (label, word) for the further words of a prompt, in the order of the labels."""
+        further = self.prompts[prompt].synonyms or {}
+        return [(label, word) for label in self.labels for word in further.get(label, [])]
 
     def ensemble_names(self) -> list[str]:
         """Return the prompts that label together by default."""
@@ -244,6 +253,7 @@ def _problems(task: TaskConfig) -> list[str]:
     for name, prompt in task.prompts.items():
         missing = [label for label in task.label_words if label not in (prompt.label_words or task.label_words)]
         problems.extend(f"prompts.{name}.label_words: label '{label}' has no label word" for label in missing)
+        problems.extend(_synonym_problems(task, name, prompt))
     if task.label_tree is not None:
         grouped = [label for labels in task.label_tree.values() for label in labels]
         problems.extend(f"label_tree: group '{group}' has no labels" for group, labels in task.label_tree.items() if not labels)
@@ -252,4 +262,17 @@ def _problems(task: TaskConfig) -> list[str]:
         problems.extend(
             f"label_tree: label '{label}' is in several groups" for label in {x for x in grouped if grouped.count(x) > 1}
         )
+    return problems
+
+
+def _synonym_problems(task: TaskConfig, name: str, prompt: PromptConfig) -> list[str]:
+    where = f"prompts.{name}.synonyms"
+    if prompt.synonyms and task.candidates is not None:
+        return [f"{where}: rows bring candidates of their own; leave the synonyms out"]
+    problems = []
+    for label, words in (prompt.synonyms or {}).items():
+        if label not in task.label_words:
+            problems.append(f"{where}: unknown label '{label}'{suggest(label, task.labels)}")
+        if not words or not all(words):
+            problems.append(f"{where}: label '{label}' has an empty list or word; give words, or leave the label out")
     return problems

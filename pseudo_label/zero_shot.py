@@ -16,7 +16,7 @@ import numpy as np
 
 from adapt.core.progress import progress
 from adapt.core.scorer import FloatArray, Scorer
-from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span
+from adapt.core.spans import NO_TARGET, IntArray, LabelForm, Reading, Span
 from pseudo_label.criteria.contract import CandidateScores, Criterion, get_criterion
 from pseudo_label.prompts import Prompt
 from pseudo_label.tasks import TaskConfig, TaskRow
@@ -113,15 +113,25 @@ def criterion_of(task: TaskConfig, prompt: str, override: str | None) -> Criteri
 def _keys(scores: PassScores, criterion: Criterion, task: TaskConfig) -> PromptKeys:
     keys = [criterion.key(row, null) for row, null in zip(scores.rows, scores.nulls, strict=True)]
     n_groups = len(task.label_tree or {}) if scores.what.with_groups else 0
-    width = max((len(key) - n_groups for key in keys), default=len(task.labels))
+    owners = np.asarray([task.labels.index(label) for label, _ in task.synonyms_of(scores.what.prompt)], np.int64)
+    n_others = n_groups + len(owners)
+    width = max((len(key) - n_others for key in keys), default=len(task.labels))
     labels = np.full((len(keys), width), -np.inf)
     groups = np.empty((len(keys), n_groups)) if n_groups else None
     for index, key in enumerate(keys):
-        n_labels = len(key) - n_groups
-        labels[index, :n_labels] = key[:n_labels]
+        n_labels = len(key) - n_others
+        labels[index, :n_labels] = _mean_over_words(key[:n_labels], key[n_labels + n_groups :], owners)
         if groups is not None:
-            groups[index] = key[n_labels:]
+            groups[index] = key[n_labels : n_labels + n_groups]
     return PromptKeys(prompt=scores.what.prompt, criterion=criterion.name, labels_NC=labels, groups_NG=groups)
+
+
+def _mean_over_words(own_C: FloatArray, further_S: FloatArray, owners_S: IntArray) -> FloatArray:
+    """Return each label's mean key over its own word and its synonyms; `owners_S` are the labels of the synonyms."""
+    if not len(owners_S):
+        return own_C
+    n_words_C = 1 + np.bincount(owners_S, minlength=len(own_C))
+    return (own_C + np.bincount(owners_S, weights=further_S, minlength=len(own_C))) / n_words_C
 
 
 def _score_rows(scorer: Scorer, prompt: Prompt, rows: Sequence[TaskRow], what: ScoringPass) -> Iterator[CandidateScores]:

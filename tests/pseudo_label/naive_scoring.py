@@ -88,6 +88,18 @@ class Naive:
             formula(self.spoken(prompt, row, word, behind_masks), self.spoken(prompt, null, word, behind_masks)) for word in words
         ]
 
+    def label_keys(self, criterion: str, prompt: str, row: TaskRow, *, masked: bool = False) -> list[float]:
+        """Return the key of each label of a row: the mean over its word and its synonyms."""
+        own = self.words(prompt, row)
+        if row.candidates is not None:
+            return self.keys(criterion, prompt, row, own, masked=masked)
+        synonyms = self.task.prompts[prompt].synonyms or {}
+        found = []
+        for label, word in zip(self.task.labels, own, strict=True):
+            keys = self.keys(criterion, prompt, row, [word, *synonyms.get(label, [])], masked=masked)
+            found.append(math.fsum(keys) / len(keys))
+        return found
+
     def null_row(self, row: TaskRow) -> TaskRow:
         texts = {name: self.task.fields[name].blank or "" for name in row.texts}
         return TaskRow(id=None, texts=texts, label=None, candidates=None, line=0)

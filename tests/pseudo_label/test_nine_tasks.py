@@ -5,7 +5,8 @@ Label sets, words, trees and prompts are the shipped ones; the rows are made up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,12 @@ from adapt.model.gpt import GPT, materialize
 from adapt.scoring.layout import Layout, ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.tokenizer import Tokenizer
+from pseudo_label.coarse_to_fine import CoarseToFine
 from pseudo_label.criteria.contract import CRITERIA, get_criterion
 from pseudo_label.decision import Method
 from pseudo_label.labelling import ScoringConfig, TaskScorer, content_free_rows, predictions
 from pseudo_label.prompts import Prompt, label_stands_first
-from pseudo_label.tasks import TaskConfig, TaskRow, load_task, row_from
+from pseudo_label.tasks import PromptConfig, TaskConfig, TaskRow, load_task, row_from
 from pseudo_label.zero_shot import PromptKeys, keys_from, passes_for, score_pass
 
 TOLERANCE = 1e-4
@@ -108,9 +110,8 @@ def library_keys(
 def assert_keys(found: PromptKeys, rows: Sequence[TaskRow], naive: Naive, form: LabelForm) -> None:
     """Compare keys with the reference, row by row; places beyond a row's own candidates are at -inf."""
     for index, row in enumerate(rows):
-        words = naive.words(found.prompt, row)
         masked = form is LabelForm.MLM
-        labels = naive.keys(found.criterion, found.prompt, row, words, masked=masked)
+        labels = naive.label_keys(found.criterion, found.prompt, row, masked=masked)
         rest = [-np.inf] * (found.labels_NC.shape[1] - len(labels))
         message = f"{found.prompt}, {found.criterion}, row {index}"
         np.testing.assert_allclose(found.labels_NC[index], labels + rest, atol=TOLERANCE, rtol=0, err_msg=message)
@@ -167,9 +168,31 @@ def test_the_tasks_own_choice_of_prompts_and_criteria_is_scored(model: GPT, toke
     assert [(k.prompt, k.criterion) for k in found] == [(p, task.prompts[p].criterion) for p in scorer.config.names(task)]
     for keys in found:
         for index, row in enumerate(rows):
-            words = naive.words(keys.prompt, row)
-            wanted = naive.keys(keys.criterion, keys.prompt, row, words)
-            assert keys.labels_NC[index, : len(words)] == pytest.approx(wanted, abs=TOLERANCE)
+            wanted = naive.label_keys(keys.criterion, keys.prompt, row)
+            assert keys.labels_NC[index, : len(wanted)] == pytest.approx(wanted, abs=TOLERANCE)
+
+
+def test_synonyms_are_scored_beside_the_words_and_averaged(model: GPT, tokenizer: Tokenizer) -> None:
+    shipped_task, rows = shipped("tnews")
+    further = {"103": ["足球", "比赛"], "104": ["金融"]}
+    prompts = {name: replace(prompt, synonyms=further) for name, prompt in shipped_task.prompts.items()}
+    task = replace(shipped_task, prompts=prompts)
+    naive = Naive(task, model, tokenizer)
+    plain = library_keys(model, tokenizer, replace(task, prompts=no_synonyms(prompts)), rows, LabelForm.CLM, ScorerConfig())
+    found = library_keys(model, tokenizer, task, rows, LabelForm.CLM, ScorerConfig())
+    others = [place for place, label in enumerate(task.labels) if label not in further]
+    for keys, without in zip(found, plain, strict=True):
+        assert_keys(keys, rows, naive, LabelForm.CLM)
+        np.testing.assert_allclose(keys.labels_NC[:, others], without.labels_NC[:, others], atol=TOLERANCE, rtol=0)
+        assert keys.criterion != "sum" or np.abs(keys.labels_NC - without.labels_NC).max() > 0.01
+    scorer = TaskScorer(task, ScoringConfig(with_groups=True), TreeScorer(model, ScorerConfig()), tokenizer)
+    unlabeled = scorer.keys(rows)
+    decision = scorer.fit(Method.PRIOR, unlabeled, coarse_to_fine=CoarseToFine(beam=2))
+    np.testing.assert_allclose(scorer.scores(rows, decision), decision.scores(unlabeled, task), atol=TOLERANCE)
+
+
+def no_synonyms(prompts: Mapping[str, PromptConfig]) -> dict[str, PromptConfig]:
+    return {name: replace(prompt, synonyms=None) for name, prompt in prompts.items()}
 
 
 def decided(task: TaskConfig, rows: list[TaskRow], found: np.ndarray, wanted: Sequence[Sequence[float]]) -> None:
@@ -183,10 +206,7 @@ def test_content_free_calibration_takes_off_what_is_said_of_nothing(model: GPT, 
     naive = Naive(task, model, tokenizer)
     scorer = TaskScorer(task, ScoringConfig(), TreeScorer(model, ScorerConfig()), tokenizer)
     found = scorer.scores(rows, scorer.fit(Method.CONTENT_FREE, []))
-    keys, of_nothing = (
-        [naive.keys("sum", "reference", row, naive.words("reference", row)) for row in given]
-        for given in (rows, content_free_rows(task))
-    )
+    keys, of_nothing = ([naive.label_keys("sum", "reference", row) for row in given] for given in (rows, content_free_rows(task)))
     mean = np.mean([naive_softmax(row) for row in of_nothing], axis=0)
     decided(task, rows, found, np.asarray(keys) - np.log(mean))
 
@@ -196,7 +216,7 @@ def test_prior_matching_finds_the_biases_that_make_the_mean_posterior_uniform(mo
     naive = Naive(task, model, tokenizer)
     scorer = TaskScorer(task, ScoringConfig(), TreeScorer(model, ScorerConfig()), tokenizer)
     found = scorer.scores(rows, scorer.fit(Method.PRIOR, scorer.keys(rows)))
-    keys = [naive.keys("sum", "reference", row, naive.words("reference", row)) for row in rows]
+    keys = [naive.label_keys("sum", "reference", row) for row in rows]
     decided(task, rows, found, np.asarray(keys) + naive_prior_biases(keys, [1 / 15] * 15))
 
 
@@ -209,7 +229,7 @@ def test_the_ensemble_averages_standardised_prompts_and_matches_the_prior(model:
     total = np.zeros((len(rows), 15))
     for prompt in decision.prompts:
         criterion = task.prompts[prompt].criterion
-        keys = [naive.keys(criterion, prompt, row, naive.words(prompt, row)) for row in rows]
+        keys = [naive.label_keys(criterion, prompt, row) for row in rows]
         centred = [[key - sum(row) / 15 for key in row] for row in keys]
         means = [sum(row[label] for row in centred) / len(rows) for label in range(15)]
         rest = [[key - mean for key, mean in zip(row, means, strict=True)] for row in centred]

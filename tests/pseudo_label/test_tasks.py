@@ -275,3 +275,31 @@ def test_an_optional_field_does_not_change_a_rows_digest(tmp_path: Path) -> None
     task = load_task("tnews", [TASKS])
     full, bare = row_of(task, sentence="标题", keywords="一,二"), row_of(task, sentence="标题")
     assert row_digest(full, task) == row_digest(bare, task)
+
+
+SYNONYMS = """
+fields: {sentence: {path: sentence}}
+label_words: {a: 甲, b: 乙}
+prompts: {reference: {template: "{sentence}{label}", synonyms: {b: [丙, 丁]}}}
+"""
+
+
+def test_synonyms_are_further_words_of_labels(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    task = task_from(tmp_path, SYNONYMS)
+    assert task.synonyms_of("reference") == [("b", "丙"), ("b", "丁")]
+    assert Prompt(task, "reference", tokenizer, 64).words(row_of(task, sentence="好")) == ["甲", "乙", "丙", "丁"]
+
+
+@pytest.mark.parametrize(
+    ("synonyms", "problem"),
+    [("{c: [丙]}", "unknown label 'c'"), ("{b: []}", "empty list or word"), ("{b: ['']}", "empty list or word")],
+)
+def test_synonyms_must_fit_the_labels(tmp_path: Path, synonyms: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"prompts.reference.synonyms: .*{problem}"):
+        task_from(tmp_path, SYNONYMS.replace("{b: [丙, 丁]}", synonyms))
+
+
+def test_a_synonym_with_the_tokens_of_another_word_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    task = task_from(tmp_path, SYNONYMS.replace("[丙, 丁]", "[丙, 甲]"))
+    with pytest.raises(ConfigError, match="labels 'a' and 'b' have the same tokens"):
+        Prompt(task, "reference", tokenizer, 64)

@@ -53,8 +53,8 @@ def adaptation_readings(
 
 
 def _text_alone(text: SpannedText) -> Reading:
-    """Read a text up to its prompt or label, whichever comes first."""
-    own = np.flatnonzero(text.kinds_T != int(Span.CONTEXT))
-    end = int(own[0]) if len(own) else len(text)
+    """Read a text up to its last field before the label; what a template puts between fields is read, what follows them is not."""
+    before_label = text.kinds_T[: int(np.flatnonzero(text.kinds_T == int(Span.LABEL))[0])]
+    end = int(np.flatnonzero(before_label == int(Span.CONTEXT))[-1]) + 1
     kept = SpannedText(ids_T=text.ids_T[:end], kinds_T=text.kinds_T[:end], domain=text.domain)
     return read_with_targets(kept, LabelForm.CLM)

@@ -22,7 +22,7 @@ from pseudo_label.adaptation_data import adaptation_readings
 from pseudo_label.decision import Method
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.store import PseudoLabel
-from pseudo_label.tasks import TaskConfig, TaskRow, load_task, read_rows
+from pseudo_label.tasks import TaskConfig, TaskRow, load_task, read_rows, row_from
 
 STEPS = 40
 
@@ -90,6 +90,15 @@ def test_unselected_rows_are_read_for_their_text_alone(tokenizer: Tokenizer) -> 
     for reading, row in zip(training[1:], rows[2:], strict=True):
         assert tokenizer.decode(reading.inputs_T[1:].tolist()) == row.texts["sentence"]
         assert set(reading.kinds_T.tolist()) == {int(Span.CONTEXT)}
+
+
+def test_unselected_pairs_are_read_whole(tokenizer: Tokenizer) -> None:
+    task = load_task("ocnli", [conf_dir() / "task"])
+    row = row_from({"sentence1": "下雨了", "sentence2": "地是湿的", "id": 0}, task, "made up", 1)
+    label = label_of(1, "entailment", is_selected=False)
+    (reading,), _ = adaptation_readings(task, [row], [label], tokenizer, 96, LabelLoss.CLM, reads_unselected=True)
+    assert tokenizer.decode(reading.inputs_T[1:].tolist()) == "下雨了，地是湿的"
+    assert set(reading.kinds_T.tolist()) == {int(Span.CONTEXT), int(Span.PROMPT)}
 
 
 def test_rows_without_a_label_cannot_be_read_with_the_label_first(tokenizer: Tokenizer) -> None:

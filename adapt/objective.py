@@ -166,9 +166,11 @@ def check_balance_gradient(model: CausalBase, batch: Batch, config: ObjectiveCon
     Raises:
         TrainingError: a layer's gradient is zero.
     """
-    if config.balance.weight == 0 or not model.router_traits.has_balance_loss or not bool(batch.inputs.documents_BT.any()):
+    if config.balance.weight == 0 or not model.router_traits.has_balance_loss:
         return
-    reports = model(batch.inputs).routing
+    reports = model(batch.inputs).routing  # also of an empty batch: where ranks share experts, every rank takes part
+    if not bool(batch.inputs.documents_BT.any()):
+        return
     for layer, (report, parameters) in enumerate(zip(reports, model.gates(), strict=True)):
         n_experts = report.probs_NE.shape[1]
         rising_E = torch.arange(1, n_experts + 1, device=report.probs_NE.device) * 2 / (n_experts * (n_experts + 1))

@@ -82,7 +82,7 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     spec: TrainJob = from_plain(TrainJob, job["job"], "job.yaml")
     task: TaskConfig = from_plain(TaskConfig, job["task"], "job.yaml")
     base = Path(job["base"])
-    model = load_model(base)
+    model = load_model(base, share=spec.engine.expert_share(rank.rank))
     tokenizer = load_tokenizer(base, model)
     training, held_out = adaptation_readings(
         task,

@@ -15,6 +15,7 @@ from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain, to_plain
+from adapt.model.expert_parallel import check_share, own_experts
 from adapt.model.gpt import GPT, GPTConfig, materialize
 from adapt.objective import ObjectiveConfig, PartWeights
 from adapt.text.corpus import domains_of, find_corpus
@@ -38,7 +39,8 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     tokenizer_artifact = walk.require("tokenizer")
     tokenizer = Tokenizer.load(tokenizer_artifact.path)
     check_vocabulary(tokenizer, model)
-    GPT(model)  # refuses impossible sizes before anything is read
+    # Refuses impossible sizes before anything is read.
+    check_share(GPT(model).expert_counts, config.engine.expert_parallel)
     files = find_corpus(config.data.corpus, config.data.domain_field)
     domains = domains_of(files)
     repeats = config.pretrain.repeats or {}
@@ -103,7 +105,7 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
         rows = PackedCorpus(rest.of_domain(number), config.context_length, 0, 0.0, None)
         if len(rows):
             held_out[domain] = SomeRows(rows, int(job["held_out_rows"]))
-    model = materialize(GPT(config), spec.seed)
+    model = materialize(own_experts(GPT(config), spec.engine.expert_share(rank.rank)), spec.seed)
     run_training(model, tokenizer, TrainData(training=training, held_out=held_out), spec, rank)
 
 

@@ -31,6 +31,8 @@ from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.precision import Precision
 from adapt.core.typed import from_plain, to_plain
 from adapt.model.buffers import named_state
+from adapt.model.exchange import ExpertShare
+from adapt.model.expert_parallel import check_share, own_experts, own_part
 from adapt.model.gpt import GPT, GPTConfig
 from adapt.model.hf import HFModel, load_hf_model
 from adapt.text.contract import TextTokenizer
@@ -180,16 +182,23 @@ def load_config(directory: Path) -> GPTConfig:
     return config
 
 
-def load_model(directory: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> GPT | HFModel:
+def load_model(
+    directory: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, share: ExpertShare | None = None
+) -> GPT | HFModel:
     """Load a checkpoint's model in evaluation mode, in fp32 unless `dtype` says otherwise (routers always).
 
+    With a `share`, only that share of the experts is kept.
+
     Raises:
+        ConfigError: the experts cannot be shared so.
         CheckpointError: tensors are missing, left over, or of another shape.
     """
     if is_hf_directory(directory):
+        check_share((), 1 if share is None else share.of)
         check_shards(directory)
         return load_hf_model(directory, config_files_of(directory), device, dtype)
-    model = GPT(load_config(directory)).to_empty(device=device)
+    share = share or ExpertShare()
+    model = own_experts(GPT(load_config(directory)), share).to_empty(device=device)
     if dtype is not None:
         for name, weight in model.named_parameters():
             if not is_router(name):  # a rounded router sends tokens elsewhere
@@ -199,6 +208,7 @@ def load_model(directory: Path, device: torch.device | str = "cpu", dtype: torch
         place = wanted.pop(name, None)
         if place is None:
             raise CheckpointError(f"{directory}: tensor {name} does not belong to this model")
+        tensor = own_part(name, tensor, share)
         if place.shape != tensor.shape:
             raise CheckpointError(
                 f"{directory}: tensor {name} has shape {tuple(tensor.shape)}, the model needs {tuple(place.shape)}"

@@ -4,13 +4,15 @@ Legend: N tokens, E experts, H hidden size.
 
 Each layer is x + down(relu(up(norm(x)))), with a norm of its own eps; the result is alpha * network(g) + (1 - alpha) * g, where g
 is the gated expert output and alpha the token's largest gate probability. Source: the public PAI GPT-MoE code (ModelScope, six
-layers of width 4H); its down weights start at 0, so that an untrained network changes nothing. It knows no router.
+layers of width 4H); its down weights start at 0, so that an untrained network changes nothing. It knows no router, and computes in
+the format of what it is given: behind a router in fp32 whatever its weights are in.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 _WIDTH_MULTIPLE = 4
 _NORM_EPS = 1e-5
@@ -24,7 +26,10 @@ class _ResidualLayer(nn.Module):
         self.down = nn.Linear(_WIDTH_MULTIPLE * hidden_size, hidden_size)
 
     def forward(self, x_NH: Tensor) -> Tensor:
-        return x_NH + self.down(torch.relu(self.up(self.norm(x_NH))))
+        norm, up, down = self.norm, self.up, self.down
+        normed = functional.layer_norm(x_NH, x_NH.shape[-1:], norm.weight.to(x_NH), norm.bias.to(x_NH), norm.eps)
+        inner = torch.relu(functional.linear(normed, up.weight.to(x_NH), up.bias.to(x_NH)))
+        return x_NH + functional.linear(inner, down.weight.to(x_NH), down.bias.to(x_NH))
 
 
 class ExpertResidual(nn.Module):

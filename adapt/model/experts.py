@@ -4,7 +4,8 @@ Legend: N tokens, K routed pairs sorted by expert, E experts, H hidden size, F e
 
 One `autograd.Function` loops over the experts that have tokens and writes each weight gradient into its slice of one stacked
 tensor: indexing `W[e]` under autograd would build a full zero gradient per expert, O(E^2). Every expert gets a gradient at
-every step, zeros where it had no tokens, which the gradient reduction of ZeRO relies on.
+every step, zeros where it had no tokens, which the gradient reduction of ZeRO relies on. A rank may own a slice of the experts
+alone; then tokens travel to their experts' owners and back.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adapt.model.activation import Gelu
+from adapt.model.exchange import ExpertShare, Peers, run_at_owners
 
 _FEWEST_ROWS = 16
 
 
 class Experts(nn.Module):
-    """E MLPs of one width: up_EFH, GELU, down_EHF, with biases."""
+    """E MLPs of one width: up_EFH, GELU, down_EHF, with biases; where they are shared with `peers`, of `share` alone."""
+
+    peers: Peers | None = None
 
     def __init__(self, n_experts: int, hidden_size: int, width: int, gelu: Gelu = Gelu.TANH) -> None:
         super().__init__()
         self.gelu = gelu
         self.n_experts = n_experts
+        self.share = ExpertShare()
         self.up_weight = nn.Parameter(torch.empty(n_experts, width, hidden_size))
         self.up_bias = nn.Parameter(torch.empty(n_experts, width))
         self.down_weight = nn.Parameter(torch.empty(n_experts, hidden_size, width))
@@ -37,11 +42,28 @@ class Experts(nn.Module):
         order_K = torch.argsort(expert_K, stable=True)
         counts_E = torch.bincount(expert_K, minlength=self.n_experts)
         token_K, weight_K = token_K[order_K], weight_K[order_K]
-        weights = (self.up_weight, self.up_bias, self.down_weight, self.down_bias)
-        y_KH = _GroupedMLP.apply(x_NH[token_K], counts_E.tolist(), self.gelu.approximate, *weights)
+        if self.share.of == 1:
+            y_KH = self._run(x_NH[token_K], counts_E.tolist())
+        else:
+            assert self.peers is not None, "a share of the experts computes with its peers; the engine brings them"
+            y_KH = run_at_owners(x_NH[token_K], counts_E, self.peers, self.share.of, self._run)
         y_KH = y_KH * weight_K.to(y_KH.dtype).unsqueeze(-1)
         out_NH = torch.zeros_like(x_NH).index_add(0, token_K, y_KH)
         return out_NH, counts_E
+
+    def own(self, share: ExpertShare) -> None:
+        """Keep a share of all experts and let go of the others; nothing happens where the share is kept already."""
+        if share == self.share:
+            return
+        assert self.share.of == 1, "experts are shared once"
+        for name, parameter in list(self.named_parameters()):
+            setattr(self, name, nn.Parameter(parameter.detach()[share.slice_of(self.n_experts)].clone()))
+        self.share = share
+
+    def _run(self, x_KH: Tensor, counts: list[int]) -> Tensor:
+        weights = (self.up_weight, self.up_bias, self.down_weight, self.down_bias)
+        y_KH: Tensor = _GroupedMLP.apply(x_KH, counts, self.gelu.approximate, *weights)
+        return y_KH
 
 
 class _GroupedMLP(torch.autograd.Function):

@@ -20,6 +20,7 @@ from adapt.core.runtime import seed_for
 from adapt.model.activation import Gelu
 from adapt.model.attention import Attention, KeysValues, attention_mask
 from adapt.model.expert_residual import starts_at_zero
+from adapt.model.experts import Experts
 from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past, RouterTraits
 from adapt.model.moe import DenseMLP, MoELayer
 from adapt.model.routers.contract import RouterConfig
@@ -201,8 +202,11 @@ def materialize(model: GPT, seed: int, device: torch.device | str = "cpu") -> GP
         else:
             writes_residual = name.endswith(("attention.out.weight", "down.weight", "down_weight"))
             scale = std / (2 * model.config.n_layers) ** 0.5 if writes_residual else std
-            slices = parameter if ".experts." in name else parameter.unsqueeze(0)
-            for index, part in enumerate(slices):
+            owner = model.get_submodule(name.rpartition(".")[0])
+            slices, first = parameter.unsqueeze(0), 0
+            if isinstance(owner, Experts):
+                slices, first = parameter.data, owner.share.slice_of(owner.n_experts).start
+            for index, part in enumerate(slices, start=first):
                 generator = torch.Generator().manual_seed(seed_for(seed, name, index))
                 part.copy_(torch.empty(part.shape).normal_(0.0, scale, generator=generator))
     return model

@@ -2,16 +2,22 @@
 
 Accumulation, scaling and checkpoints are ours: a micro-batch's loss is already divided by global counts, so DeepSpeed's division
 by accumulation is switched off and its average over ranks is undone by the objective's factor world_size. Weights and moments are
-gathered and set by parameter name, so that a training state does not know how ZeRO cut them.
+gathered and set by parameter name, with all experts in their order, so that a training state does not know how ZeRO and expert
+parallelism cut them.
+
+Where ranks share experts, a MoE layer becomes one of DeepSpeed's when the engine is made: that is how DeepSpeed learns to reduce
+the experts' gradients over those ranks alone that hold the same experts, and to add up their norms over all.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +26,10 @@ from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state, saved_buffers
+from adapt.model.expert_parallel import is_stack, own_experts, own_part
+from adapt.model.moe import MoELayer
 from adapt.train.engine_config import EngineConfig, deepspeed_config
+from adapt.train.expert_peers import GroupPeers
 from adapt.train.optimizer import OptimizerConfig, parameter_groups
 
 if not torch.cuda.is_available():
@@ -30,6 +39,9 @@ try:
     # DeepSpeed announces its choices on standard output while it is imported; ranks must stay quiet.
     with contextlib.redirect_stdout(sys.stderr):
         import deepspeed
+        from deepspeed.moe.layer import MoE
+        from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+        from deepspeed.utils import groups as deepspeed_groups
         from deepspeed.utils import logger as deepspeed_logger
 except Exception as import_error:  # a missing CUDA_HOME surfaces as an error class that only DeepSpeed itself can name
     if not isinstance(import_error, OSError) and type(import_error).__name__ != "MissingCUDAException":
@@ -42,6 +54,7 @@ deepspeed_logger.setLevel(logging.ERROR)
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_NORM_AGREEMENT = 1e-5
 
 
 class Engine:
@@ -51,14 +64,18 @@ class Engine:
         self.rank = rank
         self.device = torch.device("cuda", rank.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self._model = model
+        self._share = config.expert_share(rank.rank)
+        if self._share.of > 1:
+            own_experts(model, self._share)
         is_rounded = config.precision is Precision.BF16
         exact = {name: tensor.detach().clone() for name, tensor in named_state(model)} if is_rounded else {}
         if not torch.distributed.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             with contextlib.redirect_stdout(sys.stderr):
                 deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        self._peers = _share_experts(model, self._share.of) if self._share.of > 1 else None
         adamw = torch.optim.AdamW(
-            parameter_groups(model, optimizer),
+            _split_groups(parameter_groups(model, optimizer)),
             lr=optimizer.lr,
             betas=(optimizer.beta1, optimizer.beta2),
             eps=optimizer.eps,
@@ -71,7 +88,7 @@ class Engine:
         self._create_moments(0)
         if is_rounded:
             # DeepSpeed made its fp32 masters from rounded weights; give it the exact ones.
-            self.set_weights(exact)
+            self._set_own_weights(exact)
 
     @property
     def module(self) -> nn.Module:
@@ -86,14 +103,21 @@ class Engine:
         """Clip, update, and return the global gradient norm before clipping.
 
         Raises:
-            TrainingError: the norm is not finite; what was saved before is intact.
+            TrainingError: the norm is not finite, or not the same on all ranks; what was saved before is intact.
         """
         for group in self._zero.param_groups:
             group["lr"] = lr
         self._engine.step()
         norm = float(self._engine.get_global_grad_norm())
-        if not torch.isfinite(torch.tensor(norm)) or norm < 0:
+        norms = torch.tensor([norm, -norm] if math.isfinite(norm) and norm >= 0 else [math.inf, math.inf], dtype=torch.float64)
+        if self.rank.world_size > 1:
+            norms = norms.to(self.device)
+            torch.distributed.all_reduce(norms, torch.distributed.ReduceOp.MAX)
+        largest, smallest = norms[0].item(), -norms[1].item()
+        if not math.isfinite(largest):
             raise TrainingError("the gradient norm is not finite; lower the learning rate or use engine.precision=fp32")
+        if largest - smallest > _NORM_AGREEMENT * largest:
+            raise TrainingError(f"the gradient norm is {smallest} on one rank and {largest} on another: weights would drift apart")
         return norm
 
     def all_sum(self, values: Tensor) -> Tensor:
@@ -107,16 +131,19 @@ class Engine:
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, full fp32 weight), then routers' state; a collective: every rank must walk through it."""
         for name, parameter in self._model.named_parameters():
-            yield name, deepspeed.utils.safe_get_full_fp32_param(parameter)
+            yield name, self._with_all_experts(name, deepspeed.utils.safe_get_full_fp32_param(parameter))
         yield from saved_buffers(self._model)  # whole and equal on every rank
 
     def named_moments(self, which: str) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, full fp32 moment), `which` of MOMENTS; a collective."""
         for name, parameter in self._model.named_parameters():
-            yield name, deepspeed.utils.safe_get_full_optimizer_state(parameter, which)
+            yield name, self._with_all_experts(name, deepspeed.utils.safe_get_full_optimizer_state(parameter, which))
 
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Set master weights and routers' state by name, then what forward reads."""
+        """Set master weights and routers' state by name, then what forward reads; tensors are full."""
+        self._set_own_weights({name: own_part(name, weights[name], self._share) for name, _ in named_state(self._model)})
+
+    def _set_own_weights(self, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in self._model.named_parameters():
             deepspeed.utils.safe_set_full_fp32_param(parameter, weights[name].to(self.device, torch.float32))
         self._zero.update_lp_params()
@@ -128,8 +155,11 @@ class Engine:
         self._create_moments(steps_done)
         for name, parameter in self._model.named_parameters():
             for which in MOMENTS:
-                value = moments[which][name].to(self.device, torch.float32)
+                value = own_part(name, moments[which][name], self._share).to(self.device, torch.float32)
                 deepspeed.utils.safe_set_full_optimizer_state(parameter, value, which)
+
+    def _with_all_experts(self, name: str, own: Tensor) -> Tensor:
+        return own if self._peers is None or not is_stack(name) else self._peers.joined(own)
 
     def _create_moments(self, steps_done: int) -> None:
         """Allocate the moments of every group at once and link them to their parameters.
@@ -150,3 +180,50 @@ class Engine:
         """Leave the process group; the last call of a rank that ends well."""
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+class _SharedLayer(MoELayer, MoE):
+    """A MoE layer that DeepSpeed takes for one of its own, by its class and these five names; it computes as it did before."""
+
+    def set_deepspeed_parallelism(self, use_data_before_expert_parallel_: bool = False) -> None:
+        """Do nothing: the groups were made before."""
+
+    @property
+    def num_experts(self) -> int:
+        return self.experts.n_experts
+
+    @property
+    def ep_size(self) -> int:
+        return self.experts.share.of
+
+    @property
+    def num_local_experts(self) -> int:
+        return self.num_experts // self.ep_size
+
+    @property
+    def expert_group_name(self) -> str:
+        return _group_name(self.ep_size)
+
+
+def _share_experts(model: nn.Module, n_ranks: int) -> GroupPeers:
+    """Make groups of neighbouring ranks that share experts, and tell layers and parameters which one is theirs."""
+    name = _group_name(n_ranks)
+    deepspeed_groups._create_expert_and_data_parallel(n_ranks)
+    peers = GroupPeers(deepspeed_groups._get_expert_parallel_group(name))
+    for module in model.modules():
+        if isinstance(module, MoELayer):
+            module.__class__ = _SharedLayer
+            module.experts.peers = peers
+            for parameter in module.experts.parameters():
+                parameter.allreduce, parameter.group_name = False, name  # type: ignore[attr-defined]
+    return peers
+
+
+def _split_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give shared experts groups of their own, as DeepSpeed wants them."""
+    named = [{**group, "name": f"group {index}"} for index, group in enumerate(groups)]
+    return split_params_into_different_moe_groups_for_optimizer(named)
+
+
+def _group_name(n_ranks: int) -> str:
+    return f"ep_size_{n_ranks}"  # DeepSpeed reads the number from the name

@@ -7,6 +7,7 @@ from typing import Any
 
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
+from adapt.model.exchange import ExpertShare
 from adapt.train.optimizer import OptimizerConfig
 
 
@@ -14,10 +15,12 @@ from adapt.train.optimizer import OptimizerConfig
 class EngineConfig:
     """How a step is computed: none of these changes what it computes (precision aside).
 
-    `micro_batch` is in rows per rank; `threads` per rank, absent for an even share of the cores.
+    `micro_batch` is in rows per rank; `threads` per rank, absent for an even share of the cores. `expert_parallel` is how many
+    neighbouring ranks share the experts of every layer; 1: each rank has them all.
     """
 
     world_size: int = 1
+    expert_parallel: int = 1
     zero_stage: int = 2
     precision: Precision = Precision.FP32
     micro_batch: int = 8
@@ -30,6 +33,17 @@ class EngineConfig:
             raise ConfigError(f"zero_stage: {self.zero_stage} is not supported; use 1 or 2")
         if self.world_size < 1 or self.micro_batch < 1:
             raise ConfigError("world_size and micro_batch must be at least 1")
+        if self.expert_parallel < 1 or self.world_size % self.expert_parallel:
+            divisors = [n for n in range(1, self.world_size + 1) if self.world_size % n == 0]
+            nearest = min(divisors, key=lambda n: (abs(n - self.expert_parallel), -n))
+            raise ConfigError(
+                f"expert_parallel: {self.expert_parallel} does not divide the {self.world_size} ranks of engine.world_size; "
+                f"the nearest setting is {nearest}"
+            )
+
+    def expert_share(self, rank: int) -> ExpertShare:
+        """Return which experts of every layer a rank owns."""
+        return ExpertShare(index=rank % self.expert_parallel, of=self.expert_parallel)
 
 
 def deepspeed_config(config: EngineConfig, optimizer: OptimizerConfig) -> dict[str, Any]:

@@ -230,15 +230,15 @@ def _expert(weights: dict[str, Tensor], expert: int, x: Tensor) -> Tensor:
 
 
 def _through_residual_network(router: dict[str, Tensor], g: Tensor, p: Tensor) -> Tensor:
-    if "residual.0.up.weight" not in router:
+    if "expert_residual.layers.0.up.weight" not in router:
         return g
     y = g
     for n in range(6):
         centred = y - y.mean()
         normed = (
-            centred / (centred.square().mean() + 1e-5).sqrt() * router[f"residual.{n}.norm.weight"]
-            + router[f"residual.{n}.norm.bias"]
+            centred / (centred.square().mean() + 1e-5).sqrt() * router[f"expert_residual.layers.{n}.norm.weight"]
+            + router[f"expert_residual.layers.{n}.norm.bias"]
         )
-        inner = (router[f"residual.{n}.up.weight"] @ normed + router[f"residual.{n}.up.bias"]).relu()
-        y = y + router[f"residual.{n}.down.weight"] @ inner + router[f"residual.{n}.down.bias"]
+        inner = (router[f"expert_residual.layers.{n}.up.weight"] @ normed + router[f"expert_residual.layers.{n}.up.bias"]).relu()
+        y = y + router[f"expert_residual.layers.{n}.down.weight"] @ inner + router[f"expert_residual.layers.{n}.down.bias"]
     return p.max() * y + (1 - p.max()) * g

@@ -12,6 +12,7 @@ import numpy as np
 
 from adapt.core.runtime import rank_from_environment
 from adapt.core.spans import LabelForm, LabelLoss, Reading, SpannedText, read_with_targets
+from adapt.model.expert_parallel import own_experts
 from adapt.model.gpt import GPT, GPTConfig, materialize
 from adapt.model.routers.expert_choice import ExpertChoiceConfig
 from adapt.model.routers.large_margin import LargeMarginConfig
@@ -85,6 +86,16 @@ class Killed(Exception):
 
 def run_case(name: str, place: Path, killed_at: int | None = None) -> dict[str, Any]:
     """Train a case in `place`, going on from what is saved there."""
+    kind, objective_name, micro_batch, padding, stage = CASES[name]
+    world_size = rank_from_environment().world_size
+    engine = EngineConfig(world_size=world_size, zero_stage=stage, micro_batch=micro_batch, pad_multiple=padding)
+    return train_on_ranks(MODELS[kind], OBJECTIVES[objective_name], engine, place, STEPS, killed_at)
+
+
+def train_on_ranks(
+    model: GPTConfig, objective: ObjectiveConfig, engine_config: EngineConfig, place: Path, steps: int, killed_at: int | None = None
+) -> dict[str, Any]:
+    """Train on this launch's ranks and return history, full weights and what was measured at the end."""
     from adapt.train.engine import Engine
     from adapt.train.loop import Trainer
     from adapt.train.tracking import NoTracker
@@ -94,13 +105,12 @@ def run_case(name: str, place: Path, killed_at: int | None = None) -> dict[str, 
             if step == killed_at:
                 raise Killed
 
-    kind, objective_name, micro_batch, padding, stage = CASES[name]
-    rank, objective = rank_from_environment(), OBJECTIVES[objective_name]
-    engine_config = EngineConfig(world_size=rank.world_size, zero_stage=stage, micro_batch=micro_batch, pad_multiple=padding)
-    engine = Engine(materialize(GPT(MODELS[kind]), seed=3), engine_config, OPTIMIZER, rank)
+    rank = rank_from_environment()
+    own = own_experts(GPT(model), engine_config.expert_share(rank.rank))
+    engine = Engine(materialize(own, seed=3), engine_config, OPTIMIZER, rank)
     trainer = Trainer(engine, engine_config, objective, seed=5)
     source = ReadingList(readings(objective.pseudo_label))
-    config = TrainConfig(steps=STEPS, batch_rows=BATCH_ROWS, optimizer=OPTIMIZER, save_every_steps=2)
+    config = TrainConfig(steps=steps, batch_rows=BATCH_ROWS, optimizer=OPTIMIZER, save_every_steps=2)
     if rank.is_main:
         place.mkdir(parents=True, exist_ok=True)
     engine.barrier()

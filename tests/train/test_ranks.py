@@ -2,79 +2,27 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rank_cases import BATCH_ROWS, CASES, MODELS, OBJECTIVES, OPTIMIZER, RESUMED, STEPS, readings
+from plain_loop import assert_same_training, launch_ranks, plain_loop
+from rank_cases import CASES, MODELS, OBJECTIVES, RESUMED, STEPS
 
-from adapt.core.runtime import seed_for
-from adapt.model.batches import collate
-from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT, materialize
-from adapt.objective import contribution, ledger_from, part_counts, parts_of
-from adapt.text.packing import StepOrder
-from adapt.train.optimizer import learning_rate, parameter_groups
-from pipelines.launch import free_port, rank_environment
-
-TOLERANCE = 1e-5
-
-
-def plain_loop(name: str) -> dict[str, Any]:
-    """Train a case without DeepSpeed: whole batches, AdamW, clipping."""
-    kind, objective_name, *_ = CASES[name]
-    objective, rows = OBJECTIVES[objective_name], readings(OBJECTIVES[objective_name].pseudo_label)
-    model = materialize(GPT(MODELS[kind]), seed=3)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, OPTIMIZER), lr=OPTIMIZER.lr, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), eps=OPTIMIZER.eps
-    )
-    shares = [torch.full((n,), 1.0 / n, dtype=torch.float64) for n in model.expert_counts]
-    order = StepOrder(n_rows=len(rows), batch=BATCH_ROWS, seed=5)
-    history = []
-    for step in range(STEPS):
-        places = order.rows_at(step)
-        batch = collate([[rows[index]] for index, _ in places], 1, step, [seed_for(5, step, *place) for place in places])
-        counts = part_counts(model, batch)
-        part = contribution(model, batch, counts, shares, objective, world_size=1)
-        part.loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(OPTIMIZER, step, STEPS)
-        optimizer.step()
-        optimizer.zero_grad()
-        model.after_step([layer.counts_E for layer in part.layers])
-        shares = [layer.shares_E for layer in part.layers]
-        ledger = ledger_from(model, part.sums_P, counts, part.layers, objective)
-        history.append({"grad_norm": float(norm), **{f"loss/{p}": ledger[p].value for p in parts_of(model)}})
-    return {"history": history, "weights": dict(named_state(model))}
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Launch every case once per world size."""
-    world_size = request.param
-    place = tmp_path_factory.mktemp(f"world{world_size}")
-    port = free_port()
-    script = str(Path(__file__).with_name("rank_cases.py"))
-    ranks = [
-        subprocess.Popen([sys.executable, script, str(place)], env=rank_environment(rank, world_size, port, threads=1))
-        for rank in range(world_size)
-    ]
-    assert [rank.wait(timeout=240) for rank in ranks] == [0] * world_size
-    return dict(torch.load(place / "results.pt", weights_only=True))
+    return launch_ranks("rank_cases.py", tmp_path_factory.mktemp("ranks"), request.param)
 
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_ranks_give_the_ledger_and_weights_of_a_plain_loop(results: dict[str, Any], name: str) -> None:
-    expected, found = plain_loop(name), results[name]
-    for want, got in zip(expected["history"], found["history"], strict=True):
-        for key, value in want.items():
-            assert got[key] == pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE), key
-    for key, value in expected["weights"].items():
-        assert torch.allclose(found["weights"][key], value, rtol=0, atol=TOLERANCE), key
+    kind, objective, *_ = CASES[name]
+    expected, found = plain_loop(MODELS[kind], OBJECTIVES[objective], STEPS), results[name]
+    assert_same_training(found, expected)
 
 
 def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(results: dict[str, Any]) -> None:

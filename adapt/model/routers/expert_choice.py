@@ -16,10 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from adapt.core.errors import ConfigError
+from adapt.model.expert_residual import ExpertResidual
 from adapt.model.inputs import RouterInputs, RouterTraits, Routing
 from adapt.model.routers.contract import ROUTERS, RouterEntry
 from adapt.model.routers.gates import routing_of
@@ -27,8 +27,6 @@ from adapt.model.routers.groups import numbered
 from adapt.model.routers.margin import MarginConfig, MarginGate
 
 _RESIDUAL_LAYERS = 6
-_WIDTH_MULTIPLE = 4
-_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +48,7 @@ class ExpertChoiceRouter(MarginGate):
     def __init__(self, config: ExpertChoiceConfig, hidden_size: int, n_experts: int) -> None:
         super().__init__(config, hidden_size, n_experts)
         self.picks_per_token = config.picks_per_token
-        self.residual = nn.Sequential(*(_ResidualLayer(hidden_size) for _ in range(_RESIDUAL_LAYERS)))
+        self.expert_residual = ExpertResidual(_RESIDUAL_LAYERS, hidden_size)
         self.traits = RouterTraits(has_balance_loss=False, looks_ahead=True, loss_weights={"margin": config.loss_weight})
 
     def route(self, x_NH: Tensor, inputs: RouterInputs) -> Routing:
@@ -70,24 +68,7 @@ class ExpertChoiceRouter(MarginGate):
         )
 
     def combine(self, out_NH: Tensor, routing: Routing) -> Tensor:
-        alpha_N1 = routing.probs_NE.amax(dim=-1, keepdim=True)
-        exact_NH = out_NH.float()
-        return torch.lerp(exact_NH, self.residual(exact_NH), alpha_N1).to(out_NH.dtype)
-
-
-class _ResidualLayer(nn.Module):
-    """x + down(relu(up(norm(x))))."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(hidden_size, eps=_NORM_EPS)
-        self.up = nn.Linear(hidden_size, _WIDTH_MULTIPLE * hidden_size)
-        self.down = nn.Linear(_WIDTH_MULTIPLE * hidden_size, hidden_size)
-
-    def forward(self, x_NH: Tensor) -> Tensor:
-        normed = functional.layer_norm(x_NH, x_NH.shape[-1:], self.norm.weight.float(), self.norm.bias.float(), _NORM_EPS)
-        inner = functional.linear(normed, self.up.weight.float(), self.up.bias.float()).relu()
-        return x_NH + functional.linear(inner, self.down.weight.float(), self.down.bias.float())
+        return self.expert_residual(out_NH.float(), routing.probs_NE).to(out_NH.dtype)
 
 
 def _picks(probs_NE: Tensor, sequence_ids_N: Tensor, picks_per_token: float) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,94 @@
+"""Trains small cases with experts shared by ranks; started as a process by `test_expert_parallel.py`, one launch per world size."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rank_cases import SPARSE, Killed, train_on_ranks
+
+from adapt.core.runtime import rank_from_environment
+from adapt.model.routers.contract import RouterConfig
+from adapt.model.routers.hard import HardConfig
+from adapt.model.routers.hash import HashConfig
+from adapt.model.routers.large_margin import LargeMarginConfig
+from adapt.model.routers.random_groups import RandomGroupsConfig
+from adapt.model.routers.sigmoid_bias import SigmoidBiasConfig
+from adapt.model.routers.top1 import Top1Config
+from adapt.model.routers.top2 import Top2Config
+from adapt.objective import BalanceConfig, ObjectiveConfig
+from adapt.train.engine_config import EngineConfig
+
+STEPS = 5
+MODEL = replace(SPARSE, experts=[4, 8])
+OBJECTIVE = ObjectiveConfig(balance=BalanceConfig(weight=0.1))
+ROUTERS: dict[str, RouterConfig] = {
+    "top1": Top1Config(jitter=0.3, z_loss_weight=0.01),
+    "top2": Top2Config(),
+    "large_margin": LargeMarginConfig(margin=3, beta_start=1.0),
+    "hash": HashConfig(),
+    "sigmoid_bias": SigmoidBiasConfig(rate=0.02),
+    "random_groups": RandomGroupsConfig(),
+    "hard": HardConfig(),
+}
+CROSSED = "sigmoid_bias"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A router, how many ranks share its experts, and the ZeRO stage."""
+
+    router: str
+    expert_parallel: int
+    stage: int
+
+    def __str__(self) -> str:
+        return f"{self.router}, expert parallel {self.expert_parallel}, ZeRO-{self.stage}"
+
+
+def cases_of(world_size: int) -> list[Case]:
+    """Return every router at every way to share experts that splits them, in both stages by turns; top1 in both, unshared too."""
+    sizes = [2] if world_size == 2 else [2, world_size]
+    by_turns = [
+        Case(router=router, expert_parallel=size, stage=1 + (index + turn) % 2)
+        for turn, size in enumerate(sizes)
+        for index, router in enumerate(ROUTERS)
+    ]
+    more = [Case(router="top1", expert_parallel=size, stage=stage) for size in (1, *sizes) for stage in (1, 2)]
+    return list(dict.fromkeys([*by_turns, *more]))
+
+
+def engine_config(case: Case, world_size: int) -> EngineConfig:
+    """Return settings that cut a step into two micro-batches, of which some rank's last one is empty."""
+    return EngineConfig(
+        world_size=world_size, expert_parallel=case.expert_parallel, zero_stage=case.stage, micro_batch=8 // world_size
+    )
+
+
+def main(place: Path) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    rank = rank_from_environment()
+    results = {}
+    for case in cases_of(rank.world_size):
+        config = replace(MODEL, router=ROUTERS[case.router])
+        results[str(case)] = train_on_ranks(config, OBJECTIVE, engine_config(case, rank.world_size), place / str(case), STEPS)
+    config = replace(MODEL, router=ROUTERS[CROSSED])
+    for before, after in ((1, 2), (2, 1)):
+        sizes = [Case(router=CROSSED, expert_parallel=size, stage=2) for size in (before, after)]
+        killed, resumed = (engine_config(case, rank.world_size) for case in sizes)
+        work = place / f"from {before} to {after}"
+        with contextlib.suppress(Killed):
+            train_on_ranks(config, OBJECTIVE, killed, work, STEPS, killed_at=3)
+        results[f"from {before} to {after}"] = train_on_ranks(config, OBJECTIVE, resumed, work, STEPS)
+    if rank.is_main:
+        torch.save(results, place / "results.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

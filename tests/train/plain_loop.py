@@ -1,0 +1,69 @@
+"""What ranks are held against: a plain PyTorch loop over the same global batches. And how a script is started on ranks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rank_cases import BATCH_ROWS, OPTIMIZER, readings
+
+from adapt.core.runtime import seed_for
+from adapt.model.batches import collate
+from adapt.model.buffers import named_state
+from adapt.model.gpt import GPT, GPTConfig, materialize
+from adapt.objective import ObjectiveConfig, contribution, ledger_from, part_counts, parts_of
+from adapt.text.packing import StepOrder
+from adapt.train.optimizer import learning_rate, parameter_groups
+from pipelines.launch import free_port, rank_environment
+
+TOLERANCE = 1e-5
+
+
+def launch_ranks(script: str, place: Path, world_size: int) -> dict[str, Any]:
+    """Run a script of this folder on so many ranks and return what it saved."""
+    port = free_port()
+    command = [sys.executable, str(Path(__file__).with_name(script)), str(place)]
+    ranks = [subprocess.Popen(command, env=rank_environment(rank, world_size, port, threads=1)) for rank in range(world_size)]
+    assert [rank.wait(timeout=400) for rank in ranks] == [0] * world_size
+    return dict(torch.load(place / "results.pt", weights_only=True))
+
+
+def plain_loop(config: GPTConfig, objective: ObjectiveConfig, steps: int) -> dict[str, Any]:
+    """Train without DeepSpeed: whole batches, AdamW, clipping."""
+    rows = readings(objective.pseudo_label)
+    model = materialize(GPT(config), seed=3)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, OPTIMIZER), lr=OPTIMIZER.lr, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), eps=OPTIMIZER.eps
+    )
+    shares = [torch.full((n,), 1.0 / n, dtype=torch.float64) for n in model.expert_counts]
+    order = StepOrder(n_rows=len(rows), batch=BATCH_ROWS, seed=5)
+    history = []
+    for step in range(steps):
+        places = order.rows_at(step)
+        batch = collate([[rows[index]] for index, _ in places], 1, step, [seed_for(5, step, *place) for place in places])
+        counts = part_counts(model, batch)
+        part = contribution(model, batch, counts, shares, objective, world_size=1)
+        part.loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(OPTIMIZER, step, steps)
+        optimizer.step()
+        optimizer.zero_grad()
+        model.after_step([layer.counts_E for layer in part.layers])
+        shares = [layer.shares_E for layer in part.layers]
+        ledger = ledger_from(model, part.sums_P, counts, part.layers, objective)
+        history.append({"grad_norm": float(norm), **{f"loss/{p}": ledger[p].value for p in parts_of(model)}})
+    return {"history": history, "weights": dict(named_state(model))}
+
+
+def assert_same_training(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Hold losses, gradient norms and weights of two runs against each other."""
+    for want, got in zip(expected["history"], found["history"], strict=True):
+        for key, value in want.items():
+            assert got[key] == pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE), key
+    for key, value in expected["weights"].items():
+        assert torch.allclose(found["weights"][key], value, rtol=0, atol=TOLERANCE), key

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -30,7 +31,7 @@ from adapt.model.hf import HFConfig
 from adapt.model.routers.contract import all_routers
 from adapt.model.routers.top1 import Top1Config
 from pipelines import import_checkpoint
-from pipelines.launch import USER_ERROR_CODE
+from pipelines.launch import USER_ERROR_CODE, Terminated, terminate
 from pipelines.locations import conf_dir, demo_dir
 from pipelines.schema import PipelineConfig
 from pipelines.tables import accuracy_table, coarse_table, criteria_table
@@ -43,6 +44,7 @@ _FOREIGN = "hf"
 def main(config_name: str, act: Callable[[PipelineConfig, str | None], None] | None = None) -> NoReturn:
     """Compose `conf/<config_name>.yaml` with the command line and walk its stages, or do `act` with it; then exit."""
     set_up_logging()
+    signal.signal(signal.SIGTERM, terminate)
     # With this set Hydra raises its errors instead of printing several lines and exiting by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv[1:] = [_long_form(argument, config_name) for argument in sys.argv[1:]]
@@ -58,8 +60,9 @@ def main(config_name: str, act: Callable[[PipelineConfig, str | None], None] | N
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
     except AdaptError as error:
         _leave(str(error))
-    except KeyboardInterrupt:
-        _leave("interrupted; the same command goes on from the last saved state", 130)
+    except KeyboardInterrupt as stop:
+        code = 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+        _leave("interrupted; the same command goes on from the last saved state", code)
     except Exception as error:
         if is_composed and not isinstance(error, HydraException | OmegaConfBaseException):
             raise

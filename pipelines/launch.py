@@ -1,30 +1,45 @@
 """Launching ranks on this machine: one process each, told who they are by environment variables alone.
 
 The parent freezes a job into one YAML file; ranks read nothing else and never import Hydra. If a rank fails, the others
-are stopped at once and the first failure's reason is raised here; if the parent dies, so do its ranks.
+are stopped at once and the first failure's reason is raised here; if the parent dies, so do its ranks. A parent that is asked to
+stop (Ctrl-C or SIGTERM) asks its ranks, and waits until they have saved their state; asked again, it ends them at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
 
 from adapt.core.artifacts import write_atomically
 from adapt.core.errors import AdaptError, TrainingError
+from adapt.train.stopping import STOPPED_CODE
 
+logger = logging.getLogger("pipelines")
 _POLL_S = 0.05
 _GRACE_S = 5.0
 USER_ERROR_CODE = 2
 _KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 33), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}  # glibc, bytes
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which this project's commands take as they take Ctrl-C."""
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    """Handle SIGTERM by raising `Terminated`."""
+    raise Terminated
 
 
 def launch(job: dict[str, Any], work: Path, world_size: int, threads: int | None) -> None:
@@ -33,6 +48,7 @@ def launch(job: dict[str, Any], work: Path, world_size: int, threads: int | None
     Raises:
         AdaptError: a rank reported a user error (its own line).
         TrainingError: a rank died otherwise; its last lines are in `<work>/rank-<n>.log`.
+        Terminated: the ranks were asked to stop, and have saved their state.
     """
     frozen = work / "job.yaml"
     write_atomically(frozen, yaml.safe_dump(job, allow_unicode=True, sort_keys=False))
@@ -44,7 +60,11 @@ def launch(job: dict[str, Any], work: Path, world_size: int, threads: int | None
             environment = rank_environment(rank, world_size, port, threads)
             command = [sys.executable, "-m", "pipelines.worker", str(frozen)]
             ranks.append(subprocess.Popen(command, env=environment, stderr=None if rank == 0 else logs[rank]))
-        _wait(ranks, work)
+        try:
+            _wait(ranks, work)
+        except KeyboardInterrupt:
+            _stop(ranks)
+            raise
 
 
 def rank_environment(rank: int, world_size: int, port: int, threads: int) -> dict[str, str]:
@@ -70,12 +90,29 @@ def rank_environment(rank: int, world_size: int, port: int, threads: int) -> dic
 def _wait(ranks: list[subprocess.Popen[bytes]], work: Path) -> None:
     while True:
         codes = [rank.poll() for rank in ranks]
-        failed = [index for index, code in enumerate(codes) if code not in (None, 0)]
+        failed = [index for index, code in enumerate(codes) if code not in (None, 0, STOPPED_CODE)]
         if failed:
             # Give the rank that caused it a moment to be told apart from those that lost their peer.
             time.sleep(_POLL_S)
             raise _reason(failed[0], codes[failed[0]], work)
-        if all(code == 0 for code in codes):
+        if None not in codes:
+            if STOPPED_CODE in codes:
+                raise Terminated
+            return
+        time.sleep(_POLL_S)
+
+
+def _stop(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """Ask ranks to stop and wait until they have: at the next step boundary, behind their saved state.
+
+    A rank that was not in its training loop ends at once, and then the others, which wait for it, are not waited for.
+    """
+    logger.info("stopping at the next step boundary; the same again stops at once")
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.send_signal(signal.SIGTERM)
+    while any(rank.poll() is None for rank in ranks):
+        if any(rank.poll() not in (None, 0, STOPPED_CODE) for rank in ranks):
             return
         time.sleep(_POLL_S)
 

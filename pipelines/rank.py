@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import yaml
 
 from adapt.core.errors import AdaptError
 from adapt.core.runtime import rank_from_environment, set_up_logging
+from adapt.train.stopping import STOPPED_CODE, Stopped
 from pipelines import continue_pretrain, pretrain, scores
 from pipelines.launch import USER_ERROR_CODE
 
+logger = logging.getLogger("pipelines")
 JOBS = {
     pretrain.NAME: pretrain.train_rank,
     continue_pretrain.NAME: continue_pretrain.train_rank,
@@ -23,7 +27,11 @@ JOBS = {
 
 
 def run_rank(path: Path) -> int:
-    """Run the job in `path` on this rank; a user error is left in `rank-<n>.error` beside it."""
+    """Run the job in `path` on this rank; a user error is left in `rank-<n>.error` beside it.
+
+    Ctrl-C reaches a whole group of processes at once; it is the parent's to pass on.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     rank = rank_from_environment()
     set_up_logging(rank.rank)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # DeepSpeed's calls, nothing a user can mend
@@ -31,6 +39,9 @@ def run_rank(path: Path) -> int:
     job: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
         JOBS[job["stage"]](job, rank)
+    except Stopped as stopped:
+        logger.info("%s", stopped)
+        return STOPPED_CODE
     except AdaptError as error:
         (path.parent / f"rank-{rank.rank}.error").write_text(str(error), encoding="utf-8")
         return USER_ERROR_CODE

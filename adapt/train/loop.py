@@ -36,9 +36,10 @@ from adapt.text.packing import RowSource, StepOrder
 from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer import learning_rate
+from adapt.train.stopping import Stopped, StopRequest, stop_requests
 from adapt.train.tracking import Tracker
 from adapt.train.train_config import TrainConfig
-from adapt.train.training_state import Progress, load_newest_state, save_state
+from adapt.train.training_state import Progress, StateWriter, load_newest_state
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +54,11 @@ class TrainResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:
-    """Global sums of one step or one pass."""
+    """Global sums of one step or one pass; `n_stops` ranks were asked to stop."""
 
     ledger: dict[str, PartValue]
     layers: list[LayerSums]
+    n_stops: float
 
 
 class Trainer:
@@ -74,46 +76,64 @@ class Trainer:
         """Train to the last step, going on from the newest state in `work`.
 
         Raises:
-            TrainingError: a part of the loss, or the gradient norm, is not finite; the balance loss does not reach a router.
+            Stopped: a rank was asked to stop; the state of the last step is saved.
+            TrainingError: a part of the loss, or the gradient norm, is not finite; the balance loss does not reach a router; a
+                state cannot be written.
         """
         engine = self._engine
-        progress = load_newest_state(work, engine)
-        if progress is not None:
-            logger.info("going on from step %d of %d", progress.step, config.steps)
-        else:
-            even = [torch.full((count,), 1.0 / count, dtype=torch.float64) for count in self._expert_counts]
-            progress = Progress(step=0, lagged_shares_LE=even, history=[])
+        progress = self._progress(work, config)
         order = StepOrder(n_rows=len(source), batch=config.batch_rows, seed=self._seed)
         engine.module.train()
-        is_checked = False
+        is_first = True
         started, tokens_done = time.monotonic(), 0.0
         bar = tqdm(
             total=config.steps, initial=progress.step, desc="training", unit="step", leave=False, delay=2.0,
             disable=None if engine.rank.is_main else True,
         )  # fmt: skip
-        while progress.step < config.steps:
-            lr = learning_rate(config.optimizer, progress.step, config.steps)
-            micro_batches = self._micro_batches(source, order.rows_at(progress.step), progress.step)
-            if not is_checked:
-                check_balance_gradient(self._base, micro_batches[0], self._objective)
-                is_checked = True
-            totals = self._accumulate(micro_batches, progress.lagged_shares_LE)
-            grad_norm = engine.step(lr)
-            self._base.after_step([layer.counts_E for layer in totals.layers])
-            progress.step += 1
-            progress.lagged_shares_LE = [layer.shares_E for layer in totals.layers]
-            line = _history_line(progress.step, lr, grad_norm, totals, self._base.router_traits.looks_ahead)
-            progress.history.append(line)
-            tokens_done += line["tokens"]
-            tokens_per_s = tokens_done / (time.monotonic() - started)
-            tracker.log({**line, "tokens_per_s": tokens_per_s}, step=progress.step)
-            bar.set_postfix(loss=f"{line['loss/total']:.3f}", refresh=False)
-            bar.update()
-            if progress.step % config.save_every_steps == 0 or progress.step == config.steps:
-                save_state(work, engine, progress, config.keep_states)
-        bar.close()
+        with bar, StateWriter(work, engine, config.keep_states) as states, stop_requests() as request:
+            while progress.step < config.steps:
+                micro_batches = self._micro_batches(source, order.rows_at(progress.step), progress.step)
+                if is_first:
+                    check_balance_gradient(self._base, micro_batches[0], self._objective)
+                    is_first = False
+                line, n_stops = self._step(micro_batches, progress, config, request)
+                tokens_done += line["tokens"]
+                tokens_per_s = tokens_done / (time.monotonic() - started)
+                tracker.log({**line, "tokens_per_s": tokens_per_s}, step=progress.step)
+                bar.set_postfix(loss=f"{line['loss/total']:.3f}", refresh=False)
+                bar.update()
+                states.check()
+                is_last = progress.step == config.steps
+                if progress.step % config.save_every_steps == 0 or is_last or n_stops:
+                    states.save(progress)
+                if n_stops and not is_last:
+                    states.wait()
+                    raise Stopped(f"stopped after step {progress.step} of {config.steps}")
         elapsed = max(time.monotonic() - started, 1e-9)
         return TrainResult(history=progress.history, tokens_per_s=tokens_done / elapsed)
+
+    def _progress(self, work: Path, config: TrainConfig) -> Progress:
+        """Return where to go on: at the newest state, or at the start."""
+        progress = load_newest_state(work, self._engine)
+        if progress is not None:
+            logger.info("going on from step %d of %d", progress.step, config.steps)
+            return progress
+        even = [torch.full((count,), 1.0 / count, dtype=torch.float64) for count in self._expert_counts]
+        return Progress(step=0, lagged_shares_LE=even, history=[])
+
+    def _step(
+        self, micro_batches: list[Batch], progress: Progress, config: TrainConfig, request: StopRequest
+    ) -> tuple[dict[str, float], float]:
+        """Do one step and write it down in `progress`; return its line of history and how many ranks were asked to stop."""
+        lr = learning_rate(config.optimizer, progress.step, config.steps)
+        totals = self._accumulate(micro_batches, progress.lagged_shares_LE, request)
+        grad_norm = self._engine.step(lr)
+        self._base.after_step([layer.counts_E for layer in totals.layers])
+        progress.step += 1
+        progress.lagged_shares_LE = [layer.shares_E for layer in totals.layers]
+        line = _history_line(progress.step, lr, grad_norm, totals, self._base.router_traits.looks_ahead)
+        progress.history.append(line)
+        return line, totals.n_stops
 
     def measure(self, source: RowSource) -> dict[str, PartValue]:
         """Return the ledger of one pass over a source, without training and so without the routers' own losses."""
@@ -147,7 +167,7 @@ class Trainer:
         readings, keys = [row for row, _ in rows], [key for _, key in rows]
         return collate(readings, self._config.pad_multiple, step, keys).to(self._engine.device)
 
-    def _accumulate(self, micro_batches: list[Batch], lagged_LE: list[Tensor]) -> Totals:
+    def _accumulate(self, micro_batches: list[Batch], lagged_LE: list[Tensor], request: StopRequest) -> Totals:
         counts = self._engine.all_sum(sum((part_counts(self._base, batch) for batch in micro_batches), self._zeros()))
         parts: list[Contribution] = []
         for index, batch in enumerate(micro_batches):
@@ -159,7 +179,7 @@ class Trainer:
                 return part.loss
 
             self._engine.accumulate(loss, is_last)
-        totals = self._totals(parts, counts)
+        totals = self._totals(parts, counts, is_stopping=request.is_made)
         for name, part in totals.ledger.items():
             if not math.isfinite(part.value):
                 raise TrainingError(f"loss/{name} is {part.value}; the last saved state is kept; lower the learning rate")
@@ -168,14 +188,15 @@ class Trainer:
     def _contribution(self, batch: Batch, counts: Tensor, lagged_LE: Sequence[Tensor]) -> Contribution:
         return contribution(self._base, batch, counts, lagged_LE, self._objective, self._engine.rank.world_size)
 
-    def _totals(self, parts: Sequence[Contribution], counts: Tensor) -> Totals:
+    def _totals(self, parts: Sequence[Contribution], counts: Tensor, *, is_stopping: bool = False) -> Totals:
         """Sum everything over micro-batches, and over the ranks in one call."""
-        pieces = [sum((part.sums_P.cpu() for part in parts), self._zeros())]
+        pieces = [torch.tensor([is_stopping], dtype=torch.float64), sum((part.sums_P.cpu() for part in parts), self._zeros())]
         for index, n_experts in enumerate(self._expert_counts):
             pieces.append(sum((part.layers[index].cpu() for part in parts), LayerSums.empty(n_experts)).values_S)
-        sums, *layers = self._engine.all_sum(torch.cat(pieces)).split([len(piece) for piece in pieces])
+        n_stops, sums, *layers = self._engine.all_sum(torch.cat(pieces)).split([len(piece) for piece in pieces])
         reduced = [LayerSums(values) for values in layers]
-        return Totals(ledger=ledger_from(self._base, sums, counts, reduced, self._objective), layers=reduced)
+        ledger = ledger_from(self._base, sums, counts, reduced, self._objective)
+        return Totals(ledger=ledger, layers=reduced, n_stops=float(n_stops))
 
     def _zeros(self) -> Tensor:
         return torch.zeros(len(parts_of(self._base)), dtype=torch.float64)

@@ -1,26 +1,33 @@
 """Training states: everything that the next step reads, in a directory that is complete or absent.
 
-`<work>/step-00000100/` holds weights and moments by parameter name (safetensors), and `state.json` (step, lagged shares, history),
-whose presence marks the state complete: the directory is renamed into place after all of it was written.
+`<work>/step-00000100/` holds weights and moments by parameter name (safetensors), and `state.json` (step, lagged shares, history).
+A state is a copy taken at the step boundary, which a thread writes while training goes on: every file and directory is on the
+disk before the directory is renamed into place, and older states go only after that. So whatever ends a process, or fills the disk,
+the newest complete state is whole. The copy takes as much memory on rank 0 as weights and moments do: 12 bytes a parameter.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapt.core.artifacts import writable
+from adapt.core.errors import CheckpointError, TrainingError
 from adapt.train.engine import MOMENTS, Engine
 
 _WEIGHTS = "weights"
+_STATE_FILE = "state.json"
 
 
 @dataclass(kw_only=True)
@@ -32,57 +39,151 @@ class Progress:
     history: list[dict[str, float]]
 
 
-def save_state(work: Path, engine: Engine, progress: Progress, keep: int) -> None:
-    """Write the state of this step boundary, then drop all but the newest `keep` states. A collective."""
-    final = work / f"step-{progress.step:08d}"
-    scratch = work / f".step-{progress.step:08d}"
-    is_main = engine.rank.is_main
-    with writable(work):
-        if is_main:
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir(parents=True)
-        _save_tensors(scratch / f"{_WEIGHTS}.safetensors", engine.named_weights(), is_main)
+class StateWriter:
+    """Saves states in the background, one at a time; used as a context, whose end waits for the last of them.
+
+    Every rank takes part in `save`; rank 0 alone holds copies and writes.
+    """
+
+    def __init__(self, work: Path, engine: Engine, keep: int) -> None:
+        self._work = work
+        self._engine = engine
+        self._keep = keep
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._failed_step = 0
+        if engine.rank.is_main:
+            for scratch in work.glob(".step-*"):  # what a killed process was writing
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    def save(self, progress: Progress) -> None:
+        """Copy the state of this step boundary and start to write it. A collective.
+
+        Raises:
+            TrainingError: the state before could not be written.
+        """
+        self.wait()
+        is_main = self._engine.rank.is_main
+        tensors = {_WEIGHTS: _copied(self._engine.named_weights(), is_main)}
         for which in MOMENTS:
-            _save_tensors(scratch / f"{which}.safetensors", engine.named_moments(which), is_main)
-        if is_main:
-            content: dict[str, Any] = {
-                "step": progress.step,
-                "lagged_shares": [shares.tolist() for shares in progress.lagged_shares_LE],
-                "history": progress.history,
-            }
-            (scratch / "state.json").write_text(json.dumps(content), encoding="utf-8")
-            shutil.rmtree(final, ignore_errors=True)
-            scratch.rename(final)
-            for old in _states(work)[:-keep]:
+            tensors[which] = _copied(self._engine.named_moments(which), is_main)
+        if not is_main:
+            return
+        content = {
+            "step": progress.step,
+            "lagged_shares": [shares.tolist() for shares in progress.lagged_shares_LE],
+            "history": list(progress.history),  # the loop goes on adding to its own
+        }
+        self._thread = threading.Thread(target=self._write, args=(progress.step, tensors, content), daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until the last state is on the disk.
+
+        Raises:
+            TrainingError: it could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise TrainingError if a state could not be written; never waits."""
+        if self._failure is None:
+            return
+        error, self._failure = self._failure, None
+        if not isinstance(error, OSError | SafetensorError):
+            raise error
+        kept = _states(self._work)
+        rest = f"the one of step {_step_of(kept[-1])} is kept and the same command goes on from it" if kept else "none is there yet"
+        raise TrainingError(
+            f"{self._work}: the state of step {self._failed_step} cannot be written ({error}); {rest}; free space on that disk"
+        ) from error
+
+    def __enter__(self) -> StateWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.wait()
+        elif self._thread is not None:
+            self._thread.join()  # what was copied is good, whatever came after
+
+    def _write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], content: Mapping[str, Any]) -> None:
+        scratch = self._work / f".step-{step:08d}"
+        try:
+            write_state(self._work, scratch, tensors, content)
+            for old in _states(self._work)[: -self._keep]:
                 shutil.rmtree(old)
-    engine.barrier()
+        except BaseException as error:  # told to the training thread
+            shutil.rmtree(scratch, ignore_errors=True)
+            self._failed_step, self._failure = step, error
+
+
+def write_state(work: Path, scratch: Path, tensors: Mapping[str, Mapping[str, Tensor]], content: Mapping[str, Any]) -> None:
+    """Write a whole state into `scratch`, make sure that it is on the disk, and rename it into place below `work`."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    for name, by_name in tensors.items():
+        place = scratch / f"{name}.safetensors"
+        save_file(dict(by_name), place)
+        _sync(place)
+    state = scratch / _STATE_FILE
+    state.write_text(json.dumps(content), encoding="utf-8")
+    _sync(state)
+    _sync(scratch)
+    final = work / scratch.name.removeprefix(".")
+    shutil.rmtree(final, ignore_errors=True)
+    scratch.rename(final)
+    _sync(work)
 
 
 def load_newest_state(work: Path, engine: Engine) -> Progress | None:
-    """Put the newest complete state into the engine and return its progress; None where there is none."""
+    """Put the newest complete state into the engine and return its progress; None where there is none.
+
+    Raises:
+        CheckpointError: the state is damaged.
+    """
     states = _states(work)
     if not states:
         return None
     newest = states[-1]
-    content = json.loads((newest / "state.json").read_text(encoding="utf-8"))
-    engine.set_weights(load_file(newest / f"{_WEIGHTS}.safetensors"))
-    moments = {which: load_file(newest / f"{which}.safetensors") for which in MOMENTS}
-    engine.set_moments(moments, content["step"])
-    return Progress(
-        step=content["step"],
-        lagged_shares_LE=[torch.tensor(shares, dtype=torch.float64) for shares in content["lagged_shares"]],
-        history=content["history"],
-    )
+    try:
+        content = json.loads((newest / _STATE_FILE).read_text(encoding="utf-8"))
+        weights, *moments = (load_file(newest / f"{name}.safetensors") for name in (_WEIGHTS, *MOMENTS))
+        progress = Progress(
+            step=content["step"],
+            lagged_shares_LE=[torch.tensor(shares, dtype=torch.float64) for shares in content["lagged_shares"]],
+            history=content["history"],
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{newest}: a damaged training state ({error}); remove it to go on from the one before") from error
+    engine.set_weights(weights)
+    engine.set_moments(dict(zip(MOMENTS, moments, strict=True)), progress.step)
+    return progress
 
 
 def _states(work: Path) -> list[Path]:
-    return sorted(path for path in work.glob("step-*") if (path / "state.json").is_file())
+    return sorted(path for path in work.glob("step-*") if (path / _STATE_FILE).is_file())
 
 
-def _save_tensors(path: Path, tensors: Iterator[tuple[str, Tensor]], is_main: bool) -> None:
-    collected = {}
-    for name, tensor in tensors:  # every rank takes part in the gathering
-        if is_main:
-            collected[name] = tensor.detach().cpu().contiguous()
-    if is_main:
-        save_file(collected, path)
+def _step_of(state: Path) -> int:
+    return int(state.name.removeprefix("step-"))
+
+
+def _copied(tensors: Iterator[tuple[str, Tensor]], is_kept: bool) -> dict[str, Tensor]:
+    """Walk through tensors, which every rank must, and copy them to this process's memory where they are kept."""
+    copies = {}
+    for name, tensor in tensors:
+        if is_kept:
+            copies[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return copies
+
+
+def _sync(place: Path) -> None:
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from command_line import ROOT, SMALLEST, command, digests, run
 
 KILLS = 3
@@ -45,27 +45,71 @@ def test_a_run_killed_three_times_ends_with_the_same_bits(smallest_run: Path, tm
     assert found == expected
 
 
-def test_training_goes_on_from_its_last_state(tmp_path: Path) -> None:
+def started(arguments: list[str], words: str) -> subprocess.Popen[str]:
+    """Start a run and wait until it says `words`."""
+    process = subprocess.Popen(command("run", *arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for text in process.stderr:
+        if words in text:
+            return process
+    raise AssertionError(f"the run never said {words!r}")
+
+
+def saved_steps(place: Path) -> list[int]:
+    return sorted(int(state.name.removeprefix("step-")) for state in place.glob("store/pretrain/.*.work/step-*"))
+
+
+def wait_for_step(place: Path, least: int) -> None:
+    deadline = time.monotonic() + 120
+    while not any(step >= least for step in saved_steps(place)):
+        assert time.monotonic() < deadline, f"no state of step {least} or later was saved"
+        time.sleep(0.05)
+
+
+def test_a_signal_saves_at_the_next_boundary_and_the_same_command_goes_on_there(tmp_path: Path) -> None:
     arguments = [
-        *SMALLEST, "stages=[tokenizer,pretrain]", "pretrain.steps=400", "pretrain.save_every_steps=5", f"run.dir={tmp_path}",
+        *SMALLEST, "stages=[tokenizer,pretrain]", "pretrain.steps=4000", "pretrain.save_every_steps=20", f"run.dir={tmp_path}",
     ]  # fmt: skip
-    process = subprocess.Popen(command("run", *arguments), cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 90
-    while not list(tmp_path.glob("store/pretrain/.*.work/step-*")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    states = list(tmp_path.glob("store/pretrain/.*.work/step-*"))
-    assert states, "no state was saved"
-    # The same stage again, as short as what is already done: only what is left is computed.
-    again = subprocess.Popen(command("run", *arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    assert again.stderr is not None
-    try:
-        for text in again.stderr:
-            if "going on from step" in text:
-                break
+    stopped_at, words = 0, "tokenizer:"
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = started(arguments, words)
+        wait_for_step(tmp_path, stopped_at + 20)
+        process.send_signal(number)
+        assert process.stderr is not None
+        said = process.stderr.read()
+        assert process.wait() == 128 + number
+        assert said.splitlines()[-1] == "error: interrupted; the same command goes on from the last saved state"
+        assert "Traceback" not in said
+        stopped_at = saved_steps(tmp_path)[-1]
+        assert f"stopped after step {stopped_at} of 4000" in said
+        words = f"going on from step {stopped_at} of 4000"
+    assert ranks_below(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_training_on_two_ranks_killed_at_ten_moments_ends_with_the_same_bits(tmp_path: Path) -> None:
+    moments = random.Random(11)
+    settings = [
+        *SMALLEST, "stages=[tokenizer,pretrain]", "pretrain.steps=60", "pretrain.save_every_steps=3", "engine.world_size=2",
+    ]  # fmt: skip
+    whole, place = tmp_path / "whole", tmp_path / "killed"
+    assert run("run", *settings, f"run.dir={whole}").returncode == 0
+    for kill in range(10):
+        seen = saved_steps(place)
+        process = subprocess.Popen(command("run", *settings, f"run.dir={place}"), cwd=ROOT, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None and saved_steps(place)[-1:] == seen[-1:]:
+            time.sleep(0.02)
+        if kill % 2:  # while a state is written
+            while process.poll() is None and not list(place.glob("store/pretrain/.*.work/.step-*")):
+                time.sleep(0.0005)
         else:
-            raise AssertionError("the second start did not go on from the saved state")
-    finally:
-        again.kill()
-        again.wait()
+            time.sleep(moments.uniform(0.0, 0.6))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    time.sleep(0.5)
+    assert ranks_below(place) == []
+    assert run("run", *settings, f"run.dir={place}").returncode == 0
+    expected = digests(whole)
+    assert len(expected) >= 3
+    assert digests(place) == expected

@@ -1,0 +1,215 @@
+"""Training states are complete or absent, hold the step boundary they were taken at, and a stop is one of those boundaries."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from plain_engine import PlainEngine
+from rank_cases import readings
+from tiny_models import tiny_config
+
+import adapt.train.training_state as training_state
+from adapt.core.errors import CheckpointError, TrainingError
+from adapt.core.spans import LabelForm
+from adapt.model.buffers import named_state
+from adapt.model.gpt import GPT, materialize
+from adapt.model.routers.sigmoid_bias import SigmoidBiasConfig
+from adapt.objective import ObjectiveConfig
+from adapt.text.packing import ReadingList
+from adapt.train.engine_config import EngineConfig
+from adapt.train.loop import Trainer
+from adapt.train.optimizer import OptimizerConfig
+from adapt.train.stopping import Stopped
+from adapt.train.tracking import NoTracker
+from adapt.train.train_config import TrainConfig
+from adapt.train.training_state import Progress, StateWriter, load_newest_state
+
+STEPS = 12
+OPTIMIZER = OptimizerConfig(lr=3e-3)
+TRAIN = TrainConfig(steps=STEPS, batch_rows=5, optimizer=OPTIMIZER, save_every_steps=4)
+
+
+class At(NoTracker):
+    """Does something when a step is logged."""
+
+    def __init__(self, step: int, act: Any) -> None:
+        self.step, self.act = step, act
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        if step == self.step:
+            self.act()
+
+
+def made() -> GPT:
+    config = tiny_config([3, 5], vocab_size=120, context_length=48, router=SigmoidBiasConfig(rate=0.01))
+    return materialize(GPT(config), seed=1)
+
+
+def engine_of(model: GPT) -> Any:
+    return PlainEngine(model, OPTIMIZER)
+
+
+def trained(model: GPT, work: Path, tracker: NoTracker | None = None) -> list[dict[str, float]]:
+    trainer = Trainer(engine_of(model), EngineConfig(micro_batch=4), ObjectiveConfig(), seed=5)
+    work.mkdir(exist_ok=True)
+    return trainer.train(ReadingList(readings(LabelForm.CLM)), TRAIN, work, tracker or NoTracker()).history
+
+
+def names(work: Path) -> list[str]:
+    return sorted(path.name for path in work.iterdir())
+
+
+def same_bits(one: GPT, other: GPT) -> bool:
+    wanted = dict(named_state(one))
+    return all(torch.equal(tensor, wanted[name]) for name, tensor in named_state(other))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT, list[dict[str, float]]]:
+    model = made()
+    return model, trained(model, tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Let no file of this process grow beyond 20 kB, as on a disk that fills up."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_the_loop_goes_on_while_a_state_is_written_and_the_state_is_that_of_its_boundary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[GPT, list[dict[str, float]]]
+) -> None:
+    written, write = threading.Event(), training_state.write_state
+
+    def slowly(*arguments: Any) -> None:
+        assert written.wait(60), "training waited for the write"
+        write(*arguments)
+
+    monkeypatch.setattr(training_state, "write_state", slowly)
+
+    class Killed(Exception):
+        pass
+
+    def end() -> None:
+        assert names(tmp_path) == [], "the state of step 4 is not written yet"
+        written.set()
+        raise Killed
+
+    with pytest.raises(Killed):
+        trained(made(), tmp_path, At(7, end))
+    assert names(tmp_path) == ["step-00000004"]
+    resumed = made()
+    assert trained(resumed, tmp_path) == whole[1]
+    assert same_bits(resumed, whole[0])
+
+
+def test_the_newest_states_are_kept(tmp_path: Path) -> None:
+    trained(made(), tmp_path)
+    assert names(tmp_path) == ["step-00000008", "step-00000012"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_at_the_next_boundary_with_its_state_and_the_run_ends_with_the_same_bits(
+    number: signal.Signals, tmp_path: Path, whole: tuple[GPT, list[dict[str, float]]]
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match="after step 7 of 12"):
+        trained(made(), tmp_path, At(6, lambda: os.kill(os.getpid(), number)))
+    assert signal.getsignal(number) is before
+    assert names(tmp_path) == ["step-00000004", "step-00000007"]
+    resumed = made()
+    assert trained(resumed, tmp_path) == whole[1]
+    assert same_bits(resumed, whole[0])
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_first_state_that_cannot_be_written_is_said_in_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"the state of step 4 cannot be written .*none is there yet; free space on that disk$"):
+        trained(made(), tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_a_write_that_fails_leaves_the_state_before_and_the_run_goes_on_from_it(
+    tmp_path: Path, whole: tuple[GPT, list[dict[str, float]]]
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_up() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+
+    try:
+        with pytest.raises(TrainingError, match="step 8 cannot be written .*the one of step 4 is kept"):
+            trained(made(), tmp_path, At(7, fill_up))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == ["step-00000004"]
+    resumed = made()
+    assert trained(resumed, tmp_path) == whole[1]
+    assert same_bits(resumed, whole[0])
+
+
+def test_a_process_that_dies_at_any_moment_of_a_write_leaves_a_whole_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Died(BaseException):
+        pass
+
+    sync, left = training_state._sync, 0
+    tensors = {name: {"w": torch.ones(3)} for name in ("weights", *training_state.MOMENTS)}
+
+    def dies(place: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Died
+        sync(place)
+
+    monkeypatch.setattr(training_state, "_sync", dies)
+    found = []
+    for moment in range(1, 8):
+        work = tmp_path / str(moment)
+        training_state.write_state(work, work / ".step-00000001", tensors, {"step": 1})
+        left = moment
+        with contextlib.suppress(Died):
+            training_state.write_state(work, work / ".step-00000002", tensors, {"step": 2})
+        found.append(training_state._states(work)[-1].name)
+        with StateWriter(work, engine_of(made()), keep=2):
+            assert not list(work.glob(".step-*"))
+    # Three files of tensors, the description and its directory; then the state is in place.
+    assert found == ["step-00000001"] * 5 + ["step-00000002"] * 2
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    model = made()
+    engine = engine_of(model)
+    trained(model, tmp_path)
+    place = tmp_path / "step-00000012" / "exp_avg.safetensors"
+    place.write_bytes(place.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match=r"step-00000012: a damaged training state .*remove it"):
+        load_newest_state(tmp_path, engine)
+
+
+def test_a_state_holds_router_state_and_lagged_shares(tmp_path: Path) -> None:
+    model, shares = made(), [torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64), torch.full((5,), 0.2, dtype=torch.float64)]
+    engine = engine_of(model)
+    for _, buffer in model.named_buffers():
+        buffer.normal_()
+    for parameter in model.parameters():
+        engine._adamw.state[parameter] = {which: torch.zeros_like(parameter) for which in training_state.MOMENTS}
+    with StateWriter(tmp_path, engine, keep=1) as states:
+        states.save(Progress(step=3, lagged_shares_LE=shares, history=[{"step": 3.0}]))
+    other = made()
+    progress = load_newest_state(tmp_path, engine_of(other))
+    assert progress is not None
+    assert all(torch.equal(a, b) for a, b in zip(progress.lagged_shares_LE, shares, strict=True))
+    assert same_bits(model, other)

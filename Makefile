@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test test-slow check format clean
+.PHONY: help demo test test-slow gpu-check check format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -25,6 +25,9 @@ test: check ## check, then every test that is not slow (under 10 minutes on 2 co
 
 test-slow: $(STAMP) ## the tests that take minutes each
 	$(RUN) -m pytest -m slow
+
+gpu-check: $(STAMP) ## what wants a GPU: correctness against the CPU, then benchmarks; resumable (skips itself without one)
+	$(RUN) -m pipelines.gpu_check
 
 check: $(STAMP) ## ruff, mypy, architecture
 	$(VENV)/bin/ruff check .

@@ -32,7 +32,7 @@ from adapt.model.nll import nll_of_logits
 
 PARTS = ("context", "prompt", "pseudo_label", "balance")
 _BALANCE = PARTS.index("balance")
-_LOGIT_ELEMENTS = 1 << 27  # 512 MB of fp32 logits at a time
+LOGIT_ELEMENTS = 1 << 27  # 512 MB of fp32 logits at a time
 
 
 class BalanceScope(enum.Enum):
@@ -200,7 +200,7 @@ def token_nll(model: CausalBase, hidden_NH: Tensor, targets_N: Tensor) -> Tensor
     def chunk_nll(hidden: Tensor, targets: Tensor) -> Tensor:
         return nll_of_logits(model.logits(hidden), targets)
 
-    rows = max(_LOGIT_ELEMENTS // model.vocab_size, 1)
+    rows = max(LOGIT_ELEMENTS // model.vocab_size, 1)
     if len(hidden_NH) <= rows:
         return chunk_nll(hidden_NH, targets_N)
     chunks = zip(hidden_NH.split(rows), targets_N.split(rows), strict=True)

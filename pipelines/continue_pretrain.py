@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapt.checkpoint.weights import load_model, load_tokenizer
+from adapt.checkpoint.hf_directory import is_hf_directory
+from adapt.checkpoint.weights import load_config, load_model, load_tokenizer
 from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.errors import DataError
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain, to_plain
+from adapt.model.expert_parallel import check_share
+from adapt.model.gpt import GPT
 from adapt.text.packing import ReadingList, RowSource
+from adapt.train.memory_plan import check_memory
 from pipelines.launch import launch
 from pipelines.pretrain import describe_training, train_config, training_job, training_metrics
 from pipelines.stage import Plan, Walk, plain_settings, weights_of
@@ -37,6 +41,10 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         raise DataError(
             f"{labels.path}: its labels come from another model than {base.path}; run `python -m pipelines.pseudo_label` again"
         )
+    if not is_hf_directory(weights_of(base)):
+        model_config = load_config(weights_of(base))
+        check_share(GPT(model_config).expert_counts, config.engine.expert_parallel)
+        check_memory(model_config, config.engine)
     key = StageKey(
         stage=NAME,
         config=plain_settings(

@@ -8,13 +8,18 @@ from pathlib import Path
 from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.core.errors import CheckpointError
 from adapt.model.counting import ParameterCounts, count_hf_parameters, count_parameters
-from adapt.model.gpt import GPTConfig
-from adapt.train.memory_plan import plan_memory
+from adapt.model.expert_parallel import check_share
+from adapt.model.gpt import GPT, GPTConfig
+from adapt.train.memory_plan import check_memory, plan_activations, plan_memory
 from pipelines.schema import PipelineConfig
 
 
 def show(config: PipelineConfig, point: str | None) -> None:
-    """Print the counts and the memory of one model under one engine configuration."""
+    """Print the counts and the memory of one model under one engine configuration.
+
+    Raises:
+        ConfigError: the experts cannot be shared so, or it does not fit in `engine.memory_gb`.
+    """
     counts = _counts(config)
     lines = [f"{'parameters':<14} {'count':>16} {'billions':>9}"]
     for name, count in [
@@ -26,15 +31,23 @@ def show(config: PipelineConfig, point: str | None) -> None:
         lines.append(f"{name:<14} {count:>16,} {count / 1e9:>9.3f}")
     engine = config.engine
     lines.append("")
+    memory = plan_memory(counts, engine)
+    activations = "without activations"
+    if isinstance(config.model, GPTConfig):
+        model = GPT(config.model)
+        check_share(model.expert_counts, engine.expert_parallel)
+        memory |= plan_activations(config.model, engine, model.router_traits.experts_per_token)
+        activations = f"{engine.micro_batch} rows at a time, activation checkpointing {engine.activation_checkpointing.value}"
     lines.append(
-        f"training memory per rank, GB, without activations (ZeRO-{engine.zero_stage}, {engine.precision.value}, "
-        f"{engine.world_size} ranks)"
+        f"training memory per rank, GB (ZeRO-{engine.zero_stage}, {engine.precision.value}, {engine.world_size} ranks, expert "
+        f"parallel {engine.expert_parallel}, {activations})"
     )
-    memory = plan_memory(counts.total, engine)
     for name, size in memory.items():
         lines.append(f"{name:<14} {size / 1e9:>16.2f}")
     lines.append(f"{'total':<14} {sum(memory.values()) / 1e9:>16.2f}")
     sys.stdout.write("\n".join(lines) + "\n")
+    if isinstance(config.model, GPTConfig):
+        check_memory(config.model, engine)
 
 
 def _counts(config: PipelineConfig) -> ParameterCounts:

@@ -22,6 +22,7 @@ from adapt.text.corpus import domains_of, find_corpus
 from adapt.text.packing import PackedCorpus, RowSource, SomeRows
 from adapt.text.tokenized_corpus import open_tokenized, tokenize_corpus
 from adapt.text.tokenizer import Tokenizer
+from adapt.train.memory_plan import check_memory
 from adapt.train.train_config import TrainConfig
 from pipelines.launch import launch
 from pipelines.stage import Plan, Walk, plain_settings
@@ -41,6 +42,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     check_vocabulary(tokenizer, model)
     # Refuses impossible sizes before anything is read.
     check_share(GPT(model).expert_counts, config.engine.expert_parallel)
+    check_memory(model, config.engine)
     files = find_corpus(config.data.corpus, config.data.domain_field)
     domains = domains_of(files)
     repeats = config.pretrain.repeats or {}

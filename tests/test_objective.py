@@ -271,7 +271,7 @@ def test_logits_in_chunks_equal_logits_at_once(model: GPT, monkeypatch: pytest.M
     config = ObjectiveConfig(weights=WEIGHTS)
     batches = [collate([readings(LabelLoss.CLM)])]
     whole = stepped(model, batches, config)
-    monkeypatch.setattr(adapt.objective, "_LOGIT_ELEMENTS", SMALL * rows_at_a_time + SMALL - 1)
+    monkeypatch.setattr(adapt.objective, "LOGIT_ELEMENTS", SMALL * rows_at_a_time + SMALL - 1)
     chunked = stepped(model, batches, config)
     torch.testing.assert_close(chunked.sums_P, whole.sums_P, atol=1e-5, rtol=1e-5)
     for name, gradient in whole.gradients.items():

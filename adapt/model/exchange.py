@@ -37,7 +37,7 @@ class Peers(Protocol):
         ...
 
 
-def run_at_owners(x_KH: Tensor, counts_E: Tensor, peers: Peers, n_peers: int, run: Callable[[Tensor, list[int]], Tensor]) -> Tensor:
+def run_at_owners(x_KH: Tensor, counts_E: Tensor, peers: Peers, n_peers: int, run: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Send rows sorted by expert to the experts' owners, `run` what arrives (rows by expert, and their counts), bring it back."""
     sent_PL = counts_E.view(n_peers, -1)
     arrived_PL = torch.empty_like(sent_PL)
@@ -48,7 +48,7 @@ def run_at_owners(x_KH: Tensor, counts_E: Tensor, peers: Peers, n_peers: int, ru
     n_local = sent_PL.shape[1]
     expert_A = torch.arange(n_local, device=x_KH.device).repeat(n_peers).repeat_interleave(arrived_PL.flatten())
     by_expert_A = expert_A.argsort(stable=True)
-    y_AH = run(x_AH[by_expert_A], arrived_PL.sum(0).tolist())
+    y_AH = run(x_AH[by_expert_A], arrived_PL.sum(0))
     return _Exchange.apply(y_AH[by_expert_A.argsort()], peers, sent_P, arrived_P)
 
 

@@ -23,6 +23,7 @@ from adapt.model.expert_residual import starts_at_zero
 from adapt.model.experts import Experts
 from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past, RouterTraits
 from adapt.model.moe import DenseMLP, MoELayer
+from adapt.model.recompute import Recompute, recomputed
 from adapt.model.routers.contract import RouterConfig
 from adapt.model.routers.top1 import Top1Config
 
@@ -95,6 +96,8 @@ class GPTConfig:
 class Block(nn.Module):
     """Attention and a feed-forward part, each behind a layer norm, each added to its input."""
 
+    recompute = Recompute.NONE
+
     def __init__(self, config: GPTConfig, layer: int, n_experts: int) -> None:
         super().__init__()
         hidden, width = config.hidden_size, config.ffn_width
@@ -120,13 +123,24 @@ class Block(nn.Module):
     def forward(
         self, x_BTH: Tensor, mask: Tensor | None, inputs: ModelInputs, past: KeysValues | None
     ) -> tuple[Tensor, LayerRouting | None, KeysValues]:
+        if self.recompute is Recompute.FULL and torch.is_grad_enabled():
+            return recomputed(self._run, x_BTH, mask, inputs, past)
+        return self._run(x_BTH, mask, inputs, past)
+
+    def _run(
+        self, x_BTH: Tensor, mask: Tensor | None, inputs: ModelInputs, past: KeysValues | None
+    ) -> tuple[Tensor, LayerRouting | None, KeysValues]:
         mixed, present = self.attention(self.attention_norm(x_BTH), mask, past)
-        x_BTH = x_BTH + mixed
+        if self.recompute is Recompute.SELECTIVE and torch.is_grad_enabled():
+            return *recomputed(self._feed_forward, x_BTH + mixed, inputs), present
+        return *self._feed_forward(x_BTH + mixed, inputs), present
+
+    def _feed_forward(self, x_BTH: Tensor, inputs: ModelInputs) -> tuple[Tensor, LayerRouting | None]:
         normed = self.mlp_norm(x_BTH)
         if isinstance(self.mlp, MoELayer):
             out, report = self.mlp(normed, inputs)
-            return x_BTH + out, report, present
-        return x_BTH + self.mlp(normed), None, present
+            return x_BTH + out, report
+        return x_BTH + self.mlp(normed), None
 
 
 class GPT(nn.Module):
@@ -163,6 +177,12 @@ class GPT(nn.Module):
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         return functional.linear(hidden_NH, self.embedding.weight)
+
+    def set_recompute(self, what: Recompute) -> None:
+        """Choose what is computed again in the backward pass instead of being kept."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.recompute = what
 
     def gates(self) -> list[list[Tensor]]:
         return [list(layer.router.parameters()) for layer in self._moe_layers()]

@@ -27,7 +27,9 @@ from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state, saved_buffers
 from adapt.model.expert_parallel import is_stack, own_experts, own_part
+from adapt.model.gpt import GPT
 from adapt.model.moe import MoELayer
+from adapt.model.recompute import Recompute
 from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.expert_peers import GroupPeers
 from adapt.train.optimizer import OptimizerConfig, parameter_groups
@@ -67,6 +69,7 @@ class Engine:
         self._share = config.expert_share(rank.rank)
         if self._share.of > 1:
             own_experts(model, self._share)
+        _set_recompute(model, config.activation_checkpointing)
         is_rounded = config.precision is Precision.BF16
         exact = {name: tensor.detach().clone() for name, tensor in named_state(model)} if is_rounded else {}
         if not torch.distributed.is_initialized():
@@ -217,6 +220,16 @@ def _share_experts(model: nn.Module, n_ranks: int) -> GroupPeers:
             for parameter in module.experts.parameters():
                 parameter.allreduce, parameter.group_name = False, name  # type: ignore[attr-defined]
     return peers
+
+
+def _set_recompute(model: nn.Module, what: Recompute) -> None:
+    if isinstance(model, GPT):
+        model.set_recompute(what)
+    elif what is not Recompute.NONE:
+        raise ConfigError(
+            f"engine.activation_checkpointing: {what.value} is for this project's own models; for a Hugging Face model set "
+            "it to none, and engine.micro_batch lower"
+        )
 
 
 def _split_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
 from adapt.model.exchange import ExpertShare
+from adapt.model.recompute import Recompute
 from adapt.train.optimizer import OptimizerConfig
 
 
@@ -16,17 +17,20 @@ class EngineConfig:
     """How a step is computed: none of these changes what it computes (precision aside).
 
     `micro_batch` is in rows per rank; `threads` per rank, absent for an even share of the cores. `expert_parallel` is how many
-    neighbouring ranks share the experts of every layer; 1: each rank has them all.
+    neighbouring ranks share the experts of every layer; 1: each rank has them all. `activation_checkpointing`: what the backward
+    pass computes again. `memory_gb`: what a rank has; what needs more is refused before anything is allocated.
     """
 
     world_size: int = 1
     expert_parallel: int = 1
+    activation_checkpointing: Recompute = Recompute.NONE
     zero_stage: int = 2
     precision: Precision = Precision.FP32
     micro_batch: int = 8
     pad_multiple: int = 1
     threads: int | None = None
     bucket_elements: int = 50_000_000
+    memory_gb: float | None = None
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (1, 2):

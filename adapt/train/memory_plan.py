@@ -1,28 +1,144 @@
-"""What a training step keeps in memory on each rank, by kind, from parameter counts alone.
+"""What a training step keeps in memory on each rank, by kind, from sizes alone; and which setting fits where this one does not.
 
-Source of the shares: Rajbhandari et al. 2020 (ZeRO, sections 3 and 5, arXiv:1910.02054). Activations and framework overhead come
-on top.
+Legend: H hidden size, F width of MLPs, E experts, V vocabulary, k experts per token.
+
+Source of the shares: Rajbhandari et al. 2020 (ZeRO, sections 3 and 5, arXiv:1910.02054). Activations are what autograd keeps of our
+own blocks with a fused attention kernel. The framework's own memory comes on top.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+
+from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
+from adapt.model.counting import ParameterCounts, count_parameters
+from adapt.model.expert_parallel import check_share
+from adapt.model.gpt import GPT, GPTConfig
+from adapt.model.recompute import Recompute
+from adapt.objective import LOGIT_ELEMENTS
 from adapt.train.engine_config import EngineConfig
 
+_INDEX_BYTES = 48  # of a routed pair: token, expert, order
+_MOST_RANKS = 1024
 
-def plan_memory(n_parameters: int, engine: EngineConfig) -> dict[str, float]:
-    """Return bytes per rank by kind; experts are not split over ranks here (expert parallel 1).
 
-    Weights are whole on every rank; master weights (fp32) and the two moments are split over the ranks, gradients too
-    from ZeRO stage 2 on. A reduce bucket and an all-gather bucket come on top.
+def plan_memory(counts: ParameterCounts, engine: EngineConfig) -> dict[str, float]:
+    """Return bytes per rank by kind, without activations.
+
+    A rank holds the whole dense part, and its share of the experts. Master weights (fp32) and the two moments are split over all
+    ranks that hold the same weights, gradients (fp32) too from ZeRO stage 2 on: in the end over all ranks. A reduce bucket and an
+    all-gather bucket come on top.
     """
-    width = 2 if engine.precision is Precision.BF16 else 4
-    gradient_share = engine.world_size if engine.zero_stage >= 2 else 1
-    bucket = min(engine.bucket_elements, n_parameters)
+    width = _width(engine)
+    experts = counts.by_kind["experts"]
+    held = counts.total - experts + experts / engine.expert_parallel
+    bucket = min(engine.bucket_elements, held)
     return {
-        "weights": float(n_parameters * width),
-        "gradients": n_parameters * 4 / gradient_share,
-        "master": n_parameters * 4 / engine.world_size,
-        "moments": n_parameters * 8 / engine.world_size,
-        "buckets": float(2 * bucket * width),
+        "weights": held * width,
+        "gradients": 4 * (counts.total / engine.world_size if engine.zero_stage >= 2 else held),
+        "master": counts.total * 4 / engine.world_size,
+        "moments": counts.total * 8 / engine.world_size,
+        "buckets": 2 * bucket * width,
     }
+
+
+def plan_activations(config: GPTConfig, engine: EngineConfig, experts_per_token: int) -> dict[str, float]:
+    """Return bytes per rank of a micro-batch of full rows: what forward keeps, and what backward adds at its peak."""
+    width, tokens = _width(engine), engine.micro_batch * config.context_length
+    attention = 6 * config.hidden_size * width + 4 * config.n_heads
+    kept, largest = 0.0, 0.0
+    for n_experts in config.expert_counts():
+        forward = _feed_forward_bytes(config, n_experts, experts_per_token, width)
+        report = 12 * n_experts + (_INDEX_BYTES * experts_per_token if n_experts else 0)
+        block_input = config.hidden_size * width
+        if engine.activation_checkpointing is Recompute.FULL:
+            kept, largest = kept + block_input + report, max(largest, attention + forward)
+        elif engine.activation_checkpointing is Recompute.SELECTIVE:
+            kept, largest = kept + attention + block_input + report, max(largest, forward)
+        else:
+            kept += attention + forward + report
+    logits = min(tokens, max(LOGIT_ELEMENTS // config.vocab_size, 1)) * config.vocab_size * width
+    kept = tokens * (kept + 2 * config.hidden_size * width)
+    is_chunked = tokens * config.vocab_size > LOGIT_ELEMENTS
+    return {
+        "activations": kept if is_chunked else kept + logits,
+        "backward": max(tokens * largest, 2 * logits if is_chunked else logits),
+    }
+
+
+def check_memory(config: GPTConfig, engine: EngineConfig) -> None:
+    """Hold a plan against `engine.memory_gb`, where it is given.
+
+    Raises:
+        ConfigError: it does not fit, with the nearest setting that does.
+    """
+    if engine.memory_gb is None:
+        return
+    counts, k = count_parameters(config), GPT(config).router_traits.experts_per_token
+
+    def total(engine: EngineConfig) -> float:
+        return sum({**plan_memory(counts, engine), **plan_activations(config, engine, k)}.values())
+
+    needed = total(engine)
+    if needed <= engine.memory_gb * 1e9:
+        return
+    what = f"engine.memory_gb: a rank needs {needed / 1e9:.1f} GB, and there are {engine.memory_gb:g}"
+    for other in _nearest_first(config, engine):
+        if total(other) <= engine.memory_gb * 1e9:
+            raise ConfigError(f"{what}; the nearest setting that fits is {_differences(engine, other)}")
+    raise ConfigError(f"{what}; no setting fits on up to {_MOST_RANKS} ranks: take a smaller model")
+
+
+def _feed_forward_bytes(config: GPTConfig, n_experts: int, k: int, width: int) -> float:
+    """Return what a token's feed-forward part keeps: norm, then an MLP, or dispatch, experts and what stands beside them."""
+    hidden, mlp = config.hidden_size, 2 * config.ffn_width
+    if not n_experts:
+        return (2 * hidden + mlp) * width
+    elements = 3 * hidden + k * (3 * hidden + config.ffn_width)
+    if config.expert_residual_layers:
+        elements += (6 * config.expert_residual_layers + 1) * hidden
+    if config.is_residual:
+        elements += 3 * hidden + mlp
+    in_fp32 = 4 * hidden if width == 2 else 0  # the router's input
+    return elements * width + in_fp32
+
+
+def _nearest_first(config: GPTConfig, engine: EngineConfig) -> Iterator[EngineConfig]:
+    """Yield other settings that compute the same, those with the fewest changes first, on more ranks last."""
+    counts = GPT(config).expert_counts
+    n_ranks = engine.world_size
+    while n_ranks <= _MOST_RANKS:
+        batches = [engine.micro_batch >> shift for shift in range(engine.micro_batch.bit_length())]
+        recomputes = list(Recompute)[list(Recompute).index(engine.activation_checkpointing) :]
+        sizes = [n for n in range(engine.expert_parallel, n_ranks + 1) if n_ranks % n == 0 and _can_share(counts, n)]
+        found = [
+            replace(engine, world_size=n_ranks, micro_batch=m, activation_checkpointing=r, expert_parallel=n, zero_stage=z)
+            for n, r, z, m in itertools.product(sizes, recomputes, sorted({engine.zero_stage, 2}), batches)
+        ]
+        yield from sorted(found, key=lambda other: len(_changed(engine, other)))
+        n_ranks *= 2
+
+
+def _can_share(counts: tuple[int, ...], n_ranks: int) -> bool:
+    try:
+        check_share(counts, n_ranks)
+    except ConfigError:
+        return False
+    return True
+
+
+def _changed(engine: EngineConfig, other: EngineConfig) -> dict[str, object]:
+    names = ("world_size", "expert_parallel", "zero_stage", "activation_checkpointing", "micro_batch")
+    return {name: getattr(other, name) for name in names if getattr(other, name) != getattr(engine, name)}
+
+
+def _differences(engine: EngineConfig, other: EngineConfig) -> str:
+    changed = _changed(engine, other).items()
+    return " ".join(f"engine.{name}={value.value if isinstance(value, Recompute) else value}" for name, value in changed)
+
+
+def _width(engine: EngineConfig) -> int:
+    return 2 if engine.precision is Precision.BF16 else 4

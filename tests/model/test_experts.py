@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapt.model.experts import Experts
+import adapt.model.experts
+from adapt.model.experts import Experts, runs_on_grouped_mm
 
 PARAMETERS = ("up_weight", "up_bias", "down_weight", "down_bias")
 
@@ -92,6 +93,32 @@ def test_experts_equal_a_per_token_reference_in_outputs_and_every_gradient(name:
     assert set(found) == {"x", "weights", *PARAMETERS}
     for key in wanted:
         torch.testing.assert_close(found[key], wanted[key], atol=1e-5, rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CASES)
+def test_one_kernel_for_all_experts_computes_what_the_loop_does(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = replace(CASES[name], hidden=8, width=16)  # rows of 16 bytes and more
+    experts = made(case).to(dtype)
+    x_NH, token_K, expert_K, weight_K = inputs(case)
+    x_NH = x_NH.detach().to(dtype).requires_grad_()
+    share = 1e-5 if dtype is torch.float32 else 0.02  # of the largest value
+    wanted_NH, _ = experts(x_NH, token_K, expert_K, weight_K)
+    monkeypatch.setattr(adapt.model.experts, "runs_on_grouped_mm", lambda x, up: True)
+    out_NH, counts_E = experts(x_NH, token_K, expert_K, weight_K)
+    found = {"out": out_NH, **gradients(out_NH, experts, x_NH, weight_K)}
+    wanted = {"out": wanted_NH, **gradients(wanted_NH, experts, x_NH, weight_K)}
+    for key, value in wanted.items():
+        largest = value.abs().max().item() if value.numel() else 0.0
+        assert ((found[key] - value).abs() <= share * largest).all(), key
+    for key in PARAMETERS:
+        assert not found[key][counts_E == 0].any(), key
+
+
+def test_one_kernel_is_for_cuda_alone() -> None:
+    assert not runs_on_grouped_mm(torch.zeros(3, 8, dtype=torch.bfloat16), torch.zeros(2, 16, 8))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -10,6 +10,7 @@ from pathlib import Path
 from rank_cases import SPARSE, Killed, train_on_ranks
 
 from adapt.core.runtime import rank_from_environment
+from adapt.model.recompute import Recompute
 from adapt.model.routers.contract import RouterConfig
 from adapt.model.routers.hard import HardConfig
 from adapt.model.routers.hash import HashConfig
@@ -38,18 +39,20 @@ CROSSED = "sigmoid_bias"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A router, how many ranks share its experts, and the ZeRO stage."""
+    """A router, how many ranks share its experts, the ZeRO stage, and what is computed again."""
 
     router: str
     expert_parallel: int
     stage: int
+    recompute: Recompute = Recompute.NONE
 
     def __str__(self) -> str:
-        return f"{self.router}, expert parallel {self.expert_parallel}, ZeRO-{self.stage}"
+        again = "" if self.recompute is Recompute.NONE else f", {self.recompute.value} recomputation"
+        return f"{self.router}, expert parallel {self.expert_parallel}, ZeRO-{self.stage}{again}"
 
 
 def cases_of(world_size: int) -> list[Case]:
-    """Return every router at every way to share experts that splits them, in both stages by turns; top1 in both, unshared too."""
+    """Return every router at every way to share experts, in both stages by turns; top1 in both, unshared too; some recomputed."""
     sizes = [2] if world_size == 2 else [2, world_size]
     by_turns = [
         Case(router=router, expert_parallel=size, stage=1 + (index + turn) % 2)
@@ -57,13 +60,18 @@ def cases_of(world_size: int) -> list[Case]:
         for index, router in enumerate(ROUTERS)
     ]
     more = [Case(router="top1", expert_parallel=size, stage=stage) for size in (1, *sizes) for stage in (1, 2)]
-    return list(dict.fromkeys([*by_turns, *more]))
+    again = [Case(router="top2", expert_parallel=2, stage=2, recompute=what) for what in (Recompute.SELECTIVE, Recompute.FULL)]
+    return list(dict.fromkeys([*by_turns, *more, *again]))
 
 
 def engine_config(case: Case, world_size: int) -> EngineConfig:
     """Return settings that cut a step into two micro-batches, of which some rank's last one is empty."""
     return EngineConfig(
-        world_size=world_size, expert_parallel=case.expert_parallel, zero_stage=case.stage, micro_batch=8 // world_size
+        world_size=world_size,
+        expert_parallel=case.expert_parallel,
+        zero_stage=case.stage,
+        micro_batch=8 // world_size,
+        activation_checkpointing=case.recompute,
     )
 
 

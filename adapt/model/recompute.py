@@ -1,0 +1,45 @@
+"""Activation checkpointing: what a block computes in forward is computed again in backward instead of being kept.
+
+What was decided is kept and never decided again: a near-tie that fell to another expert the second time would give gradients to an
+expert that did not compute the output. Decisions are the outputs of operations that pick (arg max, top k, sorting, comparing,
+drawing), a few numbers a token, whatever router uses them. Statistics come from the first time alone.
+
+Source: Chen et al. 2016 (Training Deep Nets with Sublinear Memory Cost), arXiv:1604.06174.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+Result = TypeVar("Result")
+
+_PICKING = (
+    "argmax argmin max min topk kthvalue sort searchsorted bucketize multinomial bernoulli bernoulli_ nonzero lt le gt ge eq ne"
+)
+_DECISIONS = frozenset(getattr(torch.ops.aten, name) for name in _PICKING.split())
+
+
+class Recompute(enum.Enum):
+    """What is computed again: nothing, the feed-forward part of each block (which holds most), or whole blocks."""
+
+    NONE = "none"
+    SELECTIVE = "selective"
+    FULL = "full"
+
+
+def recomputed(run: Callable[..., Result], *args: Any) -> Result:
+    """Call `run`, keeping its arguments and decisions alone for the backward pass. Models draw no random numbers of torch's."""
+    contexts = partial(create_selective_checkpoint_contexts, _policy)
+    result: Result = checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return result
+
+
+def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    is_decision = getattr(operation, "overloadpacket", None) in _DECISIONS
+    return CheckpointPolicy.MUST_SAVE if is_decision else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,0 +1,76 @@
+"""Activation checkpointing: the same bits, and no decision made twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from router_variants import VARIANTS
+from tiny_models import tiny_config
+from torch import Tensor
+
+from adapt.core.runtime import generator_for
+from adapt.core.spans import LabelForm, Span, SpannedText, read_with_targets
+from adapt.model.batches import Batch, collate
+from adapt.model.gpt import GPT, materialize
+from adapt.model.recompute import Recompute
+from adapt.objective import BalanceConfig, BalanceScope, Contribution, ObjectiveConfig, contribution, part_counts
+
+AGAIN = [Recompute.SELECTIVE, Recompute.FULL]
+OBJECTIVE = ObjectiveConfig(balance=BalanceConfig(weight=0.1, scope=BalanceScope.MICROBATCH))
+
+
+def made(recompute: Recompute, **changes: Any) -> GPT:
+    model = materialize(GPT(tiny_config([3, 6], vocab_size=120, context_length=64, **changes)), seed=1).train()
+    model.set_recompute(recompute)
+    return model
+
+
+def batch(lengths: tuple[int, ...] = (29, 7, 40, 13)) -> Batch:
+    rows = []
+    for row, length in enumerate(lengths):
+        ids_T = generator_for("recompute", row).integers(5, 120, length)
+        kinds_T = generator_for("kinds", row).integers(0, len(Span), length)
+        rows.append([read_with_targets(SpannedText(ids_T=ids_T, kinds_T=kinds_T), LabelForm.CLM, 4)])
+    return collate(rows, step=3, row_keys=range(len(rows)))
+
+
+def contributed(model: GPT, some: Batch) -> Contribution:
+    even = [torch.full((n,), 1.0 / n, dtype=torch.float64) for n in model.expert_counts]
+    return contribution(model, some, part_counts(model, some), even, OBJECTIVE, world_size=1)
+
+
+def gradients(model: GPT, some: Batch) -> tuple[dict[str, Tensor], Contribution]:
+    part = contributed(model, some)
+    part.loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, part
+
+
+CASES = [*((variant, None) for variant in VARIANTS), ("top2", 0.8), ("s_base", 0.8)]
+
+
+@pytest.mark.parametrize(("variant", "capacity_factor"), CASES)
+def test_gradients_and_ledger_are_the_same_bits(variant: str, capacity_factor: float | None) -> None:
+    changes = {"router": VARIANTS[variant], "capacity_factor": capacity_factor}
+    wanted, kept = gradients(made(Recompute.NONE, **changes), batch())
+    for recompute in AGAIN:
+        found, part = gradients(made(recompute, **changes), batch())
+        assert torch.equal(part.sums_P, kept.sums_P)
+        assert all(torch.equal(a.values_S, b.values_S) for a, b in zip(part.layers, kept.layers, strict=True))
+        assert set(found) == set(wanted)
+        for name, gradient in wanted.items():
+            assert torch.equal(found[name], gradient), name
+
+
+@pytest.mark.parametrize("recompute", AGAIN)
+@pytest.mark.parametrize("variant", ["top1", "top2", "sigmoid_bias", "large_margin"])
+def test_a_decision_is_never_made_again(variant: str, recompute: Recompute) -> None:
+    model, some = made(recompute, router=VARIANTS[variant]), batch()
+    part = contributed(model, some)
+    for block in (model.blocks[1], model.blocks[3]):
+        block.mlp.router.weight.data.neg_()  # a second decision would send every token elsewhere
+    part.loss.backward()
+    for block, sums in zip((model.blocks[1], model.blocks[3]), part.layers, strict=True):
+        has_gradient_E = block.mlp.experts.up_bias.grad.any(-1)
+        assert torch.equal(has_gradient_E, sums.counts_E > 0)

@@ -1,0 +1,117 @@
+"""The memory plan against what a training step's forward pass keeps, against hand-made figures, and its refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_models import ROOT, tiny_config
+from torch.profiler import ProfilerActivity, profile
+
+from adapt.core.errors import ConfigError
+from adapt.core.precision import Precision
+from adapt.core.runtime import generator_for
+from adapt.core.spans import LabelForm, SpannedText, read_with_targets
+from adapt.model.batches import Batch, collate
+from adapt.model.counting import count_parameters
+from adapt.model.gpt import GPT, GPTConfig, materialize
+from adapt.model.recompute import Recompute
+from adapt.model.routers.top2 import Top2Config
+from adapt.objective import Contribution, ObjectiveConfig, contribution, part_counts
+from adapt.train.engine_config import EngineConfig
+from adapt.train.memory_plan import check_memory, plan_activations, plan_memory
+
+SIZES: dict[str, Any] = {"hidden_size": 64, "context_length": 128, "vocab_size": 500}
+MODELS = {
+    "dense": tiny_config([0], **SIZES),
+    "top1": tiny_config([4], is_residual=False, **SIZES),
+    "residual": tiny_config([4], **SIZES),
+    "top2 with a network behind": tiny_config([4, 8], router=Top2Config(), expert_residual_layers=2, **SIZES),
+}
+BIG = GPTConfig(**yaml.safe_load((ROOT / "conf" / "model" / "16b_pyramid.yaml").read_text(encoding="utf-8")))
+NODE = EngineConfig(world_size=8, precision=Precision.BF16)
+
+
+def full_rows(config: GPTConfig, rows: int) -> Batch:
+    length = config.context_length
+    ids = [generator_for("plan", row).integers(5, config.vocab_size, length) for row in range(rows)]
+    return collate([[read_with_targets(SpannedText(ids_T=i, kinds_T=i * 0), LabelForm.CLM, 4)] for i in ids], step=0)
+
+
+def kept_bytes(config: GPTConfig, engine: EngineConfig) -> int:
+    """Return what a forward pass has allocated and not freed while its graph is alive."""
+    model, batch = materialize(GPT(config), seed=1).train(), full_rows(config, engine.micro_batch)
+    model.set_recompute(engine.activation_checkpointing)
+
+    def forward() -> Contribution:
+        even = [torch.full((n,), 1.0 / n) for n in model.expert_counts]
+        return contribution(model, batch, part_counts(model, batch), even, ObjectiveConfig(), world_size=1)
+
+    forward()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        part = forward()
+    assert part.loss.requires_grad
+    return int(sum(event.self_cpu_memory_usage for event in profiled.key_averages()))
+
+
+@pytest.mark.parametrize("recompute", list(Recompute))
+@pytest.mark.parametrize("name", MODELS)
+def test_planned_activations_are_what_forward_keeps(name: str, recompute: Recompute) -> None:
+    engine = EngineConfig(micro_batch=4, activation_checkpointing=recompute)
+    k = GPT(MODELS[name]).router_traits.experts_per_token
+    planned = plan_activations(MODELS[name], engine, k)["activations"]
+    assert planned == pytest.approx(kept_bytes(MODELS[name], engine), rel=0.1)
+
+
+def test_kept_activations_shrink_from_none_to_selective_to_full() -> None:
+    none, selective, full = (kept_bytes(MODELS["top1"], EngineConfig(micro_batch=4, activation_checkpointing=r)) for r in Recompute)
+    assert selective < 0.6 * none
+    assert full < 0.4 * selective
+
+
+@pytest.mark.parametrize(("expert_parallel", "gigabytes"), [(1, 61.3), (8, 35.0)])
+def test_weights_and_states_of_the_16b_model_on_eight_ranks(expert_parallel: int, gigabytes: float) -> None:
+    counts = count_parameters(BIG)
+    plan = plan_memory(counts, replace(NODE, expert_parallel=expert_parallel))
+    in_16_bit = plan["gradients"] / 2  # the figures are for 16-bit gradients; ours add up in fp32
+    assert (plan["weights"] + in_16_bit + plan["master"] + plan["moments"]) / 1e9 == pytest.approx(gigabytes, abs=0.1)
+
+
+def test_zero_1_keeps_whole_gradients_of_what_a_rank_holds() -> None:
+    counts = count_parameters(BIG)
+    plan = plan_memory(counts, replace(NODE, expert_parallel=4, zero_stage=1))
+    experts = counts.by_kind["experts"]
+    assert plan["gradients"] == 4 * (counts.total - experts + experts / 4)
+
+
+@pytest.mark.parametrize(
+    ("engine", "memory_gb", "nearest"),
+    [
+        (replace(NODE, micro_batch=8), 90, "engine.micro_batch=4"),
+        (replace(NODE, micro_batch=1), 45, "engine.expert_parallel=8"),
+        (replace(NODE, micro_batch=1, zero_stage=1), 75, "engine.zero_stage=2"),
+        (
+            replace(NODE, micro_batch=1),
+            25,
+            "engine.world_size=16 engine.expert_parallel=8 engine.activation_checkpointing=selective",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_nearest_setting_that_does(
+    engine: EngineConfig, memory_gb: float, nearest: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"the nearest setting that fits is {nearest}") as refused:
+        check_memory(BIG, replace(engine, memory_gb=memory_gb))
+    settings = dict(pair.split("=") for pair in str(refused.value).split("fits is ")[1].replace("engine.", "").split())
+    other = replace(engine, **{k: int(v) if v.isdigit() else Recompute(v) for k, v in settings.items()})
+    check_memory(BIG, replace(other, memory_gb=memory_gb))
+
+
+def test_what_fits_nowhere_says_so_and_what_fits_is_not_refused() -> None:
+    with pytest.raises(ConfigError, match="no setting fits on up to 1024 ranks"):
+        check_memory(BIG, replace(NODE, memory_gb=1.0))
+    check_memory(BIG, replace(NODE, memory_gb=1000.0))
+    check_memory(BIG, NODE)

@@ -53,6 +53,8 @@ class Engine:
         self._model = model
         is_rounded = config.precision is Precision.BF16
         exact = {name: tensor.detach().clone() for name, tensor in named_state(model)} if is_rounded else {}
+        # What is not trained has no master: where forward reads a rounded form of it, the exact one is kept here.
+        self._frozen = {name: exact[name].cpu() for name, p in model.named_parameters() if not p.requires_grad and is_rounded}
         if not torch.distributed.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             with contextlib.redirect_stdout(sys.stderr):
@@ -107,17 +109,20 @@ class Engine:
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, full fp32 weight), then routers' state; a collective: every rank must walk through it."""
         for name, parameter in self._model.named_parameters():
-            yield name, deepspeed.utils.safe_get_full_fp32_param(parameter)
+            if parameter.requires_grad:
+                yield name, deepspeed.utils.safe_get_full_fp32_param(parameter)
+            else:
+                yield name, self._frozen.get(name, parameter)
         yield from saved_buffers(self._model)  # whole and equal on every rank
 
     def named_moments(self, which: str) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, full fp32 moment), `which` of MOMENTS; a collective."""
-        for name, parameter in self._model.named_parameters():
+        """Yield (name, full fp32 moment) of what is trained, `which` of MOMENTS; a collective."""
+        for name, parameter in self._trained():
             yield name, deepspeed.utils.safe_get_full_optimizer_state(parameter, which)
 
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Set master weights and routers' state by name, then what forward reads."""
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in self._trained():
             deepspeed.utils.safe_set_full_fp32_param(parameter, weights[name].to(self.device, torch.float32))
         self._zero.update_lp_params()
         for name, buffer in saved_buffers(self._model):
@@ -126,10 +131,13 @@ class Engine:
     def set_moments(self, moments: Mapping[str, Mapping[str, Tensor]], steps_done: int) -> None:
         """Set the optimizer's moments by name, as after `steps_done` updates."""
         self._create_moments(steps_done)
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in self._trained():
             for which in MOMENTS:
                 value = moments[which][name].to(self.device, torch.float32)
                 deepspeed.utils.safe_set_full_optimizer_state(parameter, value, which)
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self._model.named_parameters() if parameter.requires_grad)
 
     def _create_moments(self, steps_done: int) -> None:
         """Allocate the moments of every group at once and link them to their parameters.

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from rank_cases import BATCH_ROWS, CASES, MODELS, OBJECTIVES, OPTIMIZER, RESUMED, STEPS, readings
+from rank_cases import BATCH_ROWS, CASES, MODELS, OBJECTIVES, OPTIMIZER, RESUMED, STEPS, TRAINED, WEIGHTED, rows_of
+from torch import Tensor
 
 from adapt.core.runtime import seed_for
-from adapt.model.batches import collate
+from adapt.model.batches import Batch, collate
 from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT, materialize
-from adapt.objective import contribution, ledger_from, part_counts, parts_of
+from adapt.objective import ObjectiveConfig, contribution, ledger_from, part_counts, parts_of
 from adapt.text.packing import StepOrder
 from adapt.train.optimizer import learning_rate, parameter_groups
+from adapt.train.trained import Trained, train_only
 from pipelines.launch import free_port, rank_environment
 
 TOLERANCE = 1e-5
@@ -26,8 +28,9 @@ TOLERANCE = 1e-5
 def plain_loop(name: str) -> dict[str, Any]:
     """Train a case without DeepSpeed: whole batches, AdamW, clipping."""
     kind, objective_name, *_ = CASES[name]
-    objective, rows = OBJECTIVES[objective_name], readings(OBJECTIVES[objective_name].pseudo_label)
+    whole, rows = OBJECTIVES[objective_name], rows_of(name)
     model = materialize(GPT(MODELS[kind]), seed=3)
+    train_only(model, TRAINED.get(name, Trained.ALL))
     optimizer = torch.optim.AdamW(
         parameter_groups(model, OPTIMIZER), lr=OPTIMIZER.lr, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), eps=OPTIMIZER.eps
     )
@@ -36,8 +39,9 @@ def plain_loop(name: str) -> dict[str, Any]:
     history = []
     for step in range(STEPS):
         places = order.rows_at(step)
-        batch = collate([[rows[index]] for index, _ in places], 1, step, [seed_for(5, step, *place) for place in places])
-        counts = part_counts(model, batch)
+        batch = collate([rows[index] for index, _ in places], 1, step, [seed_for(5, step, *place) for place in places])
+        counts, objective = part_counts(model, batch), whole.at(step / STEPS)
+        norms = part_norms(model, batch, counts, shares, objective) if name == WEIGHTED and step % 2 else {}
         part = contribution(model, batch, counts, shares, objective, world_size=1)
         part.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip)
@@ -48,8 +52,21 @@ def plain_loop(name: str) -> dict[str, Any]:
         model.after_step([layer.counts_E for layer in part.layers])
         shares = [layer.shares_E for layer in part.layers]
         ledger = ledger_from(model, part.sums_P, counts, part.layers, objective)
-        history.append({"grad_norm": float(norm), **{f"loss/{p}": ledger[p].value for p in parts_of(model)}})
+        history.append({"grad_norm": float(norm), **norms, **{f"loss/{p}": ledger[p].value for p in parts_of(model)}})
     return {"history": history, "weights": dict(named_state(model))}
+
+
+def part_norms(model: GPT, batch: Batch, counts_P: Tensor, shares: list[Tensor], objective: ObjectiveConfig) -> dict[str, float]:
+    """Differentiate one part after the other by itself."""
+    norms = {}
+    for place, (part, weight) in enumerate(zip(parts_of(model), objective.part_weights(model), strict=True)):
+        if weight:
+            model.zero_grad()
+            contribution(model, batch, counts_P, shares, objective, world_size=1).losses_P[place].backward()
+            norms[part] = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    model.zero_grad()
+    total = sum(norms.values())
+    return {f"gradient_norm/{p}": n for p, n in norms.items()} | {f"gradient_share/{p}": n / total for p, n in norms.items()}
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
@@ -87,6 +104,11 @@ def test_every_tensor_moves_in_training(results: dict[str, Any]) -> None:
     start = dict(materialize(GPT(MODELS["sparse"]), seed=3).named_parameters())
     trained = results["sparse, one cut"]["weights"]
     assert [name for name, value in start.items() if torch.equal(value, trained[name])] == []
+
+
+def test_what_is_not_trained_stays_to_the_bit_in_bf16_too(results: dict[str, Any]) -> None:
+    unchanged = results["frozen in bf16"]
+    assert {name for name, is_same in unchanged.items() if is_same} == {name for name in unchanged if ".experts." not in name}
 
 
 def test_measuring_does_not_depend_on_the_cut(results: dict[str, Any]) -> None:

@@ -10,20 +10,23 @@ Balance (Fedus et al. 2021, arXiv:2101.03961, equation 4, normalised so that 1.0
 the mean gate probability and F the share of tokens. As a product of two means it is not additive over micro-batches; the
 scopes `step` (F from the previous step, detached) and `sequence` (both within one document) are, `microbatch` is not. A router's
 own losses are parts of their own, weighted by the router's settings; they and the balance count real tokens times MoE layers.
+
+A reading may carry a weight (that of a soft label): it multiplies each of its targets in the sum and in the count alike. A part's
+coefficient may follow a schedule over the run: a function of the step alone.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from adapt.core.errors import TrainingError
+from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.spans import NO_TARGET, LabelLoss, Span
 from adapt.model.batches import Batch
 from adapt.model.health import LayerSums
@@ -53,6 +56,40 @@ class PartWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightSchedule:
+    """A factor on a part's weight: `start` up to the share `begins_at` of the run, `end` from `ends_at` on, linear in between."""
+
+    start: float = 1.0
+    end: float = 1.0
+    begins_at: float = 0.0
+    ends_at: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.start, self.end) < 0:
+            raise ConfigError("start and end are factors on a weight and cannot be negative")
+        if not 0 <= self.begins_at <= self.ends_at <= 1:
+            raise ConfigError("begins_at and ends_at are shares of the run: 0 <= begins_at <= ends_at <= 1")
+
+    def at(self, done: float) -> float:
+        """Return the factor where the share `done` of the run's steps lies behind."""
+        if done >= self.ends_at:
+            return self.end
+        if done <= self.begins_at:
+            return self.start
+        return self.start + (self.end - self.start) * (done - self.begins_at) / (self.ends_at - self.begins_at)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartSchedules:
+    """How the weight of each part goes over an adaptation (the default: it stays)."""
+
+    context: WeightSchedule = field(default_factory=WeightSchedule)
+    prompt: WeightSchedule = field(default_factory=WeightSchedule)
+    pseudo_label: WeightSchedule = field(default_factory=WeightSchedule)
+    balance: WeightSchedule = field(default_factory=WeightSchedule)
+
+
+@dataclass(frozen=True, kw_only=True)
 class BalanceConfig:
     """Coefficient and scope of the balance loss."""
 
@@ -62,11 +99,29 @@ class BalanceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """The loss: how labels are predicted and how much each part counts."""
+    """The loss: how labels are predicted and how much each part counts.
+
+    Every `gradient_shares_every_steps` steps (0: never) each part's share in the gradient is measured.
+    """
 
     pseudo_label: LabelLoss = LabelLoss.CLM
     weights: PartWeights = field(default_factory=PartWeights)
     balance: BalanceConfig = field(default_factory=BalanceConfig)
+    schedules: PartSchedules = field(default_factory=PartSchedules)
+    gradient_shares_every_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.gradient_shares_every_steps < 0:
+            raise ConfigError(f"gradient_shares_every_steps: {self.gradient_shares_every_steps} is negative; 0 never measures")
+
+    def at(self, done: float) -> ObjectiveConfig:
+        """Return the objective as it is where the share `done` of the run's steps lies behind, without schedules."""
+        if self.schedules == PartSchedules():
+            return self
+        factors = {part.name: getattr(self.schedules, part.name).at(done) for part in fields(self.schedules)}
+        balance = replace(self.balance, weight=self.balance.weight * factors.pop("balance"))
+        weights = PartWeights(**{part: getattr(self.weights, part) * factor for part, factor in factors.items()})
+        return replace(self, weights=weights, balance=balance, schedules=PartSchedules())
 
     def part_weights(self, model: CausalBase) -> Tensor:
         """Return the coefficient of every part, in the order of `parts_of`."""
@@ -89,11 +144,15 @@ class PartValue:
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
-    """What one micro-batch adds: the loss to differentiate, and plain sums for the ledger and the router statistics."""
+    """What one micro-batch adds: the loss to differentiate, part by part, and plain sums for the ledger and router statistics."""
 
-    loss: Tensor
+    losses_P: Tensor
     sums_P: Tensor
     layers: tuple[LayerSums, ...]
+
+    @property
+    def loss(self) -> Tensor:
+        return self.losses_P.sum()
 
 
 def parts_of(model: CausalBase) -> tuple[str, ...]:
@@ -102,10 +161,11 @@ def parts_of(model: CausalBase) -> tuple[str, ...]:
 
 
 def part_counts(model: CausalBase, batch: Batch) -> Tensor:
-    """Count a micro-batch's targets of each part; those of routers real tokens times MoE layers, if there are any."""
-    kinds = batch.kinds_BT[batch.targets_BT != NO_TARGET]
+    """Add up the weights of the targets of each part; those of routers count real tokens times MoE layers, if there are any."""
+    has_target = batch.targets_BT != NO_TARGET
+    weights = None if batch.weights_BT is None else batch.weights_BT[has_target].double()
     counts = torch.zeros(len(parts_of(model)), dtype=torch.float64)
-    counts[: len(Span)] = torch.bincount(kinds, minlength=len(Span)).double()
+    counts[: len(Span)] = torch.bincount(batch.kinds_BT[has_target], weights, minlength=len(Span)).double()
     counts[_BALANCE:] = float((batch.inputs.documents_BT > 0).sum()) * len(model.expert_counts)
     counts[_BALANCE] *= model.router_traits.has_balance_loss
     return counts
@@ -132,9 +192,9 @@ def contribution(
     own = [_router_loss_sum(output.routing, name, zero) for name in model.router_traits.loss_weights]
     sums = [*_token_sums(model, batch, output), balance, *own]
     scale = config.part_weights(model) / counts_P.clamp_min(1.0) * (counts_P > 0)
-    loss = torch.stack([part * float(s) for part, s in zip(sums, scale, strict=True)]).sum() * world_size
+    losses = torch.stack([part * float(s) for part, s in zip(sums, scale, strict=True)]) * world_size
     return Contribution(
-        loss=loss,
+        losses_P=losses,
         sums_P=torch.stack([part.detach().double() for part in sums]),
         layers=tuple(LayerSums.of(report) for report in output.routing),
     )
@@ -189,6 +249,8 @@ def _token_sums(model: CausalBase, batch: Batch, output: ModelOutput) -> list[Te
     hidden_NH = output.hidden_BTH[has_target]
     targets_N, kinds_N = batch.targets_BT[has_target], batch.kinds_BT[has_target]
     nll_N = token_nll(model, hidden_NH, targets_N)
+    if batch.weights_BT is not None:
+        nll_N = nll_N * batch.weights_BT[has_target]
     return [nll_N[kinds_N == int(kind)].sum() for kind in Span]
 
 

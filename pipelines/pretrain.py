@@ -69,7 +69,11 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         settings = config.pretrain
         weights = PartWeights(pseudo_label=settings.span_mask_weight)
         objective = ObjectiveConfig(weights=weights, balance=config.objective.balance)
-        train = dataclasses.replace(train_config(settings, settings.steps), save_precision=settings.save_precision)
+        train = dataclasses.replace(
+            train_config(settings, settings.steps),
+            save_precision=settings.save_precision,
+            keeps_moments=settings.keeps_moments,
+        )
         rows, held_out = tokenize_corpus(files, tokenizer, work / "corpus", settings.held_out_share)
         job = {
             "stage": NAME,

@@ -20,6 +20,8 @@ from adapt.text.tokenizer import TokenizerConfig
 from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer import OptimizerConfig
 from adapt.train.tracking import TrackerConfig
+from adapt.train.trained import Trained
+from pseudo_label.adaptation_data import ReadingConfig
 from pseudo_label.coarse_to_fine import CoarseToFine
 from pseudo_label.decision import Method
 from pseudo_label.label_tree import TreeSource
@@ -64,7 +66,8 @@ class PretrainConfig:
 
     `span_mask_share` of the documents have a short span masked, so that <mask> is trained; these few tokens' mean loss counts
     `span_mask_weight` beside the context's 1. `repeats` says how often a domain's documents come in an epoch (absent: once).
-    `save_precision` is that of the finished checkpoint's weights; training itself always keeps fp32 masters.
+    `save_precision` is that of the finished checkpoint's weights; training itself always keeps fp32 masters. With `keeps_moments`
+    the optimizer's moments are kept with the base, twice its size in fp32, for `continue_pretrain.moments=keep`.
     """
 
     steps: int = 1000
@@ -77,6 +80,7 @@ class PretrainConfig:
     span_mask_weight: float = 0.1
     repeats: dict[str, int] | None = None
     save_precision: Precision = Precision.FP32
+    keeps_moments: bool = False
 
     def __post_init__(self) -> None:
         _refuse_below(1, steps=self.steps, batch_rows=self.batch_rows, save_every_steps=self.save_every_steps)
@@ -131,20 +135,68 @@ class PseudoLabelConfig:
         _refuse_no_share(held_out_share=self.held_out_share, collapse_limit=self.collapse_limit)
 
 
+class MomentsStart(enum.Enum):
+    """Where the optimizer's moments of an adaptation come from."""
+
+    FRESH = "fresh"
+    KEEP = "keep"
+
+
 @dataclass(frozen=True, kw_only=True)
-class AdaptConfig:
-    """Continued pretraining on the selected rows; with `reads_unselected` on the text of the other rows too."""
+class AdaptConfig(ReadingConfig):
+    """Continued pretraining on the selected rows, read as `ReadingConfig` says; `trains` is what it changes of the model.
+
+    The optimizer's moments start at 0 (`moments=fresh`) or are those that the base was trained with (`keep`). `replay_share` of an
+    epoch's rows are general text of `data.corpus`. The tasks in `joint` are adapted together, to one model: an epoch has each
+    selected row of a task as often as its weight there says.
+    """
 
     epochs: float = 2.0
     batch_rows: int = 32
-    reads_unselected: bool = False
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=3e-4))
     save_every_steps: int = 100
+    trains: Trained = Trained.ALL
+    moments: MomentsStart = MomentsStart.FRESH
+    replay_share: float = 0.0
+    joint: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.epochs <= 0:
             raise ConfigError(f"epochs: {self.epochs} trains nothing; give more than 0, or leave continue_pretrain out of stages")
         _refuse_below(1, batch_rows=self.batch_rows, save_every_steps=self.save_every_steps)
+        if not 0 <= self.replay_share < 1:
+            raise ConfigError(f"replay_share: {self.replay_share} is not a share below 1 of an epoch's rows")
+        wrong = [name for name, weight in (self.joint or {}).items() if weight <= 0]
+        if wrong:
+            raise ConfigError(f"joint.{wrong[0]}: a weight must be above 0; leave the task out instead")
+
+    def reading(self) -> ReadingConfig:
+        """Return how rows are read."""
+        return ReadingConfig(prompt=self.prompt, soft_labels=self.soft_labels, reads_unselected=self.reads_unselected)
+
+
+class GateAction(enum.Enum):
+    """What happens to an adaptation that forgets too much: the run stops with an error, or the base stands for the task."""
+
+    STOP = "stop"
+    ROLL_BACK = "roll_back"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """How much an adaptation may forget.
+
+    Where `data.corpus` is given, perplexity is measured on `general_rows` rows of its held-out documents before and after. It may
+    rise by the share `max_general_ppl_increase` (absent: by any); beyond that, `action` is taken.
+    """
+
+    max_general_ppl_increase: float | None = None
+    action: GateAction = GateAction.STOP
+    general_rows: int = 64
+
+    def __post_init__(self) -> None:
+        _refuse_below(1, general_rows=self.general_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,6 +305,7 @@ class PipelineConfig:
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     pseudo_label: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     continue_pretrain: AdaptConfig = field(default_factory=AdaptConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     label_tree: LabelTreeConfig = field(default_factory=LabelTreeConfig)
     prompt_search: PromptSearchConfig = field(default_factory=PromptSearchConfig)

@@ -204,7 +204,7 @@ def _read(directory: Path, run: str, task: str) -> RunResult:
         raise CheckpointError(
             f"{evaluate.NAME} is of another adapted model than {continue_pretrain.NAME}; run {evaluate.NAME} again"
         )
-    if adapted is not None and labels is not None and adapted.inputs["pseudo_label"].digest != labels.digest:
+    if adapted is not None and labels is not None and continue_pretrain.labels_digest(adapted, task) != labels.digest:
         raise CheckpointError(
             f"{continue_pretrain.NAME} is of other labels than {pseudo_label.NAME}; run {continue_pretrain.NAME} again"
         )

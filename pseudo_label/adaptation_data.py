@@ -1,8 +1,12 @@
-"""Pseudo-labelled rows to training readings, rendered exactly as they are scored."""
+"""Pseudo-labelled rows to training readings, rendered exactly as they are scored.
+
+A soft label is several readings of one row whose weights sum to 1: its text counts as much as that of a row with one label.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,45 +15,80 @@ from adapt.core.spans import LabelForm, LabelLoss, Reading, Span, SpannedText, r
 from adapt.text.contract import TextTokenizer
 from pseudo_label.prompts import Prompt
 from pseudo_label.store import PseudoLabel
-from pseudo_label.tasks import TaskConfig, TaskRow
+from pseudo_label.tasks import TaskConfig, TaskRow, labels_of
 
 
-def adaptation_readings(
+@dataclass(frozen=True, kw_only=True)
+class ReadingConfig:
+    """How labelled rows are read for training: under which prompt (absent: the task's reference), with how many labels each.
+
+    With `soft_labels` = k > 0 a row is read once with each of its k most probable labels, each reading weighted by its
+    probability among the k; 0 reads it once, with its best label. With `reads_unselected` the rows that were not selected are read
+    too, for their text alone, without prompt and label.
+    """
+
+    prompt: str | None = None
+    soft_labels: int = 0
+    reads_unselected: bool = False
+
+    def __post_init__(self) -> None:
+        if self.soft_labels < 0:
+            raise ConfigError(f"soft_labels: {self.soft_labels} is negative; 0 takes the best label alone")
+
+
+def training_rows(
     task: TaskConfig,
     rows: Sequence[TaskRow],
     labels: Sequence[PseudoLabel],
     tokenizer: TextTokenizer,
     context_length: int,
     loss: LabelLoss,
-    *,
-    reads_unselected: bool = False,
-) -> tuple[list[Reading], list[Reading]]:
-    """Return (training, held-out) readings of the reference prompt: selected rows, and rows that were kept out.
-
-    With `reads_unselected` the other rows are trained on too, for their text alone, without prompt and label.
+    config: ReadingConfig,
+) -> tuple[list[list[Reading]], list[list[Reading]]]:
+    """Return (training, held-out) rows of readings: selected rows, and rows that were kept out.
 
     Raises:
-        ConfigError: masked labels, or unselected rows, with a prompt whose label stands before its text.
+        ConfigError: the prompt's label stands where the loss, or a row without a label, cannot be read with it.
     """
-    prompt = Prompt(task, task.reference, tokenizer, context_length)
-    if loss is not LabelLoss.CLM and prompt.is_label_first:
-        raise ConfigError(f"task '{task.name}': prompt '{prompt.name}' has its label first; use objective.pseudo_label=clm")
-    if reads_unselected and prompt.is_label_first:
+    prompt = Prompt(task, config.prompt or task.reference, tokenizer, context_length)
+    _refuse_unreadable(prompt, loss, config)
+    by_line = {row.line: row for row in rows}
+    training: list[list[Reading]] = []
+    held_out: list[list[Reading]] = []
+    for label in labels:
+        row = by_line[label.line]
+        if label.is_selected or label.is_held_out:
+            readings = [
+                replace(read_for_training(prompt.labelled(row, name), loss, tokenizer.mask_id), weight=weight)
+                for name, weight in _weighted_labels(label, labels_of(row, task), config.soft_labels)
+            ]
+            (held_out if label.is_held_out else training).append(readings)
+        elif config.reads_unselected:
+            training.append([_text_alone(prompt.labelled(row, label.label))])
+    return training, held_out
+
+
+def _refuse_unreadable(prompt: Prompt, loss: LabelLoss, config: ReadingConfig) -> None:
+    where = f"task '{prompt.task.name}': prompt '{prompt.name}'"
+    if loss is LabelLoss.CHANNEL and not prompt.is_label_first:
+        raise ConfigError(f"{where} has its label behind a text; objective.pseudo_label=channel needs one with its label first")
+    if loss in (LabelLoss.MLM, LabelLoss.BOTH) and prompt.is_label_first:
+        raise ConfigError(f"{where} has its label first; use objective.pseudo_label=clm or channel")
+    if config.reads_unselected and prompt.is_label_first:
         raise ConfigError(
-            f"task '{task.name}': prompt '{prompt.name}' has its label first, so a row without a label cannot be read with it; "
+            f"{where} has its label first, so a row without a label cannot be read with it; "
             "use continue_pretrain.reads_unselected=false"
         )
-    by_line = {row.line: row for row in rows}
-    training: list[Reading] = []
-    held_out: list[Reading] = []
-    for label in labels:
-        if label.is_selected or label.is_held_out:
-            text = prompt.labelled(by_line[label.line], label.label)
-            reading = read_for_training(text, loss, tokenizer.mask_id)
-            (held_out if label.is_held_out else training).append(reading)
-        elif reads_unselected:
-            training.append(_text_alone(prompt.labelled(by_line[label.line], label.label)))
-    return training, held_out
+
+
+def _weighted_labels(label: PseudoLabel, names: Sequence[str], k: int) -> list[tuple[str, float]]:
+    """Return the labels that a row is read with and their weights, which sum to 1; labels of weight 0 are left out."""
+    if k == 0:
+        return [(label.label, 1.0)]
+    probabilities = np.asarray(label.probabilities)
+    best = np.argsort(-probabilities, kind="stable")[:k]
+    total = probabilities[best].sum()
+    return [(names[place], float(probabilities[place] / total)) for place in best if probabilities[place] > 0]
 
 
 def _text_alone(text: SpannedText) -> Reading:

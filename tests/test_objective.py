@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import adapt.objective
+from adapt.core.errors import ConfigError
 from adapt.core.spans import NO_TARGET, LabelForm, LabelLoss, Reading, Span, join_parts, read_for_training, read_with_targets
 from adapt.model.batches import Batch, collate
 from adapt.model.gpt import GPT, materialize
@@ -24,8 +25,10 @@ from adapt.objective import (
     BalanceConfig,
     BalanceScope,
     ObjectiveConfig,
+    PartSchedules,
     PartValue,
     PartWeights,
+    WeightSchedule,
     contribution,
     ledger_from,
     ledger_total,
@@ -124,6 +127,63 @@ def test_gradient_and_ledger_do_not_depend_on_how_a_step_is_cut(model: GPT, form
     for part in PARTS:
         assert other[part].count == one[part].count
         assert other[part].value == pytest.approx(one[part].value, abs=1e-5)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_weighted_readings_count_by_their_weights_however_a_step_is_cut(model: GPT, cut: str) -> None:
+    """A reading of weight w is w of a reading: in sum and count, so that two halves are one whole."""
+    config = ObjectiveConfig(weights=WEIGHTS, balance=BalanceConfig(weight=0.0))
+    texts = readings(LabelLoss.CLM)
+    halves = [replace(text, weight=weight) for text in texts for weight in (0.25, 0.75)]
+    whole_batches, cut_batches = [collate([[one] for one in texts])], CUTS[cut](halves)
+    whole, parts = stepped(model, whole_batches, config), stepped(model, cut_batches, config)
+    for name, gradient in whole.gradients.items():
+        torch.testing.assert_close(parts.gradients[name], gradient, atol=1e-5, rtol=1e-5)
+    one, other = ledger_of(model, whole, whole_batches, config), ledger_of(model, parts, cut_batches, config)
+    for part in ("context", "prompt", "pseudo_label"):
+        assert other[part].count == pytest.approx(one[part].count)
+        assert other[part].value == pytest.approx(one[part].value, abs=1e-5)
+
+
+def test_a_part_of_weighted_readings_is_a_weighted_mean(dense: GPT) -> None:
+    texts, weights = readings(LabelLoss.CLM, 3), [0.2, 1.0, 0.6]
+    config = ObjectiveConfig(balance=BalanceConfig(weight=0.0))
+    single = []
+    for text in texts:
+        batches = [collate([[text]])]
+        single.append(ledger_of(dense, stepped(dense, batches, config), batches, config)["context"])
+    batches = [collate([[replace(text, weight=weight)] for text, weight in zip(texts, weights, strict=True)])]
+    found = ledger_of(dense, stepped(dense, batches, config), batches, config)["context"]
+    total = sum(w * part.sum for w, part in zip(weights, single, strict=True))
+    assert found.value == pytest.approx(total / sum(w * part.count for w, part in zip(weights, single, strict=True)), abs=1e-5)
+
+
+def test_a_schedule_is_a_factor_that_goes_linearly_between_two_shares_of_the_run() -> None:
+    schedule = WeightSchedule(start=0.0, end=2.0, begins_at=0.25, ends_at=0.75)
+    assert [schedule.at(done) for done in (0.0, 0.25, 0.375, 0.5, 0.75, 1.0)] == pytest.approx([0, 0, 0.5, 1, 2, 2])
+    assert WeightSchedule(start=3.0, end=1.0, begins_at=0.5, ends_at=0.5).at(0.49) == 3.0
+    assert [WeightSchedule().at(done) for done in (0.0, 0.3, 1.0)] == [1.0, 1.0, 1.0]
+    for wrong in ({"start": -1.0}, {"begins_at": 0.6, "ends_at": 0.5}, {"ends_at": 1.5}):
+        with pytest.raises(ConfigError):
+            WeightSchedule(**wrong)
+
+
+def test_scheduled_weights_are_those_of_the_moment(sparse: GPT) -> None:
+    ramp = WeightSchedule(start=0.0, end=1.0)
+    schedules = PartSchedules(pseudo_label=ramp, balance=WeightSchedule(start=1.0, end=3.0))
+    config = ObjectiveConfig(weights=WEIGHTS, balance=BalanceConfig(weight=0.1), schedules=schedules)
+    assert config.at(0.5).part_weights(sparse).tolist() == pytest.approx([1.0, 0.5, 1.0, 0.2])
+    assert config.at(0.5).at(0.9) == config.at(0.5)
+    assert config.at(0.0).part_weights(sparse)[2] == 0.0
+
+
+def test_the_parts_of_a_loss_add_up_to_it(sparse: GPT) -> None:
+    batch = collate([[text] for text in readings(LabelLoss.CLM)])
+    config = ObjectiveConfig(weights=WEIGHTS, balance=BalanceConfig(weight=0.3))
+    part = contribution(sparse, batch, part_counts(sparse, batch), UNEVEN, config, 2)
+    assert len(part.losses_P) == len(PARTS)
+    assert float(part.losses_P.detach().sum()) == pytest.approx(float(part.loss.detach()))
+    assert bool((part.losses_P.detach() > 0).all())
 
 
 def test_ranks_that_average_get_the_gradient_of_one_process(model: GPT) -> None:

@@ -9,7 +9,7 @@ so label tokens cannot differ between them.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -40,11 +40,16 @@ class LabelForm(enum.Enum):
 
 
 class LabelLoss(enum.Enum):
-    """How labels are trained: in one form, or in both, as two branches that go on from one reading of the text."""
+    """How labels are trained: in one form, or in both, as two branches that go on from one reading of the text.
+
+    `channel` is for a label that stands before its text: the label is read and not predicted, and the text behind it counts as
+    the pseudo-label part, -log P(text | label), which is what the criterion `channel` ranks by.
+    """
 
     CLM = "clm"
     MLM = "mlm"
     BOTH = "both"
+    CHANNEL = "channel"
 
     @property
     def form(self) -> LabelForm:
@@ -69,6 +74,7 @@ class Reading:
     """A model input with at most one target per position; `kinds_T` is the kind of the target (CONTEXT where none).
 
     The last `branch_length` inputs are a second branch: they go on from the first `fork` inputs and see nothing of the others.
+    `weight` is how much each of its targets counts, in a loss's sum and count alike.
     """
 
     inputs_T: IntArray
@@ -77,6 +83,7 @@ class Reading:
     domain: int = 0
     fork: int = 0
     branch_length: int = 0
+    weight: float = 1.0
 
     def positions(self) -> IntArray:
         """Return each input's position [T]; a branch counts on from its fork."""
@@ -125,6 +132,8 @@ def read_for_training(text: SpannedText, loss: LabelLoss, mask_id: int | None = 
     Raises:
         ConfigError: masked labels without a mask token.
     """
+    if loss is LabelLoss.CHANNEL:
+        return _read_for_channel(text)
     if loss is not LabelLoss.BOTH:
         return read_with_targets(text, loss.form, mask_id)
     clean = read_with_targets(text, LabelForm.CLM)
@@ -139,3 +148,16 @@ def read_for_training(text: SpannedText, loss: LabelLoss, mask_id: int | None = 
         fork=int(label[0]) if len(label) else len(text),
         branch_length=len(label),
     )
+
+
+def _read_for_channel(text: SpannedText) -> Reading:
+    """Read a text whose label comes first: what follows the label is predicted from it, the label is not predicted."""
+    reading = read_with_targets(text, LabelForm.CLM)
+    targets, kinds = reading.targets_T.copy(), reading.kinds_T.copy()
+    label = np.flatnonzero(text.kinds_T == int(Span.LABEL))
+    predicts_label = kinds == int(Span.LABEL)
+    targets[predicts_label], kinds[predicts_label] = NO_TARGET, int(Span.CONTEXT)
+    if len(label):
+        behind = np.arange(len(reading)) >= label[-1]
+        kinds[behind & (kinds == int(Span.CONTEXT)) & (targets != NO_TARGET)] = int(Span.LABEL)
+    return replace(reading, targets_T=targets, kinds_T=kinds)

@@ -23,14 +23,23 @@ Row = Sequence[Reading]
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Model inputs with a target and its kind (a `Span`) per position; NO_TARGET where nothing is predicted."""
+    """Model inputs with a target and its kind (a `Span`) per position; NO_TARGET where nothing is predicted.
+
+    `weights_BT` is how much each target counts; absent, every one counts 1.
+    """
 
     inputs: ModelInputs
     targets_BT: Tensor
     kinds_BT: Tensor
+    weights_BT: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(inputs=self.inputs.to(device), targets_BT=self.targets_BT.to(device), kinds_BT=self.kinds_BT.to(device))
+        return Batch(
+            inputs=self.inputs.to(device),
+            targets_BT=self.targets_BT.to(device),
+            kinds_BT=self.kinds_BT.to(device),
+            weights_BT=None if self.weights_BT is None else self.weights_BT.to(device),
+        )
 
 
 def collate(rows: Sequence[Row], pad_multiple: int = 1, step: int | None = None, row_keys: Sequence[int] | None = None) -> Batch:
@@ -45,6 +54,8 @@ def collate(rows: Sequence[Row], pad_multiple: int = 1, step: int | None = None,
     ids, positions, documents = (np.zeros(shape, np.int64) for _ in range(3))
     domains, kinds = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     targets = np.full(shape, NO_TARGET, np.int64)
+    is_weighted = any(reading.weight != 1.0 for row in rows for reading in row)
+    weights = np.ones(shape, np.float32) if is_weighted else None
     for index, row in enumerate(rows):
         start = 0
         for document, reading in enumerate(row, start=1):
@@ -55,6 +66,8 @@ def collate(rows: Sequence[Row], pad_multiple: int = 1, step: int | None = None,
             positions[index, place] = reading.positions()
             documents[index, place] = document
             domains[index, place] = reading.domain
+            if weights is not None:
+                weights[index, place] = reading.weight
             start += len(reading)
     inputs = ModelInputs(
         ids_BT=torch.from_numpy(ids),
@@ -66,7 +79,12 @@ def collate(rows: Sequence[Row], pad_multiple: int = 1, step: int | None = None,
         step=step,
         row_keys_B=None if row_keys is None else torch.tensor([*row_keys] or [0]),
     )
-    return Batch(inputs=inputs, targets_BT=torch.from_numpy(targets), kinds_BT=torch.from_numpy(kinds))
+    return Batch(
+        inputs=inputs,
+        targets_BT=torch.from_numpy(targets),
+        kinds_BT=torch.from_numpy(kinds),
+        weights_BT=None if weights is None else torch.from_numpy(weights),
+    )
 
 
 def _branch_mask(rows: Sequence[Row], documents_BT: IntArray) -> Tensor | None:

@@ -78,5 +78,6 @@ class LayerSums:
         }
 
     def _n_tokens(self) -> float:
-        """Each token's probabilities sum to 1."""
-        return max(round(float(self.probs_E.sum())), 1)
+        """Each token's probabilities sum to 1; a sum that is not finite stays, so that what is made of it says so."""
+        total = float(self.probs_E.sum())
+        return max(round(total), 1) if math.isfinite(total) else total

@@ -15,8 +15,8 @@ import numpy as np
 from adapt.core.errors import DataError
 from adapt.core.progress import progress
 from adapt.core.spans import IntArray
+from adapt.text.contract import TextTokenizer
 from adapt.text.corpus import CorpusFile, domains_of, is_held_out, read_documents
-from adapt.text.tokenizer import Tokenizer
 
 _ENCODE_BATCH = 512
 _FEATURES = {"ids": datasets.List(datasets.Value("int32")), "domain": datasets.Value("int32")}
@@ -41,22 +41,26 @@ class TokenizedCorpus:
         return np.asarray(self.documents[document]["ids"], np.int64)
 
 
-def tokenize_corpus(files: list[CorpusFile], tokenizer: Tokenizer, directory: Path, held_out_share: float) -> tuple[Path, Path]:
+def tokenize_corpus(
+    files: list[CorpusFile], tokenizer: TextTokenizer, directory: Path, held_out_share: float, *, wants_training: bool = True
+) -> tuple[Path, Path]:
     """Write the training and the held-out documents below `directory`, unless they are there; return both places.
 
-    A document is held out by its text alone. Domains are numbered in the order of their sorted names.
+    A document is held out by its text alone. Domains are numbered in the order of their sorted names. Unless training documents
+    are wanted, they are left out.
 
     Raises:
         DataError: no documents, or a malformed line.
     """
     places = directory / "train", directory / "held_out"
-    if all((place / "dataset_info.json").is_file() for place in places):
+    wanted = [(place, place.name == "held_out") for place in (places if wants_training else places[1:])]
+    if all((place / "dataset_info.json").is_file() for place, _ in wanted):
         return places
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     domains = domains_of(files)
     datasets.disable_progress_bars()
-    for place, wants_held_out in zip(places, (False, True), strict=True):
+    for place, wants_held_out in wanted:
         what = "tokenizing held-out text" if wants_held_out else "tokenizing"
         rows = _tokenized(files, tokenizer, domains, held_out_share, wants_held_out)
         made = _from_rows(progress(rows, what, unit="doc"), directory / "cache")
@@ -97,7 +101,7 @@ def _prepared(cache: Path) -> str:
 
 
 def _tokenized(
-    files: list[CorpusFile], tokenizer: Tokenizer, domains: list[str], share: float, wants_held_out: bool
+    files: list[CorpusFile], tokenizer: TextTokenizer, domains: list[str], share: float, wants_held_out: bool
 ) -> Iterator[dict[str, Any]]:
     found_any = False
     for file in files:

@@ -72,6 +72,8 @@ class Engine:
         _set_recompute(model, config.activation_checkpointing)
         is_rounded = config.precision is Precision.BF16
         exact = {name: tensor.detach().clone() for name, tensor in named_state(model)} if is_rounded else {}
+        # What is not trained has no master: where forward reads a rounded form of it, the exact one is kept here.
+        self._frozen = {name: exact[name].cpu() for name, p in model.named_parameters() if not p.requires_grad and is_rounded}
         if not torch.distributed.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             with contextlib.redirect_stdout(sys.stderr):
@@ -134,12 +136,16 @@ class Engine:
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, full fp32 weight), then routers' state; a collective: every rank must walk through it."""
         for name, parameter in self._model.named_parameters():
-            yield name, self._with_all_experts(name, deepspeed.utils.safe_get_full_fp32_param(parameter))
+            if parameter.requires_grad:
+                own = deepspeed.utils.safe_get_full_fp32_param(parameter)
+            else:
+                own = self._frozen.get(name, parameter)
+            yield name, self._with_all_experts(name, own)
         yield from saved_buffers(self._model)  # whole and equal on every rank
 
     def named_moments(self, which: str) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, full fp32 moment), `which` of MOMENTS; a collective."""
-        for name, parameter in self._model.named_parameters():
+        """Yield (name, full fp32 moment) of what is trained, `which` of MOMENTS; a collective."""
+        for name, parameter in self._trained():
             yield name, self._with_all_experts(name, deepspeed.utils.safe_get_full_optimizer_state(parameter, which))
 
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -147,7 +153,7 @@ class Engine:
         self._set_own_weights({name: own_part(name, weights[name], self._share) for name, _ in named_state(self._model)})
 
     def _set_own_weights(self, weights: Mapping[str, Tensor]) -> None:
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in self._trained():
             deepspeed.utils.safe_set_full_fp32_param(parameter, weights[name].to(self.device, torch.float32))
         self._zero.update_lp_params()
         for name, buffer in saved_buffers(self._model):
@@ -156,13 +162,16 @@ class Engine:
     def set_moments(self, moments: Mapping[str, Mapping[str, Tensor]], steps_done: int) -> None:
         """Set the optimizer's moments by name, as after `steps_done` updates."""
         self._create_moments(steps_done)
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in self._trained():
             for which in MOMENTS:
                 value = own_part(name, moments[which][name], self._share).to(self.device, torch.float32)
                 deepspeed.utils.safe_set_full_optimizer_state(parameter, value, which)
 
     def _with_all_experts(self, name: str, own: Tensor) -> Tensor:
-        return own if self._peers is None or not is_stack(name) else self._peers.joined(own)
+        return own if self._peers is None or not is_stack(name) else self._peers.joined(own.to(self.device))
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self._model.named_parameters() if parameter.requires_grad)
 
     def _create_moments(self, steps_done: int) -> None:
         """Allocate the moments of every group at once and link them to their parameters.

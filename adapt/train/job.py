@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +18,31 @@ from adapt.model.gpt import GPT
 from adapt.model.hf import HFModel
 from adapt.objective import ObjectiveConfig, PartValue
 from adapt.text.contract import TextTokenizer
-from adapt.text.packing import RowSource
+from adapt.text.packing import RowSource, StepOrder
 from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig, deepspeed_config
+from adapt.train.estimate import estimate
 from adapt.train.loop import Trainer
 from adapt.train.tracking import RunIdentity, TrackerConfig, open_tracker
 from adapt.train.train_config import TrainConfig
+from adapt.train.trained import train_only
+from adapt.train.training_state import load_moments, save_moments
 
 HISTORY_FILE = "history.jsonl"
 HELD_OUT_FILE = "held_out.json"
 OUTCOME_FILE = "outcome.json"
 DEEPSPEED_FILE = "deepspeed.json"
+GENERAL_FILE = "general.json"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """Settings of a job and where it writes: `result` becomes the artifact, `work` outlives a kill."""
+    """Settings of a job and where it writes: `result` becomes the artifact, `work` outlives a kill.
+
+    `moments_from` is a checkpoint's directory whose optimizer moments are taken; absent, they start at 0.
+    """
 
     engine: EngineConfig
     objective: ObjectiveConfig
@@ -44,14 +55,16 @@ class TrainJob:
     result: str
     work: str
     tracking_dir: str
+    moments_from: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainData:
-    """Rows to train on, and held-out rows by name (a domain, a task)."""
+    """Rows to train on, held-out rows by name (a domain, a task), and rows of general text that must not be forgotten."""
 
     training: RowSource
     held_out: Mapping[str, RowSource]
+    general: RowSource | None = None
 
 
 def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData, job: TrainJob, rank: RankInfo) -> None:
@@ -59,18 +72,25 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
 
     Raises:
         TrainingError: a loss or a norm is not finite.
+        ConfigError: the disk cannot hold the states.
     """
     result, work = Path(job.result), Path(job.work)
+    train_only(model, job.train.trains)
     engine = Engine(model, job.engine, job.train.optimizer, rank)
+    if job.moments_from is not None:
+        load_moments(Path(job.moments_from), engine)
     trainer = Trainer(engine, job.engine, job.objective, job.seed)
     identity = RunIdentity(
         name=job.name, group=job.group, stage=job.stage, attempt=_attempt(work, rank), directory=Path(job.tracking_dir),
         config={"train": to_plain(job.train), "objective": to_plain(job.objective), "seed": job.seed},
     )  # fmt: skip
     with open_tracker(job.tracker, identity, rank.is_main) as tracker:
-        before = {name: trainer.measure(rows) for name, rows in data.held_out.items()}
+        started = time.monotonic()
+        before, general_before = _measured(trainer, data)
+        if rank.is_main:
+            _say_estimate(model, data, job, time.monotonic() - started)
         outcome = trainer.train(data.training, job.train, work, tracker)
-        after = {name: trainer.measure(rows) for name, rows in data.held_out.items()}
+        after, general_after = _measured(trainer, data)
         for name in after:
             tracker.log({f"held_out/{name}/{part}": value.value for part, value in after[name].items()}, job.train.steps)
     if rank.is_main:
@@ -80,13 +100,34 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
             (result / HISTORY_FILE).write_text(lines, encoding="utf-8")
             held_out = {name: {"before": _values(before[name]), "after": _values(after[name])} for name in after}
             _write(result / HELD_OUT_FILE, held_out)
+            if data.general is not None:
+                _write(result / GENERAL_FILE, {"before": general_before, "after": general_after})
             _write(result / DEEPSPEED_FILE, deepspeed_config(job.engine, job.train.optimizer))
             _write(work / OUTCOME_FILE, {"tokens_per_s": outcome.tokens_per_s, "attempts": identity.attempt})
     else:
         for _ in engine.named_weights():  # gathering is a collective
             pass
+    if job.train.keeps_moments:
+        with writable(result):
+            save_moments(result, engine, job.train.steps)
     engine.barrier()
     engine.close()
+
+
+def _measured(trainer: Trainer, data: TrainData) -> tuple[dict[str, dict[str, PartValue]], list[list[float]]]:
+    """Return the ledgers of the held-out rows by name, and the losses of the rows of general text."""
+    ledgers = {name: trainer.measure(rows) for name, rows in data.held_out.items()}
+    return ledgers, [] if data.general is None else trainer.row_losses(data.general).tolist()
+
+
+def _say_estimate(model: GPT | HFModel, data: TrainData, job: TrainJob, measured_s: float) -> None:
+    """Say what the run will take, from its first step's rows and the time that measuring took."""
+    order = StepOrder(n_rows=len(data.training), batch=job.train.batch_rows, seed=job.seed)
+    tokens_per_step = sum(len(reading) for at in order.rows_at(0) for reading in data.training.row(*at))
+    sources = [*data.held_out.values(), *([] if data.general is None else [data.general])]
+    measured = sum(len(reading) for source in sources for row in range(len(source)) for reading in source.row(row, 0))
+    speed = measured / max(measured_s, 1e-9) if measured else None
+    logger.info("%s: %s", job.stage, estimate(model, job.train, tokens_per_step, speed, Path(job.work)))
 
 
 def _attempt(work: Path, rank: RankInfo) -> int:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adapt.core.errors import TrainingError
 from adapt.core.runtime import seed_for
-from adapt.core.spans import Reading, Span
+from adapt.core.scorer import FloatArray
+from adapt.core.spans import NO_TARGET, Reading, Span
 from adapt.model.batches import Batch, collate
 from adapt.model.health import LayerSums
 from adapt.model.inputs import CausalBase
@@ -31,10 +31,13 @@ from adapt.objective import (
     ledger_total,
     part_counts,
     parts_of,
+    token_nll,
 )
 from adapt.text.packing import RowSource, StepOrder
 from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig
+from adapt.train.gradient_shares import gradient_shares
+from adapt.train.guards import check_losses
 from adapt.train.optimizer import learning_rate
 from adapt.train.stopping import Stopped, StopRequest, stop_requests
 from adapt.train.tracking import Tracker
@@ -77,8 +80,8 @@ class Trainer:
 
         Raises:
             Stopped: a rank was asked to stop; the state of the last step is saved.
-            TrainingError: a part of the loss, or the gradient norm, is not finite; the balance loss does not reach a router; a
-                state cannot be written.
+            TrainingError: a part of the loss, or the gradient norm, is not finite, or a loss explodes; the balance loss does not
+                reach a router; a state cannot be written.
         """
         engine = self._engine
         progress = self._progress(work, config)
@@ -93,9 +96,9 @@ class Trainer:
         with bar, StateWriter(work, engine, config.keep_states) as states, stop_requests() as request:
             while progress.step < config.steps:
                 micro_batches = self._micro_batches(source, order.rows_at(progress.step), progress.step)
-                if is_first:
+                if is_first and config.trains.has_routers:
                     check_balance_gradient(self._base, micro_batches[0], self._objective)
-                    is_first = False
+                is_first = False
                 line, n_stops = self._step(micro_batches, progress, config, request)
                 tokens_done += line["tokens"]
                 tokens_per_s = tokens_done / (time.monotonic() - started)
@@ -126,12 +129,13 @@ class Trainer:
     ) -> tuple[dict[str, float], float]:
         """Do one step and write it down in `progress`; return its line of history and how many ranks were asked to stop."""
         lr = learning_rate(config.optimizer, progress.step, config.steps)
-        totals = self._accumulate(micro_batches, progress.lagged_shares_LE, request)
+        objective = self._objective.at(progress.step / config.steps)
+        totals, shares = self._accumulate(micro_batches, progress, objective, request)
         grad_norm = self._engine.step(lr)
         self._base.after_step([layer.counts_E for layer in totals.layers])
         progress.step += 1
         progress.lagged_shares_LE = [layer.shares_E for layer in totals.layers]
-        line = _history_line(progress.step, lr, grad_norm, totals, self._base.router_traits.looks_ahead)
+        line = _history_line(progress.step, lr, grad_norm, totals, self._base.router_traits.looks_ahead) | shares
         progress.history.append(line)
         return line, totals.n_stops
 
@@ -147,11 +151,30 @@ class Trainer:
             for start in range(0, len(rows), chunk):
                 batches = self._micro_batches(source, rows[start : start + chunk], None)
                 local = sum((part_counts(self._base, batch) for batch in batches), self._zeros())
-                parts += [self._contribution(batch, local, even) for batch in batches]
+                parts += [self._contribution(batch, local, even, self._objective) for batch in batches]
                 counts += local
         self._engine.module.train()
-        ledger = self._totals(parts, self._engine.all_sum(counts)).ledger
+        ledger = self._totals(parts, self._engine.all_sum(counts), self._objective).ledger
         return {part: ledger[part] for part in PARTS}
+
+    @torch.no_grad()
+    def row_losses(self, source: RowSource) -> FloatArray:
+        """Return (sum of NLL, number of targets) of each row of a source [R, 2], on every rank."""
+        engine, size = self._engine, self._config.micro_batch
+        found_R2 = torch.zeros(len(source), 2, dtype=torch.float64)
+        mine = range(engine.rank.rank, len(source), engine.rank.world_size)
+        engine.module.eval()
+        for start in range(0, -(-len(source) // engine.rank.world_size), size):
+            rows = list(mine[start : start + size])
+            batch = collate([source.row(row, 0) for row in rows], self._config.pad_multiple).to(engine.device)
+            has_target = batch.targets_BT != NO_TARGET
+            nll_N = token_nll(self._base, self._base(batch.inputs).hidden_BTH[has_target], batch.targets_BT[has_target])
+            row_N = has_target.nonzero()[:, 0].cpu()
+            sums_B = torch.zeros(len(has_target), dtype=torch.float64).index_add(0, row_N, nll_N.double().cpu())
+            found_R2[rows, 0] = sums_B[: len(rows)]
+            found_R2[rows, 1] = has_target.sum(1).double().cpu()[: len(rows)]
+        engine.module.train()
+        return np.asarray(engine.all_sum(found_R2.flatten()).reshape(-1, 2).numpy())
 
     def _micro_batches(self, source: RowSource, rows: Sequence[tuple[int, int]], step: int | None) -> list[Batch]:
         """Cut this rank's share of a step; every rank gets the same number of micro-batches, empty ones if need be."""
@@ -167,35 +190,59 @@ class Trainer:
         readings, keys = [row for row, _ in rows], [key for _, key in rows]
         return collate(readings, self._config.pad_multiple, step, keys).to(self._engine.device)
 
-    def _accumulate(self, micro_batches: list[Batch], lagged_LE: list[Tensor], request: StopRequest) -> Totals:
+    def _accumulate(
+        self, micro_batches: list[Batch], progress: Progress, objective: ObjectiveConfig, request: StopRequest
+    ) -> tuple[Totals, dict[str, float]]:
+        """Add up a step's gradient; return its totals, and the parts' shares in the gradient where they are due."""
         counts = self._engine.all_sum(sum((part_counts(self._base, batch) for batch in micro_batches), self._zeros()))
         parts: list[Contribution] = []
+
+        def contribute(batch: Batch) -> Contribution:
+            return self._contribution(batch, counts, progress.lagged_shares_LE, objective)
+
+        shares = self._gradient_shares(micro_batches, contribute, progress.step + 1, objective)
         for index, batch in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
 
             def loss(batch: Batch = batch) -> Tensor:
-                part = self._contribution(batch, counts, lagged_LE)
+                part = contribute(batch)
                 parts.append(part)
                 return part.loss
 
             self._engine.accumulate(loss, is_last)
-        totals = self._totals(parts, counts, is_stopping=request.is_made)
-        for name, part in totals.ledger.items():
-            if not math.isfinite(part.value):
-                raise TrainingError(f"loss/{name} is {part.value}; the last saved state is kept; lower the learning rate")
-        return totals
+        totals = self._totals(parts, counts, objective, is_stopping=request.is_made)
+        check_losses(self._engine.module, totals.ledger, micro_batches, self._engine.all_sum, progress.step + 1)
+        return totals, shares
 
-    def _contribution(self, batch: Batch, counts: Tensor, lagged_LE: Sequence[Tensor]) -> Contribution:
-        return contribution(self._base, batch, counts, lagged_LE, self._objective, self._engine.rank.world_size)
+    def _gradient_shares(
+        self, micro_batches: list[Batch], contribute: Callable[[Batch], Contribution], step: int, objective: ObjectiveConfig
+    ) -> dict[str, float]:
+        every = self._objective.gradient_shares_every_steps
+        if not every or step % every:
+            return {}
+        return gradient_shares(
+            self._engine.module,
+            parts_of(self._base),
+            objective.part_weights(self._base),
+            micro_batches,
+            contribute,
+            self._engine.all_sum,
+            self._engine.rank.world_size,
+        )
 
-    def _totals(self, parts: Sequence[Contribution], counts: Tensor, *, is_stopping: bool = False) -> Totals:
+    def _contribution(self, batch: Batch, counts: Tensor, lagged_LE: Sequence[Tensor], objective: ObjectiveConfig) -> Contribution:
+        return contribution(self._base, batch, counts, lagged_LE, objective, self._engine.rank.world_size)
+
+    def _totals(
+        self, parts: Sequence[Contribution], counts: Tensor, objective: ObjectiveConfig, *, is_stopping: bool = False
+    ) -> Totals:
         """Sum everything over micro-batches, and over the ranks in one call."""
         pieces = [torch.tensor([is_stopping], dtype=torch.float64), sum((part.sums_P.cpu() for part in parts), self._zeros())]
         for index, n_experts in enumerate(self._expert_counts):
             pieces.append(sum((part.layers[index].cpu() for part in parts), LayerSums.empty(n_experts)).values_S)
         n_stops, sums, *layers = self._engine.all_sum(torch.cat(pieces)).split([len(piece) for piece in pieces])
         reduced = [LayerSums(values) for values in layers]
-        ledger = ledger_from(self._base, sums, counts, reduced, self._objective)
+        ledger = ledger_from(self._base, sums, counts, reduced, objective)
         return Totals(ledger=ledger, layers=reduced, n_stops=float(n_stops))
 
     def _zeros(self) -> Tensor:
@@ -207,6 +254,7 @@ def _history_line(step: int, lr: float, grad_norm: float, totals: Totals, looks_
     for name, part in totals.ledger.items():
         line[f"loss/{name}"] = part.value
         line[f"count/{name}"] = part.count
+        line[f"weight/{name}"] = part.weight
     line["tokens"] = sum(totals.ledger[name].count for name in PARTS[: len(Span)])
     for layer, sums in enumerate(totals.layers):
         line.update({f"router/{name}/{layer}": value for name, value in sums.health().items()})

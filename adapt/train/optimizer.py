@@ -56,13 +56,13 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Split parameters into those with weight decay (matrices) and those without (biases, norms)."""
+    """Split the parameters that are trained into those with weight decay (matrices) and those without (biases, norms)."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         is_plain = name.endswith("bias") or "norm" in name
         (plain if is_plain else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 
 from adapt.core.precision import Precision
 from adapt.train.optimizer import OptimizerConfig
+from adapt.train.trained import Trained
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Length and optimizer of a training run, and the precision its checkpoint is saved in.
+    """Length and optimizer of a training run, what it trains, and what it keeps.
 
-    `batch_rows` rows make one optimizer step, however they are cut.
+    `batch_rows` rows make one optimizer step, however they are cut. With `keeps_moments` the optimizer's moments are left beside
+    the finished checkpoint, in fp32.
     """
 
     steps: int
@@ -21,3 +23,5 @@ class TrainConfig:
     save_every_steps: int = 200
     keep_states: int = 2
     save_precision: Precision = Precision.FP32
+    keeps_moments: bool = False
+    trains: Trained = Trained.ALL

@@ -26,6 +26,7 @@ from torch import Tensor
 from adapt.core.errors import CheckpointError, TrainingError
 from adapt.train.engine import MOMENTS, Engine
 
+MOMENTS_DIRECTORY = "moments"
 _WEIGHTS = "weights"
 _STATE_FILE = "state.json"
 
@@ -137,6 +138,32 @@ def write_state(work: Path, scratch: Path, tensors: Mapping[str, Mapping[str, Te
     shutil.rmtree(final, ignore_errors=True)
     scratch.rename(final)
     _sync(work)
+
+
+def save_moments(directory: Path, engine: Engine, steps_done: int) -> None:
+    """Leave the optimizer's moments in a finished checkpoint's directory, for a training that goes on from it. A collective."""
+    place = directory / MOMENTS_DIRECTORY
+    for which in MOMENTS:
+        copies = _copied(engine.named_moments(which), engine.rank.is_main)
+        if engine.rank.is_main:
+            place.mkdir(exist_ok=True)
+            save_file(copies, place / f"{which}.safetensors")
+    if engine.rank.is_main:
+        (place / _STATE_FILE).write_text(json.dumps({"step": steps_done}), encoding="utf-8")
+
+
+def load_moments(directory: Path, engine: Engine) -> None:
+    """Take the moments that `save_moments` left with a checkpoint.
+
+    Raises:
+        CheckpointError: they are damaged, or of another model.
+    """
+    place = directory / MOMENTS_DIRECTORY
+    try:
+        steps_done = json.loads((place / _STATE_FILE).read_text(encoding="utf-8"))["step"]
+        engine.set_moments({which: load_file(place / f"{which}.safetensors") for which in MOMENTS}, steps_done)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{place}: damaged optimizer moments, or those of another model ({error})") from error
 
 
 def load_newest_state(work: Path, engine: Engine) -> Progress | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import DEMO, tiny_config
@@ -18,9 +19,10 @@ from adapt.scoring.layout import ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.tokenizer import Tokenizer
 from pipelines.locations import conf_dir
-from pseudo_label.adaptation_data import adaptation_readings
+from pseudo_label.adaptation_data import ReadingConfig, training_rows
 from pseudo_label.decision import Method
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
+from pseudo_label.prompts import Prompt
 from pseudo_label.store import PseudoLabel
 from pseudo_label.tasks import TaskConfig, TaskRow, load_task, read_rows, row_from
 
@@ -42,8 +44,8 @@ def test_a_model_trained_on_given_labels_answers_with_them(tokenizer: Tokenizer,
     task = load_task("demo_topics", [conf_dir() / "task"])
     rows, labels = given(task, 24)
     model = materialize(GPT(tiny_config(init_std=0.05)), seed=0)
-    readings, _ = adaptation_readings(task, rows, labels, tokenizer, model.context_length, loss)
-    batch = collate([[reading] for reading in readings])
+    reading = ReadingConfig(prompt="label_first" if loss is LabelLoss.CHANNEL else "reference")
+    batch = collate(training_rows(task, rows, labels, tokenizer, model.context_length, loss, reading)[0])
     counts = part_counts(model, batch)
     even = [torch.full((n,), 1.0 / n) for n in model.expert_counts]
     # The text's own loss is left out: with it a model this small needs minutes.
@@ -54,9 +56,11 @@ def test_a_model_trained_on_given_labels_answers_with_them(tokenizer: Tokenizer,
         optimizer.zero_grad()
         contribution(model, batch, counts, even, objective, 1).loss.backward()
         optimizer.step()
-    scoring = ScoringConfig(form=loss.form, prompts=["reference"])
-    scorer = TaskScorer(task, scoring, TreeScorer(model.eval(), ScorerConfig()), tokenizer)
-    answers = predictions(scorer.scores(rows, scorer.fit(Method.RAW, [], coarse_to_fine=None)), rows, task)
+    asked = replace(task, reference=reading.prompt or task.reference)
+    scorer = TaskScorer(
+        asked, ScoringConfig(form=loss.form, prompts=[reading.prompt]), TreeScorer(model.eval(), ScorerConfig()), tokenizer
+    )
+    answers = predictions(scorer.scores(rows, scorer.fit(Method.RAW, [], coarse_to_fine=None)), rows, asked)
     assert sum(a == r.label for a, r in zip(answers, rows, strict=True)) >= 23
 
 
@@ -65,9 +69,9 @@ def test_held_out_and_unselected_rows_are_not_trained_on(tokenizer: Tokenizer) -
     rows, labels = given(task, 4)
     states = [(True, False), (False, True), (False, False), (True, False)]
     marked = [label_of(x.line, x.label, is_selected=s, is_held_out=h) for x, (s, h) in zip(labels, states, strict=True)]
-    training, held_out = adaptation_readings(task, rows, marked, tokenizer, 96, LabelLoss.CLM)
+    training, held_out = training_rows(task, rows, marked, tokenizer, 96, LabelLoss.CLM, ReadingConfig())
     assert (len(training), len(held_out)) == (2, 1)
-    assert all((reading.kinds_T == int(Span.LABEL)).any() for reading in [*training, *held_out])
+    assert all((reading.kinds_T == int(Span.LABEL)).any() for (reading,) in [*training, *held_out])
 
 
 def test_masked_labels_want_their_text_first(tokenizer: Tokenizer) -> None:
@@ -77,17 +81,17 @@ def test_masked_labels_want_their_text_first(tokenizer: Tokenizer) -> None:
     )
     rows, labels = given(task, 2)
     with pytest.raises(ConfigError, match="label first"):
-        adaptation_readings(first, rows, labels, tokenizer, 96, LabelLoss.MLM)
+        training_rows(first, rows, labels, tokenizer, 96, LabelLoss.MLM, ReadingConfig())
 
 
 def test_unselected_rows_are_read_for_their_text_alone(tokenizer: Tokenizer) -> None:
     task = load_task("demo_reviews", [conf_dir() / "task"])
     rows, labels = given(task, 4)
     marked = [replace(label, is_selected=index == 0, is_held_out=index == 1) for index, label in enumerate(labels)]
-    without, held_out = adaptation_readings(task, rows, marked, tokenizer, 96, LabelLoss.CLM)
-    training, same_held_out = adaptation_readings(task, rows, marked, tokenizer, 96, LabelLoss.CLM, reads_unselected=True)
+    without, held_out = training_rows(task, rows, marked, tokenizer, 96, LabelLoss.CLM, ReadingConfig())
+    training, same_held_out = training_rows(task, rows, marked, tokenizer, 96, LabelLoss.CLM, ReadingConfig(reads_unselected=True))
     assert len(without) == 1 and len(training) == 3 and len(same_held_out) == len(held_out) == 1
-    for reading, row in zip(training[1:], rows[2:], strict=True):
+    for (reading,), row in zip(training[1:], rows[2:], strict=True):
         assert tokenizer.decode(reading.inputs_T[1:].tolist()) == row.texts["sentence"]
         assert set(reading.kinds_T.tolist()) == {int(Span.CONTEXT)}
 
@@ -96,7 +100,8 @@ def test_unselected_pairs_are_read_whole(tokenizer: Tokenizer) -> None:
     task = load_task("ocnli", [conf_dir() / "task"])
     row = row_from({"sentence1": "下雨了", "sentence2": "地是湿的", "id": 0}, task, "made up", 1)
     label = label_of(1, "entailment", is_selected=False)
-    (reading,), _ = adaptation_readings(task, [row], [label], tokenizer, 96, LabelLoss.CLM, reads_unselected=True)
+    config = ReadingConfig(reads_unselected=True)
+    ([reading],), _ = training_rows(task, [row], [label], tokenizer, 96, LabelLoss.CLM, config)
     assert tokenizer.decode(reading.inputs_T[1:].tolist()) == "下雨了，地是湿的"
     assert set(reading.kinds_T.tolist()) == {int(Span.CONTEXT), int(Span.PROMPT)}
 
@@ -106,4 +111,35 @@ def test_rows_without_a_label_cannot_be_read_with_the_label_first(tokenizer: Tok
     rows, labels = given(task, 2)
     with pytest.raises(ConfigError, match="reads_unselected=false"):
         first = replace(task, reference="label_first")
-        adaptation_readings(first, rows, labels, tokenizer, 96, LabelLoss.CLM, reads_unselected=True)
+        training_rows(first, rows, labels, tokenizer, 96, LabelLoss.CLM, ReadingConfig(reads_unselected=True))
+
+
+def test_a_soft_label_is_one_reading_a_label_with_weights_that_sum_to_1(tokenizer: Tokenizer) -> None:
+    task = load_task("demo_topics", [conf_dir() / "task"])
+    rows, labels = given(task, 2)
+    probabilities = [[0.5, 0.1, 0.3, 0.1, *[0.0] * (len(task.labels) - 4)], [0.0, 1.0, *[0.0] * (len(task.labels) - 2)]]
+    soft = [replace(label, probabilities=p) for label, p in zip(labels, probabilities, strict=True)]
+    training, _ = training_rows(task, rows, soft, tokenizer, 96, LabelLoss.CLM, ReadingConfig(soft_labels=2))
+    assert [[reading.weight for reading in row] for row in training] == [pytest.approx([5 / 8, 3 / 8]), [1.0]]
+    prompt = Prompt(task, "reference", tokenizer, 96)
+    wanted = [[task.labels[0], task.labels[2]], [task.labels[1]]]
+    for row, names, readings in zip(rows, wanted, training, strict=True):
+        for name, reading in zip(names, readings, strict=True):
+            assert np.array_equal(reading.inputs_T, prompt.labelled(row, name).ids_T)
+
+
+def test_the_channel_form_wants_its_label_first(tokenizer: Tokenizer) -> None:
+    task = load_task("demo_reviews", [conf_dir() / "task"])
+    rows, labels = given(task, 2)
+    with pytest.raises(ConfigError, match="needs one with its label first"):
+        training_rows(task, rows, labels, tokenizer, 96, LabelLoss.CHANNEL, ReadingConfig())
+
+
+def test_the_channel_form_predicts_the_text_and_not_the_label(tokenizer: Tokenizer) -> None:
+    task = load_task("demo_reviews", [conf_dir() / "task"])
+    rows, labels = given(task, 2)
+    training, _ = training_rows(task, rows, labels, tokenizer, 96, LabelLoss.CHANNEL, ReadingConfig(prompt="label_first"))
+    for row, (reading,) in zip(rows, training, strict=True):
+        is_label = reading.kinds_T == int(Span.LABEL)
+        assert tokenizer.decode(reading.targets_T[is_label & (reading.targets_T >= 0)].tolist()) == row.texts["sentence"]
+        assert not (reading.targets_T[reading.kinds_T == int(Span.CONTEXT)] >= 0).any()

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rank_cases import SPARSE, Killed, train_on_ranks
+from rank_cases import SPARSE, Killed, plain_rows, train_on_ranks
 
 from adapt.core.runtime import rank_from_environment
 from adapt.model.recompute import Recompute
@@ -25,6 +25,7 @@ from adapt.train.engine_config import EngineConfig
 STEPS = 5
 MODEL = replace(SPARSE, experts=[4, 8])
 OBJECTIVE = ObjectiveConfig(balance=BalanceConfig(weight=0.1))
+ROWS = plain_rows(OBJECTIVE)
 ROUTERS: dict[str, RouterConfig] = {
     "top1": Top1Config(jitter=0.3, z_loss_weight=0.01),
     "top2": Top2Config(),
@@ -83,15 +84,16 @@ def main(place: Path) -> None:
     results = {}
     for case in cases_of(rank.world_size):
         config = replace(MODEL, router=ROUTERS[case.router])
-        results[str(case)] = train_on_ranks(config, OBJECTIVE, engine_config(case, rank.world_size), place / str(case), STEPS)
+        settings = engine_config(case, rank.world_size)
+        results[str(case)] = train_on_ranks(config, OBJECTIVE, ROWS, settings, place / str(case), STEPS)
     config = replace(MODEL, router=ROUTERS[CROSSED])
     for before, after in ((1, 2), (2, 1)):
         sizes = [Case(router=CROSSED, expert_parallel=size, stage=2) for size in (before, after)]
         killed, resumed = (engine_config(case, rank.world_size) for case in sizes)
         work = place / f"from {before} to {after}"
         with contextlib.suppress(Killed):
-            train_on_ranks(config, OBJECTIVE, killed, work, STEPS, killed_at=3)
-        results[f"from {before} to {after}"] = train_on_ranks(config, OBJECTIVE, resumed, work, STEPS)
+            train_on_ranks(config, OBJECTIVE, ROWS, killed, work, STEPS, killed_at=3)
+        results[f"from {before} to {after}"] = train_on_ranks(config, OBJECTIVE, ROWS, resumed, work, STEPS)
     if rank.is_main:
         torch.save(results, place / "results.pt")
     torch.distributed.barrier()

@@ -43,7 +43,7 @@ class PlainEngine:
         return named_state(self.module)
 
     def named_moments(self, which: str) -> Iterator[tuple[str, Tensor]]:
-        return ((name, self._adamw.state[p][which]) for name, p in self.module.named_parameters())
+        return ((name, self._adamw.state[p][which]) for name, p in self.module.named_parameters() if p.requires_grad)
 
     @torch.no_grad()
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -52,6 +52,8 @@ class PlainEngine:
 
     def set_moments(self, moments: Mapping[str, Mapping[str, Tensor]], steps_done: int) -> None:
         for name, parameter in self.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
             kept = {which: by_name[name].clone() for which, by_name in moments.items()}
             self._adamw.state[parameter] = {"step": torch.tensor(float(steps_done)), **kept}
 

@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from rank_cases import BATCH_ROWS, OPTIMIZER, readings
+from rank_cases import BATCH_ROWS, OPTIMIZER
+from torch import Tensor
 
 from adapt.core.runtime import seed_for
-from adapt.model.batches import collate
+from adapt.core.spans import Reading
+from adapt.model.batches import Batch, collate
 from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT, GPTConfig, materialize
 from adapt.objective import ObjectiveConfig, contribution, ledger_from, part_counts, parts_of
 from adapt.text.packing import StepOrder
 from adapt.train.optimizer import learning_rate, parameter_groups
+from adapt.train.trained import Trained, train_only
 from pipelines.launch import free_port, rank_environment
 
 TOLERANCE = 1e-5
@@ -32,10 +35,18 @@ def launch_ranks(script: str, place: Path, world_size: int) -> dict[str, Any]:
     return dict(torch.load(place / "results.pt", weights_only=True))
 
 
-def plain_loop(config: GPTConfig, objective: ObjectiveConfig, steps: int) -> dict[str, Any]:
-    """Train without DeepSpeed: whole batches, AdamW, clipping."""
-    rows = readings(objective.pseudo_label)
+def plain_loop(
+    config: GPTConfig,
+    whole: ObjectiveConfig,
+    rows: list[list[Reading]],
+    steps: int,
+    *,
+    trains: Trained = Trained.ALL,
+    measures_parts: bool = False,
+) -> dict[str, Any]:
+    """Train without DeepSpeed: whole batches, AdamW, clipping; `measures_parts` differentiates each part at every second step."""
     model = materialize(GPT(config), seed=3)
+    train_only(model, trains)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, OPTIMIZER), lr=OPTIMIZER.lr, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), eps=OPTIMIZER.eps
     )
@@ -44,8 +55,9 @@ def plain_loop(config: GPTConfig, objective: ObjectiveConfig, steps: int) -> dic
     history = []
     for step in range(steps):
         places = order.rows_at(step)
-        batch = collate([[rows[index]] for index, _ in places], 1, step, [seed_for(5, step, *place) for place in places])
-        counts = part_counts(model, batch)
+        batch = collate([rows[index] for index, _ in places], 1, step, [seed_for(5, step, *place) for place in places])
+        counts, objective = part_counts(model, batch), whole.at(step / steps)
+        norms = part_norms(model, batch, counts, shares, objective) if measures_parts and step % 2 else {}
         part = contribution(model, batch, counts, shares, objective, world_size=1)
         part.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip)
@@ -56,8 +68,21 @@ def plain_loop(config: GPTConfig, objective: ObjectiveConfig, steps: int) -> dic
         model.after_step([layer.counts_E for layer in part.layers])
         shares = [layer.shares_E for layer in part.layers]
         ledger = ledger_from(model, part.sums_P, counts, part.layers, objective)
-        history.append({"grad_norm": float(norm), **{f"loss/{p}": ledger[p].value for p in parts_of(model)}})
+        history.append({"grad_norm": float(norm), **norms, **{f"loss/{p}": ledger[p].value for p in parts_of(model)}})
     return {"history": history, "weights": dict(named_state(model))}
+
+
+def part_norms(model: GPT, batch: Batch, counts_P: Tensor, shares: list[Tensor], objective: ObjectiveConfig) -> dict[str, float]:
+    """Differentiate one part after the other by itself."""
+    norms = {}
+    for place, (part, weight) in enumerate(zip(parts_of(model), objective.part_weights(model), strict=True)):
+        if weight:
+            model.zero_grad()
+            contribution(model, batch, counts_P, shares, objective, world_size=1).losses_P[place].backward()
+            norms[part] = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+    model.zero_grad()
+    total = sum(norms.values())
+    return {f"gradient_norm/{p}": n for p, n in norms.items()} | {f"gradient_share/{p}": n / total for p, n in norms.items()}
 
 
 def assert_same_training(found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.distributed
 
+from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
 from adapt.core.spans import LabelForm, LabelLoss, Reading, SpannedText, read_with_targets
 from adapt.model.expert_parallel import own_experts
@@ -19,11 +22,12 @@ from adapt.model.routers.large_margin import LargeMarginConfig
 from adapt.model.routers.s_base import SBaseConfig
 from adapt.model.routers.sigmoid_bias import SigmoidBiasConfig
 from adapt.model.routers.top1 import Top1Config
-from adapt.objective import BalanceConfig, BalanceScope, ObjectiveConfig
-from adapt.text.packing import ReadingList
+from adapt.objective import BalanceConfig, BalanceScope, ObjectiveConfig, PartSchedules, WeightSchedule
+from adapt.text.mixing import RowList
 from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer import OptimizerConfig
 from adapt.train.train_config import TrainConfig
+from adapt.train.trained import Trained, train_only
 
 STEPS = 4
 BATCH_ROWS = 9  # odd: with two ranks and micro-batches of 4, one rank has an empty micro-batch
@@ -44,6 +48,13 @@ MODELS = {
 OBJECTIVES = {
     ("clm", "step"): ObjectiveConfig(balance=BalanceConfig(weight=0.1)),
     ("mlm", "step"): ObjectiveConfig(pseudo_label=LabelLoss.MLM, balance=BalanceConfig(weight=0.1)),
+    ("clm", "scheduled"): ObjectiveConfig(
+        balance=BalanceConfig(weight=0.1),
+        schedules=PartSchedules(
+            pseudo_label=WeightSchedule(start=0.0, end=2.0, begins_at=0.25), balance=WeightSchedule(start=2.0, end=1.0)
+        ),
+        gradient_shares_every_steps=2,
+    ),
     ("clm", "sequence"): ObjectiveConfig(balance=BalanceConfig(weight=0.1, scope=BalanceScope.SEQUENCE)),
 }
 # name -> (model, objective, micro-batch rows, padding, ZeRO stage)
@@ -56,12 +67,16 @@ CASES = {
     "sparse, ZeRO-1": ("sparse", ("clm", "step"), 4, 1, 1),
     "sparse, masked labels": ("sparse", ("mlm", "step"), 4, 1, 2),
     "sparse, balance by sequence": ("sparse", ("clm", "sequence"), 4, 7, 2),
+    "weighted readings, schedules and gradient shares": ("noisy", ("clm", "scheduled"), 3, 1, 2),
+    "experts alone": ("sparse", ("clm", "step"), 4, 1, 2),
     "noise and z-loss": ("noisy", ("clm", "step"), 3, 16, 2),
     "large margin": ("large margin", ("clm", "step"), 4, 1, 2),
-    "expert choice": ("expert choice", ("clm", "step"), 4, 1, 1),
+    "expert choice": ("expert choice", ("mlm", "step"), 4, 1, 1),
     "s-base with dropping": ("s-base", ("clm", "step"), 4, 7, 2),
     "sigmoid bias": ("sigmoid bias", ("clm", "step"), 4, 1, 2),
 }
+TRAINED = {"experts alone": Trained.EXPERTS}
+WEIGHTED = "weighted readings, schedules and gradient shares"
 RESUMED = "sigmoid bias"
 # A key bias has no effect on attention: its true gradient is 0, what arrives is rounding, and Adam with eps 1e-8 would blow that
 # up to full-size steps of random sign. eps well above rounding keeps the update a continuous function of the gradient.
@@ -80,6 +95,22 @@ def readings(form: LabelForm) -> list[Reading]:
     return found
 
 
+def plain_rows(objective: ObjectiveConfig) -> list[list[Reading]]:
+    """Return rows of one reading each, in the form that an objective trains."""
+    return [[reading] for reading in readings(LabelForm(objective.pseudo_label.value))]
+
+
+def rows_of(name: str) -> list[list[Reading]]:
+    """Return a case's rows: one reading each, or two of one text whose weights sum to 1."""
+    rows = plain_rows(OBJECTIVES[CASES[name][1]])
+    if name != WEIGHTED:
+        return rows
+    found = [reading for (reading,) in rows]
+    random = np.random.default_rng(1)
+    weights = random.random(len(found))
+    return [[replace(r, weight=float(w)), replace(r, weight=float(1 - w))] for r, w in zip(found, weights, strict=True)]
+
+
 class Killed(Exception):
     """Stands for whatever ends a process."""
 
@@ -89,11 +120,21 @@ def run_case(name: str, place: Path, killed_at: int | None = None) -> dict[str, 
     kind, objective_name, micro_batch, padding, stage = CASES[name]
     world_size = rank_from_environment().world_size
     engine = EngineConfig(world_size=world_size, zero_stage=stage, micro_batch=micro_batch, pad_multiple=padding)
-    return train_on_ranks(MODELS[kind], OBJECTIVES[objective_name], engine, place, STEPS, killed_at)
+    trains = TRAINED.get(name, Trained.ALL)
+    objective = OBJECTIVES[objective_name]
+    return train_on_ranks(MODELS[kind], objective, rows_of(name), engine, place, STEPS, killed_at=killed_at, trains=trains)
 
 
 def train_on_ranks(
-    model: GPTConfig, objective: ObjectiveConfig, engine_config: EngineConfig, place: Path, steps: int, killed_at: int | None = None
+    config: GPTConfig,
+    objective: ObjectiveConfig,
+    rows: list[list[Reading]],
+    engine_config: EngineConfig,
+    place: Path,
+    steps: int,
+    *,
+    killed_at: int | None = None,
+    trains: Trained = Trained.ALL,
 ) -> dict[str, Any]:
     """Train on this launch's ranks and return history, full weights and what was measured at the end."""
     from adapt.train.engine import Engine
@@ -106,28 +147,50 @@ def train_on_ranks(
                 raise Killed
 
     rank = rank_from_environment()
-    own = own_experts(GPT(model), engine_config.expert_share(rank.rank))
-    engine = Engine(materialize(own, seed=3), engine_config, OPTIMIZER, rank)
+    model = materialize(own_experts(GPT(config), engine_config.expert_share(rank.rank)), seed=3)
+    train_only(model, trains)
+    engine = Engine(model, engine_config, OPTIMIZER, rank)
     trainer = Trainer(engine, engine_config, objective, seed=5)
-    source = ReadingList(readings(objective.pseudo_label))
-    config = TrainConfig(steps=steps, batch_rows=BATCH_ROWS, optimizer=OPTIMIZER, save_every_steps=2)
+    source = RowList(rows)
+    training = TrainConfig(steps=steps, batch_rows=BATCH_ROWS, optimizer=OPTIMIZER, save_every_steps=2, trains=trains)
     if rank.is_main:
         place.mkdir(parents=True, exist_ok=True)
     engine.barrier()
-    history = trainer.train(source, config, place, KillingTracker()).history
+    history = trainer.train(source, training, place, KillingTracker()).history
     measured = {part: value.value for part, value in trainer.measure(source).items()}
     weights = {key: value.clone() for key, value in engine.named_weights()}
     return {"history": history, "weights": weights, "measured": measured}
 
 
-def main(place: Path) -> None:
-    import torch.distributed
+def frozen_in_bf16(place: Path) -> dict[str, bool]:
+    """Train the experts alone in bf16, stop, go on; return by name whether a weight came out as it went in, to the bit."""
+    from adapt.train.engine import Engine
+    from adapt.train.loop import Trainer
+    from adapt.train.tracking import NoTracker
 
+    rank, engine_config = rank_from_environment(), EngineConfig(precision=Precision.BF16, micro_batch=4)
+    start = {name: p.detach().clone() for name, p in materialize(GPT(SPARSE), seed=3).named_parameters()}
+    for steps in (2, 4):
+        model = materialize(GPT(SPARSE), seed=3)
+        train_only(model, Trained.EXPERTS)
+        engine = Engine(model, replace(engine_config, world_size=rank.world_size), OPTIMIZER, rank)
+        trainer = Trainer(engine, engine_config, OBJECTIVES["clm", "step"], seed=5)
+        config = TrainConfig(steps=steps, batch_rows=BATCH_ROWS, optimizer=OPTIMIZER, trains=Trained.EXPERTS)
+        if rank.is_main:
+            place.mkdir(parents=True, exist_ok=True)
+        engine.barrier()
+        trainer.train(RowList(rows_of("experts alone")), config, place, NoTracker())
+        found = {name: torch.equal(weight, start[name]) for name, weight in engine.named_weights() if name in start}
+    return found
+
+
+def main(place: Path) -> None:
     torch.set_num_threads(1)
     results = {name: run_case(name, place / f"work {name}") for name in CASES}
     with contextlib.suppress(Killed):
         run_case(RESUMED, place / "killed", killed_at=3)
     results["resumed"] = run_case(RESUMED, place / "killed")
+    results["frozen in bf16"] = frozen_in_bf16(place / "frozen")
     if rank_from_environment().is_main:
         torch.save(results, place / "results.pt")
     torch.distributed.barrier()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from expert_parallel_cases import CROSSED, MODEL, OBJECTIVE, ROUTERS, STEPS, cases_of
+from expert_parallel_cases import CROSSED, MODEL, OBJECTIVE, ROUTERS, ROWS, STEPS, cases_of
 from plain_loop import assert_same_training, launch_ranks, plain_loop
 
 from adapt.core.errors import ConfigError
@@ -20,7 +20,7 @@ from adapt.train.engine_config import EngineConfig
 @pytest.fixture(scope="module")
 def plain() -> dict[str, dict[str, Any]]:
     """Train every router in one plain process."""
-    return {name: plain_loop(replace(MODEL, router=router), OBJECTIVE, STEPS) for name, router in ROUTERS.items()}
+    return {name: plain_loop(replace(MODEL, router=router), OBJECTIVE, ROWS, STEPS) for name, router in ROUTERS.items()}
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from plain_loop import assert_same_training, launch_ranks, plain_loop
-from rank_cases import CASES, MODELS, OBJECTIVES, RESUMED, STEPS
+from rank_cases import CASES, MODELS, OBJECTIVES, RESUMED, STEPS, TRAINED, WEIGHTED, rows_of
 
 from adapt.model.gpt import GPT, materialize
+from adapt.train.trained import Trained
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
@@ -21,8 +22,9 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("name", list(CASES))
 def test_ranks_give_the_ledger_and_weights_of_a_plain_loop(results: dict[str, Any], name: str) -> None:
     kind, objective, *_ = CASES[name]
-    expected, found = plain_loop(MODELS[kind], OBJECTIVES[objective], STEPS), results[name]
-    assert_same_training(found, expected)
+    trains = TRAINED.get(name, Trained.ALL)
+    expected = plain_loop(MODELS[kind], OBJECTIVES[objective], rows_of(name), STEPS, trains=trains, measures_parts=name == WEIGHTED)
+    assert_same_training(results[name], expected)
 
 
 def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(results: dict[str, Any]) -> None:
@@ -35,6 +37,11 @@ def test_every_tensor_moves_in_training(results: dict[str, Any]) -> None:
     start = dict(materialize(GPT(MODELS["sparse"]), seed=3).named_parameters())
     trained = results["sparse, one cut"]["weights"]
     assert [name for name, value in start.items() if torch.equal(value, trained[name])] == []
+
+
+def test_what_is_not_trained_stays_to_the_bit_in_bf16_too(results: dict[str, Any]) -> None:
+    unchanged = results["frozen in bf16"]
+    assert {name for name, is_same in unchanged.items() if is_same} == {name for name in unchanged if ".experts." not in name}
 
 
 def test_measuring_does_not_depend_on_the_cut(results: dict[str, Any]) -> None:

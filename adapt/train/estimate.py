@@ -1,0 +1,73 @@
+"""What a training run will take, said before it starts: steps, time and disk; and a refusal where the disk cannot hold its states.
+
+Counts of parameters, settings and the speed of the measuring pass flow in. A training step reads each token forward and, at twice
+the cost, backward; the optimizer's own time is not known beforehand, so the time is a lower estimate. On the disk are, at worst,
+the newest states and the one that is being written (weights and two moments in fp32), and the finished checkpoint.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from adapt.core.errors import ConfigError
+from adapt.train.train_config import TrainConfig
+
+_BACKWARD_AND_FORWARD = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Sizes in bytes; `seconds` is None where no pass was timed."""
+
+    steps: int
+    tokens_per_step: int
+    seconds: float | None
+    disk: int
+    free: int
+
+    def __str__(self) -> str:
+        time = "an unknown time" if self.seconds is None else f"about {_spelled(self.seconds)} or a little more"
+        return (
+            f"{self.steps} steps of about {self.tokens_per_step} tokens, {time}; up to {self.disk / 1e9:.2f} GB of disk, "
+            f"{self.free / 1e9:.1f} GB are free"
+        )
+
+
+def estimate(
+    model: nn.Module, config: TrainConfig, tokens_per_step: int, forward_tokens_per_s: float | None, work: Path
+) -> Estimate:
+    """Estimate a run from its start to its end, whatever of it may be done already.
+
+    Raises:
+        ConfigError: the disk below `work` cannot hold its states.
+    """
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    state = 4 * whole + 8 * trained
+    disk = (config.keep_states + 1) * state + 4 * whole + (8 * trained if config.keeps_moments else 0)
+    own = sum(file.stat().st_size for file in work.glob("step-*/*"))
+    found = Estimate(
+        steps=config.steps,
+        tokens_per_step=tokens_per_step,
+        seconds=None if not forward_tokens_per_s else config.steps * tokens_per_step * _BACKWARD_AND_FORWARD / forward_tokens_per_s,
+        disk=disk,
+        free=shutil.disk_usage(work).free + own,
+    )
+    if found.free < disk:
+        raise ConfigError(
+            f"{work}: training needs up to {disk / 1e9:.2f} GB there (states of {state / 1e9:.2f} GB each, and the result), and "
+            f"{found.free / 1e9:.2f} GB are free; free space, or choose another run.dir"
+        )
+    return found
+
+
+def _spelled(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,72 @@
+"""What of a model is trained: all of it, or one kind of its parameters while the others stay as they are.
+
+`experts` are the routed experts' weights, `router` the gates', `head` the matrix that makes logits (with tied embeddings that is
+the embedding too), `dense` whatever is neither expert nor gate: attention, norms, embeddings, dense and residual MLPs.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from adapt.core.errors import ConfigError
+from adapt.model.inputs import CausalBase
+
+
+class Trained(enum.Enum):
+    """The kind of parameters that an adaptation changes."""
+
+    ALL = "all"
+    DENSE = "dense"
+    EXPERTS = "experts"
+    ROUTER = "router"
+    HEAD = "head"
+
+    @property
+    def has_routers(self) -> bool:
+        return self in (Trained.ALL, Trained.ROUTER)
+
+
+def train_only(model: nn.Module, trained: Trained) -> None:
+    """Let gradients flow to the parameters of one kind alone.
+
+    Raises:
+        ConfigError: the model has none of that kind.
+    """
+    if trained is Trained.ALL:
+        return
+    base = cast(CausalBase, model)
+    gates = {id(parameter) for layer in base.gates() for parameter in layer}
+    experts = {id(parameter) for name, parameter in model.named_parameters() if ".experts." in name}
+    everything = {id(parameter) for parameter in model.parameters()}
+    chosen = {
+        Trained.DENSE: everything - experts - gates,
+        Trained.EXPERTS: experts - gates,
+        Trained.ROUTER: gates,
+        Trained.HEAD: _head(base),
+    }[trained]
+    if not chosen:
+        raise ConfigError(f"trains: this model has no parameters of kind '{trained.value}'")
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
+
+
+def _head(base: CausalBase) -> set[int]:
+    """Return the parameters that logits are made of: those at the ends of their graph."""
+    weight = next(iter(cast(Any, base).parameters()))
+    with torch.enable_grad():
+        logits = base.logits(weight.new_zeros(1, base.hidden_size))
+    found: set[int] = set()
+    waiting: list[Any] = [logits.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        variable: Tensor | None = getattr(node, "variable", None)
+        if variable is not None:
+            found.add(id(variable))
+        waiting.extend(following for following, _ in node.next_functions)
+    return found

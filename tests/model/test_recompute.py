@@ -15,6 +15,7 @@ from adapt.core.spans import LabelForm, Span, SpannedText, read_with_targets
 from adapt.model.batches import Batch, collate
 from adapt.model.gpt import GPT, materialize
 from adapt.model.recompute import Recompute
+from adapt.model.routers.contract import all_routers
 from adapt.objective import BalanceConfig, BalanceScope, Contribution, ObjectiveConfig, contribution, part_counts
 
 AGAIN = [Recompute.SELECTIVE, Recompute.FULL]
@@ -47,7 +48,7 @@ def gradients(model: GPT, some: Batch) -> tuple[dict[str, Tensor], Contribution]
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, part
 
 
-CASES = [*((variant, None) for variant in VARIANTS), ("top2", 0.8), ("s_base", 0.8)]
+CASES = [*((variant, None) for variant in all_routers()), ("top2", 0.8), ("s_base", 0.8)]
 
 
 @pytest.mark.parametrize(("variant", "capacity_factor"), CASES)

@@ -14,6 +14,7 @@ from adapt.core.errors import ConfigError
 from adapt.model.exchange import ExpertShare
 from adapt.model.expert_parallel import own_experts, own_part
 from adapt.model.gpt import GPT, materialize
+from adapt.model.recompute import Recompute
 from adapt.train.engine_config import EngineConfig
 
 
@@ -90,3 +91,12 @@ def test_experts_that_cannot_be_shared_evenly_are_refused_with_the_nearest_setti
 def test_a_size_that_does_not_divide_the_ranks_is_refused_with_the_nearest_setting(size: int, nearest: int) -> None:
     with pytest.raises(ConfigError, match=f"expert_parallel: {size} .*the nearest setting is {nearest}"):
         EngineConfig(world_size=8, expert_parallel=size)
+
+
+def test_activation_checkpointing_of_a_foreign_model_is_refused() -> None:
+    from adapt.train.engine import _set_recompute  # imports DeepSpeed
+
+    foreign = torch.nn.Linear(2, 2)
+    _set_recompute(foreign, Recompute.NONE)
+    with pytest.raises(ConfigError, match=r"activation_checkpointing: full is for this project's own models; .* to none"):
+        _set_recompute(foreign, Recompute.FULL)

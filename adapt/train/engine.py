@@ -21,7 +21,7 @@ from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state, saved_buffers
 from adapt.train.engine_config import EngineConfig, deepspeed_config
-from adapt.train.optimizer import OptimizerConfig, parameter_groups
+from adapt.train.optimizer import OptimizerConfig, make_optimizer
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -59,16 +59,12 @@ class Engine:
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             with contextlib.redirect_stdout(sys.stderr):
                 deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-        adamw = torch.optim.AdamW(
-            parameter_groups(model, optimizer),
-            lr=optimizer.lr,
-            betas=(optimizer.beta1, optimizer.beta2),
-            eps=optimizer.eps,
-            fused=True,
-        )
         with contextlib.redirect_stdout(sys.stderr):
             self._engine, self._zero, _, _ = deepspeed.initialize(
-                model=model, optimizer=adamw, config=deepspeed_config(config, optimizer), dist_init_required=False
+                model=model,
+                optimizer=make_optimizer(model, optimizer),
+                config=deepspeed_config(config, optimizer),
+                dist_init_required=False,
             )
         self._create_moments(0)
         if is_rounded:
@@ -90,10 +86,15 @@ class Engine:
         Raises:
             TrainingError: the norm is not finite; what was saved before is intact.
         """
+        self._take_step(lr)
+        return self._checked_norm(float(self._engine.get_global_grad_norm()))
+
+    def _take_step(self, lr: float) -> None:
         for group in self._zero.param_groups:
             group["lr"] = lr
         self._engine.step()
-        norm = float(self._engine.get_global_grad_norm())
+
+    def _checked_norm(self, norm: float) -> float:
         if not torch.isfinite(torch.tensor(norm)) or norm < 0:
             raise TrainingError("the gradient norm is not finite; lower the learning rate or use engine.precision=fp32")
         return norm

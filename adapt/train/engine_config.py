@@ -7,14 +7,16 @@ from typing import Any
 
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
-from adapt.train.optimizer import OptimizerConfig
+from adapt.train.optimizer import Algorithm, OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How a step is computed: none of these changes what it computes (precision aside).
 
-    `micro_batch` is in rows per rank; `threads` per rank, absent for an even share of the cores.
+    At `zero_stage` 0 every rank keeps the whole optimizer, at 1 a part of it, at 2 a part of the gradients too. Gradients are
+    added up over micro-batches in fp32 at any precision. `micro_batch` is in rows per rank; `threads` per rank, absent for an even
+    share of the cores.
     """
 
     world_size: int = 1
@@ -26,14 +28,30 @@ class EngineConfig:
     bucket_elements: int = 50_000_000
 
     def __post_init__(self) -> None:
-        if self.zero_stage not in (1, 2):
-            raise ConfigError(f"zero_stage: {self.zero_stage} is not supported; use 1 or 2")
+        if self.zero_stage not in (0, 1, 2):
+            raise ConfigError(f"zero_stage: {self.zero_stage} is not supported; use 0, 1 or 2")
+        if self.zero_stage == 0 and self.precision is not Precision.FP32:
+            raise ConfigError(f"zero_stage: 0 keeps no fp32 masters beside {self.precision.value} weights; use 1 or 2, or fp32")
         if self.world_size < 1 or self.micro_batch < 1:
             raise ConfigError("world_size and micro_batch must be at least 1")
 
 
+def check_optimizer(config: EngineConfig, optimizer: OptimizerConfig) -> None:
+    """Raise ConfigError for an optimizer that this engine would falsify."""
+    if optimizer.algorithm is Algorithm.LAMB and config.zero_stage:
+        raise ConfigError(
+            f"optimizer.algorithm=lamb: scales each tensor's update by whole tensors' norms, and ZeRO-{config.zero_stage} cuts "
+            "tensors into flat partitions; use engine.zero_stage=0, or adamw"
+        )
+
+
 def deepspeed_config(config: EngineConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
-    """Derive DeepSpeed's own configuration; nothing of it is set anywhere else."""
+    """Derive DeepSpeed's own configuration; nothing of it is set anywhere else.
+
+    Raises:
+        ConfigError: the two do not go together.
+    """
+    check_optimizer(config, optimizer)
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": 1,

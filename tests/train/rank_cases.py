@@ -24,7 +24,7 @@ from adapt.model.routers.top1 import Top1Config
 from adapt.objective import BalanceConfig, BalanceScope, ObjectiveConfig, PartSchedules, WeightSchedule
 from adapt.text.mixing import RowList
 from adapt.train.engine_config import EngineConfig
-from adapt.train.optimizer import OptimizerConfig
+from adapt.train.optimizer import Algorithm, OptimizerConfig
 from adapt.train.train_config import TrainConfig
 from adapt.train.trained import Trained, train_only
 
@@ -67,6 +67,8 @@ CASES = {
     "sparse, masked labels": ("sparse", ("mlm", "step"), 4, 1, 2),
     "sparse, balance by sequence": ("sparse", ("clm", "sequence"), 4, 7, 2),
     "weighted readings, schedules and gradient shares": ("noisy", ("clm", "scheduled"), 3, 1, 2),
+    "sparse, ZeRO-0": ("sparse", ("clm", "step"), 4, 1, 0),
+    "LAMB, ZeRO-0": ("sigmoid bias", ("clm", "step"), 4, 1, 0),
     "experts alone": ("sparse", ("clm", "step"), 4, 1, 2),
     "noise and z-loss": ("noisy", ("clm", "step"), 3, 16, 2),
     "large margin": ("large margin", ("clm", "step"), 4, 1, 2),
@@ -76,7 +78,7 @@ CASES = {
 }
 TRAINED = {"experts alone": Trained.EXPERTS}
 WEIGHTED = "weighted readings, schedules and gradient shares"
-RESUMED = "sigmoid bias"
+RESUMED = ("sigmoid bias", "LAMB, ZeRO-0")
 # A key bias has no effect on attention: its true gradient is 0, what arrives is rounding, and Adam with eps 1e-8 would blow that
 # up to full-size steps of random sign. eps well above rounding keeps the update a continuous function of the gradient.
 OPTIMIZER = OptimizerConfig(lr=3e-3, clip=0.5, eps=1e-5)
@@ -104,15 +106,19 @@ def rows_of(name: str) -> list[list[Reading]]:
     return [[replace(r, weight=float(w)), replace(r, weight=float(1 - w))] for r, w in zip(found, weights, strict=True)]
 
 
+def optimizer_of(name: str) -> OptimizerConfig:
+    return replace(OPTIMIZER, algorithm=Algorithm.LAMB) if name.startswith("LAMB") else OPTIMIZER
+
+
 class Killed(Exception):
     """Stands for whatever ends a process."""
 
 
 def run_case(name: str, place: Path, killed_at: int | None = None) -> dict[str, Any]:
     """Train a case in `place`, going on from what is saved there."""
-    from adapt.train.engine import Engine
     from adapt.train.loop import Trainer
     from adapt.train.tracking import NoTracker
+    from adapt.train.whole_engine import open_engine
 
     class KillingTracker(NoTracker):
         def log(self, metrics: Any, step: int) -> None:
@@ -124,11 +130,12 @@ def run_case(name: str, place: Path, killed_at: int | None = None) -> dict[str, 
     engine_config = EngineConfig(world_size=rank.world_size, zero_stage=stage, micro_batch=micro_batch, pad_multiple=padding)
     model = materialize(GPT(MODELS[kind]), seed=3)
     train_only(model, TRAINED.get(name, Trained.ALL))
-    engine = Engine(model, engine_config, OPTIMIZER, rank)
+    optimizer = optimizer_of(name)
+    engine = open_engine(model, engine_config, optimizer, rank)
     trainer = Trainer(engine, engine_config, objective, seed=5)
     source = RowList(rows_of(name))
     trains = TRAINED.get(name, Trained.ALL)
-    config = TrainConfig(steps=STEPS, batch_rows=BATCH_ROWS, optimizer=OPTIMIZER, save_every_steps=2, trains=trains)
+    config = TrainConfig(steps=STEPS, batch_rows=BATCH_ROWS, optimizer=optimizer, save_every_steps=2, trains=trains)
     if rank.is_main:
         place.mkdir(parents=True, exist_ok=True)
     engine.barrier()
@@ -163,9 +170,10 @@ def frozen_in_bf16(place: Path) -> dict[str, bool]:
 def main(place: Path) -> None:
     torch.set_num_threads(1)
     results = {name: run_case(name, place / f"work {name}") for name in CASES}
-    with contextlib.suppress(Killed):
-        run_case(RESUMED, place / "killed", killed_at=3)
-    results["resumed"] = run_case(RESUMED, place / "killed")
+    for name in RESUMED:
+        with contextlib.suppress(Killed):
+            run_case(name, place / f"killed {name}", killed_at=3)
+        results[f"{name}, resumed"] = run_case(name, place / f"killed {name}")
     results["frozen in bf16"] = frozen_in_bf16(place / "frozen")
     if rank_from_environment().is_main:
         torch.save(results, place / "results.pt")

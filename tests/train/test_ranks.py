@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank_cases import BATCH_ROWS, CASES, MODELS, OBJECTIVES, OPTIMIZER, RESUMED, STEPS, TRAINED, WEIGHTED, rows_of
+from rank_cases import BATCH_ROWS, CASES, MODELS, OBJECTIVES, OPTIMIZER, RESUMED, STEPS, TRAINED, WEIGHTED, optimizer_of, rows_of
 from torch import Tensor
 
 from adapt.core.runtime import seed_for
@@ -18,7 +18,7 @@ from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT, materialize
 from adapt.objective import ObjectiveConfig, contribution, ledger_from, part_counts, parts_of
 from adapt.text.packing import StepOrder
-from adapt.train.optimizer import learning_rate, parameter_groups
+from adapt.train.optimizer import learning_rate, make_optimizer
 from adapt.train.trained import Trained, train_only
 from pipelines.launch import free_port, rank_environment
 
@@ -31,9 +31,7 @@ def plain_loop(name: str) -> dict[str, Any]:
     whole, rows = OBJECTIVES[objective_name], rows_of(name)
     model = materialize(GPT(MODELS[kind]), seed=3)
     train_only(model, TRAINED.get(name, Trained.ALL))
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, OPTIMIZER), lr=OPTIMIZER.lr, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), eps=OPTIMIZER.eps
-    )
+    optimizer = make_optimizer(model, optimizer_of(name))
     shares = [torch.full((n,), 1.0 / n, dtype=torch.float64) for n in model.expert_counts]
     order = StepOrder(n_rows=len(rows), batch=BATCH_ROWS, seed=5)
     history = []
@@ -94,10 +92,11 @@ def test_ranks_give_the_ledger_and_weights_of_a_plain_loop(results: dict[str, An
         assert torch.allclose(found["weights"][key], value, rtol=0, atol=TOLERANCE), key
 
 
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(results: dict[str, Any]) -> None:
-    assert results["resumed"]["history"] == results[RESUMED]["history"]
-    for key, value in results[RESUMED]["weights"].items():
-        assert torch.equal(results["resumed"]["weights"][key], value), key
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(results: dict[str, Any], name: str) -> None:
+    assert results[f"{name}, resumed"]["history"] == results[name]["history"]
+    for key, value in results[name]["weights"].items():
+        assert torch.equal(results[f"{name}, resumed"]["weights"][key], value), key
 
 
 def test_every_tensor_moves_in_training(results: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from adapt.text.corpus import domains_of, find_corpus
 from adapt.text.packing import PackedCorpus, RowSource, SomeRows
 from adapt.text.tokenized_corpus import open_tokenized, tokenize_corpus
 from adapt.text.tokenizer import Tokenizer
+from adapt.train.engine_config import check_optimizer
 from adapt.train.memory_plan import check_memory
 from adapt.train.train_config import TrainConfig
 from pipelines.launch import launch
@@ -128,8 +129,13 @@ def train_config(settings: Any, steps: int) -> TrainConfig:
 def training_job(
     walk: Walk, stage: str, task: str | None, objective: ObjectiveConfig, train: TrainConfig, result: Path, work: Path
 ) -> dict[str, Any]:
-    """Build the plain form of `TrainJob` that ranks read."""
+    """Build the plain form of `TrainJob` that ranks read.
+
+    Raises:
+        ConfigError: engine and optimizer do not go together.
+    """
     config = walk.config
+    check_optimizer(config.engine, train.optimizer)
     return {
         "engine": to_plain(config.engine),
         "objective": to_plain(objective),

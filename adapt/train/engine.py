@@ -32,7 +32,7 @@ from adapt.model.moe import MoELayer
 from adapt.model.recompute import Recompute
 from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.expert_peers import GroupPeers
-from adapt.train.optimizer import OptimizerConfig, parameter_groups
+from adapt.train.optimizer import OptimizerConfig, make_optimizer, parameter_groups
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -79,16 +79,13 @@ class Engine:
             with contextlib.redirect_stdout(sys.stderr):
                 deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         self._peers = _share_experts(model, self._share.of) if self._share.of > 1 else None
-        adamw = torch.optim.AdamW(
-            _split_groups(parameter_groups(model, optimizer)),
-            lr=optimizer.lr,
-            betas=(optimizer.beta1, optimizer.beta2),
-            eps=optimizer.eps,
-            fused=True,
-        )
+        groups = _split_groups(parameter_groups(model, optimizer))
         with contextlib.redirect_stdout(sys.stderr):
             self._engine, self._zero, _, _ = deepspeed.initialize(
-                model=model, optimizer=adamw, config=deepspeed_config(config, optimizer), dist_init_required=False
+                model=model,
+                optimizer=make_optimizer(model, optimizer, groups),
+                config=deepspeed_config(config, optimizer),
+                dist_init_required=False,
             )
         self._create_moments(0)
         if is_rounded:
@@ -110,10 +107,15 @@ class Engine:
         Raises:
             TrainingError: the norm is not finite, or not the same on all ranks; what was saved before is intact.
         """
+        self._take_step(lr)
+        return self._checked_norm(float(self._engine.get_global_grad_norm()))
+
+    def _take_step(self, lr: float) -> None:
         for group in self._zero.param_groups:
             group["lr"] = lr
         self._engine.step()
-        norm = float(self._engine.get_global_grad_norm())
+
+    def _checked_norm(self, norm: float) -> float:
         norms = torch.tensor([norm, -norm] if math.isfinite(norm) and norm >= 0 else [math.inf, math.inf], dtype=torch.float64)
         if self.rank.world_size > 1:
             norms = norms.to(self.device)

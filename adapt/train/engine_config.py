@@ -9,16 +9,18 @@ from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
 from adapt.model.exchange import ExpertShare
 from adapt.model.recompute import Recompute
-from adapt.train.optimizer import OptimizerConfig
+from adapt.train.optimizer import Algorithm, OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How a step is computed: none of these changes what it computes (precision aside).
 
-    `micro_batch` is in rows per rank; `threads` per rank, absent for an even share of the cores. `expert_parallel` is how many
-    neighbouring ranks share the experts of every layer; 1: each rank has them all. `activation_checkpointing`: what the backward
-    pass computes again. `memory_gb`: what a rank has; what needs more is refused before anything is allocated.
+    At `zero_stage` 0 every rank keeps the whole optimizer, at 1 a part of it, at 2 a part of the gradients too. Gradients are
+    added up over micro-batches in fp32 at any precision. `micro_batch` is in rows per rank; `threads` per rank, absent for an even
+    share of the cores. `expert_parallel` is how many neighbouring ranks share the experts of every layer (1: each has them all).
+    `activation_checkpointing`: what the backward pass computes again. `memory_gb`: what a rank has; what needs more is refused
+    before anything is allocated.
     """
 
     world_size: int = 1
@@ -33,8 +35,12 @@ class EngineConfig:
     memory_gb: float | None = None
 
     def __post_init__(self) -> None:
-        if self.zero_stage not in (1, 2):
-            raise ConfigError(f"zero_stage: {self.zero_stage} is not supported; use 1 or 2")
+        if self.zero_stage not in (0, 1, 2):
+            raise ConfigError(f"zero_stage: {self.zero_stage} is not supported; use 0, 1 or 2")
+        if self.zero_stage == 0 and self.precision is not Precision.FP32:
+            raise ConfigError(f"zero_stage: 0 keeps no fp32 masters beside {self.precision.value} weights; use 1 or 2, or fp32")
+        if self.zero_stage == 0 and self.expert_parallel > 1:
+            raise ConfigError("zero_stage: 0 shares nothing, experts neither; use 1 or 2, or engine.expert_parallel=1")
         if self.world_size < 1 or self.micro_batch < 1:
             raise ConfigError("world_size and micro_batch must be at least 1")
         if self.expert_parallel < 1 or self.world_size % self.expert_parallel:
@@ -50,8 +56,22 @@ class EngineConfig:
         return ExpertShare(index=rank % self.expert_parallel, of=self.expert_parallel)
 
 
+def check_optimizer(config: EngineConfig, optimizer: OptimizerConfig) -> None:
+    """Raise ConfigError for an optimizer that this engine would falsify."""
+    if optimizer.algorithm is Algorithm.LAMB and config.zero_stage:
+        raise ConfigError(
+            f"optimizer.algorithm=lamb: scales each tensor's update by whole tensors' norms, and ZeRO-{config.zero_stage} cuts "
+            "tensors into flat partitions; use engine.zero_stage=0, or adamw"
+        )
+
+
 def deepspeed_config(config: EngineConfig, optimizer: OptimizerConfig) -> dict[str, Any]:
-    """Derive DeepSpeed's own configuration; nothing of it is set anywhere else."""
+    """Derive DeepSpeed's own configuration; nothing of it is set anywhere else.
+
+    Raises:
+        ConfigError: the two do not go together.
+    """
+    check_optimizer(config, optimizer)
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": 1,

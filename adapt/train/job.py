@@ -19,7 +19,6 @@ from adapt.model.hf import HFModel
 from adapt.objective import ObjectiveConfig, PartValue
 from adapt.text.contract import TextTokenizer
 from adapt.text.packing import RowSource, StepOrder
-from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.estimate import estimate
 from adapt.train.loop import Trainer
@@ -27,6 +26,7 @@ from adapt.train.tracking import RunIdentity, TrackerConfig, open_tracker
 from adapt.train.train_config import TrainConfig
 from adapt.train.trained import train_only
 from adapt.train.training_state import load_moments, save_moments
+from adapt.train.whole_engine import open_engine
 
 HISTORY_FILE = "history.jsonl"
 HELD_OUT_FILE = "held_out.json"
@@ -76,7 +76,7 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
     """
     result, work = Path(job.result), Path(job.work)
     train_only(model, job.train.trains)
-    engine = Engine(model, job.engine, job.train.optimizer, rank)
+    engine = open_engine(model, job.engine, job.train.optimizer, rank)
     if job.moments_from is not None:
         load_moments(Path(job.moments_from), engine)
     trainer = Trainer(engine, job.engine, job.objective, job.seed)

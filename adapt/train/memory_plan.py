@@ -36,11 +36,12 @@ def plan_memory(counts: ParameterCounts, engine: EngineConfig) -> dict[str, floa
     experts = counts.by_kind["experts"]
     held = counts.total - experts + experts / engine.expert_parallel
     bucket = min(engine.bucket_elements, held)
+    state_share = engine.world_size if engine.zero_stage else 1
     return {
         "weights": held * width,
         "gradients": 4 * (counts.total / engine.world_size if engine.zero_stage >= 2 else held),
-        "master": counts.total * 4 / engine.world_size,
-        "moments": counts.total * 8 / engine.world_size,
+        "master": counts.total * 4 / engine.world_size if engine.zero_stage else 0.0,
+        "moments": counts.total * 8 / state_share,
         "buckets": 2 * bucket * width,
     }
 

@@ -7,7 +7,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
+
+from adapt.train.lamb import Lamb
 
 
 class Schedule(enum.Enum):
@@ -19,10 +22,18 @@ class Schedule(enum.Enum):
     WSD = "wsd"
 
 
+class Algorithm(enum.Enum):
+    """The optimizer: AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) or LAMB (see `lamb.py`)."""
+
+    ADAMW = "adamw"
+    LAMB = "lamb"
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with warm-up; `clip` is the largest global gradient norm."""
+    """An optimizer with warm-up and a schedule; `clip` is the largest global gradient norm."""
 
+    algorithm: Algorithm = Algorithm.ADAMW
     lr: float = 3e-4
     min_lr_ratio: float = 0.01
     warmup_share: float = 0.1
@@ -66,3 +77,12 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         (plain if is_plain else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig, groups: list[dict[str, Any]] | None = None) -> torch.optim.Optimizer:
+    """Make the optimizer of what is trained; `groups` are those of `parameter_groups` in a form that an engine wants."""
+    groups, betas = groups or parameter_groups(model, config), (config.beta1, config.beta2)
+    if config.algorithm is Algorithm.LAMB:
+        stacked = frozenset(id(parameter) for name, parameter in model.named_parameters() if ".experts." in name)
+        return Lamb(groups, lr=config.lr, betas=betas, eps=config.eps, stacked=stacked)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)

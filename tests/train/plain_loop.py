@@ -19,7 +19,7 @@ from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT, GPTConfig, materialize
 from adapt.objective import ObjectiveConfig, contribution, ledger_from, part_counts, parts_of
 from adapt.text.packing import StepOrder
-from adapt.train.optimizer import learning_rate, parameter_groups
+from adapt.train.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from adapt.train.trained import Trained, train_only
 from pipelines.launch import free_port, rank_environment
 
@@ -43,13 +43,12 @@ def plain_loop(
     *,
     trains: Trained = Trained.ALL,
     measures_parts: bool = False,
+    settings: OptimizerConfig = OPTIMIZER,
 ) -> dict[str, Any]:
     """Train without DeepSpeed: whole batches, AdamW, clipping; `measures_parts` differentiates each part at every second step."""
     model = materialize(GPT(config), seed=3)
     train_only(model, trains)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, OPTIMIZER), lr=OPTIMIZER.lr, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), eps=OPTIMIZER.eps
-    )
+    optimizer = make_optimizer(model, settings)
     shares = [torch.full((n,), 1.0 / n, dtype=torch.float64) for n in model.expert_counts]
     order = StepOrder(n_rows=len(rows), batch=BATCH_ROWS, seed=5)
     history = []

@@ -25,7 +25,7 @@ from adapt.model.routers.top1 import Top1Config
 from adapt.objective import BalanceConfig, BalanceScope, ObjectiveConfig, PartSchedules, WeightSchedule
 from adapt.text.mixing import RowList
 from adapt.train.engine_config import EngineConfig
-from adapt.train.optimizer import OptimizerConfig
+from adapt.train.optimizer import Algorithm, OptimizerConfig
 from adapt.train.train_config import TrainConfig
 from adapt.train.trained import Trained, train_only
 
@@ -68,6 +68,8 @@ CASES = {
     "sparse, masked labels": ("sparse", ("mlm", "step"), 4, 1, 2),
     "sparse, balance by sequence": ("sparse", ("clm", "sequence"), 4, 7, 2),
     "weighted readings, schedules and gradient shares": ("noisy", ("clm", "scheduled"), 3, 1, 2),
+    "sparse, ZeRO-0": ("sparse", ("clm", "step"), 4, 1, 0),
+    "LAMB, ZeRO-0": ("sigmoid bias", ("clm", "step"), 4, 1, 0),
     "experts alone": ("sparse", ("clm", "step"), 4, 1, 2),
     "noise and z-loss": ("noisy", ("clm", "step"), 3, 16, 2),
     "large margin": ("large margin", ("clm", "step"), 4, 1, 2),
@@ -77,7 +79,7 @@ CASES = {
 }
 TRAINED = {"experts alone": Trained.EXPERTS}
 WEIGHTED = "weighted readings, schedules and gradient shares"
-RESUMED = "sigmoid bias"
+RESUMED = ("sigmoid bias", "LAMB, ZeRO-0")
 # A key bias has no effect on attention: its true gradient is 0, what arrives is rounding, and Adam with eps 1e-8 would blow that
 # up to full-size steps of random sign. eps well above rounding keeps the update a continuous function of the gradient.
 OPTIMIZER = OptimizerConfig(lr=3e-3, clip=0.5, eps=1e-5)
@@ -111,6 +113,10 @@ def rows_of(name: str) -> list[list[Reading]]:
     return [[replace(r, weight=float(w)), replace(r, weight=float(1 - w))] for r, w in zip(found, weights, strict=True)]
 
 
+def optimizer_of(name: str) -> OptimizerConfig:
+    return replace(OPTIMIZER, algorithm=Algorithm.LAMB) if name.startswith("LAMB") else OPTIMIZER
+
+
 class Killed(Exception):
     """Stands for whatever ends a process."""
 
@@ -120,9 +126,10 @@ def run_case(name: str, place: Path, killed_at: int | None = None) -> dict[str, 
     kind, objective_name, micro_batch, padding, stage = CASES[name]
     world_size = rank_from_environment().world_size
     engine = EngineConfig(world_size=world_size, zero_stage=stage, micro_batch=micro_batch, pad_multiple=padding)
-    trains = TRAINED.get(name, Trained.ALL)
-    objective = OBJECTIVES[objective_name]
-    return train_on_ranks(MODELS[kind], objective, rows_of(name), engine, place, STEPS, killed_at=killed_at, trains=trains)
+    return train_on_ranks(
+        MODELS[kind], OBJECTIVES[objective_name], rows_of(name), engine, place, STEPS,
+        killed_at=killed_at, trains=TRAINED.get(name, Trained.ALL), optimizer=optimizer_of(name),
+    )  # fmt: skip
 
 
 def train_on_ranks(
@@ -135,11 +142,12 @@ def train_on_ranks(
     *,
     killed_at: int | None = None,
     trains: Trained = Trained.ALL,
+    optimizer: OptimizerConfig = OPTIMIZER,
 ) -> dict[str, Any]:
     """Train on this launch's ranks and return history, full weights and what was measured at the end."""
-    from adapt.train.engine import Engine
     from adapt.train.loop import Trainer
     from adapt.train.tracking import NoTracker
+    from adapt.train.whole_engine import open_engine
 
     class KillingTracker(NoTracker):
         def log(self, metrics: Any, step: int) -> None:
@@ -149,10 +157,10 @@ def train_on_ranks(
     rank = rank_from_environment()
     model = materialize(own_experts(GPT(config), engine_config.expert_share(rank.rank)), seed=3)
     train_only(model, trains)
-    engine = Engine(model, engine_config, OPTIMIZER, rank)
+    engine = open_engine(model, engine_config, optimizer, rank)
     trainer = Trainer(engine, engine_config, objective, seed=5)
     source = RowList(rows)
-    training = TrainConfig(steps=steps, batch_rows=BATCH_ROWS, optimizer=OPTIMIZER, save_every_steps=2, trains=trains)
+    training = TrainConfig(steps=steps, batch_rows=BATCH_ROWS, optimizer=optimizer, save_every_steps=2, trains=trains)
     if rank.is_main:
         place.mkdir(parents=True, exist_ok=True)
     engine.barrier()
@@ -187,9 +195,10 @@ def frozen_in_bf16(place: Path) -> dict[str, bool]:
 def main(place: Path) -> None:
     torch.set_num_threads(1)
     results = {name: run_case(name, place / f"work {name}") for name in CASES}
-    with contextlib.suppress(Killed):
-        run_case(RESUMED, place / "killed", killed_at=3)
-    results["resumed"] = run_case(RESUMED, place / "killed")
+    for name in RESUMED:
+        with contextlib.suppress(Killed):
+            run_case(name, place / f"killed {name}", killed_at=3)
+        results[f"{name}, resumed"] = run_case(name, place / f"killed {name}")
     results["frozen in bf16"] = frozen_in_bf16(place / "frozen")
     if rank_from_environment().is_main:
         torch.save(results, place / "results.pt")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from plain_loop import assert_same_training, launch_ranks, plain_loop
-from rank_cases import CASES, MODELS, OBJECTIVES, RESUMED, STEPS, TRAINED, WEIGHTED, rows_of
+from rank_cases import CASES, MODELS, OBJECTIVES, RESUMED, STEPS, TRAINED, WEIGHTED, optimizer_of, rows_of
 
 from adapt.model.gpt import GPT, materialize
 from adapt.train.trained import Trained
@@ -23,14 +23,18 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_ranks_give_the_ledger_and_weights_of_a_plain_loop(results: dict[str, Any], name: str) -> None:
     kind, objective, *_ = CASES[name]
     trains = TRAINED.get(name, Trained.ALL)
-    expected = plain_loop(MODELS[kind], OBJECTIVES[objective], rows_of(name), STEPS, trains=trains, measures_parts=name == WEIGHTED)
+    expected = plain_loop(
+        MODELS[kind], OBJECTIVES[objective], rows_of(name), STEPS,
+        trains=trains, measures_parts=name == WEIGHTED, settings=optimizer_of(name),
+    )  # fmt: skip
     assert_same_training(results[name], expected)
 
 
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(results: dict[str, Any]) -> None:
-    assert results["resumed"]["history"] == results[RESUMED]["history"]
-    for key, value in results[RESUMED]["weights"].items():
-        assert torch.equal(results["resumed"]["weights"][key], value), key
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(results: dict[str, Any], name: str) -> None:
+    assert results[f"{name}, resumed"]["history"] == results[name]["history"]
+    for key, value in results[name]["weights"].items():
+        assert torch.equal(results[f"{name}, resumed"]["weights"][key], value), key
 
 
 def test_every_tensor_moves_in_training(results: dict[str, Any]) -> None:

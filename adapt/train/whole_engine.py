@@ -1,0 +1,56 @@
+"""The engine at ZeRO stage 0: every rank keeps the whole optimizer, and gradients alone are averaged.
+
+Nothing is cut here, so that an optimizer may look at whole tensors (LAMB), and other stages can be held against this one. Weights
+are fp32: there are no masters beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from adapt.core.runtime import RankInfo
+from adapt.model.buffers import named_state
+from adapt.train.engine import MOMENTS, Engine
+from adapt.train.engine_config import EngineConfig
+from adapt.train.optimizer import OptimizerConfig
+
+
+def open_engine(model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo) -> Engine:
+    """Put a model under the engine that the settings ask for."""
+    kind = Engine if config.zero_stage else WholeEngine
+    return kind(model, config, optimizer, rank)
+
+
+class WholeEngine(Engine):
+    """A model under DeepSpeed without partitions."""
+
+    def step(self, lr: float) -> float:
+        gradients = [parameter.grad for _, parameter in self._trained() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self._take_step(lr)
+        return self._checked_norm(float(norm))
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        return named_state(self.module)
+
+    def named_moments(self, which: str) -> Iterator[tuple[str, Tensor]]:
+        return ((name, self._zero.state[parameter][which]) for name, parameter in self._trained())
+
+    @torch.no_grad()
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        for name, tensor in named_state(self.module):
+            tensor.copy_(weights[name])
+
+    def set_moments(self, moments: Mapping[str, Mapping[str, Tensor]], steps_done: int) -> None:
+        self._create_moments(steps_done)
+        for name, parameter in self._trained():
+            for which in MOMENTS:
+                self._zero.state[parameter][which].copy_(moments[which][name])
+
+    def _create_moments(self, steps_done: int) -> None:
+        for _, parameter in self._trained():
+            state = {which: torch.zeros_like(parameter) for which in MOMENTS}
+            self._zero.state[parameter] = {"step": torch.tensor(float(steps_done)), **state}

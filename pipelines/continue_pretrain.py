@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapt.checkpoint.weights import load_model, load_tokenizer
+from adapt.checkpoint.vocabulary import load_tokenizer
+from adapt.checkpoint.weights import load_model
 from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.errors import DataError
 from adapt.core.runtime import RankInfo

@@ -21,7 +21,7 @@ from adapt.checkpoint.reading import cut_off
 from adapt.checkpoint.shard_format import PAGE_BYTES, ByteRange, pages_down, pages_up
 from adapt.core.errors import CheckpointError
 
-_STEP_BYTES = 128 << 20
+_STEP_BYTES = 16 << 20  # while the kernel reads a step, no thread of this process can map or unmap memory
 _DONTNEED, _POPULATE_READ = 4, 22  # linux/mman.h
 _libc = ctypes.CDLL(None, use_errno=True)  # unlike mmap.madvise, a foreign call lets other threads run
 

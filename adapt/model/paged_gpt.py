@@ -61,7 +61,7 @@ class PagedGPT:
         self.expert_counts = frame.expert_counts
         self.router_traits = frame.router_traits
         self.pass_tokens = pass_tokens
-        self._provider = provider
+        self.provider = provider
         self._frame = frame.eval()
         self._blocks = [block for block in frame.blocks if isinstance(block, Block)]
         _fill(frame, provider.resident())
@@ -84,11 +84,13 @@ class PagedGPT:
             for inputs in batches
         ]
         n_pairs = sum(int(inputs.documents_BT.count_nonzero()) for inputs in batches) * self.router_traits.experts_per_token
-        self._expect(0, n_pairs)
+        # One rule for all layers: experts read late would wait for the room of a later layer's that were read ahead.
+        is_ahead = n_pairs >= _PAIRS_PER_EXPERT * max(self.expert_counts, default=0)
+        self._expect(0, is_ahead)
         for layer, block in enumerate(self._blocks):
-            with self._provider.layer(layer) as weights, _filled(block, weights):
-                self._expect(layer + 1, n_pairs)
-                self._through(layer, block, weights, passing, n_pairs)
+            with self.provider.layer(layer) as weights, _filled(block, weights):
+                self._expect(layer + 1, is_ahead)
+                self._through(layer, block, passing, is_ahead)
         return [
             ModelOutput(
                 hidden_BTH=frame.final_norm(one.x_BTH),
@@ -107,16 +109,16 @@ class PagedGPT:
     def after_step(self, counts_LE: Sequence[Tensor]) -> None:
         raise AssertionError("a model whose weights are paged is never trained")
 
-    def _expect(self, layer: int, n_pairs: int) -> None:
-        """Have a layer read ahead, with all of its experts where nearly all will have tokens."""
+    def _expect(self, layer: int, is_ahead: bool) -> None:
+        """Have a layer read ahead, with all of its experts where nearly all will have tokens (`is_ahead`)."""
         if layer >= len(self._blocks):
             return
-        self._provider.expect_layer(layer)
+        self.provider.expect_layer(layer)
         n_experts = _n_experts(self._blocks[layer])
-        if n_experts and n_pairs >= _PAIRS_PER_EXPERT * n_experts:
-            self._provider.expect_experts(layer, range(n_experts))
+        if n_experts and is_ahead:
+            self.provider.expect_experts(layer, range(n_experts))
 
-    def _through(self, layer: int, block: Block, weights: Mapping[str, Tensor], passing: list[_Passing], n_pairs: int) -> None:
+    def _through(self, layer: int, block: Block, passing: list[_Passing], is_ahead: bool) -> None:
         """Take every batch through one layer."""
         mlp = block.mlp
         normed: list[Tensor] = []
@@ -131,22 +133,22 @@ class PagedGPT:
                 one.x_BTH = one.x_BTH + mlp(x_normed)
             return
         going = [_sorted(mlp.send(x_normed, one.inputs), mlp) for one, x_normed in zip(passing, normed, strict=True)]
-        self._through_experts(layer, mlp, going, is_read_ahead=n_pairs >= _PAIRS_PER_EXPERT * mlp.experts.n_experts)
+        self._through_experts(layer, mlp, going, is_ahead)
         for one, x_normed, some in zip(passing, normed, going, strict=True):
             out, report = mlp.gather(x_normed, some.sent, _combined(some), some.counts_E)
             one.x_BTH = one.x_BTH + out
             one.reports.append(report)
 
-    def _through_experts(self, layer: int, mlp: MoELayer, going: list[_ToExperts], *, is_read_ahead: bool) -> None:
+    def _through_experts(self, layer: int, mlp: MoELayer, going: list[_ToExperts], is_ahead: bool) -> None:
         """Read each expert that has tokens once, and apply it to those of every batch."""
         used = [e for e in range(mlp.experts.n_experts) if any(some.starts[e] < some.starts[e + 1] for some in going)]
-        if is_read_ahead:
-            self._provider.forget_experts(layer, sorted(set(range(mlp.experts.n_experts)) - set(used)))
+        if is_ahead:
+            self.provider.forget_experts(layer, sorted(set(range(mlp.experts.n_experts)) - set(used)))
         else:
-            self._provider.expect_experts(layer, used)
+            self.provider.expect_experts(layer, used)
         experts, dtype = mlp.experts, mlp.experts.up_weight.dtype
         for expert in used:
-            with self._provider.expert(layer, expert) as weights:
+            with self.provider.expert(layer, expert) as weights:
                 up, up_bias = weights.up_FH.to(dtype), experts.up_bias[expert]
                 down, down_bias = weights.down_HF.to(dtype), experts.down_bias[expert]
                 for some in going:

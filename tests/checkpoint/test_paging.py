@@ -35,6 +35,7 @@ from pipelines.bench.scoring_cases import LABEL_KINDS, label_example
 PAGED = [WeightsIn.MMAP, WeightsIn.RING]
 MODELS = {
     "sparse": tiny_config(experts=[3, 5]),
+    "fewer experts above": tiny_config(experts=[40, 3], hidden_size=64),
     "dense": tiny_config(experts=[0]),
     "bias state": tiny_config(router=SigmoidBiasConfig(rate=0.1), expert_residual_layers=1),
     "two experts, evenly": tiny_config(router=Top2Config(), even_routing=True, is_residual=False),
@@ -102,7 +103,7 @@ def test_scores_are_the_same_bits_however_many_batches_pass_together(tmp_path: P
         model = paged(place, way, pass_tokens=pass_tokens)
         found = list(TreeScorer(model, config).score(examples, LABEL_KINDS))
         assert all((one == other).all() for one, other in zip(found, wanted, strict=True))
-        reads = model._provider.clock.read_bytes
+        reads = model.provider.clock.read_bytes
         if pass_tokens == 1:
             most = reads
     assert reads < most / 2, "batches that pass together read the model once"
@@ -130,7 +131,7 @@ def test_experts_without_tokens_are_not_read(tmp_path: Path, way: WeightsIn) -> 
     place = saved(tmp_path / "c", config, Precision.FP32)
     model = paged(place, way)
     model(inputs_of(1, 1, 5))
-    one_token = model._provider.clock.read_bytes
+    one_token = model.provider.clock.read_bytes
     expert = 2 * 4 * config.hidden_size**2 * 4
     store = open_store(place)
     dense = sum(p.n_bytes for name, p in store.tensors.items() if name.startswith("blocks.") and not name.endswith("p_weight"))
@@ -146,7 +147,7 @@ def test_buffers_are_used_again(tmp_path: Path, way: WeightsIn) -> None:
     wanted = hidden_of(load_model(place), batches[0])
     for _ in range(3):
         assert torch.equal(model.run_together(batches)[0].hidden_BTH, wanted)
-    free = model._provider._pager._free
+    free = model.provider._pager._free
     assert {kind: len(rooms) for kind, rooms in free.items()}["layer"] == 2, "everything was given back"
 
 

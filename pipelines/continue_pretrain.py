@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from adapt.checkpoint.hf_directory import is_hf_directory
-from adapt.checkpoint.weights import load_config, load_model, load_tokenizer
+from adapt.checkpoint.vocabulary import load_tokenizer
+from adapt.checkpoint.weights import load_config, load_model
 from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.runtime import RankInfo

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from adapt.checkpoint.hf_directory import CONFIG_FILE
-from adapt.checkpoint.weights import load_tokenizer
+from adapt.checkpoint.vocabulary import load_tokenizer
 from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.scorer import FloatArray

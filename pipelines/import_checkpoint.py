@@ -15,7 +15,8 @@ from typing import Any
 
 from adapt.checkpoint.hf_directory import artifact_of_files
 from adapt.checkpoint.importers.contract import all_importers
-from adapt.checkpoint.weights import check_vocabulary, open_tokenizer, save_model
+from adapt.checkpoint.vocabulary import check_vocabulary, open_tokenizer
+from adapt.checkpoint.weights import save_model
 from adapt.core.artifacts import Artifact, StageKey, writable
 from adapt.core.errors import AdaptError, CheckpointError, ConfigError
 from adapt.core.typed import to_plain

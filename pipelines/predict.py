@@ -44,7 +44,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
-        predictor = load(export.path, config.scorer)
+        predictor = load(export.path, config.scorer, config.offload)
         records = read_records(source)
         answers = predictor.predict_rows([predictor.read(record, str(source), line) for line, record in records])
         text = "".join(_line(record, answer) for (_, record), answer in zip(records, answers, strict=True))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from adapt.checkpoint.weights import check_vocabulary
+from adapt.checkpoint.vocabulary import check_vocabulary
 from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.runtime import RankInfo
@@ -44,6 +44,8 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     # Refuses impossible sizes before anything is read.
     check_share(GPT(model).expert_counts, config.engine.expert_parallel)
     check_memory(model, config.engine)
+    if model.even_routing:
+        raise ConfigError("model.even_routing: is for measuring random weights; a router trained under it would decide nothing")
     files = find_corpus(config.data.corpus, config.data.domain_field)
     domains = domains_of(files)
     repeats = config.pretrain.repeats or {}

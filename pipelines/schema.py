@@ -9,6 +9,7 @@ import enum
 from dataclasses import dataclass, field
 
 from adapt.checkpoint.importers.contract import ImportOptions
+from adapt.checkpoint.offload import OffloadConfig
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
 from adapt.core.spans import LabelForm
@@ -301,6 +302,7 @@ class PipelineConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     pseudo_label: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from adapt.checkpoint.offload import OffloadConfig
 from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.artifacts import Artifact, StageKey, writable
 from adapt.core.errors import DataError
@@ -43,6 +44,7 @@ class ScoreJob:
     lines: list[int]
     passes: list[ScoringPass]
     scorer: ScorerConfig
+    offload: OffloadConfig
     checkpoint: str
     parts: str
 
@@ -75,6 +77,7 @@ def scores_of(
         lines=[row.line for row in rows],
         passes=list(passes),
         scorer=walk.config.scorer,
+        offload=walk.config.offload,
         checkpoint=model.digest,
         parts="",
     )
@@ -99,7 +102,7 @@ def content_free_keys(walk: Walk, task: TaskConfig, model: Artifact, scoring: Sc
     """Return the reference prompt's keys of texts that say nothing; none for tasks whose rows bring their own candidates."""
     if task.candidates is not None:
         return []
-    opened = open_checkpoint(weights_of(model), walk.config.scorer)
+    opened = open_checkpoint(weights_of(model), walk.config.scorer, walk.config.offload)
     scorer = TaskScorer(task, scoring, opened.scorer, opened.tokenizer)
     return scorer.keys(content_free_rows(task), [task.reference])
 
@@ -118,7 +121,7 @@ def _score_chunks(job: ScoreJob, rows: Sequence[TaskRow], chunks: range) -> None
     left = [chunk for chunk in chunks if not job.place(chunk).is_file()]
     if not left:
         return
-    opened = open_checkpoint(Path(job.weights), job.scorer)
+    opened = open_checkpoint(Path(job.weights), job.scorer, job.offload)
     config = ScoringConfig(prompts=list(dict.fromkeys(what.prompt for what in job.passes)))
     scorer = TaskScorer(job.task, config, opened.scorer, opened.tokenizer)
     for chunk in left:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapt.checkpoint.offload import OffloadConfig
 from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.errors import CheckpointError, DataError
 from adapt.core.typed import from_plain, to_plain
@@ -85,7 +86,7 @@ def save_spec(directory: Path, spec: PredictorSpec) -> None:
     (directory / PREDICTOR_FILE).write_text(text, encoding="utf-8")
 
 
-def load(directory: str | Path, scorer: ScorerConfig | None = None) -> Predictor:
+def load(directory: str | Path, scorer: ScorerConfig | None = None, offload: OffloadConfig | None = None) -> Predictor:
     """Load an export.
 
     Raises:
@@ -99,5 +100,5 @@ def load(directory: str | Path, scorer: ScorerConfig | None = None) -> Predictor
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{place / PREDICTOR_FILE}: not valid JSON ({error})") from error
     spec: PredictorSpec = from_plain(PredictorSpec, content, str(place / PREDICTOR_FILE))
-    opened = open_checkpoint(place, scorer or ScorerConfig())
+    opened = open_checkpoint(place, scorer or ScorerConfig(), offload)
     return Predictor(spec, TaskScorer(spec.task, spec.scoring, opened.scorer, opened.tokenizer))

@@ -8,7 +8,12 @@ from pathlib import Path
 import torch
 
 from adapt.checkpoint.hf_directory import is_hf_directory
-from adapt.checkpoint.weights import load_config, load_model, load_tokenizer
+from adapt.checkpoint.integrity import Verify
+from adapt.checkpoint.offload import OffloadConfig, WeightsIn
+from adapt.checkpoint.store import open_store
+from adapt.checkpoint.vocabulary import load_tokenizer
+from adapt.checkpoint.weights import load_config, load_model, open_paged
+from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
 from adapt.model.inputs import CausalBase
 from adapt.scoring.layout import ScorerConfig
@@ -25,16 +30,47 @@ class OpenCheckpoint:
     scorer: TreeScorer
 
 
-def open_checkpoint(directory: Path, scorer: ScorerConfig) -> OpenCheckpoint:
-    """Load a checkpoint directory (an artifact with weights, an export, or a Hugging Face directory) onto the GPU if there is one.
+def open_checkpoint(directory: Path, scorer: ScorerConfig, offload: OffloadConfig | None = None) -> OpenCheckpoint:
+    """Open a checkpoint directory (an artifact with weights, an export, or a Hugging Face directory) on the GPU if there is one.
 
     Raises:
         CheckpointError: it is incomplete or damaged, or its tokenizer is another model's.
+        ConfigError: its weights cannot be held as `offload` says.
     """
+    offload = offload or OffloadConfig()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if scorer.precision is Precision.BF16 else None
     # A tokenizer that is missing or another model's is refused before a large model is read; a foreign one needs its model.
-    own = None if is_hf_directory(directory) else load_tokenizer(directory, load_config(directory))
-    model = load_model(directory, device=device, dtype=dtype)
+    is_foreign = is_hf_directory(directory)
+    own = None if is_foreign else load_tokenizer(directory, load_config(directory))
+    model: CausalBase
+    if is_foreign:
+        model = _open_foreign(directory, offload, device, dtype)
+    elif offload.weights is WeightsIn.MEMORY:
+        model = load_model(directory, device=device, dtype=dtype, verify=offload.verify)
+    else:
+        model = open_paged(directory, offload, device, dtype)
     tokenizer = load_tokenizer(directory, model) if own is None else own
     return OpenCheckpoint(model=model, tokenizer=tokenizer, scorer=TreeScorer(model, scorer, device))
+
+
+def _open_foreign(directory: Path, offload: OffloadConfig, device: str, dtype: torch.dtype | None) -> CausalBase:
+    """Load a Hugging Face model; on a CPU its weights stay views of the mapped files where they are stored as they are computed.
+
+    Raises:
+        ConfigError: weights that were to be mapped would all be copied, or were to come through a ring.
+    """
+    if offload.weights is WeightsIn.RING:
+        raise ConfigError(
+            "offload.weights=ring: Hugging Face models compute all layers at once; set offload.weights=mmap or memory"
+        )
+    if offload.weights is WeightsIn.MMAP:
+        stored = {place.dtype for place in open_store(directory, Verify.NEVER).tensors.values()}
+        wanted = dtype or torch.float32
+        if stored != {wanted}:
+            names = ", ".join(sorted(map(str, stored)))
+            raise ConfigError(
+                f"offload.weights=mmap: {directory} stores {names} and would be copied whole to {wanted}; set scorer.precision to "
+                "what is stored, or offload.weights=memory"
+            )
+    return load_model(directory, device=device, dtype=dtype)

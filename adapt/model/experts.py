@@ -94,6 +94,13 @@ def _spread(bias_EF: Tensor, counts_E: Tensor, n_rows: int) -> Tensor:
     return bias_EF.repeat_interleave(counts_E, dim=0, output_size=n_rows)
 
 
+def one_expert(x_KH: Tensor, gelu: Gelu, up_FH: Tensor, up_bias_F: Tensor, down_HF: Tensor, down_bias_H: Tensor) -> Tensor:
+    """Return one expert's outputs [K, H], the same bits as among the stacked ones."""
+    weights = (up_FH.unsqueeze(0), up_bias_F.unsqueeze(0), down_HF.unsqueeze(0), down_bias_H.unsqueeze(0))
+    y_KH: Tensor = _GroupedMLP.apply(x_KH, [len(x_KH)], gelu.approximate, *weights)
+    return y_KH
+
+
 class _GroupedMLP(torch.autograd.Function):
     @staticmethod
     def forward(

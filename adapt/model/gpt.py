@@ -34,7 +34,8 @@ class GPTConfig:
 
     With a `capacity_factor`, an expert takes at most that many times its even share of a sequence's tokens in training and
     drops the others; absent, nothing is ever dropped. `ffn_hidden_size` absent: `ffn_multiple` x `hidden_size`.
-    `expert_residual_layers` is the depth of the expert-residual network (0: none).
+    `expert_residual_layers` is the depth of the expert-residual network (0: none). `even_routing` spreads tokens over experts by a
+    hash, whatever the router says: random weights would send nearly all to a few.
     """
 
     n_layers: int
@@ -52,6 +53,7 @@ class GPTConfig:
     gelu: Gelu = Gelu.TANH
     ffn_hidden_size: int | None = None
     expert_residual_layers: int = 0
+    even_routing: bool = False
 
     @property
     def ffn_width(self) -> int:
@@ -116,6 +118,7 @@ class Block(nn.Module):
                 capacity_factor=config.capacity_factor,
                 gelu=config.gelu,
                 expert_residual_layers=config.expert_residual_layers,
+                is_even=config.even_routing,
             )
         else:
             self.mlp = DenseMLP(hidden, width, config.gelu)
@@ -127,13 +130,22 @@ class Block(nn.Module):
             return recomputed(self._run, x_BTH, mask, inputs, past)
         return self._run(x_BTH, mask, inputs, past)
 
+    def attend(self, x_BTH: Tensor, mask: Tensor | None, past: KeysValues | None) -> tuple[Tensor, Tensor, KeysValues]:
+        """Return the positions after attention, what the feed-forward part reads of them, and the keys and values so far."""
+        x_BTH, present = self._attended(x_BTH, mask, past)
+        return x_BTH, self.mlp_norm(x_BTH), present
+
+    def _attended(self, x_BTH: Tensor, mask: Tensor | None, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
+        mixed, present = self.attention(self.attention_norm(x_BTH), mask, past)
+        return x_BTH + mixed, present
+
     def _run(
         self, x_BTH: Tensor, mask: Tensor | None, inputs: ModelInputs, past: KeysValues | None
     ) -> tuple[Tensor, LayerRouting | None, KeysValues]:
-        mixed, present = self.attention(self.attention_norm(x_BTH), mask, past)
+        x_BTH, present = self._attended(x_BTH, mask, past)
         if self.recompute is Recompute.SELECTIVE and torch.is_grad_enabled():
-            return *recomputed(self._feed_forward, x_BTH + mixed, inputs), present
-        return *self._feed_forward(x_BTH + mixed, inputs), present
+            return *recomputed(self._feed_forward, x_BTH, inputs), present
+        return *self._feed_forward(x_BTH, inputs), present
 
     def _feed_forward(self, x_BTH: Tensor, inputs: ModelInputs) -> tuple[Tensor, LayerRouting | None]:
         normed = self.mlp_norm(x_BTH)
@@ -206,27 +218,32 @@ class GPT(nn.Module):
 def materialize(model: GPT, seed: int, device: torch.device | str = "cpu") -> GPT:
     """Allocate a meta-device model and initialise it tensor by tensor, each from (seed, name), each expert on its own.
 
-    So the same seed gives the same weights however experts are split over ranks. Matrices are normal with `init_std`, those that
-    write to the residual stream divided by sqrt(2 * layers) (Radford et al. 2019); norms start at 1, biases and
-    routers' state at 0.
+    So the same seed gives the same weights however experts are split over ranks.
     """
     model.to_empty(device=device)
     for buffer in model.buffers():
         buffer.zero_()
-    std = model.config.init_std
     for name, parameter in model.named_parameters():
-        if "norm" in name:
-            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-        elif name.endswith("bias") or starts_at_zero(name):
-            parameter.zero_()
-        else:
-            writes_residual = name.endswith(("attention.out.weight", "down.weight", "down_weight"))
-            scale = std / (2 * model.config.n_layers) ** 0.5 if writes_residual else std
-            owner = model.get_submodule(name.rpartition(".")[0])
-            slices, first = parameter.unsqueeze(0), 0
-            if isinstance(owner, Experts):
-                slices, first = parameter.data, owner.share.slice_of(owner.n_experts).start
-            for index, part in enumerate(slices, start=first):
-                generator = torch.Generator().manual_seed(seed_for(seed, name, index))
-                part.copy_(torch.empty(part.shape).normal_(0.0, scale, generator=generator))
+        owner = model.get_submodule(name.rpartition(".")[0])
+        slices, first = parameter.unsqueeze(0), 0
+        if isinstance(owner, Experts):
+            slices, first = parameter.data, owner.share.slice_of(owner.n_experts).start
+        for index, part in enumerate(slices, start=first):
+            part.copy_(initial_part(model.config, name, index, tuple(part.shape), seed))
     return model
+
+
+def initial_part(config: GPTConfig, name: str, index: int, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Return an untrained parameter, of stacked experts' the one of expert `index`, in fp32.
+
+    Matrices are normal with `init_std`, those that write to the residual stream divided by sqrt(2 * layers) (Radford et al.
+    2019); norms start at 1, biases at 0.
+    """
+    if "norm" in name:
+        return torch.full(shape, 1.0 if name.endswith("weight") else 0.0)
+    if name.endswith("bias") or starts_at_zero(name):
+        return torch.zeros(shape)
+    writes_residual = name.endswith(("attention.out.weight", "down.weight", "down_weight"))
+    scale = config.init_std / (2 * config.n_layers) ** 0.5 if writes_residual else config.init_std
+    generator = torch.Generator().manual_seed(seed_for(seed, name, index))
+    return torch.empty(shape).normal_(0.0, scale, generator=generator)

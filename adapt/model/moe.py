@@ -8,16 +8,19 @@ DeepSpeed-MoE, section 4.1.2, arXiv:2201.05596). Padding is taken out before rou
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from adapt.model.activation import Gelu
 from adapt.model.capacity import within_capacity
+from adapt.model.even_routing import spread_evenly
 from adapt.model.expert_residual import ExpertResidual
 from adapt.model.experts import Experts
 from adapt.model.hashing import mixed
-from adapt.model.inputs import LayerRouting, ModelInputs, RouterInputs
+from adapt.model.inputs import LayerRouting, ModelInputs, RouterInputs, Routing
 from adapt.model.routers.contract import RouterConfig, build_router
 
 
@@ -34,10 +37,21 @@ class DenseMLP(nn.Module):
         return self.down(functional.gelu(self.up(x), approximate=self.gelu.approximate))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """Real tokens on their way to the experts: what the router decided, and what of it capacity left."""
+
+    real_N: Tensor
+    x_NH: Tensor
+    router_inputs: RouterInputs
+    routing: Routing
+    kept: Routing
+
+
 class MoELayer(nn.Module):
     """A routed layer; `is_residual` adds the dense MLP beside the routed experts, `expert_residual_layers` a network behind them.
 
-    Capacity, where set, is for training alone.
+    Capacity, where set, is for training alone. `is_even` spreads tokens evenly whatever the router says.
     """
 
     def __init__(
@@ -51,9 +65,11 @@ class MoELayer(nn.Module):
         capacity_factor: float | None = None,
         gelu: Gelu = Gelu.TANH,
         expert_residual_layers: int = 0,
+        is_even: bool = False,
     ) -> None:
         super().__init__()
         self.layer = layer
+        self.is_even = is_even
         self.capacity_factor = capacity_factor
         self.router = build_router(router, hidden_size, n_experts)
         self.experts = Experts(n_experts, hidden_size, width, gelu)
@@ -62,19 +78,31 @@ class MoELayer(nn.Module):
         self.residual_mix = nn.Linear(hidden_size, 2) if is_residual else None
 
     def forward(self, x_BTH: Tensor, inputs: ModelInputs) -> tuple[Tensor, LayerRouting]:
+        sent = self.send(x_BTH, inputs)
+        out_NH, kept_E = self.experts(sent.x_NH, sent.kept.token_K, sent.kept.expert_K, sent.kept.weight_K)
+        return self.gather(x_BTH, sent, out_NH, kept_E)
+
+    def send(self, x_BTH: Tensor, inputs: ModelInputs) -> Sent:
+        """Decide which tokens go to which experts."""
         flat = x_BTH.flatten(0, 1)
         real_N = inputs.documents_BT.flatten().nonzero().squeeze(-1)
         router_inputs = self._router_inputs(inputs, real_N)
         x_NH = flat[real_N]
         routing = kept = self.router.route(x_NH, router_inputs)
+        if self.is_even:
+            routing = kept = spread_evenly(routing, router_inputs, self.experts.n_experts, self.layer)
         if self.training and self.capacity_factor is not None:
             kept = within_capacity(routing, router_inputs, self.experts.n_experts, self.capacity_factor)
-        out_NH, kept_E = self.experts(x_NH, kept.token_K, kept.expert_K, kept.weight_K)
+        return Sent(real_N=real_N, x_NH=x_NH, router_inputs=router_inputs, routing=routing, kept=kept)
+
+    def gather(self, x_BTH: Tensor, sent: Sent, out_NH: Tensor, kept_E: Tensor) -> tuple[Tensor, LayerRouting]:
+        """Put the experts' outputs for the tokens sent, so many of them per expert, back in place, with what goes beside them."""
+        routing, kept = sent.routing, sent.kept
         counts_E = kept_E if kept is routing else torch.bincount(routing.expert_K, minlength=self.experts.n_experts)
         out_NH = self.router.combine(out_NH, kept)
         if self.expert_residual is not None:
             out_NH = self.expert_residual(out_NH, routing.probs_NE)
-        out = torch.zeros_like(flat).index_copy(0, real_N, out_NH).view_as(x_BTH)
+        out = torch.zeros_like(x_BTH.flatten(0, 1)).index_copy(0, sent.real_N, out_NH).view_as(x_BTH)
         if self.residual_mlp is not None and self.residual_mix is not None:
             mix = self.residual_mix(x_BTH).softmax(dim=-1)
             out = out * mix[..., :1] + self.residual_mlp(x_BTH) * mix[..., 1:]
@@ -85,7 +113,7 @@ class MoELayer(nn.Module):
             dropped=(counts_E - kept_E).sum(),
             expert_K=routing.expert_K,
             token_K=routing.token_K,
-            sequence_ids_N=router_inputs.sequence_ids_N,
+            sequence_ids_N=sent.router_inputs.sequence_ids_N,
             losses=routing.losses,
         )
         return out, report

@@ -20,6 +20,7 @@ from adapt.core.errors import DataError
 from adapt.core.scorer import FloatArray, TwoStepScores
 from adapt.core.spans import IntArray, Reading, Span
 from adapt.model.inputs import CausalBase, Past
+from adapt.model.paging import PassesTogether
 from adapt.scoring.layout import Layout, ScorerConfig, best_layout, columns_of, leading_inputs, packed_inputs, tail_inputs
 from adapt.scoring.tree import PrefixTree, build_tree
 
@@ -71,8 +72,9 @@ class TreeScorer:
         while window := list(islice(stream, self._config.window)):
             sums = [np.zeros((len(readings), len(Span))) for readings in window]
             jobs = [job for index, readings in enumerate(window) for job in self._jobs(index, readings, kinds)]
-            for batch in self._batches(jobs):
-                for job, result in zip(batch, self._score_batch([job.tree for job in batch], batch[0].layout), strict=True):
+            for batches in self._passes(jobs):
+                results = self._score_batches(batches)
+                for job, result in zip((job for batch in batches for job in batch), results, strict=True):
                     sums[job.example][job.candidates] = result
             yield from sums
 
@@ -158,6 +160,35 @@ class TreeScorer:
             batch.append(job)
         if batch:
             yield batch
+
+    def _passes(self, jobs: list[_Job]) -> Iterator[list[list[_Job]]]:
+        """Put batches together as far as one pass over the model's weights is to serve several; else each is a pass."""
+        room = self._model.pass_tokens if isinstance(self._model, PassesTogether) else 0
+        together: list[list[_Job]] = []
+        tokens = 0
+        for batch in self._batches(jobs):
+            size = len(batch) * (max(job.tree.trunk for job in batch) + max(len(job.tree) - job.tree.trunk for job in batch))
+            if together and tokens + size > room:
+                yield together
+                together, tokens = [], 0
+            together.append(batch)
+            tokens += size
+        if together:
+            yield together
+
+    @torch.inference_mode()
+    def _score_batches(self, batches: list[list[_Job]]) -> list[FloatArray]:
+        """Score the batches of one pass, in their order."""
+        model = self._model
+        if not isinstance(model, PassesTogether) or any(batch[0].layout is Layout.CACHE for batch in batches):
+            return [sums for batch in batches for sums in self._score_batch([job.tree for job in batch], batch[0].layout)]
+        trees = [[job.tree for job in batch] for batch in batches]
+        starts = [[tree.trunk for tree in some] for some in trees]
+        inputs = [packed_inputs(some, places).to(self._device) for some, places in zip(trees, starts, strict=True)]
+        found: list[FloatArray] = []
+        for some, places, output in zip(trees, starts, model.run_together(inputs), strict=True):
+            found += self._read_off(output.hidden_BTH, some, places, max(places))
+        return found
 
     @torch.inference_mode()
     def _score_batch(self, trees: list[PrefixTree], layout: Layout) -> list[FloatArray]:

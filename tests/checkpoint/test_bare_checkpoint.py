@@ -13,7 +13,8 @@ import torch
 from tiny_models import tiny_config
 from torch import Tensor
 
-import adapt.checkpoint.weights
+import adapt.checkpoint.store_writer
+from adapt.checkpoint.store_writer import UNFINISHED
 from adapt.checkpoint.weights import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -35,7 +36,7 @@ from adapt.text.tokenizer import MODEL_FILE, Tokenizer
 @pytest.fixture
 def checkpoint(tmp_path: Path, sparse_model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a checkpoint in several shards."""
-    monkeypatch.setattr(adapt.checkpoint.weights, "_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(adapt.checkpoint.store_writer, "SHARD_BYTES", 100_000)
     place = tmp_path / "whole"
     place.mkdir()
     save_model(place, sparse_model.config, sparse_model.named_parameters(), tokenizer)
@@ -92,12 +93,12 @@ def test_a_model_is_saved_in_fp32_unless_asked(
 def test_rounding_takes_its_tensors_one_at_a_time(
     tmp_path: Path, sparse_model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapt.checkpoint.weights, "_SHARD_BYTES", 1)
+    monkeypatch.setattr(adapt.checkpoint.store_writer, "SHARD_BYTES", 1)
     written_before = []
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for name, parameter in sparse_model.named_parameters():
-            written_before.append(len(shards(tmp_path)))
+            written_before.append(len(list(tmp_path.glob(f"{UNFINISHED}*"))))
             yield name, parameter
 
     save_trained(tmp_path, sparse_model, tensors(), tokenizer, Precision.BF16)

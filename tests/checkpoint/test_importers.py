@@ -21,7 +21,7 @@ from foreign_checkpoints import (
 )
 from torch import Tensor
 
-import adapt.checkpoint.weights
+import adapt.checkpoint.store_writer
 from adapt.checkpoint.importers.contract import ForeignCheckpoint, ImportOptions, ResidualAxis, all_importers
 from adapt.checkpoint.megatron_import import UNUSED_EXPERT_BIAS, UNUSED_MIX, UNUSED_RESIDUAL_BIAS
 from adapt.checkpoint.weights import load_model, save_model
@@ -188,7 +188,7 @@ def test_files_of_torchs_old_format_are_read_too(tmp_path: Path) -> None:
 
 def test_weights_are_made_one_parameter_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     foreign = opened(write_pai(tmp_path / "theirs", PYRAMID, make_weights(PYRAMID)))
-    monkeypatch.setattr(adapt.checkpoint.weights, "_SHARD_BYTES", 1)
+    monkeypatch.setattr(adapt.checkpoint.store_writer, "SHARD_BYTES", 1)
     place = tmp_path / "ours"
     place.mkdir()
     written_before = []

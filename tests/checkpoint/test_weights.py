@@ -14,20 +14,15 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config
 from torch import Tensor
 
-import adapt.checkpoint.weights
-from adapt.checkpoint.weights import (
-    CONFIG_FILE,
-    INDEX_FILE,
-    check_vocabulary,
-    has_weights,
-    iterate_tensors,
-    load_config,
-    load_model,
-    load_tokenizer,
-    save_model,
-)
+import adapt.checkpoint.store_writer
+from adapt.checkpoint.shard_format import PADDING_PREFIX
+from adapt.checkpoint.store_writer import UNFINISHED
+from adapt.checkpoint.vocabulary import check_vocabulary, load_tokenizer
+from adapt.checkpoint.weights import CONFIG_FILE, INDEX_FILE, has_weights, iterate_tensors, load_config, load_model, save_model
 from adapt.core.errors import CheckpointError
 from adapt.core.typed import to_plain
+from adapt.model.exchange import ExpertShare
+from adapt.model.expert_parallel import own_part
 from adapt.model.gpt import GPT, GPTConfig
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
 
@@ -35,7 +30,7 @@ from adapt.text.tokenizer import MODEL_FILE, Tokenizer
 @pytest.fixture
 def checkpoint(tmp_path: Path, sparse_model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a checkpoint in several shards."""
-    monkeypatch.setattr(adapt.checkpoint.weights, "_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(adapt.checkpoint.store_writer, "SHARD_BYTES", 100_000)
     save_model(tmp_path, sparse_model.config, sparse_model.named_parameters(), tokenizer)
     return tmp_path
 
@@ -80,6 +75,15 @@ def test_a_saved_model_comes_back_bit_for_bit(
     assert load_tokenizer(tmp_path, model.config).digest == tokenizer.digest
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_share_of_the_experts_comes_back_alone(checkpoint: Path, sparse_model: GPT, index: int) -> None:
+    share = ExpertShare(index=index, of=2)
+    loaded = dict(load_model(checkpoint, share=share).named_parameters())
+    for name, whole in sparse_model.named_parameters():
+        assert torch.equal(loaded[name], own_part(name, whole, share)), name
+        assert (len(loaded[name]) < len(whole)) == (".experts." in name)
+
+
 def test_several_shards_come_back_bit_for_bit(checkpoint: Path, sparse_model: GPT) -> None:
     index = index_of(checkpoint)
     assert len(shards(checkpoint)) > 2
@@ -91,18 +95,19 @@ def test_several_shards_come_back_bit_for_bit(checkpoint: Path, sparse_model: GP
 def test_a_shard_holds_what_the_index_says(checkpoint: Path) -> None:
     weight_map = index_of(checkpoint)["weight_map"]
     for shard in shards(checkpoint):
-        assert set(load_file(shard)) == {name for name, where in weight_map.items() if where == shard.name}
+        held = {name for name in load_file(shard) if not name.startswith(PADDING_PREFIX)}
+        assert held == {name for name, where in weight_map.items() if where == shard.name}
 
 
 def test_saving_takes_its_tensors_one_at_a_time(
     tmp_path: Path, sparse_model: GPT, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapt.checkpoint.weights, "_SHARD_BYTES", 1)
+    monkeypatch.setattr(adapt.checkpoint.store_writer, "SHARD_BYTES", 1)
     written_before = []
 
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for name, parameter in sparse_model.named_parameters():
-            written_before.append(len(shards(tmp_path)))
+            written_before.append(len(list(tmp_path.glob(f"{UNFINISHED}*"))))
             yield name, parameter
 
     save_model(tmp_path, sparse_model.config, tensors(), tokenizer)
@@ -226,6 +231,9 @@ def test_tensors_are_read_one_at_a_time_in_a_fixed_order(checkpoint: Path, spars
     names = [name for name, _ in iterate_tensors(checkpoint)]
     assert names == [name for name, _ in iterate_tensors(checkpoint)]
     assert sorted(names) == sorted(name for name, _ in sparse_model.named_parameters())
-    for shard in shards(checkpoint)[1:]:
-        shard.unlink()
-    assert next(iterate_tensors(checkpoint))[0] == names[0]
+
+
+def test_every_shard_is_looked_at_before_the_first_tensor_is_read(checkpoint: Path) -> None:
+    shards(checkpoint)[-1].unlink()
+    with pytest.raises(CheckpointError, match=rf"model-{len(shards(checkpoint)) + 1:05d}\.safetensors: missing"):
+        next(iterate_tensors(checkpoint))

@@ -1,0 +1,140 @@
+"""A checkpoint's tensors by name: which file, at which byte, of which type and shape, with which sum.
+
+`model.safetensors.index.json` says so for checkpoints of this project; what the shards' own headers say is held against it. Its
+`weight_map` is the one that other programs read. Directories without such an index (older ones, those from Hugging Face) are
+opened by their headers alone and have no sums. Opening reads no weight but a sample, if `verify` asks for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from adapt.checkpoint.hf_directory import INDEX_FILE, SINGLE_FILE
+from adapt.checkpoint.integrity import Sum, Verify, check_sums
+from adapt.checkpoint.reading import read_range, stacked_rows
+from adapt.checkpoint.shard_format import DTYPES, ByteRange, read_header
+from adapt.core.errors import CheckpointError
+
+INDEX_SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """Where the tensors of a checkpoint lie. `sums` has a tensor's sha256, one for each of its equal parts, where known."""
+
+    directory: Path
+    tensors: Mapping[str, ByteRange]
+    sums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(place.n_bytes for place in self.tensors.values())
+
+    def files(self) -> list[Path]:
+        """Return the shards in the order of their names."""
+        return sorted({place.file for place in self.tensors.values()})
+
+    def place(self, name: str) -> ByteRange:
+        """Return where a tensor lies. Raises CheckpointError where there is none of that name."""
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.directory}: tensor {name} is missing")
+        return self.tensors[name]
+
+    def read(self, name: str) -> Tensor:
+        """Read one tensor into memory of its own."""
+        return read_range(self.place(name))
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> Tensor:
+        """Read slices along a tensor's first axis and nothing else of it: of a layer's stacked experts, those a rank owns."""
+        return stacked_rows(self.place(name), rows)
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, tensor), one tensor in memory at a time, shard by shard, by name within a shard."""
+        for name, _ in sorted(self.tensors.items(), key=lambda item: (item[1].file.name, item[0])):
+            yield name, self.read(name)
+
+
+def open_store(directory: Path, verify: Verify = Verify.SAMPLE) -> Store:
+    """Open the tensors of a checkpoint directory after checking its shards' sizes and headers, and what `verify` asks for.
+
+    Raises:
+        CheckpointError: a shard is missing, cut off, damaged, a pickle, or not what the index says; the index is damaged or of a
+            newer schema.
+    """
+    index = directory / INDEX_FILE
+    if not index.is_file() and (directory / SINGLE_FILE).is_file():
+        return Store(directory=directory, tensors=read_header(directory / SINGLE_FILE))
+    content = read_json(index)
+    shards = shards_by_tensor(index, content)
+    headers = {shard: read_header(directory / shard) for shard in sorted(set(shards.values()))}
+    tensors: dict[str, ByteRange] = {}
+    for name, shard in shards.items():
+        if name not in headers[shard]:
+            raise CheckpointError(f"{directory / shard}: missing or damaged (the index says it holds {name}, its header does not)")
+        tensors[name] = headers[shard][name]
+    store = Store(directory=directory, tensors=tensors, sums=_sums(index, content, tensors))
+    check_sums([_sum_of(store, name) for name in store.sums], verify)
+    return store
+
+
+def shards_by_tensor(index: Path, content: Mapping[str, Any]) -> dict[str, str]:
+    """Return the `weight_map` of an index.
+
+    Raises:
+        CheckpointError: it has none, or one that names files elsewhere, or it is of a newer schema.
+    """
+    metadata = content.get("metadata")
+    version = metadata.get("schema_version", 0) if isinstance(metadata, dict) else 0
+    if not isinstance(version, int) or version > INDEX_SCHEMA:
+        raise CheckpointError(f"{index}: schema version {version}, this program reads up to {INDEX_SCHEMA}; take a newer one")
+    shards = content.get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
+        raise CheckpointError(f"{index}: has no weight_map of tensor names to shards")
+    strange = [shard for shard in shards.values() if shard != Path(shard).name or shard in ("", ".", "..")]
+    if strange:
+        raise CheckpointError(f"{index}: names the shard '{strange[0]}', which is no file of its directory")
+    return shards
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a checkpoint. Raises CheckpointError where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; is this a checkpoint directory?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return content
+
+
+def _sums(index: Path, content: Mapping[str, Any], tensors: Mapping[str, ByteRange]) -> dict[str, tuple[str, ...]]:
+    """Return the tensors' sums after holding places, types and shapes of the index against the shards' headers."""
+    entries = content.get("tensors", {})
+    if not isinstance(entries, dict) or (entries and set(entries) != set(tensors)):
+        raise CheckpointError(f"{index}: its tensors are not those of its weight_map")
+    found: dict[str, tuple[str, ...]] = {}
+    for name, entry in entries.items():
+        place = tensors[name]
+        try:
+            said = (entry["file"], entry["offset"], DTYPES[entry["dtype"]], tuple(entry["shape"]))
+            sums = tuple(str(text) for text in entry["sha256"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{index}: its entry of tensor {name} is damaged ({error})") from error
+        if said != (place.file.name, place.offset, place.dtype, place.shape):
+            raise CheckpointError(f"{place.file}: missing or damaged (tensor {name} is not where or what the index says)")
+        if len(sums) != 1 and (not place.shape or len(sums) != place.shape[0]):
+            raise CheckpointError(f"{index}: tensor {name} has {len(sums)} sums for shape {list(place.shape)}")
+        found[name] = sums
+    return found
+
+
+def _sum_of(store: Store, name: str) -> Sum:
+    return Sum(name=name, place=store.tensors[name], sha256=store.sums[name])

@@ -15,10 +15,12 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from adapt.checkpoint.hf_directory import open_hf_directory
+from adapt.checkpoint.offload import OffloadConfig, WeightsIn
 from adapt.checkpoint.opening import open_checkpoint
 from adapt.checkpoint.vocabulary import load_tokenizer
 from adapt.checkpoint.weights import checkpoint_files, has_weights, load_model, save_trained
 from adapt.core.errors import AdaptError, CheckpointError, ConfigError
+from adapt.core.precision import Precision
 from adapt.model.hf import FAMILIES, HFModel
 from adapt.scoring.layout import ScorerConfig
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
@@ -215,3 +217,30 @@ def test_a_missing_package_is_one_line_that_says_how_to_install_it(
         open_checkpoint(base, ScorerConfig())
     assert isinstance(refused.value, AdaptError)
     assert "\n" not in str(refused.value)
+
+
+def mapped_file(address: int) -> str:
+    """Return the file that is mapped at an address of this process, or nothing."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(text, 16) for text in line.split()[0].split("-"))
+        if start <= address < end:
+            return line.split()[5] if len(line.split()) > 5 else ""
+    return ""
+
+
+def test_weights_stay_views_of_the_mapped_files(tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path, "qwen3")
+    opened = open_checkpoint(base, ScorerConfig(), OffloadConfig(weights=WeightsIn.MMAP))
+    whole = open_checkpoint(base, ScorerConfig())
+    matrices = [(name, p) for name, p in opened.model.named_parameters() if p.dim() == 2]
+    assert all(mapped_file(parameter.data_ptr()).endswith(".safetensors") for _, parameter in matrices)
+    other = dict(whole.model.named_parameters())
+    assert all(torch.equal(parameter, other[name]) for name, parameter in opened.model.named_parameters())
+
+
+def test_weights_that_cannot_stay_mapped_are_refused(tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path, "qwen3")
+    with pytest.raises(ConfigError, match=r"stores torch\.float32 and would be copied whole to torch\.bfloat16"):
+        open_checkpoint(base, ScorerConfig(precision=Precision.BF16), OffloadConfig(weights=WeightsIn.MMAP))
+    with pytest.raises(ConfigError, match=r"offload\.weights=ring: .* set offload\.weights=mmap or memory"):
+        open_checkpoint(base, ScorerConfig(), OffloadConfig(weights=WeightsIn.RING))

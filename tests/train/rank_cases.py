@@ -73,7 +73,7 @@ CASES = {
     "experts alone": ("sparse", ("clm", "step"), 4, 1, 2),
     "noise and z-loss": ("noisy", ("clm", "step"), 3, 16, 2),
     "large margin": ("large margin", ("clm", "step"), 4, 1, 2),
-    "expert choice": ("expert choice", ("mlm", "step"), 4, 1, 1),
+    "expert choice": ("expert choice", ("clm", "step"), 4, 1, 1),
     "s-base with dropping": ("s-base", ("clm", "step"), 4, 7, 2),
     "sigmoid bias": ("sigmoid bias", ("clm", "step"), 4, 1, 2),
 }

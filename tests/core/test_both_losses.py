@@ -127,6 +127,7 @@ def test_labels_trained_both_ways_are_scored_by_next_token_prediction() -> None:
         LabelLoss.CLM: LabelForm.CLM,
         LabelLoss.MLM: LabelForm.MLM,
         LabelLoss.BOTH: LabelForm.CLM,
+        LabelLoss.CHANNEL: LabelForm.CLM,
     }
 
 

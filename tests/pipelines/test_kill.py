@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,15 @@ def wait_for_step(place: Path, least: int) -> None:
         time.sleep(0.05)
 
 
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """Let commands hear Ctrl-C although the tests were started in the background, where shells have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_a_signal_saves_at_the_next_boundary_and_the_same_command_goes_on_there(tmp_path: Path) -> None:
     arguments = [
         *SMALLEST, "stages=[tokenizer,pretrain]", "pretrain.steps=4000", "pretrain.save_every_steps=20", f"run.dir={tmp_path}",

@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from adapt.core.artifacts import sha256_of_file
 from adapt.core.errors import DataError
 from adapt.core.progress import progress
 from adapt.core.spans import IntArray
@@ -90,9 +91,13 @@ def _from_rows(rows: Iterator[dict[str, Any]], cache: Path) -> Any:
     for row in rows:
         writer.write(row)
     n_rows, _ = writer.finalize()
-    if not n_rows:
-        return datasets.Dataset.from_dict({"ids": [], "domain": []}, features=features)
-    return datasets.Dataset.from_file(str(cache / "rows.arrow"))
+    rows_file = cache / "rows.arrow"
+    if n_rows:
+        made, fingerprint = datasets.Dataset.from_file(str(rows_file)), sha256_of_file(rows_file)[:16]
+    else:
+        made, fingerprint = datasets.Dataset.from_dict({"ids": [], "domain": []}, features=features), "empty"
+    # Left to itself, `datasets` saves a fingerprint made of the time: the same corpus would be another artifact at every run.
+    return datasets.Dataset(arrow_table=made.data, info=made.info, fingerprint=fingerprint)
 
 
 def _prepared(cache: Path) -> str:

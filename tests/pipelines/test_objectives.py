@@ -31,6 +31,7 @@ TRAINED = {
     "clm": (LabelLoss.CLM, EVERYTHING),
     "mlm": (LabelLoss.MLM, EVERYTHING),
     "both": (LabelLoss.BOTH, EVERYTHING),
+    "channel": (LabelLoss.CHANNEL, EVERYTHING),
     "context": (LabelLoss.CLM, {Span.CONTEXT}),
     "context_prompt": (LabelLoss.CLM, {Span.CONTEXT, Span.PROMPT}),
     "label": (LabelLoss.CLM, {Span.LABEL}),

@@ -24,3 +24,18 @@ def test_documents_are_kept_or_held_out(tokenizer: Tokenizer, tmp_path: Path, sh
     assert len(held_out.of_domain(0).lengths_D) == len(held_out.lengths_D)
     found = {tokenizer.decode(part.ids(i)[1:-1].tolist()) for part in (train, held_out) for i in range(len(part.lengths_D))}
     assert found == set(lines)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_the_same_corpus_is_written_to_the_same_bytes(tokenizer: Tokenizer, tmp_path: Path, share: float) -> None:
+    file = tmp_path / "general.txt"
+    file.write_text("\n".join(f"第{number}篇短文。" for number in range(20)), encoding="utf-8")
+    first, second = (
+        {
+            path.relative_to(tmp_path / name): path.read_bytes()
+            for place in tokenize_corpus(find_corpus([str(file)]), tokenizer, tmp_path / name, share)
+            for path in place.iterdir()
+        }
+        for name in ("one", "other")
+    )
+    assert first == second and len(first) >= 5

@@ -26,6 +26,7 @@ from adapt.checkpoint.megatron_names import (
     heads_last,
     network_depth,
 )
+from adapt.checkpoint.parted import AnyTensor, PartedTensor
 from adapt.checkpoint.pickled_files import check_sums, flattened, read_pickled
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.progress import progress
@@ -130,7 +131,7 @@ def open_megatron(
     maker = _Maker(config, files, accounts.tensors, expert_dtype, options)
     paths = (files.main, *(files.expert(moe, e) for moe, count in enumerate(_moe_counts(config)) for e in range(count)))
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
+    def tensors() -> Iterator[tuple[str, AnyTensor]]:
         if options.checks_sums:
             check_sums(files.main)
         for name in progress(wanted, "importing", total=len(wanted), unit="tensor"):
@@ -140,7 +141,7 @@ def open_megatron(
 
 
 class _Maker:
-    """Makes our parameters, one at a time, from the mapped tensors of the main file and from expert files."""
+    """Makes our parameters, one at a time, from the mapped tensors of the main file, and experts, one at a time, from theirs."""
 
     def __init__(
         self,
@@ -160,7 +161,7 @@ class _Maker:
         layers = [layer for layer, count in enumerate(config.expert_counts()) if count]
         self.moe_layer_of = {layer: number for number, layer in enumerate(layers)}
 
-    def make(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def make(self, name: str, shape: tuple[int, ...]) -> AnyTensor:
         if ".experts." in name:
             return self._stacked(name, shape)
         if _is_zeroed(name):
@@ -178,21 +179,24 @@ class _Maker:
             return tensor * 2
         return tensor.clone()
 
-    def _stacked(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def _stacked(self, name: str, shape: tuple[int, ...]) -> PartedTensor:
+        return PartedTensor(shape=shape, dtype=self.expert_dtype, parts=lambda: self._experts(name, shape))
+
+    def _experts(self, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        """Make a parameter expert by expert, each from its own file."""
         layer, part = int(name.split(".")[1]), name.rpartition(".")[2]
-        stacked = torch.zeros(shape, dtype=self.expert_dtype)
-        if part not in EXPERT_PARTS:
-            return stacked  # the last bias, which is never added
         scale = 2 if self.is_summed and part == "down_weight" else 1
         for expert in range(shape[0]):
-            path = self.files.expert(self.moe_layer_of[layer], expert)
-            if self.checks_sums and part == "up_weight":
-                check_sums(path)
-            for key, tensor in flattened(read_pickled(path), path):
-                found = expert_part(key)
-                if found is not None and found[2] == EXPERT_PARTS[part]:
-                    stacked[expert] = _served(tensor) * scale if scale != 1 else _served(tensor)
-        return stacked
+            made = torch.zeros(shape[1:], dtype=self.expert_dtype)
+            if part in EXPERT_PARTS:  # else the last bias, which is never added
+                path = self.files.expert(self.moe_layer_of[layer], expert)
+                if self.checks_sums and part == "up_weight":
+                    check_sums(path)
+                for key, tensor in flattened(read_pickled(path), path):
+                    found = expert_part(key)
+                    if found is not None and found[2] == EXPERT_PARTS[part]:
+                        made.copy_(_served(tensor) * scale if scale != 1 else _served(tensor))
+            yield made
 
 
 def _take_main(module: Mapping[str, Any], path: Path, accounts: _Accounts) -> None:

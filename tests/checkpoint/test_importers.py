@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor
 import adapt.checkpoint.store_writer
 from adapt.checkpoint.importers.contract import ForeignCheckpoint, ImportOptions, ResidualAxis, all_importers
 from adapt.checkpoint.megatron_import import UNUSED_EXPERT_BIAS, UNUSED_MIX, UNUSED_RESIDUAL_BIAS
+from adapt.checkpoint.parted import AnyTensor, PartedTensor
 from adapt.checkpoint.weights import load_model, save_model
 from adapt.model.activation import Gelu
 from adapt.model.gpt import GPT
@@ -98,6 +100,10 @@ def test_a_dense_model_takes_the_stated_defaults(tmp_path: Path) -> None:
     assert opened(write_pai(tmp_path / "without", case, weights, config)).config.experts == [0]
 
 
+def parts_of(tensor: AnyTensor) -> Iterable[Tensor]:
+    return tensor.parts() if isinstance(tensor, PartedTensor) else [tensor]
+
+
 @pytest.mark.parametrize("written", [[4], 4])
 def test_one_number_of_experts_is_for_all_layers(written: Any, tmp_path: Path) -> None:
     case = Foreign(experts=(4, 4))
@@ -129,7 +135,7 @@ def test_what_is_never_added_is_reported(tmp_path: Path) -> None:
     foreign = opened(write_pai(tmp_path, RESIDUAL, make_weights(RESIDUAL)))
     assert foreign.report.unused == {UNUSED_EXPERT_BIAS: 7, UNUSED_RESIDUAL_BIAS: 2}
     assert (foreign.report.missing, foreign.report.left_over) == (0, 0)
-    zeros = {name for name, tensor in foreign.tensors() if not tensor.any()}
+    zeros = {name for name, tensor in foreign.tensors() if not any(part.any() for part in parts_of(tensor))}
     assert {name.rpartition("mlp.")[2] for name in zeros} == {"experts.down_bias", "down.bias"}
 
 
@@ -186,7 +192,7 @@ def test_files_of_torchs_old_format_are_read_too(tmp_path: Path) -> None:
     close(logits_of(opened(place), tmp_path / "ours", ids_BT), reference_logits(DENSE, weights, ids_BT))
 
 
-def test_weights_are_made_one_parameter_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_made_one_parameter_or_expert_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     foreign = opened(write_pai(tmp_path / "theirs", PYRAMID, make_weights(PYRAMID)))
     monkeypatch.setattr(adapt.checkpoint.store_writer, "SHARD_BYTES", 1)
     place = tmp_path / "ours"
@@ -196,7 +202,9 @@ def test_weights_are_made_one_parameter_at_a_time(tmp_path: Path, monkeypatch: p
     def tensors() -> Any:
         for name, tensor in foreign.tensors():
             written_before.append(len(list(place.glob("*.safetensors"))))
-            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size(), name
+            assert isinstance(tensor, PartedTensor) == (".experts." in name)
+            for part in parts_of(tensor):
+                assert part.untyped_storage().nbytes() == part.numel() * part.element_size(), name
             yield name, tensor
 
     save_model(place, foreign.config, tensors(), None)

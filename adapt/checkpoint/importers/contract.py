@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from adapt.checkpoint.parted import AnyTensor
 from adapt.core.errors import ConfigError
 from adapt.core.registry import Registry, import_folder
 from adapt.model.gpt import GPTConfig
@@ -67,12 +66,12 @@ class ImportReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignCheckpoint:
-    """A foreign checkpoint whose names and shapes were checked; `tensors()` reads it parameter by parameter."""
+    """A foreign checkpoint whose names and shapes were checked; `tensors()` reads it parameter by parameter, experts one by one."""
 
     config: GPTConfig
     files: tuple[Path, ...]
     report: ImportReport
-    tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    tensors: Callable[[], Iterator[tuple[str, AnyTensor]]]
 
 
 # Opens a directory; `n_tokens` is the size of the tokenizer's vocabulary where one was given.

@@ -230,6 +230,7 @@ def test_a_wrong_call_is_one_line(arguments: list[str], words: str, capsys: pyte
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_moe_benchmark_writes_the_rows_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["moe", *SIZES, "device=cpu", f"out={tmp_path}/rows.json"]) == 0
     assert "bytes per value x (tokens x (2 x hidden + FFN) + weight gradients)" in capsys.readouterr().out
@@ -252,6 +253,7 @@ def test_the_moe_benchmark_writes_the_rows_it_promises(tmp_path: Path, capsys: p
         assert (row["fastest dropless peer"] in PEER_NAMES) == is_alone
 
 
+@pytest.mark.slow
 def test_the_step_benchmark_writes_the_rows_it_promises(tmp_path: Path) -> None:
     given = ["models=7m_moe4", "dtypes=bf16", "rows=1", "repeats=1", "loop_steps=2", "vocab=2400", "peak_tflops=1", "device=cpu"]
     assert main(["step", *given, f"out={tmp_path}/rows.json"]) == 0

@@ -31,13 +31,14 @@ SMALLEST = [
 ]
 # As `pipelines.run model=hf` walks them: the stages that make a base are left out.
 STAGES = "stages=[tokenizer,pretrain,pseudo_label,continue_pretrain,evaluate]"
+DENSE, SPARSE = "dense, tied, one shard", "sparse, untied, many shards"
 KINDS = {
-    "dense, tied, one shard": ("qwen3", {"tie_word_embeddings": True}),
-    "sparse, untied, many shards": ("olmoe", {"max_shard_size": "60KB"}),
+    DENSE: ("qwen3", {"tie_word_embeddings": True}),
+    SPARSE: ("olmoe", {"max_shard_size": "60KB"}),
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[pytest.param(DENSE, marks=pytest.mark.slow), SPARSE])
 def walked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     """Return the base, the run's directory and what a finished walk wrote."""
     family, changes = KINDS[request.param]

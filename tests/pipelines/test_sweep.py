@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from command_line import SMALLEST, run
 
 from adapt.core.artifacts import open_artifact
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_the_tokenizer_once_and_tracks_each_adaptation_once(tmp_path: Path) -> None:
     done = run(
         "run", "-m", *SMALLEST, "task=demo_reviews,demo_topics", "seed=1,2", "tracker=wandb", "engine.world_size=2",

@@ -75,9 +75,9 @@ def test_a_saved_model_comes_back_bit_for_bit(
     assert load_tokenizer(tmp_path, model.config).digest == tokenizer.digest
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_a_share_of_the_experts_comes_back_alone(checkpoint: Path, sparse_model: GPT, index: int) -> None:
-    share = ExpertShare(index=index, of=2)
+@pytest.mark.parametrize(("index", "of"), [(0, 2), (1, 2), (0, 4), (3, 4)])
+def test_a_share_of_the_experts_comes_back_alone(checkpoint: Path, sparse_model: GPT, index: int, of: int) -> None:
+    share = ExpertShare(index=index, of=of)
     loaded = dict(load_model(checkpoint, share=share).named_parameters())
     for name, whole in sparse_model.named_parameters():
         assert torch.equal(loaded[name], own_part(name, whole, share)), name

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from adapt.core.spans import LabelForm
 from adapt.core.typed import to_plain
 from pipelines.scores import Scored
 from pseudo_label.accuracy import accuracy_of
 from pseudo_label.criteria.contract import Criterion, get_criterion
 from pseudo_label.decision import Method, fit_decision
 from pseudo_label.labelling import ScoringConfig, predictions
-from pseudo_label.prompts import label_stands_first
 from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.zero_shot import PassScores, keys_from
 
@@ -21,10 +19,8 @@ CRITERIA_FILE = "criteria.json"
 
 
 def criteria_pairs(task: TaskConfig, names: Sequence[str]) -> list[tuple[str, Criterion]]:
-    """Return (reference prompt, criterion), without masked labels where the label stands before its text."""
-    found = [get_criterion(name) for name in names]
-    is_first = label_stands_first(task, task.reference)
-    return [(task.reference, criterion) for criterion in found if not (is_first and criterion.form is LabelForm.MLM)]
+    """Return (reference prompt, criterion)."""
+    return [(task.reference, get_criterion(name)) for name in names]
 
 
 def pooled(splits: Sequence[tuple[list[TaskRow], Scored]]) -> tuple[list[TaskRow], list[PassScores]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from adapt.core.errors import ConfigError
-from adapt.core.spans import LabelForm, LabelLoss, Reading, Span, SpannedText, read_for_training, read_with_targets
+from adapt.core.spans import LabelForm, LabelLoss, Reading, Span, SpannedText, read_with_targets, readings_for_training
 from adapt.text.contract import TextTokenizer
 from pseudo_label.prompts import Prompt
 from pseudo_label.store import PseudoLabel
@@ -59,8 +59,9 @@ def training_rows(
         row = by_line[label.line]
         if label.is_selected or label.is_held_out:
             readings = [
-                replace(read_for_training(prompt.labelled(row, name), loss, tokenizer.mask_id), weight=weight)
+                replace(reading, weight=weight)
                 for name, weight in _weighted_labels(label, labels_of(row, task), config.soft_labels)
+                for reading in readings_for_training(prompt.labelled(row, name), loss, prompt.is_label_first, tokenizer.mask_id)
             ]
             (held_out if label.is_held_out else training).append(readings)
         elif config.reads_unselected:
@@ -72,8 +73,6 @@ def _refuse_unreadable(prompt: Prompt, loss: LabelLoss, config: ReadingConfig) -
     where = f"task '{prompt.task.name}': prompt '{prompt.name}'"
     if loss is LabelLoss.CHANNEL and not prompt.is_label_first:
         raise ConfigError(f"{where} has its label behind a text; objective.pseudo_label=channel needs one with its label first")
-    if loss in (LabelLoss.MLM, LabelLoss.BOTH) and prompt.is_label_first:
-        raise ConfigError(f"{where} has its label first; use objective.pseudo_label=clm or channel")
     if config.reads_unselected and prompt.is_label_first:
         raise ConfigError(
             f"{where} has its label first, so a row without a label cannot be read with it; "

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapt.core.errors import ConfigError, DataError
-from adapt.core.spans import LabelForm, Reading, Span, SpannedText, join_parts, read_with_targets
+from adapt.core.spans import LabelForm, Reading, Span, SpannedText, join_parts, read_bidirectionally, read_with_targets
 from adapt.text.contract import TextTokenizer
 from pseudo_label.criteria.contract import get_criterion
 from pseudo_label.tasks import TaskConfig, TaskRow
@@ -78,15 +78,12 @@ class Prompt:
     def readings(self, row: TaskRow, form: LabelForm, *, with_groups: bool = False) -> list[Reading]:
         """Render every candidate of a row: its labels in the task's order, then its tree's groups, then the synonyms.
 
+        A masked label before its text, which would see nothing under causal attention, is read bidirectionally.
+
         Raises:
             DataError: the row does not fit into the context even with its shortenable fields empty.
-            ConfigError: a masked label before its text, which would see nothing under causal attention.
+            ConfigError: a masked label without a mask token.
         """
-        if form is LabelForm.MLM and self.is_label_first:
-            raise ConfigError(
-                f"task '{self.task.name}', prompt '{self.name}': a masked label before its text sees nothing under causal "
-                "attention; use objective.pseudo_label=clm and another criterion than masked_lm, or put the label after the text"
-            )
         if row.candidates is not None:
             candidates = [self._encode_label(word) for word in row.candidates]
         else:
@@ -94,7 +91,10 @@ class Prompt:
             if with_groups:
                 candidates = candidates + list(self._group_ids.values())
             candidates = candidates + self._synonym_ids
-        return [read_with_targets(text, form, self._tokenizer.mask_id) for text in self._render(row, candidates)]
+        texts = self._render(row, candidates)
+        if form is LabelForm.MLM and self.is_label_first:
+            return [read_bidirectionally(text, self._tokenizer.mask_id) for text in texts]
+        return [read_with_targets(text, form, self._tokenizer.mask_id) for text in texts]
 
     def labelled(self, row: TaskRow, label: str) -> SpannedText:
         """Render a row with one label, cut exactly as it is for scoring."""

@@ -74,7 +74,8 @@ class Reading:
     """A model input with at most one target per position; `kinds_T` is the kind of the target (CONTEXT where none).
 
     The last `branch_length` inputs are a second branch: they go on from the first `fork` inputs and see nothing of the others.
-    `weight` is how much each of its targets counts, in a loss's sum and count alike.
+    Where the reading `is_bidirectional`, every position sees all of it. `weight` is how much each of its targets counts, in a
+    loss's sum and count alike.
     """
 
     inputs_T: IntArray
@@ -83,6 +84,7 @@ class Reading:
     domain: int = 0
     fork: int = 0
     branch_length: int = 0
+    is_bidirectional: bool = False
     weight: float = 1.0
 
     def positions(self) -> IntArray:
@@ -124,6 +126,46 @@ def read_with_targets(text: SpannedText, form: LabelForm, mask_id: int | None = 
     targets[is_label] = ids[is_label]
     target_kinds[is_label] = int(Span.LABEL)
     return Reading(inputs_T=inputs, targets_T=targets, kinds_T=target_kinds, domain=text.domain)
+
+
+def read_bidirectionally(text: SpannedText, mask_id: int | None) -> Reading:
+    """Read a text whose label stands first: the label's masks see what comes after them, and they alone predict.
+
+    A next-token prediction would be copying here: its target is in sight.
+
+    Raises:
+        ConfigError: there is no mask token.
+    """
+    reading = read_with_targets(text, LabelForm.MLM, mask_id)
+    is_label = text.kinds_T == int(Span.LABEL)
+    return replace(
+        reading,
+        targets_T=np.where(is_label, reading.targets_T, NO_TARGET),
+        kinds_T=np.where(is_label, reading.kinds_T, int(Span.CONTEXT)),
+        is_bidirectional=True,
+    )
+
+
+def readings_for_training(text: SpannedText, loss: LabelLoss, is_label_first: bool, mask_id: int | None = None) -> list[Reading]:
+    """Return what a labelled text is trained on; a label that is masked and stands first takes a second, bidirectional reading.
+
+    The first one then teaches the rest of the text: behind the masks (`mlm`), or behind the label (`both`).
+
+    Raises:
+        ConfigError: masked labels without a mask token.
+    """
+    if not is_label_first or loss not in (LabelLoss.MLM, LabelLoss.BOTH):
+        return [read_for_training(text, loss, mask_id)]
+    causal = read_with_targets(text, LabelForm.CLM if loss is LabelLoss.BOTH else LabelForm.MLM, mask_id)
+    if loss is LabelLoss.MLM:
+        # A mask at a text's start sees nothing: its label is the second reading's.
+        predicts_label = causal.kinds_T == int(Span.LABEL)
+        causal = replace(
+            causal,
+            targets_T=np.where(predicts_label, NO_TARGET, causal.targets_T),
+            kinds_T=np.where(predicts_label, int(Span.CONTEXT), causal.kinds_T),
+        )
+    return [causal, read_bidirectionally(text, mask_id)]
 
 
 def read_for_training(text: SpannedText, loss: LabelLoss, mask_id: int | None = None) -> Reading:

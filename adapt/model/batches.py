@@ -74,7 +74,7 @@ def collate(rows: Sequence[Row], pad_multiple: int = 1, step: int | None = None,
         positions_BT=torch.from_numpy(positions),
         documents_BT=torch.from_numpy(documents),
         domains_BT=torch.from_numpy(domains),
-        mask_BSW=_branch_mask(rows, documents),
+        mask_BSW=_own_mask(rows, documents),
         is_packed=any(len(row) > 1 for row in rows),
         step=step,
         row_keys_B=None if row_keys is None else torch.tensor([*row_keys] or [0]),
@@ -87,9 +87,9 @@ def collate(rows: Sequence[Row], pad_multiple: int = 1, step: int | None = None,
     )
 
 
-def _branch_mask(rows: Sequence[Row], documents_BT: IntArray) -> Tensor | None:
-    """Return what each position attends to [B, T, T] where a reading has a second branch; None where none has."""
-    if not any(reading.branch_length for row in rows for reading in row):
+def _own_mask(rows: Sequence[Row], documents_BT: IntArray) -> Tensor | None:
+    """Return what each position attends to [B, T, T] where a reading has a second branch or sees all of itself, else None."""
+    if not any(reading.branch_length or reading.is_bidirectional for row in rows for reading in row):
         return None
     mask_BTT = np.tril(documents_BT[:, :, None] == documents_BT[:, None, :])
     for index, row in enumerate(rows):
@@ -98,5 +98,7 @@ def _branch_mask(rows: Sequence[Row], documents_BT: IntArray) -> Tensor | None:
             end = start + len(reading)
             branch = end - reading.branch_length
             mask_BTT[index, branch:end, start + reading.fork : branch] = False
+            if reading.is_bidirectional:
+                mask_BTT[index, start:end, start:end] = True
             start = end
     return torch.from_numpy(mask_BTT)

@@ -55,10 +55,12 @@ class ScorerConfig:
 
 
 def best_layout(tree: PrefixTree, layout: Layout, hidden_size: int) -> Layout:
-    """Return `packed` or `rows`, whichever costs less, unless a layout is asked for.
+    """Return `packed` or `rows`, whichever costs less, unless a layout is asked for; readings that see all of themselves take rows.
 
     Cost is counted in tokens; an attended position costs a fixed share of a token, by hidden size.
     """
+    if tree.is_bidirectional:
+        return Layout.ROWS
     if layout is not Layout.AUTO:
         return layout
     positions_per_token = _POSITIONS_PER_HIDDEN_UNIT * hidden_size

@@ -6,6 +6,9 @@ A node is an input token at a depth; two candidates share it when their inputs a
 asks, at a node, for the log-probability of a target token: next-token targets and in-place masked targets are the same thing
 here, so one tree serves label-last and label-first prompts, tails after the label, blanks in the text, and both label forms.
 The leading chain that all candidates share is the trunk; the rest is the tail.
+
+Readings that see all of themselves share nothing but what is equal as a whole: masked labels of equally many tokens. There is no
+trunk then, and every node sees every other.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ class PrefixTree:
     lengths_C: IntArray  # of candidates up to their last query
     trunk: int
     domain: int
+    is_bidirectional: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens_n)
@@ -43,6 +47,8 @@ class PrefixTree:
         """Return a boolean [S, S] array over the nodes from `start` (at most the trunk) on: which descends from, or is, which."""
         depths_S = self.depths_n[start:]
         size = len(depths_S)
+        if self.is_bidirectional:
+            return np.ones((size, size), dtype=bool)
         place_S = np.arange(size)
         # In depth-first order a node's descendants follow it up to the next node that is not deeper.
         ends_S = np.full(size, size)
@@ -57,12 +63,18 @@ class PrefixTree:
 def build_tree(readings: Sequence[Reading], kinds: frozenset[Span]) -> PrefixTree:
     """Merge the candidates of one example into a tree, with a query for every target of a wanted kind.
 
-    A candidate ends at its last query: tokens after it (a label's last one, mostly) are asked for nothing and seen by nobody.
+    A candidate ends at its last query: tokens after it (a label's last one, mostly) are asked for nothing and, unless it is read
+    bidirectionally, seen by nobody.
     """
+    is_bidirectional = readings[0].is_bidirectional
     targets_CL = _stacked([reading.targets_T for reading in readings], NO_TARGET)
     kinds_CL = _stacked([reading.kinds_T for reading in readings], int(Span.CONTEXT))
     is_asked_CL = (targets_CL != NO_TARGET) & np.isin(kinds_CL, [int(kind) for kind in kinds])
-    lengths_C = np.maximum((is_asked_CL * np.arange(1, targets_CL.shape[1] + 1)).max(axis=1), 1)
+    lengths_C = (
+        np.asarray([len(reading) for reading in readings])
+        if is_bidirectional
+        else np.maximum((is_asked_CL * np.arange(1, targets_CL.shape[1] + 1)).max(axis=1), 1)
+    )
     inputs_CL = _stacked([reading.inputs_T[:length] for reading, length in zip(readings, lengths_C, strict=True)], -1)
     order = np.lexsort(inputs_CL.T[::-1])
     sorted_CL = inputs_CL[order]
@@ -87,8 +99,9 @@ def build_tree(readings: Sequence[Reading], kinds: frozenset[Span]) -> PrefixTre
         query_kinds_Q=kinds_CL[asked],
         lengths_C=lengths_C,
         # All of it, where each candidate is a beginning of the longest.
-        trunk=len(depths_n) if len(depths_n) == lengths_C.max() else int(shared_C[1:].min()),
+        trunk=0 if is_bidirectional else len(depths_n) if len(depths_n) == lengths_C.max() else int(shared_C[1:].min()),
         domain=readings[0].domain,
+        is_bidirectional=is_bidirectional,
     )
 
 

@@ -144,8 +144,13 @@ class TreeScorer:
         if layout is not Layout.ROWS:
             return [_Job(tree=tree, example=example, candidates=np.arange(len(readings)), layout=layout)]
         return [
-            _Job(tree=build_tree([reading], kinds), example=example, candidates=np.asarray([place]), layout=Layout.PACKED)
-            for place, reading in enumerate(readings)
+            _Job(
+                tree=build_tree([readings[place] for place in places], kinds),
+                example=example,
+                candidates=np.asarray(places),
+                layout=Layout.PACKED,
+            )
+            for places in _rows_of(readings)
         ]
 
     def _batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
@@ -233,6 +238,16 @@ class TreeScorer:
             log_probs[inside] = picked.double().cpu().numpy()
         ends = np.cumsum([len(cell) for cell in cells])
         return [_sum_by_candidate(tree, part) for tree, part in zip(trees, np.split(log_probs, ends[:-1]), strict=True)]
+
+
+def _rows_of(readings: Sequence[Reading]) -> list[list[int]]:
+    """Return the candidates of each row: one, or all whose equal inputs see all of themselves."""
+    if not readings[0].is_bidirectional:
+        return [[place] for place in range(len(readings))]
+    rows: dict[bytes, list[int]] = {}
+    for place, reading in enumerate(readings):
+        rows.setdefault(reading.inputs_T.tobytes(), []).append(place)
+    return list(rows.values())
 
 
 def _sum_by_candidate(tree: PrefixTree, log_probs_Q: np.ndarray) -> FloatArray:

@@ -68,7 +68,7 @@ class Naive:
     model: GPT
     tokenizer: Tokenizer
     _spoken: dict[object, Spoken] = field(default_factory=dict)
-    _last: tuple[list[int], torch.Tensor] | None = None
+    _last: tuple[tuple[list[int], bool], torch.Tensor] | None = None
 
     @cached_property
     def groups(self) -> list[str]:
@@ -108,8 +108,12 @@ class Naive:
         key = (prompt, tuple(row.texts.values()), word, behind_masks)
         if key not in self._spoken:
             ids, kinds = self.filled_in(prompt, row, word)
-            self._spoken[key] = Spoken(word, self._read_off(ids, kinds, behind_masks))
+            self._spoken[key] = Spoken(word, self._read_off(ids, kinds, behind_masks, self.is_label_first(prompt)))
         return self._spoken[key]
+
+    def is_label_first(self, prompt: str) -> bool:
+        before, label, _ = self.task.prompts[prompt].template.partition("{label}")
+        return bool(label) and "{" not in before
 
     def filled_in(self, prompt: str, row: TaskRow, word: str) -> tuple[list[int], Kinds]:
         """Return a prompt's token ids and their kinds; every piece is encoded by itself, after a document start."""
@@ -133,28 +137,30 @@ class Naive:
             kinds += [kind] * len(tokens)
         return ids, kinds
 
-    def _read_off(self, ids: list[int], kinds: Kinds, behind_masks: bool) -> list[tuple[str, float]]:
+    def _read_off(self, ids: list[int], kinds: Kinds, behind_masks: bool, is_label_first: bool) -> list[tuple[str, float]]:
         """Return (kind, log-probability) of each token that is predicted.
 
         Behind masks, a mask predicts its own token; so the token before it predicts nothing, and what follows it is not predicted.
+        Masks before the text see all of it, and nothing else is predicted there.
         """
         if not behind_masks:
             log_probs = self._forward(ids)
             return [(kinds[i], float(log_probs[i - 1, ids[i]])) for i in range(1, len(ids))]
         mask_id = self.tokenizer.mask_id
         assert mask_id is not None
-        log_probs = self._forward([mask_id if kind == "label" else token for token, kind in zip(ids, kinds, strict=True)])
+        shown = [mask_id if kind == "label" else token for token, kind in zip(ids, kinds, strict=True)]
+        log_probs = self._forward(shown, sees_all=is_label_first)
         found = []
         for i in range(1, len(ids)):
             if kinds[i] == "label":
                 found.append(("label", float(log_probs[i, ids[i]])))
-            elif kinds[i - 1] != "label":
+            elif kinds[i - 1] != "label" and not is_label_first:
                 found.append((kinds[i], float(log_probs[i - 1, ids[i]])))
         return found
 
     @torch.inference_mode()
-    def _forward(self, ids: list[int]) -> torch.Tensor:
-        if self._last is None or self._last[0] != ids:  # masked labels of one length are the same input
+    def _forward(self, ids: list[int], *, sees_all: bool = False) -> torch.Tensor:
+        if self._last is None or self._last[0] != (ids, sees_all):  # masked labels of one length are the same input
             assert len(ids) <= self.model.context_length, "the naive reference cuts nothing"
             ids_BT = torch.tensor([ids])
             inputs = ModelInputs(
@@ -163,8 +169,9 @@ class Naive:
                 documents_BT=torch.ones_like(ids_BT),
                 domains_BT=torch.zeros_like(ids_BT),
                 is_packed=False,
+                mask_BSW=torch.ones(1, len(ids), len(ids), dtype=torch.bool) if sees_all else None,
             )
-            self._last = (ids, self.model.logits(self.model(inputs).hidden_BTH[0]).log_softmax(-1))
+            self._last = ((ids, sees_all), self.model.logits(self.model(inputs).hidden_BTH[0]).log_softmax(-1))
         return self._last[1]
 
 

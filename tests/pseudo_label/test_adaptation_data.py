@@ -11,7 +11,7 @@ import torch
 from tiny_models import DEMO, tiny_config
 
 from adapt.core.errors import ConfigError
-from adapt.core.spans import LabelLoss, Span
+from adapt.core.spans import NO_TARGET, LabelLoss, Span
 from adapt.model.batches import collate
 from adapt.model.gpt import GPT, materialize
 from adapt.objective import BalanceConfig, ObjectiveConfig, PartWeights, contribution, part_counts
@@ -39,12 +39,15 @@ def label_of(line: int, label: str, *, is_selected: bool = True, is_held_out: bo
     return PseudoLabel(line=line, label=label, is_selected=is_selected, is_held_out=is_held_out, **sure)
 
 
-@pytest.mark.parametrize("loss", list(LabelLoss))
-def test_a_model_trained_on_given_labels_answers_with_them(tokenizer: Tokenizer, loss: LabelLoss) -> None:
+@pytest.mark.parametrize(
+    ("loss", "prompt"),
+    [(loss, "label_first" if loss is LabelLoss.CHANNEL else "reference") for loss in LabelLoss] + [(LabelLoss.MLM, "label_first")],
+)
+def test_a_model_trained_on_given_labels_answers_with_them(tokenizer: Tokenizer, loss: LabelLoss, prompt: str) -> None:
     task = load_task("demo_topics", [conf_dir() / "task"])
     rows, labels = given(task, 24)
     model = materialize(GPT(tiny_config(init_std=0.05)), seed=0)
-    reading = ReadingConfig(prompt="label_first" if loss is LabelLoss.CHANNEL else "reference")
+    reading = ReadingConfig(prompt=prompt)
     batch = collate(training_rows(task, rows, labels, tokenizer, model.context_length, loss, reading)[0])
     counts = part_counts(model, batch)
     even = [torch.full((n,), 1.0 / n) for n in model.expert_counts]
@@ -56,10 +59,10 @@ def test_a_model_trained_on_given_labels_answers_with_them(tokenizer: Tokenizer,
         optimizer.zero_grad()
         contribution(model, batch, counts, even, objective, 1).loss.backward()
         optimizer.step()
-    asked = replace(task, reference=reading.prompt or task.reference)
-    scorer = TaskScorer(
-        asked, ScoringConfig(form=loss.form, prompts=[reading.prompt]), TreeScorer(model.eval(), ScorerConfig()), tokenizer
-    )
+    asked = replace(task, reference=prompt)
+    if loss is LabelLoss.MLM:
+        asked = replace(asked, prompts={prompt: replace(task.prompts[prompt], criterion="masked_lm")})
+    scorer = TaskScorer(asked, ScoringConfig(form=loss.form, prompts=[prompt]), TreeScorer(model.eval(), ScorerConfig()), tokenizer)
     answers = predictions(scorer.scores(rows, scorer.fit(Method.RAW, [], coarse_to_fine=None)), rows, asked)
     assert sum(a == r.label for a, r in zip(answers, rows, strict=True)) >= 23
 
@@ -74,14 +77,20 @@ def test_held_out_and_unselected_rows_are_not_trained_on(tokenizer: Tokenizer) -
     assert all((reading.kinds_T == int(Span.LABEL)).any() for (reading,) in [*training, *held_out])
 
 
-def test_masked_labels_want_their_text_first(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("loss", [LabelLoss.MLM, LabelLoss.BOTH])
+def test_a_masked_label_before_its_text_takes_a_bidirectional_reading(tokenizer: Tokenizer, loss: LabelLoss) -> None:
     task = load_task("demo_reviews", [conf_dir() / "task"])
-    first = TaskConfig(
-        name=task.name, fields=task.fields, label_words=task.label_words, prompts=task.prompts, reference="label_first"
-    )
     rows, labels = given(task, 2)
-    with pytest.raises(ConfigError, match="label first"):
-        training_rows(first, rows, labels, tokenizer, 96, LabelLoss.MLM, ReadingConfig())
+    training, _ = training_rows(task, rows, labels, tokenizer, 96, loss, ReadingConfig(prompt="label_first"))
+    for causal, bidirectional in training:
+        is_label = (causal.kinds_T == int(Span.LABEL)) & (causal.targets_T != NO_TARGET)
+        assert is_label.any() == (loss is LabelLoss.BOTH)
+        assert (causal.inputs_T == tokenizer.mask_id).any() == (loss is LabelLoss.MLM)
+        assert (causal.targets_T != NO_TARGET).sum() > is_label.sum(), "the text is learnt from the causal reading"
+        assert bidirectional.is_bidirectional and not causal.is_bidirectional
+        predicts = bidirectional.targets_T != NO_TARGET
+        assert (bidirectional.kinds_T[predicts] == int(Span.LABEL)).all() and predicts.any()
+        assert (bidirectional.inputs_T[predicts] == tokenizer.mask_id).all()
 
 
 def test_unselected_rows_are_read_for_their_text_alone(tokenizer: Tokenizer) -> None:

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from naive_scoring import ALWAYS_MASKED, FORMULAS, NEVER_MASKED, Naive, naive_prior_biases, naive_softmax
+from naive_scoring import FORMULAS, Naive, naive_prior_biases, naive_softmax
 from tiny_models import ROOT, tiny_config
 
-from adapt.core.errors import ConfigError
 from adapt.core.spans import LabelForm
 from adapt.model.gpt import GPT, materialize
 from adapt.scoring.layout import Layout, ScorerConfig
@@ -24,7 +23,7 @@ from pseudo_label.coarse_to_fine import CoarseToFine
 from pseudo_label.criteria.contract import CRITERIA, get_criterion
 from pseudo_label.decision import Method
 from pseudo_label.labelling import ScoringConfig, TaskScorer, content_free_rows, predictions
-from pseudo_label.prompts import Prompt, label_stands_first
+from pseudo_label.prompts import Prompt
 from pseudo_label.tasks import PromptConfig, TaskConfig, TaskRow, load_task, row_from
 from pseudo_label.zero_shot import PromptKeys, keys_from, passes_for, score_pass
 
@@ -81,25 +80,16 @@ def shipped(name: str) -> tuple[TaskConfig, list[TaskRow]]:
     return task, [row_from(record, task, "made up", line) for line, record in enumerate(RECORDS[name], start=1)]
 
 
-def wanted_of(task: TaskConfig, form: LabelForm) -> list[tuple[str, str]]:
-    """Return every (prompt, criterion) that can be scored: a label before its text is never masked."""
-    return [
-        (prompt, name)
-        for prompt in task.prompts
-        for name in FORMULAS
-        if not (label_stands_first(task, prompt) and is_masked(name, form))
-    ]
-
-
-def is_masked(criterion: str, form: LabelForm) -> bool:
-    return criterion in ALWAYS_MASKED or (form is LabelForm.MLM and criterion not in NEVER_MASKED)
+def wanted_of(task: TaskConfig) -> list[tuple[str, str]]:
+    """Return every (prompt, criterion)."""
+    return [(prompt, name) for prompt in task.prompts for name in FORMULAS]
 
 
 def library_keys(
     model: GPT, tokenizer: Tokenizer, task: TaskConfig, rows: list[TaskRow], form: LabelForm, config: ScorerConfig
 ) -> list[PromptKeys]:
     """Return the keys of all prompts under all criteria, from one pass over the rows for each prompt and form."""
-    pairs = [(prompt, get_criterion(name)) for prompt, name in wanted_of(task, form)]
+    pairs = [(prompt, get_criterion(name)) for prompt, name in wanted_of(task)]
     passes = passes_for(pairs, form, with_groups=task.label_tree is not None)
     assert len({what.name for what in passes}) == len(passes) <= 2 * len(task.prompts)
     scorer = TreeScorer(model, config)
@@ -145,18 +135,9 @@ def test_every_criterion_of_every_prompt_is_that_of_one_full_pass_per_candidate(
         batchings = BATCHINGS.values() if form is LabelForm.CLM else list(BATCHINGS.values())[:2]
         for config in batchings:
             found = library_keys(model, tokenizer, task, rows, form, config)
-            assert [(k.prompt, k.criterion) for k in found] == wanted_of(task, form)
+            assert [(k.prompt, k.criterion) for k in found] == wanted_of(task)
             for keys in found:
                 assert_keys(keys, rows, naive, form)
-
-
-@pytest.mark.parametrize("name", ["eprstmt", "tnews", "csldcp", "iflytek"])
-def test_a_label_before_its_text_cannot_be_masked(model: GPT, tokenizer: Tokenizer, name: str) -> None:
-    task, rows = shipped(name)
-    first = next(prompt for prompt in task.prompts if label_stands_first(task, prompt))
-    scoring = ScoringConfig(prompts=[first], criterion="masked_lm")
-    with pytest.raises(ConfigError, match="masked label before its text"):
-        TaskScorer(task, scoring, TreeScorer(model, ScorerConfig()), tokenizer).keys(rows, [first])
 
 
 @pytest.mark.parametrize("name", list(RECORDS))

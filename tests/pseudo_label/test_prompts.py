@@ -10,7 +10,16 @@ import pytest
 from tiny_models import ROOT
 
 from adapt.core.errors import ConfigError, DataError
-from adapt.core.spans import LabelForm, Reading, Span, SpannedText, read_with_targets
+from adapt.core.spans import (
+    NO_TARGET,
+    LabelForm,
+    LabelLoss,
+    Reading,
+    Span,
+    SpannedText,
+    read_with_targets,
+    readings_for_training,
+)
 from adapt.text.tokenizer import Tokenizer
 from pseudo_label.prompts import Prompt, parse_template
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow, labels_of, load_task
@@ -199,15 +208,18 @@ def test_equal_and_empty_label_words_are_refused(tokenizer: Tokenizer, word: str
 @pytest.mark.parametrize(
     ("template", "is_first"), [("{label}：{one}", True), ("题{label}{one}", True), ("{one}{label}{two}", False)]
 )
-def test_a_masked_label_before_its_text_is_refused(tokenizer: Tokenizer, template: str, is_first: bool) -> None:
+def test_a_masked_label_before_its_text_is_read_bidirectionally(tokenizer: Tokenizer, template: str, is_first: bool) -> None:
     prompt = make(task_with(template), tokenizer)
     assert prompt.is_label_first == is_first
-    assert len(prompt.readings(row_of(), LabelForm.CLM)) == len(WORDS)
-    if is_first:
-        with pytest.raises(ConfigError, match="a masked label before its text sees nothing"):
-            prompt.readings(row_of(), LabelForm.MLM)
-    else:
-        assert len(prompt.readings(row_of(), LabelForm.MLM)) == len(WORDS)
+    assert not any(reading.is_bidirectional for reading in prompt.readings(row_of(), LabelForm.CLM))
+    readings = prompt.readings(row_of(), LabelForm.MLM)
+    assert len(readings) == len(WORDS)
+    assert all(reading.is_bidirectional == is_first for reading in readings)
+    for reading, word in zip(readings, WORDS.values(), strict=True):
+        is_mask = reading.inputs_T == tokenizer.mask_id
+        assert tokenizer.decode(reading.targets_T[is_mask].tolist()) == word
+        if is_first:
+            assert (reading.targets_T[~is_mask] == NO_TARGET).all(), "next-token targets would be in sight"
 
 
 def test_a_cloze_may_be_masked(tokenizer: Tokenizer) -> None:
@@ -324,14 +336,17 @@ def test_shipped_prompts_train_on_the_very_reading_that_they_score(tokenizer: To
     row = TaskRow(id=1, texts=texts, label=None, candidates=candidates, line=3)
     for prompt in (Prompt(task, prompt, tokenizer, context) for prompt in task.prompts):
         for form in LabelForm:
-            if form is LabelForm.MLM and prompt.is_label_first:
-                continue
+            is_bidirectional = form is LabelForm.MLM and prompt.is_label_first
             names = labels_of(row, task)
             for with_groups in (False, True):
                 readings = prompt.readings(row, form, with_groups=with_groups)
                 assert max(len(reading) for reading in readings) <= context
                 for label, scored in list(zip(names, readings, strict=False))[::7]:
-                    assert equal(read_with_targets(prompt.labelled(row, label), form, tokenizer.mask_id), scored)
+                    loss = LabelLoss.MLM if form is LabelForm.MLM else LabelLoss.CLM
+                    trained = readings_for_training(prompt.labelled(row, label), loss, prompt.is_label_first, tokenizer.mask_id)
+                    assert len(trained) == 1 + is_bidirectional
+                    assert equal(trained[-1], scored)
+                    assert trained[-1].is_bidirectional == scored.is_bidirectional == is_bidirectional
                 n_others = with_groups * len(task.label_tree or {}) + len(task.synonyms_of(prompt.name))
                 assert len(readings) == len(names) + n_others
 

@@ -11,16 +11,16 @@ from tiny_models import tiny_config
 
 from adapt.core.errors import DataError
 from adapt.core.scorer import FloatArray
-from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span, join_parts, read_with_targets
+from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span, join_parts, read_bidirectionally, read_with_targets
 from adapt.model.gpt import GPT, materialize
-from adapt.model.inputs import ModelInputs
+from adapt.model.inputs import ModelInputs, ModelOutput
 from adapt.scoring.layout import Layout, ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 
 SMALL, MASK, BOS = 60, 59, 2
 EVERY = frozenset(Span)
 LABELS = ([11], [12, 13], [12, 14, 15], [16], [12])
-LAYOUTS = ("label last", "tail after the label", "label first", "cloze in the middle")
+LAYOUTS = ("label last", "tail after the label", "label first", "cloze in the middle", "masks see what follows")
 
 
 @pytest.fixture(scope="module", params=["dense", "sparse"])
@@ -42,8 +42,12 @@ def example(layout: str, form: LabelForm, seed: int = 0, labels: Sequence[list[i
             "tail after the label": [start, (context, Span.CONTEXT), (label, Span.LABEL), (tail, Span.PROMPT)],
             "label first": [start, (label, Span.LABEL), (prompt, Span.PROMPT), (context, Span.CONTEXT)],
             "cloze in the middle": [start, (context, Span.CONTEXT), (label, Span.LABEL), (context[::-1], Span.CONTEXT)],
+            "masks see what follows": [start, (label, Span.LABEL), (context, Span.CONTEXT)],
         }[layout]
-        found.append(read_with_targets(join_parts(parts), form, MASK))
+        if layout == "masks see what follows" and form is LabelForm.MLM:
+            found.append(read_bidirectionally(join_parts(parts), MASK))
+        else:
+            found.append(read_with_targets(join_parts(parts), form, MASK))
     return found
 
 
@@ -67,6 +71,7 @@ def one_at_a_time(model: GPT, candidates: Sequence[Reading], kinds: frozenset[Sp
             documents_BT=torch.ones_like(ids_BT),
             domains_BT=torch.zeros_like(ids_BT),
             is_packed=False,
+            mask_BSW=torch.ones(1, len(reading), len(reading), dtype=torch.bool) if reading.is_bidirectional else None,
         )
         log_probs_TV = model.logits(model(inputs).hidden_BTH[0]).log_softmax(-1)
         for place in range(len(reading)):
@@ -95,6 +100,23 @@ def test_a_score_equals_a_full_forward_pass_of_its_candidate(model: GPT, layout:
     found = scored(model, given)
     assert_equal(found, [one_at_a_time(model, candidates) for candidates in given])
     assert all(bool((scores <= 0).all()) and bool((scores[:, int(Span.LABEL)] < 0).all()) for scores in found)
+
+
+def test_masked_labels_of_equal_length_that_see_what_follows_share_a_row(model: GPT) -> None:
+    taken: list[int] = []
+
+    class Counting:
+        context_length, hidden_size = model.context_length, model.hidden_size
+        logits = staticmethod(model.logits)
+
+        def __call__(self, inputs: ModelInputs) -> ModelOutput:
+            taken.append(len(inputs.ids_BT))
+            return model(inputs)
+
+    candidates = example("masks see what follows", LabelForm.MLM)
+    found = scored(Counting(), [candidates])  # type: ignore[arg-type]
+    assert sum(taken) == len({len(label) for label in LABELS})
+    assert_equal(found, [one_at_a_time(model, candidates)])
 
 
 @pytest.mark.parametrize(

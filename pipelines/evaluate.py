@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,15 @@ from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey, is_artifact, 
 from adapt.core.errors import DataError
 from adapt.core.typed import to_plain
 from pipelines.criteria_table import CRITERIA_FILE, compare_criteria, criteria_pairs, pooled
-from pipelines.pseudo_label import chosen_prompts, coarse_of
-from pipelines.rows import LABELLED_SPLITS, adaptation_rows, existing, is_labelled
-from pipelines.scores import Scored, content_free_keys, scores_of
+from pipelines.other_tasks import OTHER_TASKS_FILE, other_tasks, say_other_task
+from pipelines.rows import LABELLED_SPLITS, existing, is_labelled
+from pipelines.scores import Scored, scores_of
 from pipelines.stage import Plan, Walk, plain_settings
+from pipelines.subject import Subject, prompts_of, subject_of
 from pseudo_label.accuracy import accuracy_of, balance_of
 from pseudo_label.coarse_to_fine import step_losses
-from pseudo_label.decision import Decision, Method, fit_decision
-from pseudo_label.labelling import ScoringConfig, predictions
+from pseudo_label.decision import Method
+from pseudo_label.labelling import predictions
 from pseudo_label.submission import submission_name, write_submission
 from pseudo_label.tasks import TaskConfig, TaskRow, read_split, split_path
 from pseudo_label.zero_shot import PromptKeys, passes_for
@@ -34,17 +34,6 @@ COARSE_FILE = "coarse_to_fine.json"
 ANSWERS_FILE = "answers.json"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A model under evaluation: `base` or `adapted`, its artifact, and how its scores are decided on."""
-
-    name: str
-    model: Artifact
-    scoring: ScoringConfig
-    decisions: Mapping[Method, Decision]
-    fitted_on: Scored
-
-
 def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     """Evaluate the base, and the adapted model where the run has one."""
     assert task is not None
@@ -53,10 +42,15 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     adapted = adapted_artifact(walk, task, base)
     splits = splits_of(walk, task)
     inputs = {"base": base} if adapted is None else {"base": base, "continue_pretrain": adapted}
+    others = [other for other in walk.load_tasks(settings.other_tasks) if other.name != task.name]
+    files = walk.split_digests(task, [*splits, "unlabeled", *config.exclude_eval.splits])
+    for other in others:
+        files |= walk.split_digests(other, [*LABELLED_SPLITS, "unlabeled", *config.exclude_eval.splits])
     key = StageKey(
         stage=NAME,
         config=plain_settings(
             task=task,
+            other_tasks=others,
             evaluate=settings,
             prompts=config.pseudo_label.prompts,
             form=config.objective.pseudo_label.form,
@@ -65,7 +59,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             precision=config.scorer.precision,
         ),
         inputs=inputs,
-        files=walk.split_digests(task, [*splits, "unlabeled", *config.exclude_eval.splits]),
+        files=files,
     )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
@@ -78,7 +72,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             _refuse_repeated_ids(split_path(walk.data_root(), task, split), rows)
         found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": [], "answers": []}
         for name, model in models.items():
-            subject = _subject(walk, task, name, model)
+            subject = subject_of(walk, task, name, model)
             for part, lines in _measure(walk, task, subject, rows_by_split).items():
                 found[part] += lines
         # The last model is the one that counts: it predicts, and its decision is exported.
@@ -86,7 +80,9 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         decision = {"scoring": to_plain(subject.scoring), "decision": to_plain(subject.decisions[settings.method])}
         _write_json(result / DECISION_FILE, decision)
         _write_json(result / METRICS_FILE, found["table"])
-        for file, part in ((CRITERIA_FILE, "criteria"), (COARSE_FILE, "coarse_to_fine"), (ANSWERS_FILE, "answers")):
+        found["other_tasks"] = other_tasks(walk, others, models)
+        kept = {CRITERIA_FILE: "criteria", COARSE_FILE: "coarse_to_fine", ANSWERS_FILE: "answers", OTHER_TASKS_FILE: "other_tasks"}
+        for file, part in kept.items():
             if found[part]:
                 _write_json(result / file, found[part])
         return {part: lines for part, lines in found.items() if part != "answers"}
@@ -130,49 +126,12 @@ def _refuse_repeated_ids(path: Path, rows: list[TaskRow]) -> None:
             raise DataError(f"{path}, line {row.line}: id {json.dumps(row.id)} occurs more than once (before in line {first})")
 
 
-def _subject(walk: Walk, task: TaskConfig, name: str, model: Artifact) -> Subject:
-    """Fit every method's decision for a model, on unlabeled rows."""
-    config, settings = walk.config, walk.config.evaluate
-    scoring = ScoringConfig(
-        form=settings.form or config.objective.pseudo_label.form,
-        prompts=chosen_prompts(config, task),
-        criterion=settings.criterion,
-        with_groups=settings.coarse_to_fine and task.label_tree is not None,
-    )
-    methods = list(dict.fromkeys([*settings.methods, settings.method]))
-    wants_rows = bool({Method.PRIOR, Method.ENSEMBLE} & set(methods) or settings.criteria)
-    fit_rows = _fit_rows(walk, task) if wants_rows else []
-    pairs = [*scoring.pairs(task, _prompts_of(task, scoring, methods)), *criteria_pairs(task, settings.criteria)]
-    passes = passes_for(pairs, scoring.form, with_groups=scoring.with_groups)
-    fitted_on = scores_of(walk, task, model, "unlabeled", fit_rows, passes)
-    coarse = coarse_of(task, settings.coarse_to_fine, settings.coarse)
-    decisions = {}
-    for method in methods:
-        keys = scoring.keys(fitted_on.passes, task, _prompts_of(task, scoring, [method])) if fit_rows else []
-        if method is Method.CONTENT_FREE:
-            keys = content_free_keys(walk, task, model, scoring)
-        decisions[method] = fit_decision(method, keys, task, coarse_to_fine=coarse)
-    return Subject(name=name, model=model, scoring=scoring, decisions=decisions, fitted_on=fitted_on)
-
-
-def _prompts_of(task: TaskConfig, scoring: ScoringConfig, methods: list[Method]) -> list[str]:
-    """Return the prompts that methods read."""
-    return scoring.names(task) if Method.ENSEMBLE in methods else [task.reference]
-
-
-def _fit_rows(walk: Walk, task: TaskConfig) -> list[TaskRow]:
-    """Return the unlabeled rows that calibration is fitted on; none where the task has no such file."""
-    if not split_path(walk.data_root(), task, "unlabeled").is_file():
-        return []
-    return adaptation_rows(walk, task, walk.config.evaluate.fit_rows).rows
-
-
 def _measure(
     walk: Walk, task: TaskConfig, subject: Subject, rows_by_split: Mapping[str, list[TaskRow]]
 ) -> dict[str, list[dict[str, Any]]]:
     """Return accuracies and answers by split and method, criteria beside each other, and what coarse-to-fine loses."""
     settings = walk.config.evaluate
-    names = _prompts_of(task, subject.scoring, list(subject.decisions))
+    names = prompts_of(task, subject.scoring, list(subject.decisions))
     pairs = [*subject.scoring.pairs(task, names), *criteria_pairs(task, settings.criteria)]
     passes = passes_for(pairs, subject.scoring.form, with_groups=subject.scoring.with_groups)
     table, answers, coarse = [], [], []
@@ -236,7 +195,7 @@ def _write_predictions(
 ) -> None:
     """Write every split's predictions; a split without labels is scored only here, for the method that decides."""
     decision = subject.decisions[walk.config.evaluate.method]
-    names = _prompts_of(task, subject.scoring, list(subject.decisions))
+    names = prompts_of(task, subject.scoring, list(subject.decisions))
     for split, rows in rows_by_split.items():
         has_gold = is_labelled(rows)
         wanted = names if has_gold else decision.prompts
@@ -261,6 +220,7 @@ def _describe(artifact: Artifact) -> str:
     for row in artifact.metrics["table"]:
         if row["method"] != "raw":
             lines.append(f"{row['split']} {row['model']} {row['method']} {100 * row['accuracy']:.1f} %")
+    lines += [say_other_task(row) for row in artifact.metrics["other_tasks"]]
     return ", ".join(lines) or "predictions only (no labelled split)"
 
 

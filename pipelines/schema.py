@@ -206,7 +206,7 @@ class EvaluateConfig:
 
     `criteria` are compared beside each other on dev and few together, under the reference prompt. Calibration is fitted on
     `fit_rows` unlabeled rows. `splits` are taken where a task has them; `form` absent scores labels the
-    way they were trained.
+    way they were trained. The labelled rows of `other_tasks` are answered by base and adapted model too: what a task unlearns them.
     """
 
     splits: list[str] = field(default_factory=lambda: ["dev", "few", "test"])
@@ -214,6 +214,7 @@ class EvaluateConfig:
     methods: list[Method] = field(default_factory=lambda: [Method.RAW, Method.PRIOR, Method.ENSEMBLE])
     criterion: str | None = None
     criteria: list[str] = field(default_factory=list)
+    other_tasks: list[str] = field(default_factory=list)
     coarse_to_fine: bool = False
     coarse: CoarseToFine = field(default_factory=CoarseToFine)
     form: LabelForm | None = None

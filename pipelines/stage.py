@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,9 +69,12 @@ class Walk:
         Raises:
             ConfigError: none is named, or one is unknown or broken.
         """
-        names = self.config.tasks
-        if not names:
+        if not self.config.tasks:
             raise ConfigError("no task given; set task=NAME or tasks=[NAME, ...]")
+        return self.load_tasks(self.config.tasks)
+
+    def load_tasks(self, names: Sequence[str]) -> list[TaskConfig]:
+        """Load tasks by name, from `task_dir` first. Raises ConfigError for one that is unknown or broken."""
         own = [Path(self.config.task_dir)] if self.config.task_dir else []
         return [load_task(name, [*own, conf_dir() / "task"]) for name in names]
 

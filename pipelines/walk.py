@@ -61,6 +61,7 @@ def walk(config: PipelineConfig, point: str | None = None) -> Walk:
     is_direct_prediction = config.checkpoint is not None and config.stages == [predict.NAME]
     needs_tasks = any(stage.PER_TASK for stage in wanted) and not is_direct_prediction
     tasks = current.tasks() if needs_tasks else []
+    current.load_tasks(config.evaluate.other_tasks)  # refuses unknown ones before anything is trained
     for stage in wanted:
         for task in tasks if stage.PER_TASK and tasks else [None]:
             current.run_stage(stage, task)

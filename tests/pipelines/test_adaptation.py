@@ -66,6 +66,24 @@ def test_an_adaptation_that_forgets_too_much_is_rolled_back(place: list[str], co
     assert not list(artifact.path.glob("*.safetensors"))
 
 
+def test_what_an_adaptation_does_to_another_task_is_measured_on_the_same_rows(
+    place: list[str], copied_run: Path, run_here: RunHere
+) -> None:
+    said = run_here("run", [*place, "task=demo_topics", "evaluate.other_tasks=[demo_reviews,demo_topics]", "stages=[evaluate]"])
+    artifact = open_artifact((copied_run / "demo" / "evaluate" / "demo_topics").resolve())
+    (line,) = json.loads((artifact.path / "other_tasks.json").read_text(encoding="utf-8"))
+    assert line["task"] == "demo_reviews"
+    before, after, (low, high) = line["before"], line["after"], line["difference"]["ci95"]
+    assert line["difference"]["value"] == pytest.approx(after - before)
+    assert low <= after - before <= high
+    own = open_artifact((copied_run / "demo" / "evaluate" / "demo_reviews").resolve())
+    rows = [row for row in own.metrics["table"] if row["model"] == "base" and row["method"] == line["method"]]
+    labelled = [row for row in rows if row["split"] in ("dev", "few")]
+    assert line["n"] == sum(row["n"] for row in labelled)
+    assert before == pytest.approx(sum(row["accuracy"] * row["n"] for row in labelled) / line["n"])
+    assert f"demo_reviews {100 * before:.1f} -> {100 * after:.1f} %" in said
+
+
 def test_a_run_ends_with_a_verdict_on_each_task(smallest_run: Path) -> None:
     output = (smallest_run.parent / "output.txt").read_text(encoding="utf-8").splitlines()
     for task in TASKS:
@@ -109,6 +127,7 @@ def test_the_interval_of_a_rise_widens_with_what_rows_differ_in() -> None:
         (["continue_pretrain.joint={demo_topics: 0}"], ["joint.demo_topics", "above 0"]),
         (["objective.schedules.context.ends_at=2"], ["objective.schedules.context", "shares of the run"]),
         (["continue_pretrain.replay_share=1"], ["replay_share", "below 1"]),
+        (["evaluate.other_tasks=[bustmm]"], ["unknown task 'bustmm'", "bustm"]),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_trained(

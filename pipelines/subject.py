@@ -1,0 +1,65 @@
+"""A model under evaluation: how its scores of a task are decided on, with every method fitted on unlabeled rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from adapt.core.artifacts import Artifact
+from pipelines.criteria_table import criteria_pairs
+from pipelines.pseudo_label import chosen_prompts, coarse_of
+from pipelines.rows import adaptation_rows
+from pipelines.scores import Scored, content_free_keys, scores_of
+from pipelines.stage import Walk
+from pseudo_label.decision import Decision, Method, fit_decision
+from pseudo_label.labelling import ScoringConfig
+from pseudo_label.tasks import TaskConfig, TaskRow, split_path
+from pseudo_label.zero_shot import passes_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model under evaluation: `base` or `adapted`, its artifact, and how its scores are decided on."""
+
+    name: str
+    model: Artifact
+    scoring: ScoringConfig
+    decisions: Mapping[Method, Decision]
+    fitted_on: Scored
+
+
+def subject_of(walk: Walk, task: TaskConfig, name: str, model: Artifact) -> Subject:
+    """Fit every method's decision for a model, on unlabeled rows."""
+    config, settings = walk.config, walk.config.evaluate
+    scoring = ScoringConfig(
+        form=settings.form or config.objective.pseudo_label.form,
+        prompts=chosen_prompts(config, task),
+        criterion=settings.criterion,
+        with_groups=settings.coarse_to_fine and task.label_tree is not None,
+    )
+    methods = list(dict.fromkeys([*settings.methods, settings.method]))
+    wants_rows = bool({Method.PRIOR, Method.ENSEMBLE} & set(methods) or settings.criteria)
+    fit_rows = _fit_rows(walk, task) if wants_rows else []
+    pairs = [*scoring.pairs(task, prompts_of(task, scoring, methods)), *criteria_pairs(task, settings.criteria)]
+    passes = passes_for(pairs, scoring.form, with_groups=scoring.with_groups)
+    fitted_on = scores_of(walk, task, model, "unlabeled", fit_rows, passes)
+    coarse = coarse_of(task, settings.coarse_to_fine, settings.coarse)
+    decisions = {}
+    for method in methods:
+        keys = scoring.keys(fitted_on.passes, task, prompts_of(task, scoring, [method])) if fit_rows else []
+        if method is Method.CONTENT_FREE:
+            keys = content_free_keys(walk, task, model, scoring)
+        decisions[method] = fit_decision(method, keys, task, coarse_to_fine=coarse)
+    return Subject(name=name, model=model, scoring=scoring, decisions=decisions, fitted_on=fitted_on)
+
+
+def prompts_of(task: TaskConfig, scoring: ScoringConfig, methods: list[Method]) -> list[str]:
+    """Return the prompts that methods read."""
+    return scoring.names(task) if Method.ENSEMBLE in methods else [task.reference]
+
+
+def _fit_rows(walk: Walk, task: TaskConfig) -> list[TaskRow]:
+    """Return the unlabeled rows that calibration is fitted on; none where the task has no such file."""
+    if not split_path(walk.data_root(), task, "unlabeled").is_file():
+        return []
+    return adaptation_rows(walk, task, walk.config.evaluate.fit_rows).rows

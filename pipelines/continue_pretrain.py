@@ -73,7 +73,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             **tasks,
             continue_pretrain=settings,
             objective=config.objective,
-            precision=config.engine.precision,
+            **config.engine.numerics(),
             seed=config.seed,
             gate=None if general is None else config.gate,
         ),

@@ -61,7 +61,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             pretrain=config.pretrain,
             domain_field=config.data.domain_field,
             balance=config.objective.balance,
-            precision=config.engine.precision,
+            **config.engine.numerics(),
             seed=config.seed,
         ),
         inputs={"tokenizer": tokenizer_artifact},
@@ -169,7 +169,8 @@ def describe_training(artifact: Artifact) -> str:
     for name, ledger in m["held_out"].items():
         before, after = token_loss(ledger["before"]), token_loss(ledger["after"])
         parts.append(f"{name} {before:.3f} -> {after:.3f}")
-    return f"{m['steps']} steps, {m['tokens_per_s']:.0f} tokens/s, held-out loss per token: " + ", ".join(parts)
+    skipped = f" ({m['skipped_steps']} of them skipped, their gradients overflowed fp16)" if m.get("skipped_steps") else ""
+    return f"{m['steps']} steps{skipped}, {m['tokens_per_s']:.0f} tokens/s, held-out loss per token: " + ", ".join(parts)
 
 
 def token_loss(ledger: Mapping[str, Mapping[str, float]]) -> float:

@@ -44,8 +44,12 @@ def plain_loop(
     trains: Trained = Trained.ALL,
     measures_parts: bool = False,
     settings: OptimizerConfig = OPTIMIZER,
+    skipped: tuple[int, ...] = (),
 ) -> dict[str, Any]:
-    """Train without DeepSpeed: whole batches, AdamW, clipping; `measures_parts` differentiates each part at every second step."""
+    """Train without DeepSpeed: whole batches, AdamW, clipping; `measures_parts` differentiates each part at every second step.
+
+    The steps in `skipped`, from 1, change nothing but the shares of the next one.
+    """
     model = materialize(GPT(config), seed=3)
     train_only(model, trains)
     optimizer = make_optimizer(model, settings)
@@ -62,9 +66,10 @@ def plain_loop(
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(OPTIMIZER, step, steps)
-        optimizer.step()
+        if step + 1 not in skipped:
+            optimizer.step()
+            model.after_step([layer.counts_E for layer in part.layers])
         optimizer.zero_grad()
-        model.after_step([layer.counts_E for layer in part.layers])
         shares = [layer.shares_E for layer in part.layers]
         ledger = ledger_from(model, part.sums_P, counts, part.layers, objective)
         history.append({"grad_norm": float(norm), **norms, **{f"loss/{p}": ledger[p].value for p in parts_of(model)}})

@@ -36,6 +36,7 @@ from adapt.model.moe import MoELayer
 from adapt.model.recompute import Recompute
 from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.expert_peers import GroupPeers
+from adapt.train.guards import where_gradients_break
 from adapt.train.loss_scale import LossScale
 from adapt.train.optimizer import OptimizerConfig, make_optimizer, parameter_groups
 
@@ -142,12 +143,26 @@ class Engine:
     def _on_overflow_known(self, is_overflow: bool) -> None:
         """Move the loss scale. DeepSpeed calls this inside a step, on all ranks alike, while the gradients are still there."""
         scaler = self._zero.loss_scaler
-        if is_overflow and self._is_scaled and scaler.cur_scale <= scaler.min_scale and scaler.cur_hysteresis <= 1:
-            raise TrainingError(
-                f"the gradient is not finite at the least loss scale, {scaler.cur_scale:g}: no scaling mends it; the last saved "
-                "state is kept; lower the learning rate, or use engine.precision=bf16 or fp32"
-            )
+        if is_overflow and not self._is_scaled:
+            raise self._not_finite()
+        if is_overflow and scaler.cur_scale <= scaler.min_scale and scaler.cur_hysteresis <= 1:
+            raise self._not_finite(f" at the least loss scale, {scaler.cur_scale:g}")
         scaler.update_scale(is_overflow)
+
+    def _not_finite(self, at: str = "") -> TrainingError:
+        """Return the error of a gradient that is not finite, with the names of those that are not; a collective."""
+        where = where_gradients_break(self._model, self._own_gradients(), self.all_sum)
+        remedy = "bf16 or fp32" if self._is_scaled else "fp32"
+        return TrainingError(
+            f"the gradient norm is not finite{at}, {where}; the last saved state is kept; lower the learning rate or use "
+            f"engine.precision={remedy}"
+        )
+
+    def _own_gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield what this rank holds of the step's gradients, reduced over the ranks, in pieces."""
+        for index, pieces in self._zero.averaged_gradients.items():
+            own = (piece for piece in pieces or () if not getattr(piece, "_zero_padding", False))
+            yield from zip(self._zero.params_in_partition[index], own, strict=False)  # a rank may hold padding alone
 
     def _take_step(self, lr: float) -> None:
         for group in self._zero.param_groups:
@@ -161,7 +176,7 @@ class Engine:
             torch.distributed.all_reduce(norms, torch.distributed.ReduceOp.MAX)
         largest, smallest = norms[0].item(), -norms[1].item()
         if not math.isfinite(largest):
-            raise TrainingError("the gradient norm is not finite; lower the learning rate or use engine.precision=fp32")
+            raise self._not_finite()
         if largest - smallest > _NORM_AGREEMENT * largest:
             raise TrainingError(f"the gradient norm is {smallest} on one rank and {largest} on another: weights would drift apart")
         return norm

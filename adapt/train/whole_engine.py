@@ -30,9 +30,12 @@ class WholeEngine(Engine):
 
     def step(self, lr: float) -> StepOutcome:
         gradients = [parameter.grad for _, parameter in self._trained() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self._checked_norm(float(torch.nn.utils.get_total_norm(gradients)))
         self._take_step(lr)
-        return StepOutcome(grad_norm=self._checked_norm(float(norm)))
+        return StepOutcome(grad_norm=norm)
+
+    def _own_gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        return ((parameter, parameter.grad) for _, parameter in self._trained() if parameter.grad is not None)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         return named_state(self.module)

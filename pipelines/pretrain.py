@@ -90,7 +90,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             "repeats": [repeats.get(domain, 1) for domain in domains],
             "job": training_job(walk, NAME, None, objective, train, result, work),
         }
-        launch(job, work, config.engine.world_size, config.engine.threads)
+        launch(job, work, config.engine)
         return training_metrics(result, work)
 
     return Plan(key=key, build=build, describe=describe_training)

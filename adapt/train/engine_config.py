@@ -22,6 +22,9 @@ class EngineConfig:
     share of the cores. `expert_parallel` is how many neighbouring ranks share the experts of every layer (1: each has them all).
     `activation_checkpointing`: what the backward pass computes again. `memory_gb`: what a rank has; what needs more is refused
     before anything is allocated. `loss_scale` is what fp16 is trained with.
+
+    `hostfile` names hosts to train on together (lines `host slots=n`, as many slots as `world_size`), reached by `remote_shell`;
+    the ranks meet at `master_address` (absent: the first host). Without it, all ranks are on this machine.
     """
 
     world_size: int = 1
@@ -35,6 +38,9 @@ class EngineConfig:
     bucket_elements: int = 50_000_000
     memory_gb: float | None = None
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
+    hostfile: str | None = None
+    remote_shell: str = "ssh -o BatchMode=yes -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+    master_address: str | None = None
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2):
@@ -43,6 +49,8 @@ class EngineConfig:
             raise ConfigError(f"zero_stage: 0 keeps no fp32 masters beside {self.precision.value} weights; use 1 or 2, or fp32")
         if self.zero_stage == 0 and self.expert_parallel > 1:
             raise ConfigError("zero_stage: 0 shares nothing, experts neither; use 1 or 2, or engine.expert_parallel=1")
+        if not self.remote_shell.strip():
+            raise ConfigError("remote_shell: is empty; ssh is one")
         if self.world_size < 1 or self.micro_batch < 1:
             raise ConfigError("world_size and micro_batch must be at least 1")
         if self.expert_parallel < 1 or self.world_size % self.expert_parallel:

@@ -21,16 +21,16 @@ from adapt.objective import ObjectiveConfig, contribution, ledger_from, part_cou
 from adapt.text.packing import StepOrder
 from adapt.train.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from adapt.train.trained import Trained, train_only
-from pipelines.launch import free_port, rank_environment
+from pipelines.ranks import LOOPBACK, Meeting, free_port, rank_environment
 
 TOLERANCE = 1e-5
 
 
 def launch_ranks(script: str, place: Path, world_size: int) -> dict[str, Any]:
     """Run a script of this folder on so many ranks and return what it saved."""
-    port = free_port()
+    meeting = Meeting(address=LOOPBACK, port=free_port(), world_size=world_size)
     command = [sys.executable, str(Path(__file__).with_name(script)), str(place)]
-    ranks = [subprocess.Popen(command, env=rank_environment(rank, world_size, port, threads=1)) for rank in range(world_size)]
+    ranks = [subprocess.Popen(command, env=rank_environment(rank, rank, meeting, threads=1)) for rank in range(world_size)]
     assert [rank.wait(timeout=400) for rank in ranks] == [0] * world_size
     return dict(torch.load(place / "results.pt", weights_only=True))
 

@@ -2,7 +2,8 @@
 
 Orders come in on standard input: a line that says which ranks to run, then perhaps `stop`; its end, which is also that of the
 connection or of the command that started it all, ends the ranks at once. Standard output carries lines of JSON back: the port that
-rank 0's host has chosen, a refusal, or how a rank died. Standard error is rank 0's.
+rank 0's host has chosen, a refusal, how a rank died, and that all is over. Standard error is rank 0's, where what ranks write to
+standard output goes too.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class _Orders:
 def main() -> int:
     """Run this host's ranks; return an exit code that its starter knows from a rank's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the starter's to pass on
+    answers = _answers()
     order: NodeOrder = from_plain(NodeOrder, json.loads(sys.stdin.readline()), "order")
     orders = _Orders(sys.stdin)
     try:
@@ -72,14 +74,16 @@ def main() -> int:
         port = order.port
         if port is None:
             port = free_port("")
-            _say(port=port)
+            _say(answers, port=port)
         os.environ.update(order.environment)
         meeting = Meeting(address=order.address, port=port, world_size=order.world_size)
         with LocalRanks(Path(order.frozen), order.first, order.count, meeting, order.threads) as ranks:
-            return _watch(ranks, orders, order.host)
+            code = _watch(ranks, orders, answers)
     except AdaptError as error:
-        _say(error=str(error))
-        return _FAILED_CODE
+        _say(answers, error=str(error))
+        code = _FAILED_CODE
+    _say(answers, end=code)
+    return code
 
 
 def check_shared(order: NodeOrder) -> None:
@@ -96,7 +100,7 @@ def check_shared(order: NodeOrder) -> None:
     )
 
 
-def _watch(ranks: LocalRanks, orders: _Orders, host: str) -> int:
+def _watch(ranks: LocalRanks, orders: _Orders, answers: TextIO) -> int:
     was_asked = False
     while ranks.are_running:
         if orders.is_cut_off:
@@ -111,16 +115,25 @@ def _watch(ranks: LocalRanks, orders: _Orders, host: str) -> int:
         return _FAILED_CODE
     deaths = ranks.deaths()
     for death in deaths:
-        _say(death=to_plain(death))
+        _say(answers, death=to_plain(death))
     return _FAILED_CODE if deaths else STOPPED_CODE if ranks.were_stopped else 0
 
 
-def _say(**message: Any) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
+def _answers() -> TextIO:
+    """Keep standard output for answers alone: what is started from here on finds standard error in its place."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return answers
+
+
+def _say(answers: TextIO, **message: Any) -> None:
+    answers.write(json.dumps(message) + "\n")
+    answers.flush()
 
 
 if __name__ == "__main__":
     # A host that is told to end passes that on as if its connection were gone.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # a thread still listens on standard input, which Python would wait for

@@ -18,9 +18,10 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from adapt.core.artifacts import write_atomically
+from adapt.core.errors import ConfigError
 from adapt.core.typed import from_plain, to_plain
 from adapt.train.engine_config import EngineConfig
 from adapt.train.stopping import STOPPED_CODE
@@ -43,21 +44,21 @@ class _Host:
         self._first = ranks.first
         self._log = log
         self._said: list[Death] = []
+        self._end: int | None = None
         with contextlib.ExitStack() as stack:
-            self._process = subprocess.Popen(
-                [*shlex.split(shell), self.name, _remote_command()],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=None if log is None else stack.enter_context(log.open("wb")),
-                start_new_session=True,  # Ctrl-C is not for the remote shell
-                text=True,
-            )
+            stderr = None if log is None else stack.enter_context(log.open("wb"))
+            self._process = _started(shell, self.name, stderr)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         self.tell(json.dumps(to_plain(order)))
 
-    def poll(self) -> int | None:
-        return self._process.poll()
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def was_stopped(self) -> bool:
+        return not self.is_running and self._end == STOPPED_CODE
 
     def tell(self, line: str) -> None:
         """Send a line; a host that is gone is told nothing."""
@@ -72,12 +73,12 @@ class _Host:
             self._process.stdin.close()
 
     def deaths(self) -> list[Death]:
-        """Return what failed here: ranks, or the host itself."""
-        code = self.poll()
-        if code in (None, 0, STOPPED_CODE):
-            return list(self._said)
-        self._listener.join(1.0)
-        return list(self._said) or [Death(rank=self._first, code=1, said=self._lost(code), host=self.name)]
+        """Return what failed here: ranks, or the host itself, which says so itself when all is over."""
+        if not self.is_running:
+            self._listener.join(1.0)
+            if self._end is None and not self._said:
+                return [Death(rank=self._first, code=1, said=self._lost(), host=self.name)]
+        return list(self._said)
 
     def end(self, deadline: float) -> None:
         try:
@@ -96,10 +97,13 @@ class _Host:
                 self._said.append(Death(rank=self._first, code=1, said=message["error"], host=self.name))
             elif "death" in message:
                 self._said.append(from_plain(Death, {**message["death"], "host": self.name}, "death"))
+            elif "end" in message:
+                self._end = int(message["end"])
 
-    def _lost(self, code: int | None) -> str:
+    def _lost(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n") if self._log is not None else []
         last = next((line.strip() for line in reversed(lines) if line.strip()), "what it said stands above")
+        code = self._process.poll()
         return (
             f"host {self.name} cannot be used, or was lost (exit code {code}: {last}); see that engine.remote_shell reaches it and "
             f"that {sys.executable}, the code and run.dir are there too; the same command goes on from the last saved state"
@@ -118,7 +122,7 @@ class RemoteRanks:
     def __enter__(self) -> RemoteRanks:
         with ended_on_failure(self):
             first = self._start(0, None)
-            while first.port is None and first.poll() is None:
+            while first.port is None and first.is_running:
                 time.sleep(POLL_S)
             if first.port is not None:
                 for index in range(1, len(self._parts)):
@@ -127,11 +131,11 @@ class RemoteRanks:
 
     @property
     def are_running(self) -> bool:
-        return any(host.poll() is None for host in self._hosts)
+        return any(host.is_running for host in self._hosts)
 
     @property
     def were_stopped(self) -> bool:
-        return any(host.poll() == STOPPED_CODE for host in self._hosts)
+        return any(host.was_stopped for host in self._hosts)
 
     def deaths(self) -> list[Death]:
         """Return those that failed so far."""
@@ -171,6 +175,20 @@ class RemoteRanks:
 def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that ranks on other hosts find in their environment too."""
     return {name: value for name, value in environment.items() if name.startswith(_PASSED) and name not in _NOT_PASSED}
+
+
+def _started(shell: str, host: str, stderr: IO[bytes] | None) -> subprocess.Popen[str]:
+    try:
+        return subprocess.Popen(
+            [*shlex.split(shell), host, _remote_command()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,  # Ctrl-C is not for the remote shell
+            text=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"engine.remote_shell: '{shell}' cannot be started ({error}); give a command like ssh") from error
 
 
 def _parsed(line: str) -> Mapping[str, Any]:

@@ -39,7 +39,7 @@ class EngineConfig:
     memory_gb: float | None = None
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
     hostfile: str | None = None
-    remote_shell: str = "ssh -o BatchMode=yes -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+    remote_shell: str = "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
     master_address: str | None = None
 
     def __post_init__(self) -> None:

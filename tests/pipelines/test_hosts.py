@@ -94,6 +94,7 @@ def launched(place: Path, shell: str) -> str:
     ("text", "words"),
     [
         ("exit 255", "host one cannot be used, or was lost (exit code 255"),
+        ("exit 0", "host one cannot be used, or was lost (exit code 0"),
         ('if [ "$1" = two ]; then echo no route to two >&2; exit 255; fi; shift; exec sh -c "$*"', "host two cannot be used"),
     ],
 )
@@ -102,6 +103,11 @@ def test_a_host_that_cannot_be_reached_is_named(tmp_path: Path, text: str, words
     assert said.startswith(words)
     assert "engine.remote_shell" in said
     assert "two" not in words or "no route to two" in said
+
+
+@pytest.mark.parametrize("shell", ["/nowhere/ssh", "'unbalanced"])
+def test_a_remote_shell_that_is_no_command_is_named(tmp_path: Path, shell: str) -> None:
+    assert launched(tmp_path, shell).startswith(f"engine.remote_shell: '{shell}' cannot be started (")
 
 
 def test_a_directory_that_is_not_shared_is_named(tmp_path: Path) -> None:
@@ -114,6 +120,8 @@ def test_a_directory_that_is_not_shared_is_named(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pipelines.node"]
     done = subprocess.run(command, input=json.dumps(order) + "\n", cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
-    said = json.loads(done.stdout)["error"]
+    refusal, end = (json.loads(line) for line in done.stdout.splitlines())
+    said = refusal["error"]
+    assert end == {"end": 1}
     assert said.startswith(f"two: {tmp_path} is not the directory that the command writes to")
     assert "file system that all hosts share" in said

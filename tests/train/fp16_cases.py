@@ -18,6 +18,7 @@ from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
 from adapt.model.gpt import GPT, materialize
 from adapt.model.routers.sigmoid_bias import SigmoidBiasConfig
+from adapt.objective import ObjectiveConfig
 from adapt.text.mixing import RowList
 from adapt.train.engine_config import EngineConfig
 from adapt.train.loss_scale import LossScaleConfig
@@ -27,6 +28,7 @@ from adapt.train.training_state import MOMENTS
 STEPS = 6
 MODEL = replace(SPARSE, router=SigmoidBiasConfig(rate=0.02))
 OBJECTIVE = OBJECTIVES["clm", "step"]
+WITH_SHARES = OBJECTIVES["clm", "scheduled"]
 INJECTED = 3
 # A scale whose gradients overflow by themselves at first, and one whose gradients do not.
 TOO_LARGE, FITTING, LEAST = 1 << 19, 1 << 10, 1
@@ -55,7 +57,13 @@ def snapshot(engine: Any) -> dict[str, Tensor]:
 
 
 def train(
-    place: Path, scale: LossScaleConfig, *, injected: tuple[int, ...] = (), killed_at: int | None = None, stage: int = 2
+    place: Path,
+    scale: LossScaleConfig,
+    *,
+    injected: tuple[int, ...] = (),
+    killed_at: int | None = None,
+    stage: int = 2,
+    objective: ObjectiveConfig = OBJECTIVE,
 ) -> dict[str, Any]:
     """Train in `place`, going on from what is there; return history, the last weights, and what each step left."""
     from adapt.train.engine import Engine
@@ -73,13 +81,13 @@ def train(
             if step == killed_at:
                 raise Killed
 
-    trainer = Trainer(engine, config, OBJECTIVE, seed=5)
+    trainer = Trainer(engine, config, objective, seed=5)
     training = TrainConfig(steps=STEPS, batch_rows=BATCH_ROWS, optimizer=OPTIMIZER, save_every_steps=2)
     if rank.is_main:
         place.mkdir(parents=True, exist_ok=True)
     engine.barrier()
     with overflowing(model, lambda: len(steps_seen) + 1 in injected):
-        outcome = trainer.train(RowList(plain_rows(OBJECTIVE)), training, place, Watch())
+        outcome = trainer.train(RowList(plain_rows(objective)), training, place, Watch())
     weights = {name: tensor.clone() for name, tensor in engine.named_weights()}
     return {"history": outcome.history, "weights": weights, "steps": steps_seen, "skipped": outcome.skipped_steps}
 
@@ -100,6 +108,7 @@ def main(place: Path) -> None:
     results: dict[str, Any] = {f"stage {stage}": train(place / f"stage {stage}", fitting, stage=stage) for stage in (1, 2)}
     for stage in (1, 2):
         results[f"injected {stage}"] = train(place / f"injected {stage}", fitting, injected=(INJECTED,), stage=stage)
+    results["shares"] = train(place / "shares", fitting, objective=WITH_SHARES)
     results["forgiven"] = train(place / "forgiven", replace(fitting, hysteresis=2), injected=(INJECTED,))
     results["grown"] = train(place / "grown", replace(fitting, window=2))
     results["too large"] = train(place / "too large", too_large)

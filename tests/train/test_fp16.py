@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from fp16_cases import FITTING, INJECTED, LEAST, MODEL, OBJECTIVE, STEPS, TOO_LARGE
+from fp16_cases import FITTING, INJECTED, LEAST, MODEL, OBJECTIVE, STEPS, TOO_LARGE, WITH_SHARES
 from plain_loop import launch_ranks, plain_loop
 from rank_cases import plain_rows
 from torch import Tensor
@@ -66,6 +66,13 @@ def test_an_overflow_on_one_rank_skips_the_update_and_halves_the_scale(results: 
     assert all(torch.equal(before["state"][name], skipped["state"][name]) for name in before["state"])
     assert not all(torch.equal(after["state"][name], skipped["state"][name]) for name in after["state"])
     assert [step["updates"] for step in (before, skipped, after)] == [INJECTED - 1, INJECTED - 1, INJECTED]
+
+
+def test_shares_in_the_gradient_are_measured_under_the_loss_scale(results: dict[str, Any]) -> None:
+    expected = plain_loop(MODEL, WITH_SHARES, plain_rows(WITH_SHARES), STEPS, measures_parts=True)
+    measured = [key for line in expected["history"] for key in line if key.startswith("gradient_share/")]
+    assert len(measured) >= STEPS // 2
+    assert_near(results["shares"], expected)
 
 
 def test_hysteresis_forgives_an_overflow_and_a_window_without_one_doubles_the_scale(results: dict[str, Any]) -> None:

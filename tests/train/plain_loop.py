@@ -26,12 +26,12 @@ from pipelines.ranks import LOOPBACK, Meeting, free_port, rank_environment
 TOLERANCE = 1e-5
 
 
-def launch_ranks(script: str, place: Path, world_size: int) -> dict[str, Any]:
+def launch_ranks(script: str, place: Path, world_size: int, *arguments: str, timeout_s: float = 400) -> dict[str, Any]:
     """Run a script of this folder on so many ranks and return what it saved."""
     meeting = Meeting(address=LOOPBACK, port=free_port(), world_size=world_size)
-    command = [sys.executable, str(Path(__file__).with_name(script)), str(place)]
+    command = [sys.executable, str(Path(__file__).with_name(script)), str(place), *arguments]
     ranks = [subprocess.Popen(command, env=rank_environment(rank, rank, meeting, threads=1)) for rank in range(world_size)]
-    assert [rank.wait(timeout=400) for rank in ranks] == [0] * world_size
+    assert [rank.wait(timeout=timeout_s) for rank in ranks] == [0] * world_size
     return dict(torch.load(place / "results.pt", weights_only=True))
 
 

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import ROOT, refused
@@ -80,13 +81,13 @@ def test_variables_of_communication_are_passed_on_and_a_hosts_own_are_not() -> N
     assert passed_on(given) == {"NCCL_SOCKET_IFNAME": "eth0", "GLOO_SOCKET_IFNAME": "eth0"}
 
 
-def launched(place: Path, shell: str) -> str:
-    """Launch a job of no stage on two hosts and return what ended it."""
+def launched(place: Path, shell: str, job: dict[str, Any] | None = None) -> str:
+    """Launch a job (of no stage) on two hosts and return what ended it."""
     engine = EngineConfig(world_size=2, hostfile=str(hostfile(place, "one slots=1\ntwo slots=1\n")), remote_shell=shell)
     work = place / "work"
     work.mkdir()
     with pytest.raises(AdaptError) as raised:
-        launch({"stage": "none"}, work, engine)
+        launch(job or {"stage": "none"}, work, engine)
     return str(raised.value)
 
 
@@ -103,6 +104,12 @@ def test_a_host_that_cannot_be_reached_is_named(tmp_path: Path, text: str, words
     assert said.startswith(words)
     assert "engine.remote_shell" in said
     assert "two" not in words or "no route to two" in said
+
+
+def test_what_a_rank_says_on_another_host_is_raised_here(tmp_path: Path) -> None:
+    said = launched(tmp_path, shell_script(tmp_path, 'shift; exec sh -c "$*"'), {"stage": "pretrain", "job": {}})
+    assert said.startswith("job.yaml: ")
+    assert "engine" in said
 
 
 @pytest.mark.parametrize("shell", ["/nowhere/ssh", "'unbalanced"])

@@ -31,6 +31,7 @@ from adapt.model.hf import HFConfig
 from adapt.model.routers.contract import all_routers
 from adapt.model.routers.top1 import Top1Config
 from pipelines import import_checkpoint
+from pipelines.hosts import check_hosts
 from pipelines.launch import USER_ERROR_CODE, Terminated, terminate
 from pipelines.locations import conf_dir, demo_dir
 from pipelines.schema import PipelineConfig
@@ -75,7 +76,7 @@ def checked(config: DictConfig) -> PipelineConfig:
     """Turn a composed configuration into dataclasses.
 
     Raises:
-        ConfigError: every missing key and wrong type, by dotted path.
+        ConfigError: every missing key and wrong type, by dotted path; hosts that are not those of the ranks.
     """
     is_foreign = config.model.kind == _FOREIGN
     unneeded = [f"model.{key}" for key in (defaults_of(GPTConfig, None) if is_foreign else ["path"])]
@@ -83,7 +84,9 @@ def checked(config: DictConfig) -> PipelineConfig:
     if missing:
         raise ConfigError(f"mandatory keys are missing: {', '.join(missing)}")
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    return from_plain(PipelineConfig, {**plain, "model": _chosen_model(plain["model"])}, "configuration")
+    found = from_plain(PipelineConfig, {**plain, "model": _chosen_model(plain["model"])}, "configuration")
+    check_hosts(found.engine)
+    return found
 
 
 def _schema(missing: Any) -> dict[str, Any]:

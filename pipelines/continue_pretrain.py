@@ -73,7 +73,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             **tasks,
             continue_pretrain=settings,
             objective=config.objective,
-            precision=config.engine.precision,
+            **config.engine.numerics(),
             seed=config.seed,
             gate=None if general is None else config.gate,
         ),
@@ -106,7 +106,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
                 "moments_from": None if moments is None else str(moments.resolve()),
             },
         }
-        launch(job, work, config.engine.world_size, config.engine.threads)
+        launch(job, work, config.engine)
         return _finished(walk, result, work)
 
     return Plan(key=key, build=build, describe=_describe)

@@ -61,7 +61,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             pretrain=config.pretrain,
             domain_field=config.data.domain_field,
             balance=config.objective.balance,
-            precision=config.engine.precision,
+            **config.engine.numerics(),
             seed=config.seed,
         ),
         inputs={"tokenizer": tokenizer_artifact},
@@ -90,7 +90,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             "repeats": [repeats.get(domain, 1) for domain in domains],
             "job": training_job(walk, NAME, None, objective, train, result, work),
         }
-        launch(job, work, config.engine.world_size, config.engine.threads)
+        launch(job, work, config.engine)
         return training_metrics(result, work)
 
     return Plan(key=key, build=build, describe=describe_training)
@@ -169,7 +169,8 @@ def describe_training(artifact: Artifact) -> str:
     for name, ledger in m["held_out"].items():
         before, after = token_loss(ledger["before"]), token_loss(ledger["after"])
         parts.append(f"{name} {before:.3f} -> {after:.3f}")
-    return f"{m['steps']} steps, {m['tokens_per_s']:.0f} tokens/s, held-out loss per token: " + ", ".join(parts)
+    skipped = f" ({m['skipped_steps']} of them skipped, their gradients overflowed fp16)" if m.get("skipped_steps") else ""
+    return f"{m['steps']} steps{skipped}, {m['tokens_per_s']:.0f} tokens/s, held-out loss per token: " + ", ".join(parts)
 
 
 def token_loss(ledger: Mapping[str, Mapping[str, float]]) -> float:

@@ -17,6 +17,7 @@ from adapt.core.runtime import rank_from_environment, set_up_logging
 from adapt.train.stopping import STOPPED_CODE, Stopped
 from pipelines import continue_pretrain, pretrain, scores
 from pipelines.launch import USER_ERROR_CODE
+from pipelines.ranks import tell_starter
 
 logger = logging.getLogger("pipelines")
 JOBS = {
@@ -27,7 +28,7 @@ JOBS = {
 
 
 def run_rank(path: Path) -> int:
-    """Run the job in `path` on this rank; a user error is left in `rank-<n>.error` beside it.
+    """Run the job in `path` on this rank; a user error is told to whoever started it.
 
     Ctrl-C reaches a whole group of processes at once; it is the parent's to pass on.
     """
@@ -43,6 +44,6 @@ def run_rank(path: Path) -> int:
         logger.info("%s", stopped)
         return STOPPED_CODE
     except AdaptError as error:
-        (path.parent / f"rank-{rank.rank}.error").write_text(str(error), encoding="utf-8")
+        tell_starter(str(error))
         return USER_ERROR_CODE
     return 0

@@ -112,11 +112,12 @@ def _loads(history: Sequence[Mapping[str, float]]) -> str:
 
 
 def _line(title: str, history: Sequence[Mapping[str, float]], names: Sequence[str]) -> str:
-    """Draw columns of the history; a part that had nothing to predict at a step has no point there."""
-    lines = [
-        Line(name=n, points=[(line["step"], line[n]) for line in history if line.get(n.replace("loss/", "count/"), 1)])
-        for n in names
-    ]
+    """Draw columns of the history; a part that had nothing to predict at a step has no point there, a skipped step no norm."""
+
+    def has_point(line: Mapping[str, float], name: str) -> bool:
+        return name in line and bool(line.get(name.replace("loss/", "count/"), 1))
+
+    lines = [Line(name=n, points=[(line["step"], line[n]) for line in history if has_point(line, n)]) for n in names]
     return line_chart(title, lines, "step")
 
 

@@ -90,7 +90,7 @@ def scores_of(
         if n_ranks == 1:
             _score_chunks(whole, rows, range(whole.n_chunks))
         else:
-            launch({"stage": NAME, "job": to_plain(whole)}, work, n_ranks, walk.config.engine.threads)
+            launch({"stage": NAME, "job": to_plain(whole)}, work, walk.config.engine, n_ranks)
         join_scores(result / SCORES_FILE, [whole.place(chunk) for chunk in range(whole.n_chunks)])
         return {"rows": len(rows), "passes": [what.name for what in passes], "seconds": time.monotonic() - started}
 

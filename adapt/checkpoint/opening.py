@@ -14,7 +14,6 @@ from adapt.checkpoint.store import open_store
 from adapt.checkpoint.vocabulary import load_tokenizer
 from adapt.checkpoint.weights import load_config, load_model, open_paged
 from adapt.core.errors import ConfigError
-from adapt.core.precision import Precision
 from adapt.model.inputs import CausalBase
 from adapt.scoring.layout import ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
@@ -39,7 +38,7 @@ def open_checkpoint(directory: Path, scorer: ScorerConfig, offload: OffloadConfi
     """
     offload = offload or OffloadConfig()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if scorer.precision is Precision.BF16 else None
+    dtype = scorer.precision.dtype if scorer.precision.is_rounded else None
     # A tokenizer that is missing or another model's is refused before a large model is read; a foreign one needs its model.
     is_foreign = is_hf_directory(directory)
     own = None if is_foreign else load_tokenizer(directory, load_config(directory))

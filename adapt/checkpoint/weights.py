@@ -98,8 +98,8 @@ def save_trained(
 ) -> None:
     """Write the checkpoint of a trained model, in the form its base had, from a lazy iterator of (name, weight).
 
-    In bf16 all weights are rounded but the routers', since a rounded router sends tokens elsewhere. A Hugging Face model keeps
-    the precision of its base's files.
+    In bf16 and fp16 all weights are rounded but the routers', since a rounded router sends tokens elsewhere. A Hugging Face model
+    keeps the precision of its base's files.
     """
     if isinstance(model, GPT):
         save_model(directory, model.config, rounded(weights, precision), tokenizer)
@@ -111,9 +111,8 @@ def save_trained(
 
 
 def rounded(weights: Iterable[tuple[str, AnyTensor]], precision: Precision) -> Iterator[tuple[str, AnyTensor]]:
-    """Round weights to bf16 where that is the precision, all but the routers'."""
-    is_rounded = precision is Precision.BF16
-    return ((name, w.to(torch.bfloat16) if is_rounded and not is_router(name) else w) for name, w in weights)
+    """Round weights to the precision, all but the routers'."""
+    return ((name, w.to(precision.dtype) if precision.is_rounded and not is_router(name) else w) for name, w in weights)
 
 
 def save_model(

@@ -40,7 +40,8 @@ class Layout(enum.Enum):
 class ScorerConfig:
     """Batching and layout of the scorer: they change speed and memory, never a score.
 
-    `precision` does change scores, by rounding: bf16 is about twice as fast, and a few close decisions turn out otherwise.
+    `precision` does change scores, by rounding: bf16 is about twice as fast, and a few close decisions turn out otherwise. fp16
+    rounds less and is for GPUs: models whose activations overflow it are refused.
     """
 
     max_batch_tokens: int = 4096

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapt.core.errors import DataError
+from adapt.core.errors import CheckpointError, ConfigError, DataError
+from adapt.core.precision import Precision
 from adapt.core.scorer import FloatArray, TwoStepScores
 from adapt.core.spans import IntArray, Reading, Span
 from adapt.model.inputs import CausalBase, Past
@@ -67,6 +68,8 @@ class TreeScorer:
 
         Raises:
             DataError: a reading is longer than the model's context.
+            ConfigError: a score is not finite, in fp16.
+            CheckpointError: a score is not finite, in a precision whose range is wide enough.
         """
         stream = iter(examples)
         while window := list(islice(stream, self._config.window)):
@@ -236,8 +239,17 @@ class TreeScorer:
             rows = torch.from_numpy(place_of_query[inside] - start).to(self._device)
             picked = table[rows, torch.from_numpy(targets[inside]).to(self._device)]
             log_probs[inside] = picked.double().cpu().numpy()
+        if not np.isfinite(log_probs).all():
+            raise self._not_finite()
         ends = np.cumsum([len(cell) for cell in cells])
         return [_sum_by_candidate(tree, part) for tree, part in zip(trees, np.split(log_probs, ends[:-1]), strict=True)]
+
+    def _not_finite(self) -> ConfigError | CheckpointError:
+        if self._config.precision is Precision.FP16:
+            return ConfigError(
+                "scorer.precision=fp16: scores are not finite, activations overflow it; use scorer.precision=bf16 or fp32"
+            )
+        return CheckpointError("scores are not finite: the checkpoint's weights are damaged, or its training went wrong")
 
 
 def _rows_of(readings: Sequence[Reading]) -> list[list[int]]:

@@ -5,6 +5,9 @@ by accumulation is switched off and its average over ranks is undone by the obje
 gathered and set by parameter name, with all experts in their order, so that a training state does not know how ZeRO and expert
 parallelism cut them.
 
+In fp16 DeepSpeed scales the loss and decides which steps to skip; its scaler's numbers are given and taken like the rest of the
+state.
+
 Where ranks share experts, a MoE layer becomes one of DeepSpeed's when the engine is made: that is how DeepSpeed learns to reduce
 the experts' gradients over those ranks alone that hold the same experts, and to add up their norms over all.
 """
@@ -17,6 +20,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +36,8 @@ from adapt.model.moe import MoELayer
 from adapt.model.recompute import Recompute
 from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.expert_peers import GroupPeers
+from adapt.train.guards import where_gradients_break
+from adapt.train.loss_scale import LossScale
 from adapt.train.optimizer import OptimizerConfig, make_optimizer, parameter_groups
 
 if not torch.cuda.is_available():
@@ -41,6 +47,7 @@ try:
     # DeepSpeed announces its choices on standard output while it is imported; ranks must stay quiet.
     with contextlib.redirect_stdout(sys.stderr):
         import deepspeed
+        from deepspeed.accelerator import get_accelerator
         from deepspeed.moe.layer import MoE
         from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
         from deepspeed.utils import groups as deepspeed_groups
@@ -59,6 +66,21 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 _NORM_AGREEMENT = 1e-5
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepOutcome:
+    """What a step did: the gradient's norm before clipping, and in fp16 the scale of its loss.
+
+    Without a norm the scaled gradient overflowed and the step was skipped: weights and moments are as they were.
+    """
+
+    grad_norm: float | None
+    loss_scale: float | None = None
+
+    @property
+    def is_skipped(self) -> bool:
+        return self.grad_norm is None
+
+
 class Engine:
     """A model under DeepSpeed: accumulate micro-batches, step, and give or take the whole training state by name."""
 
@@ -70,7 +92,10 @@ class Engine:
         if self._share.of > 1:
             own_experts(model, self._share)
         _set_recompute(model, config.activation_checkpointing)
-        is_rounded = config.precision is Precision.BF16
+        is_rounded = config.precision.is_rounded
+        self._is_scaled = config.precision is Precision.FP16
+        if self._is_scaled and self.device.type == "cpu":
+            _allow_fp16_on_the_cpu()
         exact = {name: tensor.detach().clone() for name, tensor in named_state(model)} if is_rounded else {}
         # What is not trained has no master: where forward reads a rounded form of it, the exact one is kept here.
         self._frozen = {name: exact[name].cpu() for name, p in model.named_parameters() if not p.requires_grad and is_rounded}
@@ -87,6 +112,7 @@ class Engine:
                 config=deepspeed_config(config, optimizer),
                 dist_init_required=False,
             )
+        self._watch_overflow()
         self._create_moments(0)
         if is_rounded:
             # DeepSpeed made its fp32 masters from rounded weights; give it the exact ones.
@@ -101,14 +127,42 @@ class Engine:
         self._engine.set_gradient_accumulation_boundary(is_last)
         self._engine.backward(loss(), scale_wrt_gas=False)
 
-    def step(self, lr: float) -> float:
-        """Clip, update, and return the global gradient norm before clipping.
+    def step(self, lr: float) -> StepOutcome:
+        """Clip and update; in fp16, skip a step whose scaled gradient overflows.
 
         Raises:
-            TrainingError: the norm is not finite, or not the same on all ranks; what was saved before is intact.
+            TrainingError: the norm is not finite, in fp16 at the least scale too, or not the same on all ranks; what was saved
+                before is intact.
         """
+        scale = self._zero.loss_scale if self._is_scaled else None
         self._take_step(lr)
-        return self._checked_norm(float(self._engine.get_global_grad_norm()))
+        if self._is_scaled and self._zero.overflow:
+            return StepOutcome(grad_norm=None, loss_scale=scale)
+        return StepOutcome(grad_norm=self._checked_norm(float(self._engine.get_global_grad_norm())), loss_scale=scale)
+
+    def _on_overflow_known(self, is_overflow: bool) -> None:
+        """Move the loss scale. DeepSpeed calls this inside a step, on all ranks alike, while the gradients are still there."""
+        scaler = self._zero.loss_scaler
+        if is_overflow and not self._is_scaled:
+            raise self._not_finite()
+        if is_overflow and scaler.cur_scale <= scaler.min_scale and scaler.cur_hysteresis <= 1:
+            raise self._not_finite(f" at the least loss scale, {scaler.cur_scale:g}")
+        scaler.update_scale(is_overflow)
+
+    def _not_finite(self, at: str = "") -> TrainingError:
+        """Return the error of a gradient that is not finite, with the names of those that are not; a collective."""
+        where = where_gradients_break(self._model, self._own_gradients(), self.all_sum)
+        remedy = "bf16 or fp32" if self._is_scaled else "fp32"
+        return TrainingError(
+            f"the gradient norm is not finite{at}, {where}; the last saved state is kept; lower the learning rate or use "
+            f"engine.precision={remedy}"
+        )
+
+    def _own_gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Yield what this rank holds of the step's gradients, reduced over the ranks, in pieces."""
+        for index, pieces in self._zero.averaged_gradients.items():
+            own = (piece for piece in pieces or () if not getattr(piece, "_zero_padding", False))
+            yield from zip(self._zero.params_in_partition[index], own, strict=False)  # a rank may hold padding alone
 
     def _take_step(self, lr: float) -> None:
         for group in self._zero.param_groups:
@@ -122,7 +176,7 @@ class Engine:
             torch.distributed.all_reduce(norms, torch.distributed.ReduceOp.MAX)
         largest, smallest = norms[0].item(), -norms[1].item()
         if not math.isfinite(largest):
-            raise TrainingError("the gradient norm is not finite; lower the learning rate or use engine.precision=fp32")
+            raise self._not_finite()
         if largest - smallest > _NORM_AGREEMENT * largest:
             raise TrainingError(f"the gradient norm is {smallest} on one rank and {largest} on another: weights would drift apart")
         return norm
@@ -168,6 +222,37 @@ class Engine:
             for which in MOMENTS:
                 value = own_part(name, moments[which][name], self._share).to(self.device, torch.float32)
                 deepspeed.utils.safe_set_full_optimizer_state(parameter, value, which)
+
+    @property
+    def updates_done(self) -> int:
+        """How many updates the moments have seen: skipped steps are none, and they may have begun in another training."""
+        return int(next(iter(self._optimizer_states()))["step"])
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """The scale of the next step's loss and what it moves by; None where losses are not scaled."""
+        if not self._is_scaled:
+            return None
+        scaler = self._zero.loss_scaler
+        return LossScale(
+            scale=float(scaler.cur_scale),
+            steps=scaler.cur_iter,
+            last_overflow=scaler.last_overflow_iter,
+            until_halved=scaler.cur_hysteresis,
+        )
+
+    def set_loss_scale(self, state: LossScale) -> None:
+        """Go on with a scale as `loss_scale` returned it."""
+        assert self._is_scaled, "a loss is scaled in fp16 alone"
+        scaler = self._zero.loss_scaler
+        scaler.cur_scale, scaler.cur_hysteresis = state.scale, state.until_halved
+        scaler.cur_iter, scaler.last_overflow_iter = state.steps, state.last_overflow
+
+    def _optimizer_states(self) -> Iterator[Mapping[str, Any]]:
+        return (self._zero.optimizer.state[flat] for flat in self._zero.single_partition_of_fp32_groups)
+
+    def _watch_overflow(self) -> None:
+        self._zero._update_scale = self._on_overflow_known
 
     def _with_all_experts(self, name: str, own: Tensor) -> Tensor:
         return own if self._peers is None or not is_stack(name) else self._peers.joined(own.to(self.device))
@@ -217,6 +302,11 @@ class _SharedLayer(MoELayer, MoE):
     @property
     def expert_group_name(self) -> str:
         return _group_name(self.ep_size)
+
+
+def _allow_fp16_on_the_cpu() -> None:
+    """Let DeepSpeed take fp16 on any CPU: it asks oneDNN, which says whether fp16 is fast there; torch computes it anyway."""
+    get_accelerator().is_fp16_supported = lambda: True
 
 
 def _share_experts(model: nn.Module, n_ranks: int) -> GroupPeers:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
 from adapt.model.exchange import ExpertShare
 from adapt.model.recompute import Recompute
+from adapt.train.loss_scale import LossScaleConfig
 from adapt.train.optimizer import Algorithm, OptimizerConfig
 
 
@@ -20,7 +21,10 @@ class EngineConfig:
     added up over micro-batches in fp32 at any precision. `micro_batch` is in rows per rank; `threads` per rank, absent for an even
     share of the cores. `expert_parallel` is how many neighbouring ranks share the experts of every layer (1: each has them all).
     `activation_checkpointing`: what the backward pass computes again. `memory_gb`: what a rank has; what needs more is refused
-    before anything is allocated.
+    before anything is allocated. `loss_scale` is what fp16 is trained with.
+
+    `hostfile` names hosts to train on together (lines `host slots=n`, as many slots as `world_size`), reached by `remote_shell`;
+    the ranks meet at `master_address` (absent: the first host). Without it, all ranks are on this machine.
     """
 
     world_size: int = 1
@@ -33,14 +37,20 @@ class EngineConfig:
     threads: int | None = None
     bucket_elements: int = 50_000_000
     memory_gb: float | None = None
+    loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
+    hostfile: str | None = None
+    remote_shell: str = "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+    master_address: str | None = None
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2):
             raise ConfigError(f"zero_stage: {self.zero_stage} is not supported; use 0, 1 or 2")
-        if self.zero_stage == 0 and self.precision is not Precision.FP32:
+        if self.zero_stage == 0 and self.precision.is_rounded:
             raise ConfigError(f"zero_stage: 0 keeps no fp32 masters beside {self.precision.value} weights; use 1 or 2, or fp32")
         if self.zero_stage == 0 and self.expert_parallel > 1:
             raise ConfigError("zero_stage: 0 shares nothing, experts neither; use 1 or 2, or engine.expert_parallel=1")
+        if not self.remote_shell.strip():
+            raise ConfigError("remote_shell: is empty; ssh is one")
         if self.world_size < 1 or self.micro_batch < 1:
             raise ConfigError("world_size and micro_batch must be at least 1")
         if self.expert_parallel < 1 or self.world_size % self.expert_parallel:
@@ -50,6 +60,10 @@ class EngineConfig:
                 f"expert_parallel: {self.expert_parallel} does not divide the {self.world_size} ranks of engine.world_size; "
                 f"the nearest setting is {nearest}"
             )
+
+    def numerics(self) -> dict[str, Any]:
+        """Return the settings that results depend on, for a stage's key."""
+        return {"precision": self.precision} | ({"loss_scale": self.loss_scale} if self.precision is Precision.FP16 else {})
 
     def expert_share(self, rank: int) -> ExpertShare:
         """Return which experts of every layer a rank owns."""
@@ -72,11 +86,13 @@ def deepspeed_config(config: EngineConfig, optimizer: OptimizerConfig) -> dict[s
         ConfigError: the two do not go together.
     """
     check_optimizer(config, optimizer)
+    is_scaled = config.precision is Precision.FP16
     return {
         "train_micro_batch_size_per_gpu": config.micro_batch,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optimizer.clip,
         "bf16": {"enabled": config.precision is Precision.BF16},
+        "fp16": {"enabled": is_scaled, **(config.loss_scale.for_deepspeed() if is_scaled else {})},
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": {
             "stage": config.zero_stage,

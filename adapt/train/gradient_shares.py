@@ -24,10 +24,11 @@ def gradient_shares(
     contribute: Callable[[Batch], Contribution],
     all_sum: Callable[[Tensor], Tensor],
     world_size: int,
+    scale: float = 1.0,
 ) -> dict[str, float]:
     """Return `gradient_norm/<part>` and `gradient_share/<part>` of every part with a weight.
 
-    It costs a backward pass per part and holds one gradient per part. A collective.
+    It costs a backward pass per part and holds one gradient per part. `scale` is the step's loss scale. A collective.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     places = [place for place, weight in enumerate(weights_P.tolist()) if weight]
@@ -37,10 +38,10 @@ def gradient_shares(
         for place in places:
             if not losses_P[place].requires_grad:
                 continue
-            gradients = torch.autograd.grad(losses_P[place], parameters, retain_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(losses_P[place] * scale, parameters, retain_graph=True, allow_unused=True)
             for total, gradient in zip(totals[place], gradients, strict=True):
                 if gradient is not None:
-                    total += gradient
+                    total += gradient.float() / scale
     # The factor world_size in every loss awaits the engine's average over ranks.
     norms = {names[place]: _norm(totals[place], all_sum) / world_size for place in places}
     whole = sum(norms.values()) or 1.0

@@ -1,13 +1,14 @@
-"""What ends a run before it does harm: a loss that is not finite or explodes; the part and the first bad layer are named.
+"""What ends a run before it does harm: a loss or a gradient that is not finite, a loss that explodes; where it begins is named.
 
-A step's ledger and its micro-batches flow in; an error flows out or nothing. A token's loss far above that of guessing evenly, the
-logarithm of the vocabulary's size, is no language model's any more: the update that follows would only carry it further.
+A step's ledger and its micro-batches flow in, or its gradients; an error flows out or nothing. A token's loss far above that of
+guessing evenly, the logarithm of the vocabulary's size, is no language model's any more: the update that follows would only carry
+it further.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -73,6 +74,26 @@ def first_bad_layer(model: nn.Module, batches: Sequence[Batch], all_sum: Callabl
                 found[bad[0]] += 1
     bad_somewhere = all_sum(found).nonzero().flatten().tolist()
     return names[bad_somewhere[0]] if bad_somewhere else None
+
+
+def where_gradients_break(
+    model: nn.Module, gradients: Iterable[tuple[nn.Parameter, Tensor]], all_sum: Callable[[Tensor], Tensor]
+) -> str:
+    """Say which parameters' gradients are not finite on any rank, from what each rank holds of them; a collective.
+
+    Backward runs against the model's order: what spreads from one layer ends at the first parameter that is named.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    places = {id(parameter): place for place, (_, parameter) in enumerate(model.named_parameters())}
+    found = torch.zeros(len(names), dtype=torch.float64)
+    for parameter, gradient in gradients:
+        found[places[id(parameter)]] += not torch.isfinite(gradient).all()
+    bad = all_sum(found).nonzero().flatten().tolist()
+    if not bad:
+        return "every parameter's own gradient is finite: their norm alone overflows"
+    if len(bad) == 1:
+        return f"in the gradient of {names[bad[0]]} alone"
+    return f"first, in the model's order, in the gradient of {names[bad[0]]}, last in that of {names[bad[-1]]} ({len(bad)} in all)"
 
 
 def _is_finite(output: Any) -> bool:

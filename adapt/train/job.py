@@ -103,13 +103,14 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
             if data.general is not None:
                 _write(result / GENERAL_FILE, {"before": general_before, "after": general_after})
             _write(result / DEEPSPEED_FILE, deepspeed_config(job.engine, job.train.optimizer))
-            _write(work / OUTCOME_FILE, {"tokens_per_s": outcome.tokens_per_s, "attempts": identity.attempt})
+            said = {"tokens_per_s": outcome.tokens_per_s, "attempts": identity.attempt, "skipped_steps": outcome.skipped_steps}
+            _write(work / OUTCOME_FILE, said)
     else:
         for _ in engine.named_weights():  # gathering is a collective
             pass
     if job.train.keeps_moments:
         with writable(result):
-            save_moments(result, engine, job.train.steps)
+            save_moments(result, engine)
     engine.barrier()
     engine.close()
 

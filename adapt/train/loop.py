@@ -34,7 +34,7 @@ from adapt.objective import (
     token_nll,
 )
 from adapt.text.packing import RowSource, StepOrder
-from adapt.train.engine import Engine
+from adapt.train.engine import Engine, StepOutcome
 from adapt.train.engine_config import EngineConfig
 from adapt.train.gradient_shares import gradient_shares
 from adapt.train.guards import check_losses
@@ -49,10 +49,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a run leaves beside its weights: the history of ledgers, and speed."""
+    """What a run leaves beside its weights: the history of ledgers, and speed; `skipped_steps` of them overflowed in fp16."""
 
     history: list[dict[str, float]]
     tokens_per_s: float
+
+    @property
+    def skipped_steps(self) -> int:
+        return sum(int(line.get("skipped", 0)) for line in self.history)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,15 +131,22 @@ class Trainer:
     def _step(
         self, micro_batches: list[Batch], progress: Progress, config: TrainConfig, request: StopRequest
     ) -> tuple[dict[str, float], float]:
-        """Do one step and write it down in `progress`; return its line of history and how many ranks were asked to stop."""
+        """Do one step and write it down in `progress`; return its line of history and how many ranks were asked to stop.
+
+        A step that fp16 skips leaves the model as it was, routers' state too; its rows have had their turn, and the learning rate
+        goes on by the step.
+        """
         lr = learning_rate(config.optimizer, progress.step, config.steps)
         objective = self._objective.at(progress.step / config.steps)
         totals, shares = self._accumulate(micro_batches, progress, objective, request)
-        grad_norm = self._engine.step(lr)
-        self._base.after_step([layer.counts_E for layer in totals.layers])
+        outcome = self._engine.step(lr)
+        if not outcome.is_skipped:
+            self._base.after_step([layer.counts_E for layer in totals.layers])
         progress.step += 1
         progress.lagged_shares_LE = [layer.shares_E for layer in totals.layers]
-        line = _history_line(progress.step, lr, grad_norm, totals, self._base.router_traits.looks_ahead) | shares
+        line = _history_line(progress.step, lr, outcome, totals, self._base.router_traits.looks_ahead)
+        if not outcome.is_skipped:
+            line |= shares
         progress.history.append(line)
         return line, totals.n_stops
 
@@ -220,6 +231,7 @@ class Trainer:
         every = self._objective.gradient_shares_every_steps
         if not every or step % every:
             return {}
+        scale = self._engine.loss_scale
         return gradient_shares(
             self._engine.module,
             parts_of(self._base),
@@ -228,6 +240,7 @@ class Trainer:
             contribute,
             self._engine.all_sum,
             self._engine.rank.world_size,
+            1.0 if scale is None else scale.scale,
         )
 
     def _contribution(self, batch: Batch, counts: Tensor, lagged_LE: Sequence[Tensor], objective: ObjectiveConfig) -> Contribution:
@@ -249,8 +262,13 @@ class Trainer:
         return torch.zeros(len(parts_of(self._base)), dtype=torch.float64)
 
 
-def _history_line(step: int, lr: float, grad_norm: float, totals: Totals, looks_ahead: bool) -> dict[str, float]:
-    line = {"step": float(step), "lr": lr, "grad_norm": grad_norm, "loss/total": ledger_total(totals.ledger)}
+def _history_line(step: int, lr: float, outcome: StepOutcome, totals: Totals, looks_ahead: bool) -> dict[str, float]:
+    line = {"step": float(step), "lr": lr}
+    if outcome.grad_norm is not None:
+        line["grad_norm"] = outcome.grad_norm
+    if outcome.loss_scale is not None:
+        line |= {"loss_scale": outcome.loss_scale, "skipped": float(outcome.is_skipped)}
+    line["loss/total"] = ledger_total(totals.ledger)
     for name, part in totals.ledger.items():
         line[f"loss/{name}"] = part.value
         line[f"count/{name}"] = part.count

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from adapt.core.errors import ConfigError
-from adapt.core.precision import Precision
 from adapt.model.counting import ParameterCounts, count_parameters
 from adapt.model.expert_parallel import check_share
 from adapt.model.gpt import GPT, GPTConfig
@@ -142,4 +141,4 @@ def _differences(engine: EngineConfig, other: EngineConfig) -> str:
 
 
 def _width(engine: EngineConfig) -> int:
-    return 2 if engine.precision is Precision.BF16 else 4
+    return engine.precision.dtype.itemsize

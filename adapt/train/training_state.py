@@ -1,6 +1,7 @@
 """Training states: everything that the next step reads, in a directory that is complete or absent.
 
-`<work>/step-00000100/` holds weights and moments by parameter name (safetensors), and `state.json` (step, lagged shares, history).
+`<work>/step-00000100/` holds weights and moments by parameter name (safetensors), and `state.json` (step, updates, lagged shares,
+history, and in fp16 the loss scale).
 A state is a copy taken at the step boundary, which a thread writes while training goes on: every file and directory is on the
 disk before the directory is renamed into place, and older states go only after that. So whatever ends a process, or fills the disk,
 the newest complete state is whole. The copy takes as much memory on rank 0 as weights and moments do: 12 bytes a parameter.
@@ -23,8 +24,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adapt.core.errors import CheckpointError, TrainingError
+from adapt.core.errors import CheckpointError, ConfigError, TrainingError
+from adapt.core.typed import from_plain, to_plain
 from adapt.train.engine import MOMENTS, Engine
+from adapt.train.loss_scale import LossScale
 
 MOMENTS_DIRECTORY = "moments"
 _WEIGHTS = "weights"
@@ -72,6 +75,8 @@ class StateWriter:
             return
         content = {
             "step": progress.step,
+            "updates": self._engine.updates_done,
+            "loss_scale": to_plain(self._engine.loss_scale),
             "lagged_shares": [shares.tolist() for shares in progress.lagged_shares_LE],
             "history": list(progress.history),  # the loop goes on adding to its own
         }
@@ -140,7 +145,7 @@ def write_state(work: Path, scratch: Path, tensors: Mapping[str, Mapping[str, Te
     _sync(work)
 
 
-def save_moments(directory: Path, engine: Engine, steps_done: int) -> None:
+def save_moments(directory: Path, engine: Engine) -> None:
     """Leave the optimizer's moments in a finished checkpoint's directory, for a training that goes on from it. A collective."""
     place = directory / MOMENTS_DIRECTORY
     for which in MOMENTS:
@@ -149,7 +154,7 @@ def save_moments(directory: Path, engine: Engine, steps_done: int) -> None:
             place.mkdir(exist_ok=True)
             save_file(copies, place / f"{which}.safetensors")
     if engine.rank.is_main:
-        (place / _STATE_FILE).write_text(json.dumps({"step": steps_done}), encoding="utf-8")
+        (place / _STATE_FILE).write_text(json.dumps({"step": engine.updates_done}), encoding="utf-8")
 
 
 def load_moments(directory: Path, engine: Engine) -> None:
@@ -179,15 +184,19 @@ def load_newest_state(work: Path, engine: Engine) -> Progress | None:
     try:
         content = json.loads((newest / _STATE_FILE).read_text(encoding="utf-8"))
         weights, *moments = (load_file(newest / f"{name}.safetensors") for name in (_WEIGHTS, *MOMENTS))
+        updates = content.get("updates", content["step"])  # states of older versions know neither skipped steps nor a scale
+        scale = None if content.get("loss_scale") is None else from_plain(LossScale, content["loss_scale"], _STATE_FILE)
         progress = Progress(
             step=content["step"],
             lagged_shares_LE=[torch.tensor(shares, dtype=torch.float64) for shares in content["lagged_shares"]],
             history=content["history"],
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError, ConfigError) as error:
         raise CheckpointError(f"{newest}: a damaged training state ({error}); remove it to go on from the one before") from error
     engine.set_weights(weights)
-    engine.set_moments(dict(zip(MOMENTS, moments, strict=True)), progress.step)
+    engine.set_moments(dict(zip(MOMENTS, moments, strict=True)), updates)
+    if scale is not None:
+        engine.set_loss_scale(scale)
     return progress
 
 

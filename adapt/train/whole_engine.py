@@ -7,13 +7,14 @@ are fp32: there are no masters beside them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state
-from adapt.train.engine import MOMENTS, Engine
+from adapt.train.engine import MOMENTS, Engine, StepOutcome
 from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer import OptimizerConfig
 
@@ -27,11 +28,14 @@ def open_engine(model: nn.Module, config: EngineConfig, optimizer: OptimizerConf
 class WholeEngine(Engine):
     """A model under DeepSpeed without partitions."""
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float) -> StepOutcome:
         gradients = [parameter.grad for _, parameter in self._trained() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self._checked_norm(float(torch.nn.utils.get_total_norm(gradients)))
         self._take_step(lr)
-        return self._checked_norm(float(norm))
+        return StepOutcome(grad_norm=norm)
+
+    def _own_gradients(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        return ((parameter, parameter.grad) for _, parameter in self._trained() if parameter.grad is not None)
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         return named_state(self.module)
@@ -49,6 +53,12 @@ class WholeEngine(Engine):
         for name, parameter in self._trained():
             for which in MOMENTS:
                 self._zero.state[parameter][which].copy_(moments[which][name])
+
+    def _optimizer_states(self) -> Iterator[Mapping[str, Any]]:
+        return (self._zero.state[parameter] for _, parameter in self._trained())
+
+    def _watch_overflow(self) -> None:
+        """Do nothing: fp32 gradients are not scaled."""
 
     def _create_moments(self, steps_done: int) -> None:
         for _, parameter in self._trained():

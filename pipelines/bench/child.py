@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 
 from adapt.core.errors import AdaptError
-from pipelines.launch import free_port, rank_environment
+from pipelines.ranks import LOOPBACK, Meeting, free_port, rank_environment
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ STATUS = Path("/proc/self/status")
 
 def as_a_rank(threads: int) -> dict[str, str]:
     """Return the environment of a training run's only rank: freed memory is kept, so many threads."""
-    return rank_environment(0, 1, free_port(), threads)
+    return rank_environment(0, 0, Meeting(address=LOOPBACK, port=free_port(), world_size=1), threads)
 
 
 def in_child(environment: Mapping[str, str], threads: int, function: Callable[..., T], *arguments: Any) -> T:

@@ -23,7 +23,6 @@ from adapt.model.inputs import ModelInputs, RouterInputs
 from adapt.model.moe import DenseMLP, MoELayer
 from adapt.model.routers.contract import all_routers, build_router
 
-TORCH_DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16}
 _FULLEST = 9.0  # times the mean, in a skewed case
 _PULL, _NOISE = 2.0, 0.1  # of the logits
 _ROW = 256
@@ -53,7 +52,7 @@ class Case:
 
     @property
     def dtype(self) -> torch.dtype:
-        return TORCH_DTYPES[self.precision]
+        return self.precision.dtype
 
 
 @dataclass(frozen=True, kw_only=True)

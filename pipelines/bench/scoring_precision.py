@@ -23,12 +23,13 @@ from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 
 _NAME = "scoring_precision"
 _KNOWN = ("checkpoint", "root", "tasks", "rows", "fit_rows", "rounds")
+_COMPARED = (Precision.FP32, Precision.BF16)
 _NINE = "eprstmt,tnews,csldcp,iflytek,ocnli,bustm,chid,csl,cluewsc"
 
 
 def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
     only(_NAME, options, *_KNOWN, needed=("checkpoint", "root"))
-    models = {precision: opened(Path(options["checkpoint"]), precision) for precision in Precision}
+    models = {precision: opened(Path(options["checkpoint"]), precision) for precision in _COMPARED}
     return [_one_task(name, options, models) for name in options.get("tasks", _NINE).split(",")]
 
 
@@ -52,14 +53,14 @@ def _one_task(name: str, options: Mapping[str, str], models: Mapping[Precision, 
             answers[precision][method] = predictions(decision.scores(keys, data.task), data.labelled, data.task)
 
     fitted = {precision: scorer.keys(data.unlabeled) for precision, scorer in scorers.items()}
-    ways = {precision.value: partial(way, precision) for precision in Precision}
+    ways = {precision.value: partial(way, precision) for precision in _COMPARED}
     seconds = interleaved_medians(ways, number(_NAME, options, "rounds", 2))
     gold = [row.label or "" for row in data.labelled]
     line: dict[str, Any] = {"task": name, "rows": len(gold), "fp32/bf16 s": seconds["fp32"] / seconds["bf16"]}
     for method in (Method.RAW, Method.PRIOR):
-        both = [answers[precision][method] for precision in Precision]
+        both = [answers[precision][method] for precision in _COMPARED]
         line[f"{method.value} changed %"] = 100 * float(np.mean([a != b for a, b in zip(*both, strict=True)]))
-        for precision in Precision:
+        for precision in _COMPARED:
             line[f"{method.value} {precision.value} %"] = 100 * accuracy_of(answers[precision][method], gold).accuracy
     return line
 

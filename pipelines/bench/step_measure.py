@@ -37,7 +37,6 @@ from adapt.train.engine_config import EngineConfig
 from adapt.train.tracking import NoTracker
 from adapt.train.train_config import TrainConfig
 from pipelines.bench.contract import Stopwatch, cpu_seconds, cuda_seconds, interleaved_medians, wall_seconds
-from pipelines.bench.moe_cases import TORCH_DTYPES
 from pipelines.schema import PretrainConfig
 
 SPARSE, DENSE = "sparse", "dense"
@@ -191,7 +190,7 @@ def _fits(steps: Mapping[str, Callable[[], object]]) -> bool:
 @torch.no_grad()
 def _filled(model: GPT, case: StepCase) -> GPT:
     """Fill a model on its device, in which the billions of a large one take seconds: what it computes does not matter here."""
-    model.to(TORCH_DTYPES[case.precision]).to_empty(device=case.device)
+    model.to(case.precision.dtype).to_empty(device=case.device)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.zero_()
@@ -224,15 +223,15 @@ class _TimedEngine:
         self._engine.accumulate(loss, is_last)
         self._inside += time.perf_counter() - started
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float) -> Any:
         started = time.perf_counter()
-        norm = self._engine.step(lr)
+        outcome = self._engine.step(lr)
         self._ends.append(time.perf_counter())
         self._insides.append(self._inside + self._ends[-1] - started)
         self._inside = 0.0
         if len(self._ends) > self._steps:
             raise _Enough
-        return float(norm)
+        return outcome
 
     def share(self, tokens: int) -> LoopShare:
         """Return medians over the steps after the first, each from the end of the step before it to its own end."""

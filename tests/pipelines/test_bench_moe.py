@@ -66,7 +66,7 @@ def test_our_layer_is_the_python_loop_over_experts(is_skewed: bool) -> None:
     assert len(expert_N) == case.tokens
 
 
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
 @pytest.mark.parametrize("name", [*PEERS, "bare grouped_mm"])
 def test_a_peer_computes_finite_outputs_and_gradients_and_our_function_unless_it_drops(name: str, precision: Precision) -> None:
     case = Case(experts=8, tokens=256, precision=precision, hidden=32, ffn=64)

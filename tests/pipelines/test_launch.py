@@ -1,21 +1,30 @@
-"""The environment that ranks are started in."""
+"""The environment that ranks are started in, and what is said of those that fail."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipelines.launch import rank_environment
+from adapt.core.errors import AdaptError
+from adapt.train.engine_config import EngineConfig
+from pipelines.launch import launch
+from pipelines.ranks import LOOPBACK, Death, Meeting, rank_environment
 
 KEPT = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+
+
+def meeting_of(world_size: int) -> Meeting:
+    return Meeting(address=LOOPBACK, port=1234, world_size=world_size)
 
 
 def test_ranks_keep_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in KEPT:
         monkeypatch.delenv(name, raising=False)
-    environment = rank_environment(0, 1, 1234, threads=1)
+    environment = rank_environment(0, 0, meeting_of(1), threads=1)
     for name in KEPT:
         assert int(environment[name]) >= 1 << 30
         assert name not in os.environ, "only ranks are told, not this process"
@@ -27,7 +36,7 @@ def test_what_the_user_has_set_of_the_allocator_stays(own: str, value: str, monk
     for name in KEPT:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(own, value)
-    environment = rank_environment(0, 1, 1234, threads=1)
+    environment = rank_environment(0, 0, meeting_of(1), threads=1)
     (other,) = set(KEPT) - {own}
     assert environment[own] == value
     assert int(environment[other]) >= 1 << 30
@@ -37,7 +46,7 @@ def test_a_rank_is_told_its_place_whatever_the_user_has_set(monkeypatch: pytest.
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "77")
     monkeypatch.setenv("SOMETHING_ELSE", "stays")
-    environment = rank_environment(1, 3, 1234, threads=2)
+    environment = rank_environment(1, 1, meeting_of(3), threads=2)
     wanted = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "3", "MASTER_PORT": "1234", "OMP_NUM_THREADS": "2"}
     assert {name: environment[name] for name in wanted} == wanted
     assert environment["MOE_ADAPT_PARENT"] == str(os.getpid())
@@ -45,5 +54,26 @@ def test_a_rank_is_told_its_place_whatever_the_user_has_set(monkeypatch: pytest.
 
 
 def test_a_process_starts_with_that_environment() -> None:
-    done = subprocess.run(["/bin/sh", "-c", "exit $RANK"], env=rank_environment(5, 6, 1, threads=1), timeout=60)
+    done = subprocess.run(["/bin/sh", "-c", "exit $RANK"], env=rank_environment(5, 5, meeting_of(6), threads=1), timeout=60)
     assert done.returncode == 5
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ({"stage": "pretrain", "job": {}}, "^job.yaml: .*engine"),
+        ({"stage": "none"}, r"^rank 0 died \(exit code 1\); the same command goes on"),
+    ],
+)
+def test_what_a_rank_says_is_raised_where_it_was_started_and_else_how_it_died(
+    tmp_path: Path, job: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(AdaptError, match=words):
+        launch(job, tmp_path, EngineConfig(world_size=1))
+    assert not list(tmp_path.glob("rank-*")), "what is said takes no disk"
+
+
+def test_the_cause_is_told_from_what_followed_from_it() -> None:
+    lost_a_peer, killed, refused = Death(rank=0, code=1), Death(rank=2, code=-9), Death(rank=1, code=2, said="no such file")
+    assert min([lost_a_peer, killed], key=lambda death: death.urgency) is killed
+    assert min([lost_a_peer, killed, refused], key=lambda death: death.urgency) is refused

@@ -1,10 +1,15 @@
-"""The report's loss charts: text and routers apart, and a warning where training looked ahead."""
+"""The report's loss charts: text and routers apart, a warning where training looked ahead, and steps that were skipped."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from pipelines.report import _losses
+from adapt.core.artifacts import Artifact
+from pipelines.pretrain import describe_training
+from pipelines.report import _line, _losses
 
 
 @pytest.mark.parametrize("looks_ahead", [True, False])
@@ -18,3 +23,17 @@ def test_losses_of_routers_have_a_chart_of_their_own(looks_ahead: bool) -> None:
     assert ("loss/context" in text, "loss/prompt" in text, "loss/margin" in text) == (True, False, False)
     assert "loss/margin" in routers
     assert ("no language-model losses" in text) is looks_ahead
+
+
+def test_a_skipped_step_has_no_norm_in_its_chart() -> None:
+    history = [{"step": 1.0, "grad_norm": 0.5}, {"step": 2.0, "skipped": 1.0}, {"step": 3.0, "grad_norm": 0.25}]
+    assert _line("Gradient norm", history, ["grad_norm"]) == _line("Gradient norm", [history[0], history[2]], ["grad_norm"])
+
+
+@pytest.mark.parametrize(("outcome", "words"), [({"skipped_steps": 3}, "7 steps (3 of them skipped"), ({}, "7 steps, 10 tokens/s")])
+def test_a_training_says_how_many_steps_it_skipped(outcome: dict[str, Any], words: str) -> None:
+    metrics = {"steps": 7, "tokens_per_s": 10.0, "held_out": {}, **outcome}
+    trained = Artifact(
+        path=Path(), stage="pretrain", key="", digest="", config=None, inputs={}, metrics=metrics, created=""
+    )  # fmt: skip
+    assert words in describe_training(trained)

@@ -10,6 +10,7 @@ from torch import Tensor
 from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT
+from adapt.train.engine import StepOutcome
 from adapt.train.optimizer import OptimizerConfig, parameter_groups
 
 
@@ -28,13 +29,15 @@ class PlainEngine:
     def accumulate(self, loss: Callable[[], Tensor], is_last: bool) -> None:
         loss().backward()
 
-    def step(self, lr: float) -> float:
+    loss_scale = None
+
+    def step(self, lr: float) -> StepOutcome:
         for group in self._adamw.param_groups:
             group["lr"] = lr
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._clip)
         self._adamw.step()
         self._adamw.zero_grad()
-        return float(norm)
+        return StepOutcome(grad_norm=float(norm))
 
     def all_sum(self, values: Tensor) -> Tensor:
         return values
@@ -56,6 +59,10 @@ class PlainEngine:
                 continue
             kept = {which: by_name[name].clone() for which, by_name in moments.items()}
             self._adamw.state[parameter] = {"step": torch.tensor(float(steps_done)), **kept}
+
+    @property
+    def updates_done(self) -> int:
+        return int(next(iter(self._adamw.state.values()))["step"])
 
     def barrier(self) -> None:
         return None

@@ -21,17 +21,17 @@ from adapt.objective import ObjectiveConfig, contribution, ledger_from, part_cou
 from adapt.text.packing import StepOrder
 from adapt.train.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from adapt.train.trained import Trained, train_only
-from pipelines.launch import free_port, rank_environment
+from pipelines.ranks import LOOPBACK, Meeting, free_port, rank_environment
 
 TOLERANCE = 1e-5
 
 
-def launch_ranks(script: str, place: Path, world_size: int) -> dict[str, Any]:
+def launch_ranks(script: str, place: Path, world_size: int, *arguments: str, timeout_s: float = 400) -> dict[str, Any]:
     """Run a script of this folder on so many ranks and return what it saved."""
-    port = free_port()
-    command = [sys.executable, str(Path(__file__).with_name(script)), str(place)]
-    ranks = [subprocess.Popen(command, env=rank_environment(rank, world_size, port, threads=1)) for rank in range(world_size)]
-    assert [rank.wait(timeout=400) for rank in ranks] == [0] * world_size
+    meeting = Meeting(address=LOOPBACK, port=free_port(), world_size=world_size)
+    command = [sys.executable, str(Path(__file__).with_name(script)), str(place), *arguments]
+    ranks = [subprocess.Popen(command, env=rank_environment(rank, rank, meeting, threads=1)) for rank in range(world_size)]
+    assert [rank.wait(timeout=timeout_s) for rank in ranks] == [0] * world_size
     return dict(torch.load(place / "results.pt", weights_only=True))
 
 
@@ -44,8 +44,12 @@ def plain_loop(
     trains: Trained = Trained.ALL,
     measures_parts: bool = False,
     settings: OptimizerConfig = OPTIMIZER,
+    skipped: tuple[int, ...] = (),
 ) -> dict[str, Any]:
-    """Train without DeepSpeed: whole batches, AdamW, clipping; `measures_parts` differentiates each part at every second step."""
+    """Train without DeepSpeed: whole batches, AdamW, clipping; `measures_parts` differentiates each part at every second step.
+
+    The steps in `skipped`, from 1, change nothing but the shares of the next one.
+    """
     model = materialize(GPT(config), seed=3)
     train_only(model, trains)
     optimizer = make_optimizer(model, settings)
@@ -62,9 +66,10 @@ def plain_loop(
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(OPTIMIZER, step, steps)
-        optimizer.step()
+        if step + 1 not in skipped:
+            optimizer.step()
+            model.after_step([layer.counts_E for layer in part.layers])
         optimizer.zero_grad()
-        model.after_step([layer.counts_E for layer in part.layers])
         shares = [layer.shares_E for layer in part.layers]
         ledger = ledger_from(model, part.sums_P, counts, part.layers, objective)
         history.append({"grad_norm": float(norm), **norms, **{f"loss/{p}": ledger[p].value for p in parts_of(model)}})

@@ -65,7 +65,7 @@ def test_a_kind_that_a_model_has_none_of_is_refused(trains: Trained) -> None:
 
 def test_moments_are_taken_over_with_their_number_of_steps(tmp_path: Path) -> None:
     engine = trained(made([3, 5]), Trained.ALL, tmp_path)
-    save_moments(tmp_path, engine, 3)
+    save_moments(tmp_path, engine)
     model = made([3, 5])
     train_only(model, Trained.EXPERTS)
     other: Any = PlainEngine(model, OPTIMIZER)
@@ -80,7 +80,7 @@ def test_moments_are_taken_over_with_their_number_of_steps(tmp_path: Path) -> No
 
 def test_damaged_moments_are_named(tmp_path: Path) -> None:
     engine = trained(made([3]), Trained.ALL, tmp_path)
-    save_moments(tmp_path, engine, 3)
+    save_moments(tmp_path, engine)
     (tmp_path / "moments" / "exp_avg.safetensors").unlink()
     with pytest.raises(CheckpointError, match="damaged optimizer moments"):
         load_moments(tmp_path, engine)

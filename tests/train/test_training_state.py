@@ -31,7 +31,7 @@ from adapt.train.optimizer import OptimizerConfig
 from adapt.train.stopping import Stopped
 from adapt.train.tracking import NoTracker
 from adapt.train.train_config import TrainConfig
-from adapt.train.training_state import Progress, StateWriter, load_newest_state
+from adapt.train.training_state import Progress, StateWriter, load_moments, load_newest_state, save_moments
 
 STEPS = 12
 OPTIMIZER = OptimizerConfig(lr=3e-3)
@@ -189,6 +189,38 @@ def test_a_process_that_dies_at_any_moment_of_a_write_leaves_a_whole_state(tmp_p
     assert found == ["step-00000001"] * 5 + ["step-00000002"] * 2
 
 
+def test_moments_of_another_training_go_on_with_the_number_of_their_updates(tmp_path: Path) -> None:
+    base, model = tmp_path / "base", made()
+    engine = engine_of(model)
+    base.mkdir()
+    Trainer(engine, EngineConfig(micro_batch=4), ObjectiveConfig(), seed=5).train(
+        ReadingList(readings(LabelForm.CLM)), TRAIN, base, NoTracker()
+    )
+    save_moments(base, engine)
+
+    def adapted(work: Path, tracker: NoTracker) -> GPT:
+        model = made()
+        engine = engine_of(model)
+        load_moments(base, engine)
+        work.mkdir(exist_ok=True)
+        Trainer(engine, EngineConfig(micro_batch=4), ObjectiveConfig(), seed=6).train(
+            ReadingList(readings(LabelForm.CLM)), TRAIN, work, tracker
+        )
+        assert engine.updates_done == 2 * STEPS
+        return model
+
+    class Killed(Exception):
+        pass
+
+    def end() -> None:
+        raise Killed
+
+    whole = adapted(tmp_path / "whole", NoTracker())
+    with pytest.raises(Killed):
+        adapted(tmp_path / "killed", At(6, end))
+    assert same_bits(adapted(tmp_path / "killed", NoTracker()), whole)
+
+
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     model = made()
     engine = engine_of(model)
@@ -205,7 +237,8 @@ def test_a_state_holds_router_state_and_lagged_shares(tmp_path: Path) -> None:
     for _, buffer in model.named_buffers():
         buffer.normal_()
     for parameter in model.parameters():
-        engine._adamw.state[parameter] = {which: torch.zeros_like(parameter) for which in training_state.MOMENTS}
+        moments = {which: torch.zeros_like(parameter) for which in training_state.MOMENTS}
+        engine._adamw.state[parameter] = {"step": torch.tensor(3.0), **moments}
     with StateWriter(tmp_path, engine, keep=1) as states:
         states.save(Progress(step=3, lagged_shares_LE=shares, history=[{"step": 3.0}]))
     other = made()

@@ -42,8 +42,7 @@ class Experts(nn.Module):
     def forward(self, x_NH: Tensor, token_K: Tensor, expert_K: Tensor, weight_K: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weighted sum of expert outputs for each token, and how many tokens each expert took."""
         order_K = torch.argsort(expert_K, stable=True)
-        # What `bincount` does, without waiting for a CUDA device.
-        counts_E = expert_K.new_zeros(self.n_experts).scatter_add_(0, expert_K, torch.ones_like(expert_K))
+        counts_E = count_pairs(expert_K, self.n_experts)
         token_K, weight_K = token_K[order_K], weight_K[order_K]
         if self.share.of == 1:
             y_KH = self._run(x_NH[token_K], counts_E)
@@ -69,6 +68,11 @@ class Experts(nn.Module):
             return _grouped_mm_mlp(x_KH, counts_E, self.gelu.approximate, *weights)
         y_KH: Tensor = _GroupedMLP.apply(x_KH, counts_E.tolist(), self.gelu.approximate, *weights)
         return y_KH
+
+
+def count_pairs(expert_K: Tensor, n_experts: int) -> Tensor:
+    """Return how many pairs each expert has: what `bincount` does, without waiting for a CUDA device."""
+    return expert_K.new_zeros(n_experts).scatter_add_(0, expert_K, torch.ones_like(expert_K))
 
 
 def runs_on_grouped_mm(x_KH: Tensor, up_EFH: Tensor) -> bool:

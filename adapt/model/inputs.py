@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from adapt.model.places import TokenPlaces
+
 
 @dataclass(frozen=True, kw_only=True)
 class Past:
@@ -37,6 +39,8 @@ class ModelInputs:
 
     In training, `step` is the global step, and `row_keys_B` tells the step's rows apart wherever they are computed (int64 of
     any size): what is random is a function of them.
+
+    `places` follow from `documents_BT`; `to` finds them before the batch leaves the host.
     """
 
     ids_BT: Tensor
@@ -49,6 +53,11 @@ class ModelInputs:
     row_keys_B: Tensor | None = None
     past: Past | None = None
     keeps_past: bool = False
+    places: TokenPlaces | None = None
+
+    def token_places(self) -> TokenPlaces:
+        """Return where tokens stand. Of a batch that was laid out on a device, this waits for it."""
+        return TokenPlaces.of(self.documents_BT) if self.places is None else self.places
 
     def to(self, device: torch.device) -> ModelInputs:
         def move(tensor: Tensor | None) -> Tensor | None:
@@ -62,6 +71,7 @@ class ModelInputs:
             domains_BT=move(self.domains_BT),
             mask_BSW=move(self.mask_BSW),
             row_keys_B=move(self.row_keys_B),
+            places=self.token_places().to(device),
         )
 
 

@@ -18,7 +18,7 @@ from adapt.model.activation import Gelu
 from adapt.model.capacity import within_capacity
 from adapt.model.even_routing import spread_evenly
 from adapt.model.expert_residual import ExpertResidual
-from adapt.model.experts import Experts
+from adapt.model.experts import Experts, count_pairs
 from adapt.model.hashing import mixed
 from adapt.model.inputs import LayerRouting, ModelInputs, RouterInputs, Routing
 from adapt.model.routers.contract import RouterConfig, build_router
@@ -85,7 +85,7 @@ class MoELayer(nn.Module):
     def send(self, x_BTH: Tensor, inputs: ModelInputs) -> Sent:
         """Decide which tokens go to which experts."""
         flat = x_BTH.flatten(0, 1)
-        real_N = inputs.documents_BT.flatten().nonzero().squeeze(-1)
+        real_N = inputs.token_places().real_N
         router_inputs = self._router_inputs(inputs, real_N)
         x_NH = flat[real_N]
         routing = kept = self.router.route(x_NH, router_inputs)
@@ -98,7 +98,7 @@ class MoELayer(nn.Module):
     def gather(self, x_BTH: Tensor, sent: Sent, out_NH: Tensor, kept_E: Tensor) -> tuple[Tensor, LayerRouting]:
         """Put the experts' outputs for the tokens sent, so many of them per expert, back in place, with what goes beside them."""
         routing, kept = sent.routing, sent.kept
-        counts_E = kept_E if kept is routing else torch.bincount(routing.expert_K, minlength=self.experts.n_experts)
+        counts_E = kept_E if kept is routing else count_pairs(routing.expert_K, self.experts.n_experts)
         out_NH = self.router.combine(out_NH, kept)
         if self.expert_residual is not None:
             out_NH = self.expert_residual(out_NH, routing.probs_NE)

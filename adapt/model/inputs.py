@@ -31,7 +31,7 @@ class ModelInputs:
     """One batch of token rows.
 
     `documents_BT` numbers the documents of a row from 1; 0 is padding. Documents do not see each other. `is_packed` is False
-    when no row holds more than one document, which spares the block mask.
+    when no row holds more than one document, which spares the mask of documents.
 
     `mask_BSW`, where given, says alone what the last S positions of a row attend to: which of the P positions of the past and
     the T of the row (W = P + T). The T - S positions before them are plain causal among themselves. So a long text that many

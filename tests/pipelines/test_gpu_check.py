@@ -24,7 +24,7 @@ def test_a_device_that_computes_rightly_passes(name: str) -> None:
     outcome = check_rows(name, CPU)
     assert outcome["status"] == "passed", outcome
     said = " ".join(row["what"] for row in outcome["rows"])
-    assert name == "experts" or all(router in said for router in all_routers())
+    assert name in ("experts", "attention") or all(router in said for router in all_routers())
 
 
 def test_experts_by_one_kernel_pass_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +44,7 @@ def test_a_wrong_result_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None
 def test_without_a_gpu_every_step_says_that_it_is_skipped_and_why(tmp_path: Path) -> None:
     assert main([f"out={tmp_path / 'here'}"]) == 0
     results = json.loads((tmp_path / "here" / "gpu_check.json").read_text())
-    assert len(results["steps"]) == 6
+    assert len(results["steps"]) == 7
     assert {(step["status"], step["reason"]) for step in results["steps"].values()} == {("skipped", "there is no CUDA device")}
     assert "| experts | skipped: there is no CUDA device |" in (tmp_path / "here" / "gpu_check.md").read_text()
 
@@ -60,11 +60,11 @@ def test_a_step_that_passed_is_not_run_again_and_one_that_failed_is(tmp_path: Pa
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "some GPU")
     monkeypatch.setattr(gpu_check, "_run_step", outcome)
     assert main([f"out={tmp_path}"]) == 1
-    assert len(ran) == 6
+    assert len(ran) == 7
     run_steps(tmp_path, is_forced=False)
-    assert ran[6:] == ["models"]
+    assert ran[7:] == ["models"]
     results = run_steps(tmp_path, is_forced=True)
-    assert len(ran) == 13
+    assert len(ran) == 15
     assert "| models | failed: broken |" in as_markdown(results)
     assert "| ratio |\n|---|\n| 1.2 |" in as_markdown(results)
 

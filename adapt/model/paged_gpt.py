@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from adapt.model.attention import KeysValues, Seen, seen_by
-from adapt.model.experts import one_expert
 from adapt.model.gpt import GPT, Block
 from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past
+from adapt.model.looped_mlp import one_expert
 from adapt.model.moe import MoELayer, Sent
 from adapt.model.paging import WeightProvider
 

@@ -15,6 +15,7 @@ from adapt.core.runtime import generator_for
 from adapt.core.spans import NO_TARGET, LabelForm, Span, SpannedText, read_with_targets
 from adapt.model.batches import Batch, collate
 from adapt.model.gpt import GPT, materialize
+from adapt.model.grouped_gemm import torch_gemm
 from adapt.model.places import TargetPlaces, TokenPlaces
 from adapt.model.recompute import Recompute
 from adapt.objective import BalanceConfig, BalanceScope, Contribution, ObjectiveConfig, contribution, part_counts
@@ -55,7 +56,7 @@ def step(model: GPT, some: Batch, scope: BalanceScope = BalanceScope.STEP) -> Co
 @pytest.fixture
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all experts run by one kernel, which torch has on the CPU too."""
-    monkeypatch.setattr(adapt.model.experts, "runs_on_grouped_mm", lambda x, up: True)
+    monkeypatch.setattr(adapt.model.experts, "gemm_for", lambda x, up, brought: torch_gemm)
 
 
 @pytest.mark.parametrize("recompute", list(Recompute))

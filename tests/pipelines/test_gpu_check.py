@@ -11,6 +11,7 @@ import torch
 
 import adapt.model.experts
 from adapt.model.experts import Experts
+from adapt.model.grouped_gemm import torch_gemm
 from adapt.model.routers.contract import all_routers
 from pipelines import gpu_check
 from pipelines.gpu_check import as_markdown, check_rows, main, run_steps
@@ -28,13 +29,18 @@ def test_a_device_that_computes_rightly_passes(name: str) -> None:
 
 
 def test_experts_by_one_kernel_pass_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapt.model.experts, "runs_on_grouped_mm", lambda x, up: True)
+    monkeypatch.setattr(adapt.model.experts, "gemm_for", lambda x, up, brought: torch_gemm)
     assert check_rows("experts", CPU)["status"] == "passed"
 
 
 def test_a_wrong_result_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Experts._run
-    monkeypatch.setattr(Experts, "_run", lambda self, x, counts: run(self, x, counts) * (1.0 if x.dtype is torch.float32 else 1.1))
+    original = Experts.forward
+
+    def wrong(experts: Experts, x_NH: torch.Tensor, *pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out_NH, counts_E = original(experts, x_NH, *pairs)
+        return out_NH * (1.0 if x_NH.dtype is torch.float32 else 1.1), counts_E
+
+    monkeypatch.setattr(Experts, "forward", wrong)
     outcome = check_rows("experts", CPU)
     assert outcome["status"] == "failed"
     assert "bfloat16" in outcome["reason"]

@@ -18,6 +18,7 @@ from adapt.model.attention import Attention, Seen, attention_mask, seen_by
 from adapt.model.batches import Batch, collate
 from adapt.model.experts import Experts
 from adapt.model.gpt import GPT, GPTConfig, materialize
+from adapt.model.grouped_gemm import wants_brought
 from adapt.model.places import TokenPlaces
 from adapt.model.recompute import Recompute
 from adapt.model.routers.contract import RouterConfig
@@ -107,13 +108,22 @@ def _run_experts(device: torch.device, dtype: torch.dtype, n_tokens: int, rounde
     x_NH = torch.randn(n_tokens, 32, generator=source).to(rounded_to)
     expert_K = torch.randint(0, 5, (n_tokens,), generator=source)  # the last two get nothing
     weight_K, grad_NH = torch.rand(n_tokens, generator=source), torch.randn(n_tokens, 32, generator=source).to(rounded_to)
-    experts = experts.to(device, dtype)
+    experts = _with_its_gemm(experts.to(device, dtype), device)
     x_NH = x_NH.to(device, dtype).requires_grad_()
     token_K = torch.arange(n_tokens, device=device)
     out_NH, _ = experts(x_NH, token_K, expert_K.to(device), weight_K.to(device))
     out_NH.backward(grad_NH.to(device, dtype))
     gradients = {f"gradient of {name}": _gradient(p) for name, p in experts.named_parameters()}
     return {"output": out_NH.detach(), "gradient of x": _gradient(x_NH), **gradients}
+
+
+def _with_its_gemm(experts: Experts, device: torch.device) -> Experts:
+    """Give experts the product that training would give them on this device."""
+    if wants_brought(device):
+        from adapt.train.engine import bring_gemm  # imports DeepSpeed
+
+        bring_gemm(experts, device)
+    return experts
 
 
 def _run_attention(device: torch.device, dtype: torch.dtype, seen: Seen) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ class TokenPlaces:
         return cls(
             real_N=documents_BT.flatten().nonzero().squeeze(-1),
             starts_R=starts_R.to(torch.int32),
-            longest=int(starts_R.diff().max()),
+            longest=max(starts_R.diff().tolist(), default=0),
         )
 
     def to(self, device: torch.device) -> TokenPlaces:

@@ -133,6 +133,12 @@ def test_token_places_are_those_of_documents_and_padding() -> None:
     assert places.longest == 5
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_a_batch_without_positions_has_no_runs(shape: tuple[int, int]) -> None:
+    places = TokenPlaces.of(torch.zeros(shape, dtype=torch.int64))
+    assert (places.real_N.tolist(), places.starts_R.tolist(), places.longest) == ([], [0], 0)
+
+
 def test_a_document_number_that_comes_again_in_the_next_row_is_another_document() -> None:
     assert TokenPlaces.of(torch.tensor([[1, 1], [1, 1]])).starts_R.tolist() == [0, 2, 4]
 

@@ -27,7 +27,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from adapt.core.errors import ConfigError, TrainingError
-from adapt.core.spans import NO_TARGET, LabelLoss, Span
+from adapt.core.spans import LabelLoss
 from adapt.model.batches import Batch
 from adapt.model.health import LayerSums
 from adapt.model.inputs import CausalBase, LayerRouting, ModelOutput
@@ -162,11 +162,13 @@ def parts_of(model: CausalBase) -> tuple[str, ...]:
 
 def part_counts(model: CausalBase, batch: Batch) -> Tensor:
     """Add up the weights of the targets of each part; those of routers count real tokens times MoE layers, if there are any."""
-    has_target = batch.targets_BT != NO_TARGET
-    weights = None if batch.weights_BT is None else batch.weights_BT[has_target].double()
+    places = batch.target_places()
     counts = torch.zeros(len(parts_of(model)), dtype=torch.float64)
-    counts[: len(Span)] = torch.bincount(batch.kinds_BT[has_target], weights, minlength=len(Span)).double()
-    counts[_BALANCE:] = float((batch.inputs.documents_BT > 0).sum()) * len(model.expert_counts)
+    for kind, of_kind_N in enumerate(places.of_kind):
+        counts[kind] = len(of_kind_N)
+        if batch.weights_BT is not None:
+            counts[kind] = batch.weights_BT.flatten()[places.all_N][of_kind_N].double().sum()
+    counts[_BALANCE:] = float(len(batch.inputs.token_places().real_N)) * len(model.expert_counts)
     counts[_BALANCE] *= model.router_traits.has_balance_loss
     return counts
 
@@ -192,7 +194,7 @@ def contribution(
     own = [_router_loss_sum(output.routing, name, zero) for name in model.router_traits.loss_weights]
     sums = [*_token_sums(model, batch, output), balance, *own]
     scale = config.part_weights(model) / counts_P.clamp_min(1.0) * (counts_P > 0)
-    losses = torch.stack([part * float(s) for part, s in zip(sums, scale, strict=True)]) * world_size
+    losses = torch.stack([part * s for part, s in zip(sums, scale.tolist(), strict=True)]) * world_size
     return Contribution(
         losses_P=losses,
         sums_P=torch.stack([part.detach().double() for part in sums]),
@@ -245,13 +247,12 @@ def check_balance_gradient(model: CausalBase, batch: Batch, config: ObjectiveCon
 
 
 def _token_sums(model: CausalBase, batch: Batch, output: ModelOutput) -> list[Tensor]:
-    has_target = batch.targets_BT != NO_TARGET
-    hidden_NH = output.hidden_BTH[has_target]
-    targets_N, kinds_N = batch.targets_BT[has_target], batch.kinds_BT[has_target]
-    nll_N = token_nll(model, hidden_NH, targets_N)
+    places = batch.target_places()
+    hidden_NH = output.hidden_BTH.flatten(0, 1)[places.all_N]
+    nll_N = token_nll(model, hidden_NH, batch.targets_BT.flatten()[places.all_N])
     if batch.weights_BT is not None:
-        nll_N = nll_N * batch.weights_BT[has_target]
-    return [nll_N[kinds_N == int(kind)].sum() for kind in Span]
+        nll_N = nll_N * batch.weights_BT.flatten()[places.all_N]
+    return [nll_N[of_kind_N].sum() for of_kind_N in places.of_kind]
 
 
 def token_nll(model: CausalBase, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
@@ -275,7 +276,7 @@ def _balance_sum(reports: Sequence[LayerRouting], lagged_LE: Sequence[Tensor], s
         probs = report.probs_NE
         n_experts = probs.shape[-1]
         if scope is BalanceScope.STEP:
-            part = n_experts * (probs.sum(0) * lagged_E.to(probs)).sum()
+            part = n_experts * (probs.sum(0) * lagged_E.to(probs.device, probs.dtype, non_blocking=True)).sum()
         elif scope is BalanceScope.SEQUENCE:
             part = _sequence_balance(report)
         else:

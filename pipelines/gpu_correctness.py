@@ -1,4 +1,4 @@
-"""What a device computes, held against the CPU: experts, whole models with every router, and recomputation.
+"""What a device computes, held against the CPU: experts, attention, whole models with every router, and recomputation.
 
 Each check takes a device and returns rows of (what, largest error as a share of the largest value, bound); on the CPU itself it
 compares the CPU with itself, which is how it is tested where there is no GPU.
@@ -14,15 +14,19 @@ from torch import Tensor
 
 from adapt.core.runtime import generator_for
 from adapt.core.spans import LabelForm, SpannedText, read_with_targets
+from adapt.model.attention import Attention, Seen, attention_mask, seen_by
 from adapt.model.batches import Batch, collate
 from adapt.model.experts import Experts
 from adapt.model.gpt import GPT, GPTConfig, materialize
+from adapt.model.grouped_gemm import wants_brought
+from adapt.model.places import TokenPlaces
 from adapt.model.recompute import Recompute
 from adapt.model.routers.contract import RouterConfig
 from adapt.objective import ObjectiveConfig, contribution, part_counts
 
 _FP32_BOUND, _BF16_BOUND, _MODEL_BOUND = 1e-5, 0.03, 1e-3
 _VOCABULARY, _MASK = 200, 4
+_HIDDEN, _HEADS = 128, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,21 @@ def check_experts(device: torch.device) -> list[Compared]:
     return found
 
 
+def check_attention(device: torch.device) -> list[Compared]:
+    """Compare outputs and every gradient of attention over packed documents: the way the device takes, and the mask, in bf16."""
+    inputs = _packed_batch().inputs
+    wanted = _run_attention(torch.device("cpu"), torch.float32, attention_mask(inputs))
+    there = inputs.to(device)
+    found = []
+    for seen in (seen_by(there, torch.bfloat16, _HIDDEN // _HEADS), attention_mask(there)):
+        got = _run_attention(device, torch.bfloat16, seen)
+        name = "attention in runs" if isinstance(seen, TokenPlaces) else "attention under a mask"
+        found += [
+            Compared(what=f"{name}, {key}", error=_error(got[key], value), bound=_BF16_BOUND) for key, value in wanted.items()
+        ]
+    return found
+
+
 def check_models(device: torch.device) -> list[Compared]:
     """Compare loss and every gradient of a small model on packed rows, with every router, in fp32."""
     found = []
@@ -72,6 +91,7 @@ def check_recomputation(device: torch.device) -> list[Compared]:
 
 CHECKS: Mapping[str, Callable[[torch.device], list[Compared]]] = {
     "experts": check_experts,
+    "attention": check_attention,
     "models": check_models,
     "recomputation": check_recomputation,
 }
@@ -88,13 +108,40 @@ def _run_experts(device: torch.device, dtype: torch.dtype, n_tokens: int, rounde
     x_NH = torch.randn(n_tokens, 32, generator=source).to(rounded_to)
     expert_K = torch.randint(0, 5, (n_tokens,), generator=source)  # the last two get nothing
     weight_K, grad_NH = torch.rand(n_tokens, generator=source), torch.randn(n_tokens, 32, generator=source).to(rounded_to)
-    experts = experts.to(device, dtype)
+    experts = _with_its_gemm(experts.to(device, dtype), device)
     x_NH = x_NH.to(device, dtype).requires_grad_()
     token_K = torch.arange(n_tokens, device=device)
     out_NH, _ = experts(x_NH, token_K, expert_K.to(device), weight_K.to(device))
     out_NH.backward(grad_NH.to(device, dtype))
     gradients = {f"gradient of {name}": _gradient(p) for name, p in experts.named_parameters()}
     return {"output": out_NH.detach(), "gradient of x": _gradient(x_NH), **gradients}
+
+
+def _with_its_gemm(experts: Experts, device: torch.device) -> Experts:
+    """Give experts the product that training would give them on this device."""
+    if wants_brought(device):
+        from adapt.train.engine import bring_gemm  # imports DeepSpeed
+
+        bring_gemm(experts, device)
+    return experts
+
+
+def _run_attention(device: torch.device, dtype: torch.dtype, seen: Seen) -> dict[str, Tensor]:
+    """Run both ways; weights and inputs are those that bf16 can hold, so that only the computing differs."""
+    source = torch.Generator().manual_seed(3)
+    layer = Attention(_HIDDEN, _HEADS)
+    shape = (*_packed_batch().inputs.ids_BT.shape, _HIDDEN)
+    x_BTH, grad_BTH = (torch.randn(shape, generator=source).to(torch.bfloat16) for _ in range(2))
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_(0.0, 0.1, generator=source)
+            parameter.copy_(parameter.to(torch.bfloat16))
+    layer = layer.to(device, dtype)
+    x_BTH = x_BTH.to(device, dtype).requires_grad_()
+    out_BTH, _ = layer(x_BTH, seen)
+    out_BTH.backward(grad_BTH.to(device, dtype))
+    gradients = {f"gradient of {name}": _gradient(p) for name, p in layer.named_parameters()}
+    return {"output": out_BTH.detach(), "gradient of x": _gradient(x_BTH), **gradients}
 
 
 def _run_model(device: torch.device, router: RouterConfig, recompute: Recompute) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adapt.core.spans import NO_TARGET, IntArray, Reading
 from adapt.model.inputs import ModelInputs
+from adapt.model.places import TargetPlaces
 
 Row = Sequence[Reading]
 
@@ -25,20 +26,27 @@ Row = Sequence[Reading]
 class Batch:
     """Model inputs with a target and its kind (a `Span`) per position; NO_TARGET where nothing is predicted.
 
-    `weights_BT` is how much each target counts; absent, every one counts 1.
+    `weights_BT` is how much each target counts; absent, every one counts 1. `places` follow from targets and kinds; `to` finds them
+    before the batch leaves the host.
     """
 
     inputs: ModelInputs
     targets_BT: Tensor
     kinds_BT: Tensor
     weights_BT: Tensor | None = None
+    places: TargetPlaces | None = None
+
+    def target_places(self) -> TargetPlaces:
+        """Return where targets stand. Of a batch that was laid out on a device, this waits for it."""
+        return TargetPlaces.of(self.targets_BT, self.kinds_BT) if self.places is None else self.places
 
     def to(self, device: torch.device) -> Batch:
         return Batch(
             inputs=self.inputs.to(device),
-            targets_BT=self.targets_BT.to(device),
-            kinds_BT=self.kinds_BT.to(device),
-            weights_BT=None if self.weights_BT is None else self.weights_BT.to(device),
+            targets_BT=self.targets_BT.to(device, non_blocking=True),
+            kinds_BT=self.kinds_BT.to(device, non_blocking=True),
+            weights_BT=None if self.weights_BT is None else self.weights_BT.to(device, non_blocking=True),
+            places=self.target_places().to(device),
         )
 
 

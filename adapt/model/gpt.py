@@ -18,7 +18,7 @@ from torch.nn import functional
 from adapt.core.errors import ConfigError
 from adapt.core.runtime import seed_for
 from adapt.model.activation import Gelu
-from adapt.model.attention import Attention, KeysValues, attention_mask
+from adapt.model.attention import Attention, KeysValues, Seen, seen_by
 from adapt.model.expert_residual import starts_at_zero
 from adapt.model.experts import Experts
 from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past, RouterTraits
@@ -59,6 +59,10 @@ class GPTConfig:
     def ffn_width(self) -> int:
         """Return the width of dense MLPs and experts."""
         return self.ffn_multiple * self.hidden_size if self.ffn_hidden_size is None else self.ffn_hidden_size
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.n_heads
 
     def expert_counts(self) -> tuple[int, ...]:
         """Return the expert count of every layer; 0 is a dense layer.
@@ -124,25 +128,25 @@ class Block(nn.Module):
             self.mlp = DenseMLP(hidden, width, config.gelu)
 
     def forward(
-        self, x_BTH: Tensor, mask: Tensor | None, inputs: ModelInputs, past: KeysValues | None
+        self, x_BTH: Tensor, seen: Seen, inputs: ModelInputs, past: KeysValues | None
     ) -> tuple[Tensor, LayerRouting | None, KeysValues]:
         if self.recompute is Recompute.FULL and torch.is_grad_enabled():
-            return recomputed(self._run, x_BTH, mask, inputs, past)
-        return self._run(x_BTH, mask, inputs, past)
+            return recomputed(self._run, x_BTH, seen, inputs, past)
+        return self._run(x_BTH, seen, inputs, past)
 
-    def attend(self, x_BTH: Tensor, mask: Tensor | None, past: KeysValues | None) -> tuple[Tensor, Tensor, KeysValues]:
+    def attend(self, x_BTH: Tensor, seen: Seen, past: KeysValues | None) -> tuple[Tensor, Tensor, KeysValues]:
         """Return the positions after attention, what the feed-forward part reads of them, and the keys and values so far."""
-        x_BTH, present = self._attended(x_BTH, mask, past)
+        x_BTH, present = self._attended(x_BTH, seen, past)
         return x_BTH, self.mlp_norm(x_BTH), present
 
-    def _attended(self, x_BTH: Tensor, mask: Tensor | None, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
-        mixed, present = self.attention(self.attention_norm(x_BTH), mask, past)
+    def _attended(self, x_BTH: Tensor, seen: Seen, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
+        mixed, present = self.attention(self.attention_norm(x_BTH), seen, past)
         return x_BTH + mixed, present
 
     def _run(
-        self, x_BTH: Tensor, mask: Tensor | None, inputs: ModelInputs, past: KeysValues | None
+        self, x_BTH: Tensor, seen: Seen, inputs: ModelInputs, past: KeysValues | None
     ) -> tuple[Tensor, LayerRouting | None, KeysValues]:
-        x_BTH, present = self._attended(x_BTH, mask, past)
+        x_BTH, present = self._attended(x_BTH, seen, past)
         if self.recompute is Recompute.SELECTIVE and torch.is_grad_enabled():
             return *recomputed(self._feed_forward, x_BTH, inputs), present
         return *self._feed_forward(x_BTH, inputs), present
@@ -175,11 +179,11 @@ class GPT(nn.Module):
 
     def forward(self, inputs: ModelInputs) -> ModelOutput:
         x_BTH = self.embedding(inputs.ids_BT) + self.positions(inputs.positions_BT)
-        mask = attention_mask(inputs)
+        seen = seen_by(inputs, x_BTH.dtype, self.config.head_size)
         reports, kept = [], []
         for index, block in enumerate(self.blocks):
             past = None if inputs.past is None else inputs.past.layers[index]
-            x_BTH, report, present = block(x_BTH, mask, inputs, past)
+            x_BTH, report, present = block(x_BTH, seen, inputs, past)
             if report is not None:
                 reports.append(report)
             if inputs.keeps_past:

@@ -21,6 +21,7 @@ from torch import Tensor
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.model.attention import attention_mask
 from adapt.model.buffers import ExactBuffers
+from adapt.model.experts import count_pairs
 from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past, RouterTraits
 
 DENSE_FAMILIES = ("llama", "mistral", "olmo2", "qwen2", "qwen3")
@@ -102,7 +103,7 @@ class HFModel(ExactBuffers):
     def _routing(self, router_logits: tuple[Tensor, ...], inputs: ModelInputs) -> tuple[LayerRouting, ...]:
         """Report per layer, for real tokens only, what the family's rule (the top k of a softmax in fp32) decided."""
         documents = inputs.documents_BT.flatten()
-        real_N = documents.nonzero().squeeze(-1)
+        real_N = inputs.token_places().real_N
         rows, positions = inputs.ids_BT.shape
         row_of = torch.arange(rows, device=documents.device).repeat_interleave(positions)
         sequences_N = (row_of * (positions + 1) + documents)[real_N]
@@ -117,7 +118,7 @@ class HFModel(ExactBuffers):
                 LayerRouting(
                     probs_NE=probs_NE,
                     logits_NE=logits_NE,
-                    counts_E=torch.bincount(expert_K, minlength=n_experts),
+                    counts_E=count_pairs(expert_K, n_experts),
                     dropped=torch.zeros((), dtype=torch.int64, device=documents.device),
                     expert_K=expert_K,
                     token_K=token_K,

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from adapt.model.places import TokenPlaces
+
 
 @dataclass(frozen=True, kw_only=True)
 class Past:
@@ -29,7 +31,7 @@ class ModelInputs:
     """One batch of token rows.
 
     `documents_BT` numbers the documents of a row from 1; 0 is padding. Documents do not see each other. `is_packed` is False
-    when no row holds more than one document, which spares the block mask.
+    when no row holds more than one document, which spares the mask of documents.
 
     `mask_BSW`, where given, says alone what the last S positions of a row attend to: which of the P positions of the past and
     the T of the row (W = P + T). The T - S positions before them are plain causal among themselves. So a long text that many
@@ -37,6 +39,8 @@ class ModelInputs:
 
     In training, `step` is the global step, and `row_keys_B` tells the step's rows apart wherever they are computed (int64 of
     any size): what is random is a function of them.
+
+    `places` follow from `documents_BT`; `to` finds them before the batch leaves the host.
     """
 
     ids_BT: Tensor
@@ -49,6 +53,11 @@ class ModelInputs:
     row_keys_B: Tensor | None = None
     past: Past | None = None
     keeps_past: bool = False
+    places: TokenPlaces | None = None
+
+    def token_places(self) -> TokenPlaces:
+        """Return where tokens stand. Of a batch that was laid out on a device, this waits for it."""
+        return TokenPlaces.of(self.documents_BT) if self.places is None else self.places
 
     def to(self, device: torch.device) -> ModelInputs:
         def move(tensor: Tensor | None) -> Tensor | None:
@@ -62,6 +71,7 @@ class ModelInputs:
             domains_BT=move(self.domains_BT),
             mask_BSW=move(self.mask_BSW),
             row_keys_B=move(self.row_keys_B),
+            places=self.token_places().to(device),
         )
 
 

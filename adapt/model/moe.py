@@ -18,7 +18,7 @@ from adapt.model.activation import Gelu
 from adapt.model.capacity import within_capacity
 from adapt.model.even_routing import spread_evenly
 from adapt.model.expert_residual import ExpertResidual
-from adapt.model.experts import Experts
+from adapt.model.experts import Experts, count_pairs
 from adapt.model.hashing import mixed
 from adapt.model.inputs import LayerRouting, ModelInputs, RouterInputs, Routing
 from adapt.model.routers.contract import RouterConfig, build_router
@@ -85,9 +85,9 @@ class MoELayer(nn.Module):
     def send(self, x_BTH: Tensor, inputs: ModelInputs) -> Sent:
         """Decide which tokens go to which experts."""
         flat = x_BTH.flatten(0, 1)
-        real_N = inputs.documents_BT.flatten().nonzero().squeeze(-1)
+        real_N = inputs.token_places().real_N
         router_inputs = self._router_inputs(inputs, real_N)
-        x_NH = flat[real_N]
+        x_NH = flat if len(real_N) == len(flat) else flat[real_N]
         routing = kept = self.router.route(x_NH, router_inputs)
         if self.is_even:
             routing = kept = spread_evenly(routing, router_inputs, self.experts.n_experts, self.layer)
@@ -98,11 +98,11 @@ class MoELayer(nn.Module):
     def gather(self, x_BTH: Tensor, sent: Sent, out_NH: Tensor, kept_E: Tensor) -> tuple[Tensor, LayerRouting]:
         """Put the experts' outputs for the tokens sent, so many of them per expert, back in place, with what goes beside them."""
         routing, kept = sent.routing, sent.kept
-        counts_E = kept_E if kept is routing else torch.bincount(routing.expert_K, minlength=self.experts.n_experts)
+        counts_E = kept_E if kept is routing else count_pairs(routing.expert_K, self.experts.n_experts)
         out_NH = self.router.combine(out_NH, kept)
         if self.expert_residual is not None:
             out_NH = self.expert_residual(out_NH, routing.probs_NE)
-        out = torch.zeros_like(x_BTH.flatten(0, 1)).index_copy(0, sent.real_N, out_NH).view_as(x_BTH)
+        out = out_NH.view_as(x_BTH) if len(out_NH) == x_BTH.shape[:2].numel() else _padded(out_NH, sent.real_N, x_BTH)
         if self.residual_mlp is not None and self.residual_mix is not None:
             mix = self.residual_mix(x_BTH).softmax(dim=-1)
             out = out * mix[..., :1] + self.residual_mlp(x_BTH) * mix[..., 1:]
@@ -135,3 +135,8 @@ class MoELayer(nn.Module):
             step=inputs.step,
             noise_keys_N=noise_keys_N,
         )
+
+
+def _padded(out_NH: Tensor, real_N: Tensor, like_BTH: Tensor) -> Tensor:
+    """Put tokens' outputs at their places, and zeros at those of padding. (`index_copy_` would keep them for the backward pass.)"""
+    return torch.zeros_like(like_BTH.flatten(0, 1)).index_put_((real_N,), out_NH).view_as(like_BTH)

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adapt.model.attention import KeysValues, attention_mask
-from adapt.model.experts import one_expert
+from adapt.model.attention import KeysValues, Seen, seen_by
 from adapt.model.gpt import GPT, Block
 from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past
+from adapt.model.looped_mlp import one_expert
 from adapt.model.moe import MoELayer, Sent
 from adapt.model.paging import WeightProvider
 
@@ -33,7 +33,7 @@ class _Passing:
 
     inputs: ModelInputs
     x_BTH: Tensor
-    mask: Tensor | None
+    seen: Seen
     reports: list[LayerRouting]
     kept: list[KeysValues]
 
@@ -73,16 +73,7 @@ class PagedGPT:
     def run_together(self, batches: Sequence[ModelInputs]) -> list[ModelOutput]:
         """Take batches through the layers side by side and return each one's output."""
         frame = self._frame
-        passing = [
-            _Passing(
-                inputs=inputs,
-                x_BTH=frame.embedding(inputs.ids_BT) + frame.positions(inputs.positions_BT),
-                mask=attention_mask(inputs),
-                reports=[],
-                kept=[],
-            )
-            for inputs in batches
-        ]
+        passing = [self._started(inputs) for inputs in batches]
         n_pairs = sum(int(inputs.documents_BT.count_nonzero()) for inputs in batches) * self.router_traits.experts_per_token
         # One rule for all layers: experts read late would wait for the room of a later layer's that were read ahead.
         is_ahead = n_pairs >= _PAIRS_PER_EXPERT * max(self.expert_counts, default=0)
@@ -99,6 +90,11 @@ class PagedGPT:
             )
             for one in passing
         ]
+
+    def _started(self, inputs: ModelInputs) -> _Passing:
+        x_BTH = self._frame.embedding(inputs.ids_BT) + self._frame.positions(inputs.positions_BT)
+        seen = seen_by(inputs, x_BTH.dtype, self.config.head_size)
+        return _Passing(inputs=inputs, x_BTH=x_BTH, seen=seen, reports=[], kept=[])
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         return self._frame.logits(hidden_NH)
@@ -124,7 +120,7 @@ class PagedGPT:
         normed: list[Tensor] = []
         for one in passing:
             past = None if one.inputs.past is None else one.inputs.past.layers[layer]
-            one.x_BTH, x_normed, present = block.attend(one.x_BTH, one.mask, past)
+            one.x_BTH, x_normed, present = block.attend(one.x_BTH, one.seen, past)
             normed.append(x_normed)
             if one.inputs.keeps_past:
                 one.kept.append(present)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from adapt.core.errors import ConfigError
+from adapt.core.precision import Precision
 from adapt.model.counting import ParameterCounts, count_parameters
 from adapt.model.expert_parallel import check_share
 from adapt.model.gpt import GPT, GPTConfig
@@ -51,7 +52,7 @@ def plan_activations(config: GPTConfig, engine: EngineConfig, experts_per_token:
     attention = 6 * config.hidden_size * width + 4 * config.n_heads
     kept, largest = 0.0, 0.0
     for n_experts in config.expert_counts():
-        forward = _feed_forward_bytes(config, n_experts, experts_per_token, width)
+        forward = _feed_forward_bytes(config, engine, n_experts, experts_per_token)
         report = 12 * n_experts + (_INDEX_BYTES * experts_per_token if n_experts else 0)
         block_input = config.hidden_size * width
         if engine.activation_checkpointing is Recompute.FULL:
@@ -92,18 +93,28 @@ def check_memory(config: GPTConfig, engine: EngineConfig) -> None:
     raise ConfigError(f"{what}; no setting fits on up to {_MOST_RANKS} ranks: take a smaller model")
 
 
-def _feed_forward_bytes(config: GPTConfig, n_experts: int, k: int, width: int) -> float:
-    """Return what a token's feed-forward part keeps: norm, then an MLP, or dispatch, experts and what stands beside them."""
-    hidden, mlp = config.hidden_size, 2 * config.ffn_width
+def _feed_forward_bytes(config: GPTConfig, engine: EngineConfig, n_experts: int, k: int) -> float:
+    """Return what a token's feed-forward part keeps: norm, then an MLP, or experts and what stands beside them."""
+    hidden, mlp, width = config.hidden_size, 2 * config.ffn_width, _width(engine)
     if not n_experts:
         return (2 * hidden + mlp) * width
-    elements = 3 * hidden + k * (3 * hidden + config.ffn_width)
+    elements = 2 * hidden + k * _pair_elements(config, engine)
     if config.expert_residual_layers:
         elements += (6 * config.expert_residual_layers + 1) * hidden
     if config.is_residual:
         elements += 3 * hidden + mlp
-    in_fp32 = 4 * hidden if width == 2 else 0  # the router's input
-    return elements * width + in_fp32
+    return elements * width
+
+
+def _pair_elements(config: GPTConfig, engine: EngineConfig) -> int:
+    """Return what one of a token's experts keeps. In bf16 that is planned as on a GPU, where one kernel takes all experts.
+
+    One by one they keep the values before GELU; the kernel keeps those behind it too. Where a kernel or other ranks take the rows,
+    rows, outputs and weighted outputs are kept beside them.
+    """
+    is_by_kernel = engine.precision is Precision.BF16
+    rows = 3 * config.hidden_size if is_by_kernel or engine.expert_parallel > 1 else 0
+    return rows + config.ffn_width * (2 if is_by_kernel else 1)
 
 
 def _nearest_first(config: GPTConfig, engine: EngineConfig) -> Iterator[EngineConfig]:

@@ -48,6 +48,26 @@ def in_child(environment: Mapping[str, str], threads: int, function: Callable[..
             raise AdaptError("the measuring process died, perhaps for want of memory; ask for smaller cases") from error
 
 
+def on_ranks(n_ranks: int, threads: int, function: Callable[..., T], *arguments: Any) -> list[T]:
+    """Call a module's function in as many fresh processes at once as a training run has ranks; return what each returns.
+
+    Raises:
+        AdaptError: a process died, or the function raised it.
+    """
+    meeting = Meeting(address=LOOPBACK, port=free_port(), world_size=n_ranks)
+    context = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+        futures = []
+        for rank in range(n_ranks):
+            pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=context))
+            with _environment(rank_environment(rank, rank, meeting, threads)):
+                futures.append(pool.submit(_quietly, threads, function, *arguments))
+        try:
+            return [future.result() for future in futures]
+        except BrokenProcessPool as error:
+            raise AdaptError("a measuring rank died, perhaps for want of memory; ask for smaller cases") from error
+
+
 def memory_mib(field: str) -> float:
     """Return a field of this process's status, e.g. VmRSS, in MiB."""
     lines = STATUS.read_text(encoding="ascii").splitlines()

@@ -1,12 +1,14 @@
 """The MoE layer against a dense MLP of equal active size and against other packages' layers: forward and backward, and memory.
 
 Options: cases= (ExT: E experts, T tokens; an s behind it: skewed, the fullest expert 9 times the mean), dtypes= (fp32,bf16),
-hidden=, ffn=, groups= (alone,zero2), peers= (none, or names with _ for a blank), repeats= (7), threads= (1), loop_experts=
-(8; on CUDA 64), clock= (wall or cpu; cpu is for a machine with other work, one thread), device= (cuda where there is one).
+hidden=, ffn=, groups= (alone,zero2 and, on a CPU, expert_parallel), peers= (none, or names with _ for a blank), repeats= (7),
+threads= (1), loop_experts= (8; on CUDA 64), clock= (wall or cpu; cpu is for a machine with other work, one thread), device= (cuda
+where there is one).
 
-Every case is measured in processes of its own whose allocator keeps freed memory, as ranks of a training run have it. Two groups
-of rows: `alone`, the layer by itself, its gradients' memory used again from step to step; and `under ZeRO-2`, layer and dense MLP
-each under the training engine on one rank, gradient handling included. A group is one entry of `_GROUPS`.
+Every case is measured in processes of its own whose allocator keeps freed memory, as ranks of a training run have it. Three groups
+of rows: `alone`, the layer by itself, its gradients' memory used again from step to step; `under ZeRO-2`, layer and dense MLP
+each under the training engine on one rank, gradient handling included; and `expert parallel 2`, a layer whose experts two ranks
+share over gloo (32x2048 unless cases= says otherwise; tokens and times are a rank's). A group is one entry of `_GROUPS`.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from typing import Any
 
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
-from pipelines.bench.child import GIVE_BACK, STATUS, as_a_rank, in_child
+from pipelines.bench.child import GIVE_BACK, STATUS, as_a_rank, in_child, on_ranks
 from pipelines.bench.contract import Benchmark, register
 from pipelines.bench.moe_cases import Case
 from pipelines.bench.moe_measure import DENSE, OURS, PEER_NAMES, Settings, Timed, time_alone, time_under_zero2, weigh_step
 from pipelines.bench.moe_peers import PEERS
+from pipelines.bench.moe_ranks import slowest, time_shared
 from pipelines.bench.options import device_of, is_cpu_time, number, only, some_of
 
 _NAME = "moe"
@@ -44,12 +47,18 @@ class _Defaults:
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """Rows of one kind: how they are called, how a case is timed, and the largest ratio to dense by tokens per expert."""
+    """Rows of one kind: how they are called, how a case is timed, and the largest ratio to dense by tokens per expert.
+
+    Groups of several `ranks` are for a CPU alone; `cases` are a group's own where none are asked for.
+    """
 
     title: str
     measure: Callable[[Case, Settings], Timed]
     has_peers: bool
     targets: Mapping[int, float]
+    ranks: int = 1
+    cases: str | None = None
+    has_bf16_target: bool = True
 
 
 _DEFAULTS = {
@@ -65,8 +74,17 @@ _DEFAULTS = {
 _GROUPS = {
     "alone": _Group(title="alone", measure=time_alone, has_peers=True, targets={256: 1.15, 64: 1.35, 32: 2.2}),
     "zero2": _Group(title="under ZeRO-2", measure=time_under_zero2, has_peers=False, targets={256: 1.3, 64: 1.7, 32: 2.4}),
+    "expert_parallel": _Group(
+        title="expert parallel 2",
+        measure=time_shared,
+        has_peers=False,
+        targets={64: 1.35},
+        ranks=2,
+        cases="32x2048",
+        has_bf16_target=False,
+    ),
 }
-_SKEWED_TARGET, _CUDA_TARGET = 1.7, 1.2
+_SKEWED_TARGET, _CUDA_TARGET, _MEMORY_TARGET = 1.7, 1.2, 1.3
 
 
 def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -81,19 +99,26 @@ def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
         loop_experts=number(_NAME, options, "loop_experts", defaults.loop_experts),
         is_cpu_time=is_cpu_time(_NAME, options, threads, device),
     )
-    groups = some_of(_NAME, options, "groups", list(_GROUPS), list(_GROUPS))
-    cases = _cases(options, defaults, device)
-    return [_row(_GROUPS[group], case, settings, threads) for group in groups for case in cases]
+    for_device = [name for name, group in _GROUPS.items() if device == "cpu" or group.ranks == 1]
+    groups = [_GROUPS[name] for name in some_of(_NAME, options, "groups", list(_GROUPS), for_device)]
+    asked = [(group, case) for group in groups for case in _cases(options, defaults, device, group)]
+    return [_row(group, case, settings, threads) for group, case in asked]
 
 
-def _cases(options: Mapping[str, str], defaults: _Defaults, device: str) -> list[Case]:
+def _cases(options: Mapping[str, str], defaults: _Defaults, device: str, group: _Group) -> list[Case]:
+    if group.ranks > 1 and device != "cpu":
+        raise ConfigError(
+            f"bench {_NAME}: {group.title} is measured on a CPU, over gloo; leave it out of groups=, or take device=cpu"
+        )
     hidden, ffn = number(_NAME, options, "hidden", defaults.hidden), number(_NAME, options, "ffn", defaults.ffn)
     precisions = some_of(_NAME, options, "dtypes", [precision.value for precision in Precision], defaults.dtypes)
     cases = []
-    for text in options.get("cases", defaults.cases).split(","):
+    for text in options.get("cases", group.cases or defaults.cases).split(","):
         shape = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)(s?)", text)
         if shape is None:
             raise ConfigError(f"bench {_NAME}: cases={text}: give experts x tokens, e.g. 32x2048, or 32x2048s for skewed routing")
+        if int(shape[1]) % group.ranks:
+            raise ConfigError(f"bench {_NAME}: cases={text}: {group.ranks} ranks cannot share {shape[1]} experts evenly")
         for precision in precisions:
             cases.append(
                 Case(
@@ -111,7 +136,10 @@ def _cases(options: Mapping[str, str], defaults: _Defaults, device: str) -> list
 
 def _row(group: _Group, case: Case, settings: Settings, threads: int) -> dict[str, Any]:
     environment = as_a_rank(threads)
-    timed = in_child(environment, threads, group.measure, case, settings)
+    if group.ranks == 1:
+        timed = in_child(environment, threads, group.measure, case, settings)
+    else:
+        timed = slowest(on_ranks(group.ranks, threads, group.measure, case, settings))
     ratios = {name: value / timed.seconds[DENSE] for name, value in timed.seconds.items()}
     dropless = {name: ratio for name, ratio in ratios.items() if name in PEER_NAMES and name != _DROPPING}
     fastest = min(dropless, key=lambda name: dropless[name], default=None)
@@ -139,6 +167,7 @@ def _row(group: _Group, case: Case, settings: Settings, threads: int) -> dict[st
         "step MiB": step_mib,
         "formula MiB": formula_mib,
         "memory/formula": None if step_mib is None or formula_mib is None else step_mib / formula_mib,
+        "memory target": None if step_mib is None else _MEMORY_TARGET,
         "freed kept/formula": None if timed.kept_mib is None or formula_mib is None else timed.kept_mib / formula_mib,
         "page faults": timed.page_faults,
         "optimizer ms": 1000 * timed.seconds[f"{OURS} optimizer"] if f"{OURS} optimizer" in timed.seconds else None,
@@ -156,6 +185,8 @@ def _target(group: _Group, case: Case) -> float | None:
         return _CUDA_TARGET if group.has_peers else None
     if case.is_skewed:
         return _SKEWED_TARGET if group.has_peers else None
+    if case.precision is Precision.BF16 and not group.has_bf16_target:
+        return None
     return group.targets.get(min(case.tokens // case.experts, max(group.targets)))
 
 

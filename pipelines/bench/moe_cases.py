@@ -19,6 +19,7 @@ from torch.nn import functional
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
 from adapt.core.runtime import seed_for
+from adapt.model.grouped_gemm import wants_brought
 from adapt.model.inputs import ModelInputs, RouterInputs
 from adapt.model.moe import DenseMLP, MoELayer
 from adapt.model.routers.contract import all_routers, build_router
@@ -154,6 +155,11 @@ def ours(case: Case, weights: LayerWeights, inputs: ModelInputs) -> Way:
     """This project's layer."""
     layer = our_layer(case)
     layer.load_state_dict(our_weights(weights), assign=True)
+    device = torch.device(case.device)
+    if wants_brought(device):
+        from adapt.train.engine import bring_gemm  # imports DeepSpeed, which only this process needs
+
+        bring_gemm(layer, device)
     return Way(forward=lambda x_BTH: layer(x_BTH, inputs)[0], parameters=dict(layer.named_parameters()))
 
 

@@ -42,7 +42,7 @@ from pipelines.bench.moe_peers import PEERS, build_peer
 
 DENSE, OURS = "dense", "ours"
 PEER_NAMES = (*PEERS, "bare grouped_mm", "loop")
-_AGREEMENT = {Precision.FP32: 1e-4, Precision.BF16: 4e-2, Precision.FP16: 5e-3}  # of the largest value
+AGREEMENT = {Precision.FP32: 1e-4, Precision.BF16: 4e-2, Precision.FP16: 5e-3}  # of the largest value
 _STEPS = 5
 _WARM_STEPS = 2
 
@@ -102,7 +102,7 @@ def time_alone(case: Case, settings: Settings) -> Timed:
         seconds=seconds,
         left_out=left_out,
         difference=difference,
-        fullest=_fullest(case, expert_N),
+        fullest=fullest_of(case, expert_N),
         page_faults=resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults_before,
         kept_mib=kept_mib,
     )
@@ -134,7 +134,7 @@ def time_under_zero2(case: Case, settings: Settings) -> Timed:
         steps[name] = accumulate
         steps[f"{name} optimizer"] = partial(engine.step, 0.0)
     seconds = interleaved_medians(steps, settings.repeats, _stopwatch(case, settings))
-    return Timed(seconds=seconds, fullest=_fullest(case, expert_N))
+    return Timed(seconds=seconds, fullest=fullest_of(case, expert_N))
 
 
 def weigh_step(case: Case) -> tuple[float, float]:
@@ -182,8 +182,8 @@ def _check_agreement(
             way.clear()
         if way.drops:
             continue
-        difference = max(_difference(out, theirs[0]), _difference(dx, theirs[1]))
-        if not difference <= _AGREEMENT[case.precision]:
+        difference = max(difference_of(out, theirs[0]), difference_of(dx, theirs[1]))
+        if not difference <= AGREEMENT[case.precision]:
             raise ConfigError(
                 f"bench moe: ours, {name}: results differ by {difference:.2e} of the largest; figures would mean nothing"
             )
@@ -191,11 +191,13 @@ def _check_agreement(
     return largest
 
 
-def _difference(ours: Tensor, theirs: Tensor) -> float:
+def difference_of(ours: Tensor, theirs: Tensor) -> float:
+    """Return the largest difference as a share of our largest value."""
     return float((ours - theirs).abs().max() / ours.abs().max())
 
 
-def _fullest(case: Case, expert_N: Tensor) -> float:
+def fullest_of(case: Case, expert_N: Tensor) -> float:
+    """Return how many times the mean the fullest expert has."""
     return float(torch.bincount(expert_N, minlength=case.experts).max()) * case.experts / case.tokens
 
 

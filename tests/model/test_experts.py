@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import adapt.model.experts
-from adapt.model.experts import Experts, runs_on_grouped_mm
+from adapt.model.experts import Experts
+from adapt.model.grouped_gemm import torch_gemm
 
 PARAMETERS = ("up_weight", "up_bias", "down_weight", "down_bias")
 
@@ -106,7 +107,7 @@ def test_one_kernel_for_all_experts_computes_what_the_loop_does(
     x_NH = x_NH.detach().to(dtype).requires_grad_()
     share = 1e-5 if dtype is torch.float32 else 0.02  # of the largest value
     wanted_NH, _ = experts(x_NH, token_K, expert_K, weight_K)
-    monkeypatch.setattr(adapt.model.experts, "runs_on_grouped_mm", lambda x, up: True)
+    monkeypatch.setattr(adapt.model.experts, "gemm_for", lambda x, up, brought: torch_gemm)
     out_NH, counts_E = experts(x_NH, token_K, expert_K, weight_K)
     found = {"out": out_NH, **gradients(out_NH, experts, x_NH, weight_K)}
     wanted = {"out": wanted_NH, **gradients(wanted_NH, experts, x_NH, weight_K)}
@@ -115,10 +116,6 @@ def test_one_kernel_for_all_experts_computes_what_the_loop_does(
         assert ((found[key] - value).abs() <= share * largest).all(), key
     for key in PARAMETERS:
         assert not found[key][counts_E == 0].any(), key
-
-
-def test_one_kernel_is_for_cuda_alone() -> None:
-    assert not runs_on_grouped_mm(torch.zeros(3, 8, dtype=torch.bfloat16), torch.zeros(2, 16, 8))
 
 
 @pytest.mark.parametrize("name", CASES)

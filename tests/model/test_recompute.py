@@ -13,6 +13,7 @@ from torch import Tensor
 from adapt.core.runtime import generator_for
 from adapt.core.spans import LabelForm, Span, SpannedText, read_with_targets
 from adapt.model.batches import Batch, collate
+from adapt.model.experts import Experts
 from adapt.model.gpt import GPT, materialize
 from adapt.model.recompute import Recompute
 from adapt.model.routers.contract import all_routers
@@ -28,12 +29,13 @@ def made(recompute: Recompute, **changes: Any) -> GPT:
     return model
 
 
-def batch(lengths: tuple[int, ...] = (29, 7, 40, 13)) -> Batch:
-    rows = []
+def batch(lengths: tuple[int, ...] = (29, 7, 40, 13), documents_per_row: int = 1) -> Batch:
+    readings = []
     for row, length in enumerate(lengths):
         ids_T = generator_for("recompute", row).integers(5, 120, length)
         kinds_T = generator_for("kinds", row).integers(0, len(Span), length)
-        rows.append([read_with_targets(SpannedText(ids_T=ids_T, kinds_T=kinds_T), LabelForm.CLM, 4)])
+        readings.append(read_with_targets(SpannedText(ids_T=ids_T, kinds_T=kinds_T), LabelForm.CLM, 4))
+    rows = [readings[start : start + documents_per_row] for start in range(0, len(readings), documents_per_row)]
     return collate(rows, step=3, row_keys=range(len(rows)))
 
 
@@ -58,10 +60,53 @@ def test_gradients_and_ledger_are_the_same_bits(variant: str, capacity_factor: f
     for recompute in AGAIN:
         found, part = gradients(made(recompute, **changes), batch())
         assert torch.equal(part.sums_P, kept.sums_P)
+        assert torch.equal(part.losses_P, kept.losses_P)
         assert all(torch.equal(a.values_S, b.values_S) for a, b in zip(part.layers, kept.layers, strict=True))
         assert set(found) == set(wanted)
         for name, gradient in wanted.items():
             assert torch.equal(found[name], gradient), name
+
+
+LOOK_AHEAD = [name for name in all_routers() if made(Recompute.NONE, router=VARIANTS[name]).router_traits.looks_ahead]
+
+
+def test_routers_that_look_ahead_are_known() -> None:
+    assert set(LOOK_AHEAD) == {"s_base", "expert_choice"}
+
+
+@pytest.mark.parametrize("recompute", AGAIN)
+@pytest.mark.parametrize("variant", LOOK_AHEAD)
+def test_a_look_ahead_over_packed_sequences_gives_the_same_bits_again(variant: str, recompute: Recompute) -> None:
+    some = batch(documents_per_row=2)
+    wanted, kept = gradients(made(Recompute.NONE, router=VARIANTS[variant]), some)
+    found, part = gradients(made(recompute, router=VARIANTS[variant]), some)
+    assert torch.equal(part.loss, kept.loss)
+    assert set(found) == set(wanted)
+    for name, gradient in wanted.items():
+        assert torch.equal(found[name], gradient), name
+
+
+@pytest.mark.parametrize("recompute", AGAIN)
+@pytest.mark.parametrize("variant", LOOK_AHEAD)
+def test_a_look_ahead_is_never_taken_again(variant: str, recompute: Recompute, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[Experts, list[tuple[Tensor, Tensor]]] = {}
+    original = Experts.forward
+
+    def recorded(experts: Experts, x_NH: Tensor, token_K: Tensor, expert_K: Tensor, weight_K: Tensor) -> tuple[Tensor, Tensor]:
+        sent.setdefault(experts, []).append((token_K, expert_K))
+        return original(experts, x_NH, token_K, expert_K, weight_K)
+
+    monkeypatch.setattr(Experts, "forward", recorded)
+    model, some = made(recompute, router=VARIANTS[variant]), batch()
+    part = contributed(model, some)
+    for block in (model.blocks[1], model.blocks[3]):
+        block.mlp.router.weight.data.neg_()  # a second look would send every token elsewhere
+    contributed(model, some)
+    part.loss.backward()
+    assert len(sent) == 2
+    for first, other, again in sent.values():
+        assert len(first[0]) != len(other[0]) or not all(map(torch.equal, first, other)), "the weights decide"
+        assert all(map(torch.equal, first, again))
 
 
 @pytest.mark.parametrize("recompute", AGAIN)

@@ -149,7 +149,7 @@ def test_a_peer_that_is_missing_or_fails_is_left_out_with_a_reason(monkeypatch: 
 
 def test_targets_are_those_of_the_tokens_per_expert() -> None:
     def target(group: str, experts: int, tokens: int, **changes: object) -> float | None:
-        case = Case(experts=experts, tokens=tokens, precision=Precision.FP32, **changes)  # type: ignore[arg-type]
+        case = Case(**{"experts": experts, "tokens": tokens, "precision": Precision.FP32, **changes})  # type: ignore[arg-type]
         return _target(_GROUPS[group], case)
 
     assert [target("alone", e, t) for e, t in ((8, 8192), (8, 2048), (64, 8192), (32, 2048), (64, 2048))] == [
@@ -161,6 +161,9 @@ def test_targets_are_those_of_the_tokens_per_expert() -> None:
     ]
     assert [target("zero2", e, 2048) for e in (8, 32, 64)] == [1.3, 1.7, 2.4]
     assert target("alone", 32, 2048, is_skewed=True) == 1.7
+    assert target("expert_parallel", 32, 2048) == 1.35
+    assert target("expert_parallel", 32, 2048, precision=Precision.BF16) is None
+    assert target("expert_parallel", 64, 2048) is None
     assert target("alone", 32, 2048, hidden=256) is None
 
 
@@ -210,12 +213,13 @@ def test_what_is_the_same_in_every_row_is_printed_once() -> None:
     ("arguments", "words"),
     [
         (["moe", "cases=8"], "cases=8: give experts x tokens"),
-        (["moe", "groups=two_ranks"], "groups=two_ranks: no 'two_ranks'; give none, or some of: alone,zero2"),
+        (["moe", "groups=two_ranks"], "groups=two_ranks: no 'two_ranks'; give none, or some of: alone,zero2,expert_parallel"),
         (["moe", "peers=megablocks"], "peers=megablocks: no 'megablocks'"),
         (["moe", "clock=cpu", "threads=2", "device=cpu"], "clock=cpu counts one thread's work"),
         (["moe", "clock=sun"], "clock=sun: give one of: wall, cpu"),
         (["moe", "cases=8x64s", "device=cpu"], "8 experts cannot be skewed"),
         (["moe", "cases=64x64", "hidden=32"], "64 experts are more than hidden=32"),
+        (["moe", "cases=9x64", "groups=expert_parallel", "device=cpu"], "2 ranks cannot share 9 experts evenly"),
         (["moe", "dtypes=fp16"], "dtypes=fp16: no 'fp16'"),
         (["step", "models=7m_mo8"], "did you mean '7m_moe8'"),
         (["step", "device=tpu"], "device=tpu: give one of:"),
@@ -232,7 +236,7 @@ def test_a_wrong_call_is_one_line(arguments: list[str], words: str, capsys: pyte
 
 @pytest.mark.slow
 def test_the_moe_benchmark_writes_the_rows_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["moe", *SIZES, "device=cpu", f"out={tmp_path}/rows.json"]) == 0
+    assert main(["moe", *SIZES, "groups=alone,zero2", "device=cpu", f"out={tmp_path}/rows.json"]) == 0
     assert "bytes per value x (tokens x (2 x hidden + FFN) + weight gradients)" in capsys.readouterr().out
     content = json.loads((tmp_path / "rows.json").read_text())
     assert content["baseline"].startswith("dense")
@@ -247,10 +251,25 @@ def test_the_moe_benchmark_writes_the_rows_it_promises(tmp_path: Path, capsys: p
         for name in PEER_NAMES:
             is_there = name not in PEERS or importlib.util.find_spec(PEERS[name].package) is not None
             assert (row[f"{name}/dense"] is not None) == (is_alone and is_there), row["left out"]
-        for name in ("step MiB", "formula MiB", "memory/formula", "freed kept/formula"):
+        for name in ("step MiB", "formula MiB", "memory/formula", "memory target", "freed kept/formula"):
             assert (row[name] is not None) == (is_alone and child.STATUS.exists())
         assert (row["largest difference"] is not None) == is_alone
         assert (row["fastest dropless peer"] in PEER_NAMES) == is_alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("routing", ["", "s"])
+def test_the_moe_benchmark_has_a_row_of_two_ranks_that_share_experts(routing: str, tmp_path: Path) -> None:
+    given = [f"cases=12x96{routing}", "hidden=16", "ffn=32", "repeats=1", "dtypes=fp32,bf16"]
+    assert main(["moe", *given, "groups=expert_parallel", "device=cpu", f"out={tmp_path}/rows.json"]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [(row["group"], row["dtype"]) for row in rows] == [("expert parallel 2", "fp32"), ("expert parallel 2", "bf16")]
+    for row in rows:
+        assert (row["experts"], row["tokens"]) == (12, 96)
+        assert row["dense ms"] > 0
+        assert row["ours/dense"] > 0
+        assert 0 <= row["largest difference"] <= 0.04
+        assert row["step MiB"] is None
 
 
 @pytest.mark.slow

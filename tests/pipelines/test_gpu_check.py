@@ -11,6 +11,7 @@ import torch
 
 import adapt.model.experts
 from adapt.model.experts import Experts
+from adapt.model.grouped_gemm import torch_gemm
 from adapt.model.routers.contract import all_routers
 from pipelines import gpu_check
 from pipelines.gpu_check import as_markdown, check_rows, main, run_steps
@@ -24,17 +25,22 @@ def test_a_device_that_computes_rightly_passes(name: str) -> None:
     outcome = check_rows(name, CPU)
     assert outcome["status"] == "passed", outcome
     said = " ".join(row["what"] for row in outcome["rows"])
-    assert name == "experts" or all(router in said for router in all_routers())
+    assert name in ("experts", "attention") or all(router in said for router in all_routers())
 
 
 def test_experts_by_one_kernel_pass_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapt.model.experts, "runs_on_grouped_mm", lambda x, up: True)
+    monkeypatch.setattr(adapt.model.experts, "gemm_for", lambda x, up, brought: torch_gemm)
     assert check_rows("experts", CPU)["status"] == "passed"
 
 
 def test_a_wrong_result_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Experts._run
-    monkeypatch.setattr(Experts, "_run", lambda self, x, counts: run(self, x, counts) * (1.0 if x.dtype is torch.float32 else 1.1))
+    original = Experts.forward
+
+    def wrong(experts: Experts, x_NH: torch.Tensor, *pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out_NH, counts_E = original(experts, x_NH, *pairs)
+        return out_NH * (1.0 if x_NH.dtype is torch.float32 else 1.1), counts_E
+
+    monkeypatch.setattr(Experts, "forward", wrong)
     outcome = check_rows("experts", CPU)
     assert outcome["status"] == "failed"
     assert "bfloat16" in outcome["reason"]
@@ -44,7 +50,7 @@ def test_a_wrong_result_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None
 def test_without_a_gpu_every_step_says_that_it_is_skipped_and_why(tmp_path: Path) -> None:
     assert main([f"out={tmp_path / 'here'}"]) == 0
     results = json.loads((tmp_path / "here" / "gpu_check.json").read_text())
-    assert len(results["steps"]) == 6
+    assert len(results["steps"]) == 7
     assert {(step["status"], step["reason"]) for step in results["steps"].values()} == {("skipped", "there is no CUDA device")}
     assert "| experts | skipped: there is no CUDA device |" in (tmp_path / "here" / "gpu_check.md").read_text()
 
@@ -60,11 +66,11 @@ def test_a_step_that_passed_is_not_run_again_and_one_that_failed_is(tmp_path: Pa
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "some GPU")
     monkeypatch.setattr(gpu_check, "_run_step", outcome)
     assert main([f"out={tmp_path}"]) == 1
-    assert len(ran) == 6
+    assert len(ran) == 7
     run_steps(tmp_path, is_forced=False)
-    assert ran[6:] == ["models"]
+    assert ran[7:] == ["models"]
     results = run_steps(tmp_path, is_forced=True)
-    assert len(ran) == 13
+    assert len(ran) == 15
     assert "| models | failed: broken |" in as_markdown(results)
     assert "| ratio |\n|---|\n| 1.2 |" in as_markdown(results)
 

@@ -11,6 +11,7 @@ import yaml
 from tiny_models import ROOT, tiny_config
 from torch.profiler import ProfilerActivity, profile
 
+import adapt.model.experts
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
 from adapt.core.runtime import generator_for
@@ -18,9 +19,11 @@ from adapt.core.spans import LabelForm, SpannedText, read_with_targets
 from adapt.model.batches import Batch, collate
 from adapt.model.counting import count_parameters
 from adapt.model.gpt import GPT, GPTConfig, materialize
+from adapt.model.grouped_gemm import torch_gemm
 from adapt.model.recompute import Recompute
 from adapt.model.routers.top2 import Top2Config
 from adapt.objective import Contribution, ObjectiveConfig, contribution, part_counts
+from adapt.train import memory_plan
 from adapt.train.engine_config import EngineConfig
 from adapt.train.memory_plan import check_memory, plan_activations, plan_memory
 
@@ -64,6 +67,18 @@ def test_planned_activations_are_what_forward_keeps(name: str, recompute: Recomp
     k = GPT(MODELS[name]).router_traits.experts_per_token
     planned = plan_activations(MODELS[name], engine, k)["activations"]
     assert planned == pytest.approx(kept_bytes(MODELS[name], engine), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["top1", "top2 with a network behind"])
+def test_one_kernel_for_all_experts_keeps_what_is_planned_beside_the_loop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, engine = MODELS[name], EngineConfig(micro_batch=4)
+    one_by_one = kept_bytes(config, engine)
+    monkeypatch.setattr(adapt.model.experts, "gemm_for", lambda x, up, brought: torch_gemm)
+    model = GPT(config)
+    n_pairs = 4 * config.context_length * model.router_traits.experts_per_token * len(model.expert_counts)
+    in_bf16 = EngineConfig(micro_batch=4, precision=Precision.BF16)  # which is planned as on a GPU
+    more = memory_plan._pair_elements(config, in_bf16) - memory_plan._pair_elements(config, engine)
+    assert kept_bytes(config, engine) - one_by_one == pytest.approx(4 * n_pairs * more, rel=0.1)
 
 
 def test_kept_activations_shrink_from_none_to_selective_to_full() -> None:

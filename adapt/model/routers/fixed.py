@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from adapt.model.inputs import RouterTraits, Routing
 from adapt.model.routers.contract import Router
@@ -20,9 +19,10 @@ class FixedRouter(Router):
         self.n_experts = n_experts
 
     def routed_to(self, expert_N: Tensor) -> Routing:
+        ones_N = torch.ones(len(expert_N), device=expert_N.device)
         return Routing(
             token_K=torch.arange(len(expert_N), device=expert_N.device),
             expert_K=expert_N,
-            weight_K=torch.ones(len(expert_N), device=expert_N.device),
-            probs_NE=functional.one_hot(expert_N, self.n_experts).float(),
+            weight_K=ones_N,
+            probs_NE=ones_N.new_zeros(len(expert_N), self.n_experts).scatter_(1, expert_N.unsqueeze(-1), ones_N.unsqueeze(-1)),
         )

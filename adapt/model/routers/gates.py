@@ -9,6 +9,7 @@ logsumexp(logits)^2, Zoph et al. 2022 (ST-MoE), equation 5, arXiv:2202.08906.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,8 @@ class LinearGate(Router):
         self.weight = nn.Parameter(torch.empty(n_experts, hidden_size))
 
     def logits(self, x_NH: Tensor) -> Tensor:
-        return functional.linear(x_NH.float(), self.weight.float())
+        logits_NE: Tensor = _ExactProduct.apply(x_NH, self.weight)
+        return logits_NE
 
 
 class SoftmaxGate(LinearGate):
@@ -60,6 +62,22 @@ class SoftmaxGate(LinearGate):
     def losses(self, logits_NE: Tensor) -> dict[str, Tensor]:
         is_asked = self.training and "z" in self.traits.loss_weights
         return {"z": logits_NE.logsumexp(-1).square().sum()} if is_asked else {}
+
+
+class _ExactProduct(torch.autograd.Function):
+    """A product in fp32 that keeps its factors as they came: autograd would keep tokens in bf16 once more in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NH: Tensor, weight_EH: Tensor) -> Tensor:
+        ctx.save_for_backward(x_NH, weight_EH)
+        return functional.linear(x_NH.float(), weight_EH.float())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_NH, weight_EH = ctx.saved_tensors
+        dx_NH = (grads[0] @ weight_EH.float()).to(x_NH.dtype) if ctx.needs_input_grad[0] else None
+        d_weight_EH = (grads[0].t() @ x_NH.float()).to(weight_EH.dtype) if ctx.needs_input_grad[1] else None
+        return dx_NH, d_weight_EH
 
 
 def routing_of(expert_Nk: Tensor, weight_Nk: Tensor, probs_NE: Tensor, logits_NE: Tensor, losses: dict[str, Tensor]) -> Routing:

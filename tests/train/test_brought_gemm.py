@@ -1,0 +1,79 @@
+"""The product for all experts that the engine brings to GPUs below compute capability 9: DeepSpeed's, on Triton."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adapt.core.errors import ConfigError
+from adapt.model.experts import Experts
+from adapt.model.moe import MoELayer
+from adapt.model.routers.top1 import Top1Config
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the engine's module, which takes the CPU for a GPU below compute capability 9."""
+    from adapt.train import engine  # imports DeepSpeed
+
+    monkeypatch.setattr(engine, "wants_brought", lambda device: True)
+    return engine
+
+
+def test_a_device_without_triton_is_told_what_to_install(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    triton_ops = importlib.import_module("deepspeed.ops.triton_ops")
+
+    def missing(*args: Any, **options: Any) -> None:
+        raise RuntimeError("no Triton here\nand more")
+
+    monkeypatch.setattr(triton_ops, "group_gemm_triton", missing)
+    layer = MoELayer(16, 16, 2, Top1Config(), is_residual=False)
+    with pytest.raises(ConfigError, match=r"that fails \(no Triton here\); install triton and a C compiler, or use .*fp32"):
+        engine.bring_gemm(layer, CPU)
+
+
+def test_every_layer_is_given_the_product_and_a_model_without_experts_needs_none(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.device] = []
+    gemm = object()
+
+    def make(device: torch.device) -> Any:
+        made.append(device)
+        return gemm
+
+    monkeypatch.setattr(engine, "_triton_gemm", make)
+    engine.bring_gemm(torch.nn.Linear(2, 2), CPU)
+    assert made == []
+    layers = torch.nn.ModuleList(MoELayer(16, 16, 2, Top1Config(), is_residual=False) for _ in range(2))
+    engine.bring_gemm(layers, CPU)
+    assert made == [CPU]
+    assert [module.brought_gemm for module in layers.modules() if isinstance(module, Experts)] == [gemm, gemm]
+
+
+def test_a_device_with_a_kernel_of_torchs_is_given_none() -> None:
+    from adapt.train.engine import bring_gemm  # imports DeepSpeed
+
+    layer = MoELayer(16, 16, 2, Top1Config(), is_residual=False)
+    bring_gemm(layer, CPU)
+    assert layer.experts.brought_gemm is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_deepspeeds_kernel_computes_what_the_loop_does() -> None:
+    script = Path(__file__).with_name("interpreted_gemm.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = os.pathsep.join([str(script.parents[2]), environment.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) <= 1e-5

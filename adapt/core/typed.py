@@ -167,10 +167,10 @@ def defaults_of(kind: type[Any], missing: Any) -> dict[str, Any]:
     for field in dataclasses.fields(kind):
         if field.default is not dataclasses.MISSING:
             plain[field.name] = to_plain(field.default)
-        elif dataclasses.is_dataclass(hints[field.name]) and isinstance(hints[field.name], type):
-            plain[field.name] = defaults_of(hints[field.name], missing)
         elif field.default_factory is not dataclasses.MISSING:
             plain[field.name] = to_plain(field.default_factory())
+        elif dataclasses.is_dataclass(hints[field.name]) and isinstance(hints[field.name], type):
+            plain[field.name] = defaults_of(hints[field.name], missing)
         else:
             plain[field.name] = missing
     return plain

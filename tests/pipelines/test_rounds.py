@@ -128,7 +128,10 @@ def test_rounds_that_were_cut_short_go_on_to_the_same_end(
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        (["pseudo_label.rounds.min_change=1.0"], ", fewer than 100.0 %: round 1 stands"),
+        (
+            ["pseudo_label.rounds.min_change=1.0", "pseudo_label.rounds.max_noise_increase=1.0"],
+            ", fewer than 100.0 %: round 1 stands",
+        ),
         (["pseudo_label.collapse_limit=0.3"], ", but one class took "),
     ],
 )

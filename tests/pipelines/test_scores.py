@@ -17,6 +17,7 @@ import pytest
 from command_line import ROOT, SMALLEST, in_process, on_base, records, run
 
 from adapt.core.artifacts import open_artifact
+from adapt.train.engine_config import EngineConfig
 from pipelines import scores
 from pipelines.locations import conf_dir, demo_dir
 
@@ -122,9 +123,9 @@ def test_one_rank_and_two_ranks_give_the_same_bits(
     launched = []
     original = scores.launch
 
-    def launch(job: dict[str, Any], work: Path, world_size: int, threads: int | None) -> None:
-        launched.append(world_size)
-        original(job, work, world_size, threads)
+    def launch(job: dict[str, Any], work: Path, engine: EngineConfig, n_ranks: int | None = None) -> None:
+        launched.append(n_ranks)
+        original(job, work, engine, n_ranks)
 
     monkeypatch.setattr(scores, "launch", launch)
     run_here("pseudo_label", [*on_base(smallest_run, tmp_path, TASK), *ALL_ROWS, "engine.world_size=2"])

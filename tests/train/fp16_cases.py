@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from adapt.core.errors import TrainingError
 from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
-from adapt.model.gpt import GPT, materialize
+from adapt.model.gpt import GPT, GPTConfig, materialize
 from adapt.model.routers.sigmoid_bias import SigmoidBiasConfig
-from adapt.objective import ObjectiveConfig
+from adapt.model.routers.top2 import Top2Config
+from adapt.objective import BalanceConfig, ObjectiveConfig
 from adapt.text.mixing import RowList
 from adapt.train.engine_config import EngineConfig
 from adapt.train.loss_scale import LossScaleConfig
@@ -27,8 +28,10 @@ from adapt.train.training_state import MOMENTS
 
 STEPS = 6
 MODEL = replace(SPARSE, router=SigmoidBiasConfig(rate=0.02))
+# Every token goes to both experts: rounding changes gates, and never sends a token elsewhere, which no tolerance could allow for.
+UNDIVIDED = replace(SPARSE, experts=[2], router=Top2Config())
 OBJECTIVE = OBJECTIVES["clm", "step"]
-WITH_SHARES = OBJECTIVES["clm", "scheduled"]
+WITH_SHARES = replace(OBJECTIVES["clm", "scheduled"], balance=BalanceConfig(weight=0.0))  # two experts for all are always even
 INJECTED = 3
 # A scale whose gradients overflow by themselves at first, and one whose gradients do not.
 TOO_LARGE, FITTING, LEAST = 1 << 19, 1 << 10, 1
@@ -64,6 +67,7 @@ def train(
     killed_at: int | None = None,
     stage: int = 2,
     objective: ObjectiveConfig = OBJECTIVE,
+    sizes: GPTConfig = MODEL,
 ) -> dict[str, Any]:
     """Train in `place`, going on from what is there; return history, the last weights, and what each step left."""
     from adapt.train.engine import Engine
@@ -72,7 +76,7 @@ def train(
 
     rank, steps_seen = rank_from_environment(), []
     config = EngineConfig(world_size=rank.world_size, zero_stage=stage, precision=Precision.FP16, micro_batch=3, loss_scale=scale)
-    model = materialize(GPT(MODEL), seed=3)
+    model = materialize(GPT(sizes), seed=3)
     engine = Engine(model, config, OPTIMIZER, rank)
 
     class Watch(NoTracker):
@@ -105,10 +109,14 @@ def main(place: Path) -> None:
     torch.set_num_threads(1)
     fitting = LossScaleConfig(initial=FITTING, hysteresis=1)
     too_large = LossScaleConfig(initial=TOO_LARGE, hysteresis=1)
-    results: dict[str, Any] = {f"stage {stage}": train(place / f"stage {stage}", fitting, stage=stage) for stage in (1, 2)}
+    results: dict[str, Any] = {}
     for stage in (1, 2):
-        results[f"injected {stage}"] = train(place / f"injected {stage}", fitting, injected=(INJECTED,), stage=stage)
-    results["shares"] = train(place / "shares", fitting, objective=WITH_SHARES)
+        results[f"stage {stage}"] = train(place / f"stage {stage}", fitting, stage=stage, sizes=UNDIVIDED)
+        results[f"injected {stage}"] = train(
+            place / f"injected {stage}", fitting, injected=(INJECTED,), stage=stage, sizes=UNDIVIDED
+        )
+    results["injected, biases"] = train(place / "injected, biases", fitting, injected=(INJECTED,))
+    results["shares"] = train(place / "shares", fitting, objective=WITH_SHARES, sizes=UNDIVIDED)
     results["forgiven"] = train(place / "forgiven", replace(fitting, hysteresis=2), injected=(INJECTED,))
     results["grown"] = train(place / "grown", replace(fitting, window=2))
     results["too large"] = train(place / "too large", too_large)

@@ -17,7 +17,7 @@ from pipelines.criteria_table import CRITERIA_FILE, compare_criteria, criteria_p
 from pipelines.other_tasks import OTHER_TASKS_FILE, other_tasks, say_other_task
 from pipelines.rows import LABELLED_SPLITS, existing, is_labelled
 from pipelines.scores import Scored, scores_of
-from pipelines.stage import Plan, Walk, plain_settings
+from pipelines.stage import Plan, Walk, order_of, plain_settings
 from pipelines.subject import Subject, prompts_of, subject_of
 from pseudo_label.accuracy import accuracy_of, balance_of
 from pseudo_label.coarse_to_fine import step_losses
@@ -51,6 +51,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         config=plain_settings(
             task=task,
             other_tasks=others,
+            other_orders=[order_of(other) for other in others],
             evaluate=settings,
             prompts=config.pseudo_label.prompts,
             form=config.objective.pseudo_label.form,
@@ -71,8 +72,9 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         for split, rows in rows_by_split.items():
             _refuse_repeated_ids(split_path(walk.data_root(), task, split), rows)
         found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": [], "answers": []}
+        methods = list(dict.fromkeys([*settings.methods, settings.method]))
         for name, model in models.items():
-            subject = subject_of(walk, task, name, model)
+            subject = subject_of(walk, task, name, model, methods, settings.criteria)
             for part, lines in _measure(walk, task, subject, rows_by_split).items():
                 found[part] += lines
         # The last model is the one that counts: it predicts, and its decision is exported.

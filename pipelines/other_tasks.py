@@ -69,8 +69,9 @@ def say_other_task(line: Mapping[str, Any]) -> str:
 
 def _right(walk: Walk, task: TaskConfig, name: str, model: Artifact, rows_by_split: Mapping[str, list[TaskRow]]) -> FloatArray:
     """Return which rows a model answers rightly [N], 1 or 0."""
-    subject = subject_of(walk, task, name, model)
-    decision = subject.decisions[walk.config.evaluate.method]
+    method = walk.config.evaluate.method
+    subject = subject_of(walk, task, name, model, [method])
+    decision = subject.decisions[method]
     passes = passes_for(
         subject.scoring.pairs(task, decision.prompts), subject.scoring.form, with_groups=subject.scoring.with_groups
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adapt.core.artifacts import Artifact
@@ -28,8 +28,10 @@ class Subject:
     fitted_on: Scored
 
 
-def subject_of(walk: Walk, task: TaskConfig, name: str, model: Artifact) -> Subject:
-    """Fit every method's decision for a model, on unlabeled rows."""
+def subject_of(
+    walk: Walk, task: TaskConfig, name: str, model: Artifact, methods: Sequence[Method], criteria: Sequence[str] = ()
+) -> Subject:
+    """Fit each method's decision for a model, on unlabeled rows; those rows are scored for the criteria too."""
     config, settings = walk.config, walk.config.evaluate
     scoring = ScoringConfig(
         form=settings.form or config.objective.pseudo_label.form,
@@ -37,10 +39,9 @@ def subject_of(walk: Walk, task: TaskConfig, name: str, model: Artifact) -> Subj
         criterion=settings.criterion,
         with_groups=settings.coarse_to_fine and task.label_tree is not None,
     )
-    methods = list(dict.fromkeys([*settings.methods, settings.method]))
-    wants_rows = bool({Method.PRIOR, Method.ENSEMBLE} & set(methods) or settings.criteria)
+    wants_rows = bool({Method.PRIOR, Method.ENSEMBLE} & set(methods) or criteria)
     fit_rows = _fit_rows(walk, task) if wants_rows else []
-    pairs = [*scoring.pairs(task, prompts_of(task, scoring, methods)), *criteria_pairs(task, settings.criteria)]
+    pairs = [*scoring.pairs(task, prompts_of(task, scoring, methods)), *criteria_pairs(task, criteria)]
     passes = passes_for(pairs, scoring.form, with_groups=scoring.with_groups)
     fitted_on = scores_of(walk, task, model, "unlabeled", fit_rows, passes)
     coarse = coarse_of(task, settings.coarse_to_fine, settings.coarse)
@@ -53,7 +54,7 @@ def subject_of(walk: Walk, task: TaskConfig, name: str, model: Artifact) -> Subj
     return Subject(name=name, model=model, scoring=scoring, decisions=decisions, fitted_on=fitted_on)
 
 
-def prompts_of(task: TaskConfig, scoring: ScoringConfig, methods: list[Method]) -> list[str]:
+def prompts_of(task: TaskConfig, scoring: ScoringConfig, methods: Sequence[Method]) -> list[str]:
     """Return the prompts that methods read."""
     return scoring.names(task) if Method.ENSEMBLE in methods else [task.reference]
 

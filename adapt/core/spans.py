@@ -156,15 +156,10 @@ def readings_for_training(text: SpannedText, loss: LabelLoss, is_label_first: bo
     """
     if not is_label_first or loss not in (LabelLoss.MLM, LabelLoss.BOTH):
         return [read_for_training(text, loss, mask_id)]
-    causal = read_with_targets(text, LabelForm.CLM if loss is LabelLoss.BOTH else LabelForm.MLM, mask_id)
-    if loss is LabelLoss.MLM:
-        # A mask at a text's start sees nothing: its label is the second reading's.
-        predicts_label = causal.kinds_T == int(Span.LABEL)
-        causal = replace(
-            causal,
-            targets_T=np.where(predicts_label, NO_TARGET, causal.targets_T),
-            kinds_T=np.where(predicts_label, int(Span.CONTEXT), causal.kinds_T),
-        )
+    if loss is LabelLoss.BOTH:
+        causal = read_with_targets(text, LabelForm.CLM)
+    else:  # a mask at a text's start sees nothing: its label is the second reading's
+        causal = _without_label_targets(read_with_targets(text, LabelForm.MLM, mask_id))
     return [causal, read_bidirectionally(text, mask_id)]
 
 
@@ -194,12 +189,19 @@ def read_for_training(text: SpannedText, loss: LabelLoss, mask_id: int | None = 
 
 def _read_for_channel(text: SpannedText) -> Reading:
     """Read a text whose label comes first: what follows the label is predicted from it, the label is not predicted."""
-    reading = read_with_targets(text, LabelForm.CLM)
-    targets, kinds = reading.targets_T.copy(), reading.kinds_T.copy()
+    reading = _without_label_targets(read_with_targets(text, LabelForm.CLM))
     label = np.flatnonzero(text.kinds_T == int(Span.LABEL))
-    predicts_label = kinds == int(Span.LABEL)
-    targets[predicts_label], kinds[predicts_label] = NO_TARGET, int(Span.CONTEXT)
-    if len(label):
-        behind = np.arange(len(reading)) >= label[-1]
-        kinds[behind & (kinds == int(Span.CONTEXT)) & (targets != NO_TARGET)] = int(Span.LABEL)
-    return replace(reading, targets_T=targets, kinds_T=kinds)
+    if not len(label):
+        return reading
+    is_behind = (np.arange(len(reading)) >= label[-1]) & (reading.targets_T != NO_TARGET)
+    is_text = reading.kinds_T == int(Span.CONTEXT)
+    return replace(reading, kinds_T=np.where(is_behind & is_text, int(Span.LABEL), reading.kinds_T))
+
+
+def _without_label_targets(reading: Reading) -> Reading:
+    predicts_label = reading.kinds_T == int(Span.LABEL)
+    return replace(
+        reading,
+        targets_T=np.where(predicts_label, NO_TARGET, reading.targets_T),
+        kinds_T=np.where(predicts_label, int(Span.CONTEXT), reading.kinds_T),
+    )

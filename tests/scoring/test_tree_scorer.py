@@ -13,7 +13,7 @@ from adapt.core.errors import DataError
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span, join_parts, read_bidirectionally, read_with_targets
 from adapt.model.gpt import GPT, materialize
-from adapt.model.inputs import ModelInputs, ModelOutput
+from adapt.model.inputs import ModelInputs
 from adapt.scoring.layout import Layout, ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 
@@ -104,17 +104,10 @@ def test_a_score_equals_a_full_forward_pass_of_its_candidate(model: GPT, layout:
 
 def test_masked_labels_of_equal_length_that_see_what_follows_share_a_row(model: GPT) -> None:
     taken: list[int] = []
-
-    class Counting:
-        context_length, hidden_size = model.context_length, model.hidden_size
-        logits = staticmethod(model.logits)
-
-        def __call__(self, inputs: ModelInputs) -> ModelOutput:
-            taken.append(len(inputs.ids_BT))
-            return model(inputs)
-
+    handle = model.register_forward_pre_hook(lambda _, inputs: taken.append(len(inputs[0].ids_BT)))
     candidates = example("masks see what follows", LabelForm.MLM)
-    found = scored(Counting(), [candidates])  # type: ignore[arg-type]
+    found = scored(model, [candidates])
+    handle.remove()
     assert sum(taken) == len({len(label) for label in LABELS})
     assert_equal(found, [one_at_a_time(model, candidates)])
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -40,8 +41,9 @@ def main() -> None:
         return [out_NH, *torch.autograd.grad(out_NH, [x_NH, weight_K, *layer.parameters()], grad_NH)]
 
     wanted = results()
-    experts_module.gemm_for = lambda x, up, brought: gemm  # type: ignore[assignment]
-    errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(results(), wanted, strict=True)]
+    with mock.patch.object(experts_module, "gemm_for", lambda x, up, brought: gemm):
+        found = results()
+    errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True)]
     sys.stdout.write(f"{max(errors)}\n")
 
 

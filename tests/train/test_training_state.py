@@ -79,13 +79,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT, list[dict[str,
     return model, trained(model, tmp_path_factory.mktemp("whole"))
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """Let no file of this process grow beyond 20 kB, as on a disk that fills up."""
+    """Let no file of this process grow beyond 20 kB, as on a disk that fills up: not a log of the tests either, so not for long."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_the_loop_goes_on_while_a_state_is_written_and_the_state_is_that_of_its_boundary(
@@ -134,9 +136,9 @@ def test_a_signal_stops_at_the_next_boundary_with_its_state_and_the_run_ends_wit
     assert same_bits(resumed, whole[0])
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_first_state_that_cannot_be_written_is_said_in_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"the state of step 4 cannot be written .*none is there yet; free space on that disk$"):
+    reason = r"the state of step 4 cannot be written .*none is there yet; free space on that disk$"
+    with small_files(), pytest.raises(TrainingError, match=reason):
         trained(made(), tmp_path)
     assert names(tmp_path) == []
 
@@ -144,16 +146,8 @@ def test_a_first_state_that_cannot_be_written_is_said_in_one_clear_line(tmp_path
 def test_a_write_that_fails_leaves_the_state_before_and_the_run_goes_on_from_it(
     tmp_path: Path, whole: tuple[GPT, list[dict[str, float]]]
 ) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def fill_up() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-
-    try:
-        with pytest.raises(TrainingError, match="step 8 cannot be written .*the one of step 4 is kept"):
-            trained(made(), tmp_path, At(7, fill_up))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with contextlib.ExitStack() as disk, pytest.raises(TrainingError, match="step 8 cannot be written .*the one of step 4 is kept"):
+        trained(made(), tmp_path, At(7, lambda: disk.enter_context(small_files())))
     assert names(tmp_path) == ["step-00000004"]
     resumed = made()
     assert trained(resumed, tmp_path) == whole[1]

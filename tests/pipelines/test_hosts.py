@@ -117,6 +117,7 @@ def test_a_remote_shell_that_is_no_command_is_named(tmp_path: Path, shell: str) 
     assert launched(tmp_path, shell).startswith(f"engine.remote_shell: '{shell}' cannot be started (")
 
 
+@pytest.mark.slow
 def test_a_directory_that_is_not_shared_is_named(tmp_path: Path) -> None:
     frozen = tmp_path / "job.yaml"
     order = {

@@ -36,6 +36,7 @@ def wait_for_none_below(place: Path) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_two_hosts_give_the_bits_of_two_ranks_on_one(tmp_path: Path, hosts: list[str]) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for place, settings in ((one, []), (two, hosts)):

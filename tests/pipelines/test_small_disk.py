@@ -18,6 +18,7 @@ SETTINGS = [*SMALLEST, "stages=[tokenizer,pretrain]", f"pretrain.steps={STEPS}",
 IN_A_NAMESPACE = ["unshare", "--map-root-user", "--mount"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_a_run_in_one_line_and_the_same_command_goes_on_once_it_is_not(tmp_path: Path) -> None:
     if sys.platform != "linux" or shutil.which("unshare") is None:
         pytest.skip("no mount namespaces here")

@@ -26,12 +26,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return launch_ranks("fp16_cases.py", tmp_path_factory.mktemp("fp16"), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_fp16_trains_what_a_plain_fp32_loop_trains(results: dict[str, Any], stage: int) -> None:
     assert_near(results[f"stage {stage}"], plain_loop(UNDIVIDED, OBJECTIVE, plain_rows(OBJECTIVE), STEPS))
     assert results[f"stage {stage}"]["skipped"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_training_behind_a_skipped_step_is_that_of_a_plain_loop_that_skips_it(results: dict[str, Any], stage: int) -> None:
     expected = plain_loop(UNDIVIDED, OBJECTIVE, plain_rows(OBJECTIVE), STEPS, skipped=(INJECTED,))
@@ -52,6 +54,7 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return float(torch.stack([(value - one[key]).detach().norm() for key, value in other.items()]).norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["injected 1", "injected 2", "injected, biases"])
 def test_an_overflow_on_one_rank_skips_the_update_and_halves_the_scale(results: dict[str, Any], case: str) -> None:
     run = results[case]
@@ -68,6 +71,7 @@ def test_an_overflow_on_one_rank_skips_the_update_and_halves_the_scale(results: 
     assert [step["updates"] for step in (before, skipped, after)] == [INJECTED - 1, INJECTED - 1, INJECTED]
 
 
+@pytest.mark.slow
 def test_shares_in_the_gradient_are_measured_under_the_loss_scale(results: dict[str, Any]) -> None:
     expected = plain_loop(UNDIVIDED, WITH_SHARES, plain_rows(WITH_SHARES), STEPS, measures_parts=True)
     measured = [key for line in expected["history"] for key in line if key.startswith("gradient_share/")]
@@ -75,6 +79,7 @@ def test_shares_in_the_gradient_are_measured_under_the_loss_scale(results: dict[
     assert_near(results["shares"], expected)
 
 
+@pytest.mark.slow
 def test_hysteresis_forgives_an_overflow_and_a_window_without_one_doubles_the_scale(results: dict[str, Any]) -> None:
     assert [line["loss_scale"] for line in results["forgiven"]["history"]] == [FITTING] * STEPS
     assert [line["skipped"] for line in results["forgiven"]["history"]].count(1.0) == 1
@@ -82,6 +87,7 @@ def test_hysteresis_forgives_an_overflow_and_a_window_without_one_doubles_the_sc
     assert scales == [FITTING * factor for factor in (1, 1, 1, 2, 2, 4)]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_behind_skipped_steps_ends_with_the_same_bits(results: dict[str, Any]) -> None:
     whole, resumed = results["too large"], results["too large, resumed"]
     assert whole["history"][0]["loss_scale"] == TOO_LARGE
@@ -93,6 +99,7 @@ def test_a_run_that_was_killed_behind_skipped_steps_ends_with_the_same_bits(resu
     assert resumed["steps"][-1]["updates"] == STEPS - whole["skipped"]
 
 
+@pytest.mark.slow
 def test_an_overflow_at_the_least_scale_ends_the_run(results: dict[str, Any]) -> None:
     assert f"not finite at the least loss scale, {LEAST}" in results["at the least scale"]
     assert "use engine.precision=bf16 or fp32" in results["at the least scale"]
@@ -118,6 +125,7 @@ def test_fp16_needs_masters() -> None:
         EngineConfig(zero_stage=0, precision=Precision.FP16)
 
 
+@pytest.mark.slow
 def test_deepspeed_is_told_the_scale_and_results_depend_on_it_in_fp16_alone() -> None:
     scale = LossScaleConfig(initial=1 << 12, window=7, hysteresis=3, minimum=2)
     engine = EngineConfig(precision=Precision.FP16, loss_scale=scale)

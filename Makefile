@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# Tests of one file stay in one process: they share what the file's fixtures made.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help demo test test-slow gpu-check check format clean
 .DEFAULT_GOAL := help
@@ -21,7 +23,7 @@ demo: $(STAMP) ## run the whole pipeline on the shipped data (a few minutes)
 	$(RUN) -m pipelines.run experiment=demo
 
 test: check ## check, then every test that is not slow (under 10 minutes on 2 cores)
-	$(RUN) -m pytest -m 'not slow'
+	$(RUN) -m pytest -m 'not slow' $(PARALLEL)
 
 test-slow: $(STAMP) ## the tests that take minutes each
 	$(RUN) -m pytest -m slow

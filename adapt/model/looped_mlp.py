@@ -3,9 +3,10 @@
 Legend: N tokens, K routed pairs sorted by expert, E experts, H hidden size, F expert width.
 
 Indexing `W[e]` under autograd would build a full zero gradient per expert, O(E^2); here each weight gradient is written into its
-slice of one stacked tensor, zeros for experts without tokens. Nothing but the tokens and the values before GELU is kept for the
-backward pass: rows are picked out of the tokens again, and a pair's weight gets its gradient from
-<dout, down a + b> = <down^T dout, a> + <dout, b>, so that no expert's output is kept.
+slice of one stacked tensor, zeros for experts without tokens. Kept for the backward pass are the tokens and the values before GELU;
+those behind it only where they are few beside the weights' gradients, elsewhere they are computed again. Rows are picked out of the
+tokens again, and a pair's weight gets its gradient from <dout, down a + b> = <down^T dout, a> + <dout, b>, so that no expert's
+output is kept.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.nn import functional
 from adapt.model.activation import Gelu
 
 _FEWEST_ROWS = 16
+_KEPT_SHARE = 1 / 4  # of the weights' gradients: values behind GELU up to so many are kept
 
 
 def looped_mlp(
@@ -50,9 +52,12 @@ class _LoopedMLP(torch.autograd.Function):
     ) -> Tensor:
         up, up_bias, down, down_bias = weights
         pre_KF = x_NH.new_empty(len(token_K), up.shape[1])
+        keeps_active = pre_KF.numel() <= _KEPT_SHARE * (up.numel() + down.numel())
+        kept_active: list[Tensor | None] = []
         out_NH = torch.zeros_like(x_NH)
         for expert, rows in _slices(counts):
-            x, pre = x_NH[token_K[rows]], pre_KF[rows]
+            token, pre = token_K[rows], pre_KF[rows]
+            x = x_NH.index_select(0, token)
             n_rows = len(x)
             is_small = n_rows < _FEWEST_ROWS and x.device.type == "cpu"
             if is_small:
@@ -60,17 +65,19 @@ class _LoopedMLP(torch.autograd.Function):
                 x = functional.pad(x, (0, 0, 0, _FEWEST_ROWS - n_rows))
                 pre = pre.new_empty(_FEWEST_ROWS, pre.shape[1])
             torch.addmm(up_bias[expert], x, up[expert].t(), out=pre)
-            y = torch.addmm(down_bias[expert], functional.gelu(pre, approximate=gelu), down[expert].t())[:n_rows]
+            active = functional.gelu(pre, approximate=gelu)
+            y = torch.addmm(down_bias[expert], active, down[expert].t())[:n_rows]
             if is_small:
                 pre_KF[rows] = pre[:n_rows]
-            out_NH.index_add_(0, token_K[rows], y.mul_(_column(weight_K[rows], y)))
-        ctx.save_for_backward(x_NH, token_K, weight_K, pre_KF, up, down, down_bias)
+            kept_active.append(active[:n_rows] if keeps_active else None)
+            out_NH.index_add_(0, token, y.mul_(_column(weight_K[rows], y)))
+        ctx.save_for_backward(x_NH, token_K, weight_K, pre_KF, up, down, down_bias, *kept_active)
         ctx.counts, ctx.gelu = counts, gelu
         return out_NH
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_NH, token_K, weight_K, pre_KF, up, down, down_bias = ctx.saved_tensors
+        x_NH, token_K, weight_K, pre_KF, up, down, down_bias, *kept_active = ctx.saved_tensors
         dx_NH, d_weight_K = torch.zeros_like(x_NH), torch.zeros_like(weight_K)
         d_up, d_down = torch.empty_like(up), torch.empty_like(down)
         d_up_bias, d_down_bias = up.new_empty(up.shape[:2]), torch.empty_like(down_bias)
@@ -78,19 +85,21 @@ class _LoopedMLP(torch.autograd.Function):
             if n_rows == 0:
                 for gradient in (d_up, d_down, d_up_bias, d_down_bias):
                     gradient[expert].zero_()
-        for expert, rows in _slices(ctx.counts):
-            token, pre, dout = token_K[rows], pre_KF[rows], grads[0][token_K[rows]]
+        for (expert, rows), active in zip(_slices(ctx.counts), kept_active, strict=True):
+            token, pre = token_K[rows], pre_KF[rows]
+            dout = grads[0].index_select(0, token)
             weight = _column(weight_K[rows], dout)
-            active = functional.gelu(pre, approximate=ctx.gelu)
+            if active is None:
+                active = functional.gelu(pre, approximate=ctx.gelu)
             d_pre = dout @ down[expert]  # of an output with weight 1; weights are multiplied into what has H columns, not F
             dy = dout * weight
             torch.mm(dy.t(), active, out=d_down[expert])
             torch.sum(dy, dim=0, out=d_down_bias[expert])
             if ctx.needs_input_grad[2]:
-                d_weight_K[rows] = (active.mul_(d_pre).sum(-1) + (dout * down_bias[expert]).sum(-1)).to(d_weight_K.dtype)
+                d_weight_K[rows] = ((active * d_pre).sum(-1) + (dout * down_bias[expert]).sum(-1)).to(d_weight_K.dtype)
             del active, dy
             torch.ops.aten.gelu_backward.grad_input(d_pre, pre, approximate=ctx.gelu, grad_input=d_pre)
-            torch.mm(d_pre.t(), x_NH[token].mul_(weight), out=d_up[expert])
+            torch.mm(d_pre.t(), x_NH.index_select(0, token).mul_(weight), out=d_up[expert])
             torch.mm(weight.t(), d_pre, out=d_up_bias[expert].unsqueeze(0))
             dx_NH.index_add_(0, token, (d_pre @ up[expert]).mul_(weight))
         return dx_NH, None, d_weight_K, None, None, d_up, d_up_bias, d_down, d_down_bias

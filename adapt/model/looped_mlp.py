@@ -50,27 +50,31 @@ class _LoopedMLP(torch.autograd.Function):
     def forward(
         ctx: Any, x_NH: Tensor, token_K: Tensor, weight_K: Tensor, counts: Sequence[int], gelu: str, *weights: Tensor
     ) -> Tensor:
-        up, up_bias, down, down_bias = weights
+        up, _, down, down_bias = weights
         pre_KF = x_NH.new_empty(len(token_K), up.shape[1])
         keeps_active = pre_KF.numel() <= _KEPT_SHARE * (up.numel() + down.numel())
         kept_active: list[Tensor | None] = []
         out_NH = torch.zeros_like(x_NH)
-        for expert, rows in _slices(counts):
-            token, pre = token_K[rows], pre_KF[rows]
-            x = x_NH.index_select(0, token)
-            n_rows = len(x)
+        rows = _by_expert(counts, token_K, _column(weight_K, x_NH), pre_KF)
+        for n_rows, (token, weight, pre), (up_FH, up_bias_F, down_HF, down_bias_H) in zip(
+            counts, rows, _stacked(weights), strict=True
+        ):
+            if not n_rows:
+                kept_active.append(None)
+                continue
+            x, wide = x_NH.index_select(0, token), pre
             is_small = n_rows < _FEWEST_ROWS and x.device.type == "cpu"
             if is_small:
                 # The last bits of products of so few rows depend on the number of threads: fill them up with zeros.
                 x = functional.pad(x, (0, 0, 0, _FEWEST_ROWS - n_rows))
-                pre = pre.new_empty(_FEWEST_ROWS, pre.shape[1])
-            torch.addmm(up_bias[expert], x, up[expert].t(), out=pre)
-            active = functional.gelu(pre, approximate=gelu)
-            y = torch.addmm(down_bias[expert], active, down[expert].t())[:n_rows]
+                wide = pre.new_empty(_FEWEST_ROWS, pre.shape[1])
+            torch.addmm(up_bias_F, x, up_FH.t(), out=wide)
+            active = functional.gelu(wide, approximate=gelu)
+            y = torch.addmm(down_bias_H, active, down_HF.t())[:n_rows]
             if is_small:
-                pre_KF[rows] = pre[:n_rows]
+                pre.copy_(wide[:n_rows])
             kept_active.append(active[:n_rows] if keeps_active else None)
-            out_NH.index_add_(0, token, y.mul_(_column(weight_K[rows], y)))
+            out_NH.index_add_(0, token, y.mul_(weight))
         ctx.save_for_backward(x_NH, token_K, weight_K, pre_KF, up, down, down_bias, *kept_active)
         ctx.counts, ctx.gelu = counts, gelu
         return out_NH
@@ -81,27 +85,35 @@ class _LoopedMLP(torch.autograd.Function):
         dx_NH, d_weight_K = torch.zeros_like(x_NH), torch.zeros_like(weight_K)
         d_up, d_down = torch.empty_like(up), torch.empty_like(down)
         d_up_bias, d_down_bias = up.new_empty(up.shape[:2]), torch.empty_like(down_bias)
-        for expert, n_rows in enumerate(ctx.counts):
-            if n_rows == 0:
-                for gradient in (d_up, d_down, d_up_bias, d_down_bias):
-                    gradient[expert].zero_()
-        for (expert, rows), active in zip(_slices(ctx.counts), kept_active, strict=True):
-            token, pre = token_K[rows], pre_KF[rows]
+        rows = _by_expert(ctx.counts, token_K, _column(weight_K, x_NH), pre_KF, d_weight_K)
+        each = zip(
+            ctx.counts,
+            rows,
+            _stacked((up, down, down_bias)),
+            _stacked((d_up, d_up_bias, d_down, d_down_bias)),
+            kept_active,
+            strict=True,
+        )
+        for n_rows, (token, weight, pre, d_weight), (up_FH, down_HF, down_bias_H), gradients, active in each:
+            if not n_rows:
+                for gradient in gradients:
+                    gradient.zero_()
+                continue
+            d_up_FH, d_up_bias_F, d_down_HF, d_down_bias_H = gradients
             dout = grads[0].index_select(0, token)
-            weight = _column(weight_K[rows], dout)
             if active is None:
                 active = functional.gelu(pre, approximate=ctx.gelu)
-            d_pre = dout @ down[expert]  # of an output with weight 1; weights are multiplied into what has H columns, not F
+            d_pre = dout @ down_HF  # of an output with weight 1; weights are multiplied into what has H columns, not F
             dy = dout * weight
-            torch.mm(dy.t(), active, out=d_down[expert])
-            torch.sum(dy, dim=0, out=d_down_bias[expert])
+            torch.mm(dy.t(), active, out=d_down_HF)
+            torch.sum(dy, dim=0, out=d_down_bias_H)
             if ctx.needs_input_grad[2]:
-                d_weight_K[rows] = ((active * d_pre).sum(-1) + (dout * down_bias[expert]).sum(-1)).to(d_weight_K.dtype)
+                d_weight.copy_((active * d_pre).sum(-1) + dout @ down_bias_H)
             del active, dy
             torch.ops.aten.gelu_backward.grad_input(d_pre, pre, approximate=ctx.gelu, grad_input=d_pre)
-            torch.mm(d_pre.t(), x_NH.index_select(0, token).mul_(weight), out=d_up[expert])
-            torch.mm(weight.t(), d_pre, out=d_up_bias[expert].unsqueeze(0))
-            dx_NH.index_add_(0, token, (d_pre @ up[expert]).mul_(weight))
+            torch.mm(d_pre.t(), x_NH.index_select(0, token).mul_(weight), out=d_up_FH)
+            torch.mm(weight.t(), d_pre, out=d_up_bias_F.unsqueeze(0))
+            dx_NH.index_add_(0, token, (d_pre @ up_FH).mul_(weight))
         return dx_NH, None, d_weight_K, None, None, d_up, d_up_bias, d_down, d_down_bias
 
 
@@ -109,10 +121,11 @@ def _column(weight: Tensor, like: Tensor) -> Tensor:
     return weight.to(like.dtype).unsqueeze(-1)
 
 
-def _slices(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
-    """Yield (expert, rows) for the experts that have tokens."""
-    start = 0
-    for expert, n_rows in enumerate(counts):
-        if n_rows:
-            yield expert, slice(start, start + n_rows)
-        start += n_rows
+def _by_expert(counts: Sequence[int], *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut tensors of pairs into each expert's own; one call for all costs less than a slice for each."""
+    return zip(*(tensor.split(list(counts)) for tensor in tensors), strict=True)
+
+
+def _stacked(weights: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+    """Take stacked tensors apart."""
+    return zip(*(weight.unbind(0) for weight in weights), strict=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import adapt.model.experts
+import adapt.model.looped_mlp
 from adapt.model.experts import Experts
 from adapt.model.grouped_gemm import torch_gemm
 
@@ -81,8 +82,14 @@ def gradients(out_NH: Tensor, experts: Experts, x_NH: Tensor, weight_K: Tensor) 
     return {name: torch.zeros_like(wanted[name]) if grad is None else grad for name, grad in zip(wanted, found, strict=True)}
 
 
+@pytest.mark.parametrize("kept_share", [0.0, 1e9], ids=["computed again", "kept"])
+@pytest.mark.parametrize("group_share", [0.0, 0.05, 1e9], ids=["one by one", "in groups", "all at once"])
 @pytest.mark.parametrize("name", CASES)
-def test_experts_equal_a_per_token_reference_in_outputs_and_every_gradient(name: str) -> None:
+def test_experts_equal_a_per_token_reference_in_outputs_and_every_gradient(
+    name: str, group_share: float, kept_share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapt.model.looped_mlp, "_GROUP_SHARE", group_share)
+    monkeypatch.setattr(adapt.model.looped_mlp, "_KEPT_SHARE", kept_share)
     case = CASES[name]
     experts = made(case)
     x_NH, token_K, expert_K, weight_K = inputs(case)

@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.spans import LabelLoss
+from adapt.core.typed import check_not_negative
 from adapt.model.batches import Batch
 from adapt.model.health import LayerSums
 from adapt.model.inputs import CausalBase, LayerRouting, ModelOutput
@@ -53,6 +54,10 @@ class PartWeights:
     context: float = 1.0
     prompt: float = 1.0
     pseudo_label: float = 1.0
+
+    def __post_init__(self) -> None:
+        for part in fields(self):
+            check_not_negative(part.name, getattr(self, part.name), "a part of weight 0 is left out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +100,9 @@ class BalanceConfig:
 
     weight: float = 0.01
     scope: BalanceScope = BalanceScope.STEP
+
+    def __post_init__(self) -> None:
+        check_not_negative("weight", self.weight, "0 leaves the balance loss out")
 
 
 @dataclass(frozen=True, kw_only=True)

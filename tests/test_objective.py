@@ -336,3 +336,12 @@ def test_logits_in_chunks_equal_logits_at_once(model: GPT, monkeypatch: pytest.M
     torch.testing.assert_close(chunked.sums_P, whole.sums_P, atol=1e-5, rtol=1e-5)
     for name, gradient in whole.gradients.items():
         torch.testing.assert_close(chunked.gradients[name], gradient, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_weights_that_train_away_from_the_labels_are_refused_by_name(value: float) -> None:
+    for part in ("context", "prompt", "pseudo_label"):
+        with pytest.raises(ConfigError, match=f"^{part}: {value} .* a part of weight 0 is left out"):
+            PartWeights(**{part: value})
+    with pytest.raises(ConfigError, match=f"^weight: {value} "):
+        BalanceConfig(weight=value)

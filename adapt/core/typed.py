@@ -51,6 +51,16 @@ def from_plain(kind: type[T], value: Any, where: str) -> T:
     return typing.cast(T, built)
 
 
+def check_not_negative(name: str, value: float, meaning_of_0: str = "give 0 or more") -> None:
+    """Refuse a setting that is negative, infinite or not a number.
+
+    Raises:
+        ConfigError: it is; the message says what 0 means.
+    """
+    if not 0 <= value < float("inf"):
+        raise ConfigError(f"{name}: {value} is not 0 or a positive number; {meaning_of_0}")
+
+
 def digest_of(value: Any) -> str:
     """Return the sha256 of a value's canonical JSON form (keys sorted)."""
     text = json.dumps(to_plain(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from adapt.core.errors import ConfigError
+from adapt.core.typed import check_not_negative
 from adapt.train.lamb import Lamb
 
 
@@ -44,6 +46,18 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_not_negative("lr", self.lr, "0 trains nothing")
+        check_not_negative("weight_decay", self.weight_decay, "0 is none")
+        check_not_negative("eps", self.eps)
+        check_not_negative("clip", self.clip, "0 clips nothing")
+        for name in ("min_lr_ratio", "warmup_share", "decay_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is no share; give 0 to 1")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is out of range; give 0 or more, less than 1")
 
 
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:

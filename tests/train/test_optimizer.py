@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_models import tiny_config
 
+from adapt.core.errors import ConfigError
 from adapt.model.gpt import GPT
 from adapt.train.optimizer import OptimizerConfig, Schedule, learning_rate, parameter_groups
 
@@ -114,3 +115,22 @@ def test_groups_make_an_optimizer_that_shrinks_matrices_alone() -> None:
     for name, parameter in model.named_parameters():
         shrink = 1.0 if name.endswith("bias") else 1.0 - 0.1 * 0.5
         torch.testing.assert_close(parameter.detach(), before[name] * shrink)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", -1.0), ("lr", float("nan")), ("lr", float("inf")), ("weight_decay", -0.1), ("eps", -1e-8), ("clip", -1.0),
+        ("min_lr_ratio", 1.5), ("warmup_share", 2.0), ("warmup_share", -0.1), ("decay_share", 1.1), ("beta1", 1.0), ("beta2", -0.1),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_train_are_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}: {value} "):
+        OptimizerConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr", 0.0), ("clip", 0.0), ("warmup_share", 0.0), ("warmup_share", 1.0), ("beta1", 0.0)]
+)
+def test_the_ends_of_what_settings_may_be_are_allowed(name: str, value: float) -> None:
+    assert getattr(OptimizerConfig(**{name: value}), name) == value

@@ -109,7 +109,7 @@ class _LoopedMLP(torch.autograd.Function):
                 torch.mm(dout_of, down_HF, out=d_pre_of)
                 torch.mm(dy_of.t(), active_of, out=d_down_HF)
                 torch.sum(dy_of, dim=0, out=d_down_bias_H)
-                torch.mv(dout_of, down_bias_H, out=of_bias_of)
+                torch.sum(dout_of * down_bias_H, dim=-1, out=of_bias_of)
             if ctx.needs_input_grad[2]:
                 d_weight_K[group.rows] = (active * d_pre).sum(-1) + of_bias
             del active, dy

@@ -113,9 +113,11 @@ def parse_json_line(line: str, path: Path, number: int) -> dict[str, object]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: not valid JSON ({error.msg.removesuffix(' at')}, column {error.colno})") from error
+        what = f"not valid JSON ({error.msg.removesuffix(' at')}, column {error.colno})"
+        raise DataError(f"{path}, line {number}: {what}; mend the line or take it out") from error
     if not isinstance(row, dict):
-        raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+        found = type(row).__name__
+        raise DataError(f"{path}, line {number}: expected a JSON object, found {found}; every line is one, in braces")
     return row
 
 

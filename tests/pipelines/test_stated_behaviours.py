@@ -187,7 +187,7 @@ def test_a_broken_line_loses_nothing_from_before(
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     arguments = [*SMALLEST, "task=demo_reviews", f"run.dir={copied_run}"]
     stages = "stages=[pseudo_label,continue_pretrain,evaluate]"
-    words = [str(path), "line 42", "not valid JSON"]
+    words = [str(path), "line 42", "not valid JSON", "mend the line"]
     refused("run", [*arguments, stages, f"data.root={tmp_path}/clue"], words, monkeypatch, capsys)
     assert {place: place.readlink() for place in links} == links
     assert {name: digest for name, digest in digests(copied_run).items() if name in before} == before

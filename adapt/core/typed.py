@@ -61,6 +61,16 @@ def check_not_negative(name: str, value: float, meaning_of_0: str = "give 0 or m
         raise ConfigError(f"{name}: {value} is not 0 or a positive number; {meaning_of_0}")
 
 
+def check_positive(name: str, value: float, advice: str = "give a number above 0") -> None:
+    """Refuse a setting that is 0, negative, infinite or not a number.
+
+    Raises:
+        ConfigError: it is; the message ends with the advice.
+    """
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"{name}: {value} is not a number above 0; {advice}")
+
+
 def digest_of(value: Any) -> str:
     """Return the sha256 of a value's canonical JSON form (keys sorted)."""
     text = json.dumps(to_plain(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from adapt.core.errors import ConfigError
 from adapt.core.runtime import seed_for
+from adapt.core.typed import check_not_negative, check_positive
 from adapt.model.activation import Gelu
 from adapt.model.attention import Attention, KeysValues, Seen, seen_by
 from adapt.model.expert_residual import starts_at_zero
@@ -89,8 +90,10 @@ class GPTConfig:
         sizes = (self.n_layers, self.hidden_size, self.n_heads, self.context_length, self.vocab_size, self.ffn_width)
         if min(sizes) < 1:
             raise ConfigError("model: layers, hidden size, heads, context, vocabulary and ffn width must be at least 1")
-        if self.capacity_factor is not None and self.capacity_factor <= 0:
-            raise ConfigError(f"model.capacity_factor: {self.capacity_factor} is not above 0; null drops nothing")
+        if self.capacity_factor is not None:
+            check_positive("model.capacity_factor", self.capacity_factor, "null drops nothing")
+        check_positive("model.norm_eps", self.norm_eps)
+        check_not_negative("model.init_std", self.init_std)
         if self.expert_residual_layers < 0:
             raise ConfigError(f"model.expert_residual_layers: {self.expert_residual_layers} is negative; 0 is none")
         if self.n_layers == 1 and any(self.experts):

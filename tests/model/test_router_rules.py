@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -192,6 +193,12 @@ def test_jitter_acts_in_training_alone_and_differs_by_layer_row_and_position() -
         ({"name": "expert_choice", "picks_per_token": 0}, "picks_per_token"),
         ({"name": "s_base", "temperature": 0}, "temperature"),
         ({"name": "sigmoid_bias", "rate": -0.1}, "rate"),
+        ({"name": "top1", "z_loss_weight": math.nan}, "z_loss_weight"),
+        ({"name": "large_margin", "beta_start": math.inf}, "beta_start: inf"),
+        ({"name": "large_margin", "loss_weight": math.nan}, "loss_weight: nan"),
+        ({"name": "expert_choice", "picks_per_token": math.nan}, "picks_per_token: nan"),
+        ({"name": "s_base", "temperature": math.nan}, "temperature"),
+        ({"name": "sigmoid_bias", "rate": math.nan}, "rate: nan"),
         ({"name": "sigmoid_bias", "experts_per_token": 5}, "not from 1 to the 4 experts"),
         ({"name": "random_groups", "groups": 5}, "not from 1 to the 4 experts"),
         ({"name": "hard", "seed": 1}, "seed: unknown key"),
@@ -203,9 +210,16 @@ def test_settings_that_cannot_work_are_refused(router: dict[str, Any], message: 
         GPT(from_plain(GPTConfig, plain, "model"))
 
 
-def test_a_capacity_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model\.capacity_factor: 0\.0 is not above 0"):
-        GPT(tiny_config(capacity_factor=0.0))
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("setting", ["capacity_factor", "norm_eps"])
+def test_what_must_be_above_0_is_refused_otherwise(setting: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.{setting}: {value} is not a number above 0"):
+        GPT(tiny_config(**{setting: value}))
+
+
+def test_a_negative_spread_of_the_first_weights_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.init_std: -1\.0"):
+        GPT(tiny_config(init_std=-1.0))
 
 
 @pytest.mark.parametrize("name", list(all_routers()))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adapt.core.errors import ConfigError
+from adapt.core.typed import check_positive
 from adapt.model.expert_residual import ExpertResidual
 from adapt.model.inputs import RouterInputs, RouterTraits, Routing
 from adapt.model.routers.contract import ROUTERS, RouterEntry
@@ -38,8 +38,7 @@ class ExpertChoiceConfig(MarginConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.picks_per_token <= 0:
-            raise ConfigError(f"picks_per_token: {self.picks_per_token} is not above 0")
+        check_positive("picks_per_token", self.picks_per_token)
 
 
 class ExpertChoiceRouter(MarginGate):

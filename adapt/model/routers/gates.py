@@ -29,7 +29,7 @@ class SoftmaxGateConfig(RouterConfig):
     jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.z_loss_weight < 0 or not 0 <= self.jitter < 1:
+        if not 0 <= self.z_loss_weight < float("inf") or not 0 <= self.jitter < 1:
             raise ConfigError("z_loss_weight must be at least 0, and jitter from 0 to below 1")
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapt.core.errors import ConfigError
+from adapt.core.typed import check_not_negative
 from adapt.model.inputs import RouterInputs
 from adapt.model.routers.contract import RouterConfig
 from adapt.model.routers.gates import LinearGate
@@ -43,8 +44,10 @@ class MarginConfig(RouterConfig):
     loss_weight: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.margin < 1 or self.beta_start < 0 or not 0 <= self.beta_decay <= 1 or self.loss_weight < 0:
-            raise ConfigError("margin must be at least 1, beta_start and loss_weight at least 0, beta_decay from 0 to 1")
+        if self.margin < 1 or not 0 <= self.beta_decay <= 1:
+            raise ConfigError("margin must be at least 1, and beta_decay from 0 to 1")
+        check_not_negative("beta_start", self.beta_start)
+        check_not_negative("loss_weight", self.loss_weight)
 
 
 class MarginGate(LinearGate):

@@ -35,7 +35,7 @@ class SBaseConfig(RouterConfig):
     temperature: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or self.temperature <= 0:
+        if self.iterations < 1 or not 0 < self.temperature < float("inf"):
             raise ConfigError("iterations must be at least 1, and temperature above 0")
 
 

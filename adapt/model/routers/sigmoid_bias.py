@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from adapt.core.errors import ConfigError
+from adapt.core.typed import check_not_negative
 from adapt.model.inputs import RouterInputs, RouterTraits, Routing
 from adapt.model.routers.contract import ROUTERS, RouterConfig, RouterEntry
 from adapt.model.routers.gates import LinearGate, routing_of
@@ -32,8 +33,7 @@ class SigmoidBiasConfig(RouterConfig):
     rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.rate < 0:
-            raise ConfigError(f"rate: {self.rate} is negative; 0 never balances")
+        check_not_negative("rate", self.rate, "0 never balances")
 
 
 class SigmoidBiasRouter(LinearGate):

@@ -7,6 +7,7 @@ import logging
 from adapt.core.artifacts import is_artifact
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
+from adapt.model.gpt import GPT
 from adapt.model.hf import HFConfig
 from pipelines import (
     continue_pretrain,
@@ -62,6 +63,8 @@ def walk(config: PipelineConfig, point: str | None = None) -> Walk:
     needs_tasks = any(stage.PER_TASK for stage in wanted) and not is_direct_prediction
     tasks = current.tasks() if needs_tasks else []
     current.load_tasks(config.evaluate.other_tasks)  # refuses unknown ones before anything is trained
+    if pretrain in wanted:
+        GPT(current.own_model())  # refuses impossible sizes and routers' settings before the tokenizer is trained
     for stage in wanted:
         for task in tasks if stage.PER_TASK and tasks else [None]:
             current.run_stage(stage, task)

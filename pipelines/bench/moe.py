@@ -1,9 +1,9 @@
 """The MoE layer against a dense MLP of equal active size and against other packages' layers: forward and backward, and memory.
 
-Options: cases= (ExT: E experts, T tokens; an s behind it: skewed, the fullest expert 9 times the mean), dtypes= (fp32,bf16),
-hidden=, ffn=, groups= (alone,zero2 and, on a CPU, expert_parallel), peers= (none, or names with _ for a blank), repeats= (7),
-threads= (1), loop_experts= (8; on CUDA 64), clock= (wall or cpu; cpu is for a machine with other work, one thread), device= (cuda
-where there is one).
+Options: cases= (ExT: E experts, at least 2, T tokens; an s behind it: skewed, the fullest expert 9 times the mean),
+dtypes= (fp32,bf16), hidden=, ffn=, groups= (alone,zero2 and, on a CPU, expert_parallel), peers= (none, or names with _ for a
+blank), repeats= (7), threads= (1), loop_experts= (8; on CUDA 64), clock= (wall or cpu; cpu is for a machine with other work,
+one thread), device= (cuda where there is one).
 
 Every case is measured in processes of its own whose allocator keeps freed memory, as ranks of a training run have it. Three groups
 of rows: `alone`, the layer by itself, its gradients' memory used again from step to step; `under ZeRO-2`, layer and dense MLP
@@ -117,6 +117,8 @@ def _cases(options: Mapping[str, str], defaults: _Defaults, device: str, group: 
         shape = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)(s?)", text)
         if shape is None:
             raise ConfigError(f"bench {_NAME}: cases={text}: give experts x tokens, e.g. 32x2048, or 32x2048s for skewed routing")
+        if int(shape[1]) < 2:
+            raise ConfigError(f"bench {_NAME}: cases={text}: a MoE layer has two experts or more")
         if int(shape[1]) % group.ranks:
             raise ConfigError(f"bench {_NAME}: cases={text}: {group.ranks} ranks cannot share {shape[1]} experts evenly")
         for precision in precisions:

@@ -188,7 +188,8 @@ def test_jitter_acts_in_training_alone_and_differs_by_layer_row_and_position() -
     [
         ({"name": "top1", "jitter": 1.0}, "jitter"),
         ({"name": "top2", "z_loss_weight": -1.0}, "z_loss_weight"),
-        ({"name": "large_margin", "margin": 0}, "margin must be at least 1"),
+        ({"name": "large_margin", "margin": 0}, "margin must be from 1 to 16"),
+        ({"name": "large_margin", "margin": 10**9}, "margin must be from 1 to 16"),
         ({"name": "large_margin", "target": "first"}, "routed, round_robin"),
         ({"name": "expert_choice", "picks_per_token": 0}, "picks_per_token"),
         ({"name": "s_base", "temperature": 0}, "temperature"),

@@ -58,6 +58,8 @@ def data(tmp_path: Path) -> Path:
         ("run", ["evaluate.fit_rows=-1"], ["evaluate", "fit_rows: -1"]),
         ("run", ["pseudo_label.coarse.beam=0"], ["pseudo_label.coarse", "beam: 0", "at least one group"]),
         ("plan", ["model.experts=[4,4,4]"], ["model.experts", "3 entries"]),
+        ("run", ["model.capacity_factor=-1"], ["model.capacity_factor", "-1"]),
+        ("run", ["model/router=sigmoid_bias", "model.router.experts_per_token=99"], ["experts_per_token", "99"]),
         ("plan", ["model.n_heads=7"], ["hidden_size", "7"]),
     ],
 )

@@ -148,6 +148,14 @@ def test_a_peer_that_is_missing_or_fails_is_left_out_with_a_reason(monkeypatch: 
     assert set(timed.seconds) == {"dense", "ours"}
 
 
+def test_a_peer_that_refuses_so_few_tokens_is_left_out_and_the_rest_is_timed() -> None:
+    case = dataclasses.replace(SMALL, experts=4, tokens=1)
+    timed = time_alone(case, Settings(repeats=1, peers=("deepspeed drop", "loop"), loop_experts=4))
+    assert set(timed.left_out) == {"deepspeed drop"}
+    assert timed.left_out["deepspeed drop"].startswith("cannot run here: ")
+    assert set(timed.seconds) == {"dense", "ours", "loop"}
+
+
 def test_targets_are_those_of_the_tokens_per_expert() -> None:
     def target(group: str, experts: int, tokens: int, **changes: Any) -> float | None:
         case = dataclasses.replace(Case(experts=experts, tokens=tokens, precision=Precision.FP32), **changes)
@@ -220,6 +228,7 @@ def test_what_is_the_same_in_every_row_is_printed_once() -> None:
         (["moe", "clock=sun"], "clock=sun: give one of: wall, cpu"),
         (["moe", "cases=8x64s", "device=cpu"], "8 experts cannot be skewed"),
         (["moe", "cases=64x64", "hidden=32"], "64 experts are more than hidden=32"),
+        (["moe", "cases=1x64"], "cases=1x64: a MoE layer has two experts or more"),
         (["moe", "cases=9x64", "groups=expert_parallel", "device=cpu"], "2 ranks cannot share 9 experts evenly"),
         (["moe", "dtypes=fp8"], "dtypes=fp8: no 'fp8'"),
         (["step", "models=7m_mo8"], "did you mean '7m_moe8'"),

@@ -25,6 +25,8 @@ from adapt.model.inputs import RouterInputs
 from adapt.model.routers.contract import RouterConfig
 from adapt.model.routers.gates import LinearGate
 
+_LARGEST_MARGIN = 16  # T_m amplifies the rounding of the cosine with m
+
 
 class MarginTarget(enum.Enum):
     """Whose logit takes the margin: the expert with the largest plain logit, or position mod E (as public code has it)."""
@@ -35,7 +37,7 @@ class MarginTarget(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class MarginConfig(RouterConfig):
-    """Settings of the margin; beta is `beta_start * beta_decay ** step`."""
+    """Settings of the margin, 1 (none) to 16; beta is `beta_start * beta_decay ** step`."""
 
     margin: int = 2
     beta_start: float = 100.0
@@ -44,8 +46,8 @@ class MarginConfig(RouterConfig):
     loss_weight: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.margin < 1 or not 0 <= self.beta_decay <= 1:
-            raise ConfigError("margin must be at least 1, and beta_decay from 0 to 1")
+        if not 1 <= self.margin <= _LARGEST_MARGIN or not 0 <= self.beta_decay <= 1:
+            raise ConfigError(f"margin must be from 1 to {_LARGEST_MARGIN}, and beta_decay from 0 to 1")
         check_not_negative("beta_start", self.beta_start)
         check_not_negative("loss_weight", self.loss_weight)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipelines.stage import Walk
+from pseudo_label.criteria.contract import Null
 from pseudo_label.leakage import EvaluationTexts
 from pseudo_label.tasks import TaskConfig, TaskRow, read_split, split_path
 
 LABELLED_SPLITS = ("dev", "few")
+_DOMAIN_TEXTS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,15 @@ def adaptation_rows(walk: Walk, task: TaskConfig, limit: int | None) -> Adaptati
     allowed = [row for row in rows if not held.has_row(row)]
     kept = allowed[:limit]
     return AdaptationRows(rows=kept, n_excluded=len(rows) - len(allowed), n_sharing=sum(held.shares_passage(row) for row in kept))
+
+
+def domain_texts(walk: Walk, task: TaskConfig, nulls: Iterable[Null]) -> list[dict[str, str]]:
+    """Return texts by field, evenly from a task's unlabeled rows, where one of the null contexts is its domain; else none."""
+    if Null.DOMAIN not in nulls or not existing(walk, task, ["unlabeled"]):
+        return []
+    rows = adaptation_rows(walk, task, None).rows
+    count = min(len(rows), _DOMAIN_TEXTS)
+    return [dict(rows[index * len(rows) // count].texts) for index in range(count)]
 
 
 def labelled_rows(walk: Walk, task: TaskConfig) -> dict[str, list[TaskRow]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from adapt.core.runtime import RankInfo
 from adapt.core.typed import digest_of, from_plain, to_plain
 from adapt.scoring.layout import ScorerConfig
 from pipelines.launch import launch
+from pipelines.rows import domain_texts
 from pipelines.stage import Walk, order_of, weights_of
 from pseudo_label.labelling import ScoringConfig, TaskScorer, content_free_rows
 from pseudo_label.store import SCORES_FILE, join_scores, read_scores, write_scores
@@ -43,6 +44,7 @@ class ScoreJob:
     source: str
     lines: list[int]
     passes: list[ScoringPass]
+    domain: list[dict[str, str]]
     scorer: ScorerConfig
     offload: OffloadConfig
     checkpoint: str
@@ -76,12 +78,13 @@ def scores_of(
         source=str(split_path(walk.data_root(), task, split).resolve()),
         lines=[row.line for row in rows],
         passes=list(passes),
+        domain=domain_texts(walk, task, (what.null for what in passes)),
         scorer=walk.config.scorer,
         offload=walk.config.offload,
         checkpoint=model.digest,
         parts="",
     )
-    key = StageKey(stage=NAME, config=_settings(task, rows, passes, walk.config.scorer), inputs={"model": model})
+    key = StageKey(stage=NAME, config=_settings(task, rows, passes, job.domain, walk.config.scorer), inputs={"model": model})
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
         started = time.monotonic()
@@ -103,6 +106,7 @@ def content_free_keys(walk: Walk, task: TaskConfig, model: Artifact, scoring: Sc
     if task.candidates is not None:
         return []
     opened = open_checkpoint(weights_of(model), walk.config.scorer, walk.config.offload)
+    scoring = replace(scoring, domain=domain_texts(walk, task, (criterion.null for _, criterion in scoring.pairs(task))))
     scorer = TaskScorer(task, scoring, opened.scorer, opened.tokenizer)
     return scorer.keys(content_free_rows(task), [task.reference])
 
@@ -122,7 +126,7 @@ def _score_chunks(job: ScoreJob, rows: Sequence[TaskRow], chunks: range) -> None
     if not left:
         return
     opened = open_checkpoint(Path(job.weights), job.scorer, job.offload)
-    config = ScoringConfig(prompts=list(dict.fromkeys(what.prompt for what in job.passes)))
+    config = ScoringConfig(prompts=list(dict.fromkeys(what.prompt for what in job.passes)), domain=job.domain)
     scorer = TaskScorer(job.task, config, opened.scorer, opened.tokenizer)
     for chunk in left:
         some = rows[chunk * _CHUNK_ROWS : (chunk + 1) * _CHUNK_ROWS]
@@ -137,7 +141,9 @@ def _score_chunks(job: ScoreJob, rows: Sequence[TaskRow], chunks: range) -> None
             unfinished.replace(place)
 
 
-def _settings(task: TaskConfig, rows: Sequence[TaskRow], passes: Sequence[ScoringPass], scorer: ScorerConfig) -> dict[str, Any]:
+def _settings(
+    task: TaskConfig, rows: Sequence[TaskRow], passes: Sequence[ScoringPass], domain: list[dict[str, str]], scorer: ScorerConfig
+) -> dict[str, Any]:
     """Return all that scores depend on beside the model."""
     plain = to_plain(task)
     content = [(row.line, dict(row.texts), row.candidates) for row in rows]
@@ -146,6 +152,7 @@ def _settings(task: TaskConfig, rows: Sequence[TaskRow], passes: Sequence[Scorin
         "order": order_of(task),
         "prompts": {what.prompt: {**plain["prompts"][what.prompt], "criterion": None} for what in passes},
         "passes": to_plain(list(passes)),
+        **({"domain": digest_of(domain)} if domain else {}),
         "rows": digest_of(content),
         "precision": scorer.precision.value,
     }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapt.core.artifacts import Artifact
 from pipelines.criteria_table import criteria_pairs
 from pipelines.pseudo_label import chosen_prompts, coarse_of
-from pipelines.rows import adaptation_rows
+from pipelines.rows import adaptation_rows, domain_texts
 from pipelines.scores import Scored, content_free_keys, scores_of
 from pipelines.stage import Walk
 from pseudo_label.decision import Decision, Method, fit_decision
@@ -42,6 +42,7 @@ def subject_of(
     wants_rows = bool({Method.PRIOR, Method.ENSEMBLE} & set(methods) or criteria)
     fit_rows = _fit_rows(walk, task) if wants_rows else []
     pairs = [*scoring.pairs(task, prompts_of(task, scoring, methods)), *criteria_pairs(task, criteria)]
+    scoring = replace(scoring, domain=domain_texts(walk, task, (criterion.null for _, criterion in pairs)))
     passes = passes_for(pairs, scoring.form, with_groups=scoring.with_groups)
     fitted_on = scores_of(walk, task, model, "unlabeled", fit_rows, passes)
     coarse = coarse_of(task, settings.coarse_to_fine, settings.coarse)

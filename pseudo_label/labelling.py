@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -35,13 +35,15 @@ CONTENT_FREE_TEXTS = ("", "无", "……")
 class ScoringConfig:
     """How a task's rows are scored: by which prompts (none: the task's own choice), under which criterion (none: each prompt's).
 
-    `form` is how label tokens are predicted; `with_groups` scores the words of the label tree's groups too.
+    `form` is how label tokens are predicted; `with_groups` scores the words of the label tree's groups too. `domain` are
+    unlabeled texts by field, for criteria that hold candidates against those.
     """
 
     form: LabelForm = LabelForm.CLM
     prompts: list[str] | None = None
     criterion: str | None = None
     with_groups: bool = False
+    domain: list[dict[str, str]] = field(default_factory=list)
 
     def names(self, task: TaskConfig) -> list[str]:
         """Return the prompts' names, the reference among them."""
@@ -80,7 +82,7 @@ class TaskScorer:
 
     def score(self, rows: Sequence[TaskRow], passes: Iterable[ScoringPass]) -> list[PassScores]:
         """Read rows once for each pass."""
-        return [score_pass(self._scorer, self._prompt(what.prompt), rows, what) for what in passes]
+        return [score_pass(self._scorer, self._prompt(what.prompt), rows, what, self.config.domain) for what in passes]
 
     def keys(self, rows: Sequence[TaskRow], prompts: Sequence[str] | None = None) -> list[PromptKeys]:
         """Return the ranking keys of rows, under every prompt or those named."""
@@ -141,8 +143,9 @@ class TaskScorer:
         return PromptKeys(prompt=name, criterion=criterion.name, labels_NC=labels_NC, groups_NG=groups_NG)
 
     def _null(self, prompt: Prompt, row: TaskRow, form: LabelForm, criterion: Criterion) -> CandidateScores | None:
-        what = ScoringPass(prompt=prompt.name, form=form, kinds=tuple(sorted(criterion.kinds)), needs_null=True, with_groups=True)
-        return score_pass(self._scorer, prompt, [row], what).nulls[0]
+        kinds = tuple(sorted(criterion.kinds))
+        what = ScoringPass(prompt=prompt.name, form=form, kinds=kinds, null=criterion.null, with_groups=True)
+        return score_pass(self._scorer, prompt, [row], what, self.config.domain).nulls[0]
 
 
 def content_free_rows(task: TaskConfig) -> list[TaskRow]:

@@ -8,7 +8,7 @@ candidates of a row are cut alike.
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adapt.core.errors import ConfigError, DataError
@@ -108,6 +108,17 @@ class Prompt:
         """Return the row with every field empty (a blank stays): the null context of pointwise mutual information."""
         texts = {name: self.task.fields[name].blank or "" for name in row.texts}
         return TaskRow(id=row.id, texts=texts, label=None, candidates=row.candidates, line=row.line)
+
+    def domain_row(self, row: TaskRow, texts: Mapping[str, str]) -> TaskRow:
+        """Return a row's candidates in another text of the domain, of which only what stands before a blank is kept.
+
+        Half a context is kept at most, so that it is the same whatever candidates are read after it.
+        """
+        cut = {}
+        for name in row.texts:
+            blank = self.task.fields[name].blank
+            cut[name] = texts[name] if blank is None else texts[name].split(blank)[0][-self.context_length // 2 :] + blank
+        return TaskRow(id=row.id, texts=cut, label=None, candidates=row.candidates, line=row.line)
 
     def _render(self, row: TaskRow, candidates: Sequence[list[int]]) -> list[SpannedText]:
         pieces = self._pieces(row)

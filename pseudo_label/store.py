@@ -21,7 +21,7 @@ import pyarrow.parquet
 
 from adapt.core.errors import CheckpointError
 from adapt.core.spans import LabelForm, Span
-from pseudo_label.criteria.contract import CandidateScores
+from pseudo_label.criteria.contract import CandidateScores, Null
 from pseudo_label.tasks import TaskConfig, TaskRow, labels_of, row_digest
 from pseudo_label.zero_shot import PassScores, ScoringPass
 
@@ -41,6 +41,7 @@ _SCORES_SCHEMA = pyarrow.schema(
         *_IDENTITY,
         ("form", pyarrow.string()),
         ("kinds", pyarrow.list_(pyarrow.int8())),
+        ("null", pyarrow.string()),
         ("with_groups", pyarrow.bool_()),
         ("labels", pyarrow.list_(pyarrow.string())),
         ("characters", pyarrow.list_(pyarrow.int32())),
@@ -127,7 +128,7 @@ def read_scores(path: Path, task: TaskConfig, rows: Sequence[TaskRow]) -> list[P
         if [(r["line"], r["text_digest"], r["labels"]) for r in records] != wanted:
             raise CheckpointError(f"{path}: holds scores of other rows or labels than those of these {len(rows)}")
         scores = [_candidates(r, "sums", "tokens") for r in records]
-        nulls = [_candidates(r, "null_sums", "null_tokens") if what.needs_null else None for r in records]
+        nulls = [_candidates(r, "null_sums", "null_tokens") if what.null is not Null.NONE else None for r in records]
         result.append(PassScores(what=what, rows=scores, nulls=nulls))
     return result
 
@@ -172,6 +173,7 @@ def _record(
         "checkpoint": checkpoint,
         "form": what.form.value,
         "kinds": [int(kind) for kind in what.kinds],
+        "null": what.null.value,
         "with_groups": what.with_groups,
         "labels": _names(row, task, what),
         "characters": scores.characters_C,
@@ -192,7 +194,7 @@ def _pass_of(record: dict[str, Any]) -> ScoringPass:
         prompt=record["prompt"],
         form=LabelForm(record["form"]),
         kinds=tuple(Span(kind) for kind in record["kinds"]),
-        needs_null=bool(record["null_sums"]),
+        null=Null(record["null"]),
         with_groups=record["with_groups"],
     )
 

@@ -10,34 +10,37 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from adapt.core.errors import DataError
 from adapt.core.progress import progress
 from adapt.core.scorer import FloatArray, Scorer
 from adapt.core.spans import NO_TARGET, IntArray, LabelForm, Reading, Span
-from pseudo_label.criteria.contract import CandidateScores, Criterion, get_criterion
+from pseudo_label.criteria.contract import CandidateScores, Criterion, Null, get_criterion
 from pseudo_label.prompts import Prompt
 from pseudo_label.tasks import TaskConfig, TaskRow
+
+_WORDS_AT_ONCE = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringPass:
     """One reading of rows: under which prompt, in which form of the label, for which kinds of tokens.
 
-    `needs_null` scores the null context too, `with_groups` the words of the label tree's groups.
+    `null` is the null context that is scored too, `with_groups` asks for the words of the label tree's groups.
     """
 
     prompt: str
     form: LabelForm = LabelForm.CLM
     kinds: tuple[Span, ...] = (Span.LABEL,)
-    needs_null: bool = False
+    null: Null = Null.NONE
     with_groups: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.prompt}-{self.form.value}"
+        return f"{self.prompt}-{self.form.value}{'-domain' if self.null is Null.DOMAIN else ''}"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,24 +71,37 @@ def form_of(criterion: Criterion, form: LabelForm) -> LabelForm:
 
 
 def passes_for(wanted: Iterable[tuple[str, Criterion]], form: LabelForm, *, with_groups: bool) -> list[ScoringPass]:
-    """Return the fewest passes that serve all (prompt, criterion) pairs: one for each prompt and form."""
-    kinds: dict[tuple[str, LabelForm], set[Span]] = {}
-    nulls: dict[tuple[str, LabelForm], bool] = {}
+    """Return the fewest passes that serve all (prompt, criterion) pairs: one for each prompt and form.
+
+    What is held against the domain's texts has a pass of its own.
+    """
+    kinds: dict[tuple[str, LabelForm, bool], set[Span]] = {}
+    nulls: dict[tuple[str, LabelForm, bool], Null] = {}
     for prompt, criterion in wanted:
-        place = (prompt, form_of(criterion, form))
+        place = (prompt, form_of(criterion, form), criterion.null is Null.DOMAIN)
         kinds.setdefault(place, set()).update(criterion.kinds)
-        nulls[place] = nulls.get(place, False) or criterion.needs_null
+        nulls[place] = criterion.null if criterion.needs_null else nulls.get(place, Null.NONE)
     return [
-        ScoringPass(prompt=prompt, form=one, kinds=tuple(sorted(found)), needs_null=nulls[prompt, one], with_groups=with_groups)
-        for (prompt, one), found in kinds.items()
+        ScoringPass(prompt=place[0], form=place[1], kinds=tuple(sorted(found)), null=nulls[place], with_groups=with_groups)
+        for place, found in kinds.items()
     ]
 
 
-def score_pass(scorer: Scorer, prompt: Prompt, rows: Sequence[TaskRow], what: ScoringPass) -> PassScores:
-    """Read rows once, and their null context: once for all rows that share their candidates, else row by row."""
+def score_pass(
+    scorer: Scorer, prompt: Prompt, rows: Sequence[TaskRow], what: ScoringPass, domain: Sequence[Mapping[str, str]] = ()
+) -> PassScores:
+    """Read rows once, and their null context: once for all rows that share their candidates, else row by row.
+
+    `domain` are the texts, by field, that a null context of the domain is the mean over.
+
+    Raises:
+        DataError: such a null context is asked for and there are no texts.
+    """
     found = list(_score_rows(scorer, prompt, rows, what))
     nulls: list[CandidateScores | None] = [None] * len(rows)
-    if what.needs_null and rows:
+    if what.null is Null.DOMAIN and rows:
+        nulls = [*_domain_nulls(scorer, prompt, rows, what, domain)]
+    elif what.null is Null.EMPTY and rows:
         empty = [prompt.null_row(row) for row in rows]
         if rows[0].candidates is None:
             nulls = [*_score_rows(scorer, prompt, empty[:1], what)] * len(rows)
@@ -100,7 +116,7 @@ def keys_from(
     """Turn passes into the keys of (prompt, criterion) pairs, without scoring anything."""
     by_name: Mapping[str, PassScores] = {p.what.name: p for p in passes}
     return [
-        _keys(by_name[ScoringPass(prompt=prompt, form=form_of(criterion, form)).name], criterion, task)
+        _keys(by_name[ScoringPass(prompt=prompt, form=form_of(criterion, form), null=criterion.null).name], criterion, task)
         for prompt, criterion in wanted
     ]
 
@@ -132,6 +148,31 @@ def _mean_over_words(own_C: FloatArray, further_S: FloatArray, owners_S: IntArra
         return own_C
     n_words_C = 1 + np.bincount(owners_S, minlength=len(own_C))
     return (own_C + np.bincount(owners_S, weights=further_S, minlength=len(own_C))) / n_words_C
+
+
+def _domain_nulls(
+    scorer: Scorer, prompt: Prompt, rows: Sequence[TaskRow], what: ScoringPass, domain: Sequence[Mapping[str, str]]
+) -> list[CandidateScores]:
+    """Return each row's candidates' mean scores over the domain's texts.
+
+    Rows' own candidates are read together, a text with many of them at once: most rows share some, and all of them the texts.
+    """
+    if not domain:
+        raise DataError(
+            f"task '{prompt.task.name}', prompt '{prompt.name}': its criterion holds candidates against unlabeled texts of the "
+            "task, and there are none; give it an unlabeled split, or take a criterion without them (pmi, total_pmi)"
+        )
+
+    def mean_of(row: TaskRow) -> CandidateScores:
+        return CandidateScores.mean_of([*_score_rows(scorer, prompt, [prompt.domain_row(row, texts) for texts in domain], what)])
+
+    if rows[0].candidates is None:
+        return [mean_of(rows[0])] * len(rows)
+    words = list(dict.fromkeys(word for row in rows for word in row.candidates or ()))
+    place = {word: divmod(index, _WORDS_AT_ONCE) for index, word in enumerate(words)}
+    starts = range(0, len(words), _WORDS_AT_ONCE)
+    means = [mean_of(replace(rows[0], candidates=tuple(words[start : start + _WORDS_AT_ONCE]))) for start in starts]
+    return [CandidateScores.joined([means[at].only([i]) for at, i in map(place.__getitem__, row.candidates or ())]) for row in rows]
 
 
 def _score_rows(scorer: Scorer, prompt: Prompt, rows: Sequence[TaskRow], what: ScoringPass) -> Iterator[CandidateScores]:

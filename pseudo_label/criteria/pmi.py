@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import Span
-from pseudo_label.criteria.contract import CandidateScores, Criterion, register
+from pseudo_label.criteria.contract import CandidateScores, Criterion, Null, register
 
 
 def _key(scores: CandidateScores, null: CandidateScores | None) -> FloatArray:
@@ -16,4 +16,4 @@ def _key(scores: CandidateScores, null: CandidateScores | None) -> FloatArray:
     return scores.sums_C3[:, Span.LABEL] - null.sums_C3[:, Span.LABEL]
 
 
-register(Criterion(name="pmi", kinds=frozenset({Span.LABEL}), key=_key, needs_null=True))
+register(Criterion(name="pmi", kinds=frozenset({Span.LABEL}), key=_key, null=Null.EMPTY))

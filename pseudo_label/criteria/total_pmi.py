@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import LabelForm, Span
-from pseudo_label.criteria.contract import CandidateScores, Criterion, register
+from pseudo_label.criteria.contract import CandidateScores, Criterion, Null, register
 
 
 def _key(scores: CandidateScores, null: CandidateScores | None) -> FloatArray:
@@ -17,4 +17,4 @@ def _key(scores: CandidateScores, null: CandidateScores | None) -> FloatArray:
     return scores.sums_C3.sum(axis=1) - null.sums_C3[:, Span.LABEL]
 
 
-register(Criterion(name="total_pmi", kinds=frozenset(Span), key=_key, form=LabelForm.CLM, needs_null=True))
+register(Criterion(name="total_pmi", kinds=frozenset(Span), key=_key, form=LabelForm.CLM, null=Null.EMPTY))

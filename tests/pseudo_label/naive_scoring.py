@@ -44,29 +44,36 @@ def perplexity(spoken: Spoken) -> float:
     return math.exp(-spoken.sum_of(*ANY) / spoken.count(*ANY))
 
 
-# criterion: its formula, given the candidate under the row and under the null context.
-FORMULAS: dict[str, Callable[[Spoken, Spoken], float]] = {
+# criterion: its formula, given the candidate under the row, and the label's log-likelihood under the null context.
+FORMULAS: dict[str, Callable[[Spoken, float], float]] = {
     "sum": lambda one, null: one.sum_of("label"),
     "mean": lambda one, null: one.sum_of("label") / one.count("label"),
     "per_character": lambda one, null: one.sum_of("label") / len(one.word),
     "perplexity": lambda one, null: -math.log(perplexity(one)),
     "total": lambda one, null: one.sum_of(*ANY),
-    "pmi": lambda one, null: one.sum_of("label") - null.sum_of("label"),
-    "total_pmi": lambda one, null: one.sum_of(*ANY) - null.sum_of("label"),
+    "pmi": lambda one, null: one.sum_of("label") - null,
+    "total_pmi": lambda one, null: one.sum_of(*ANY) - null,
+    "domain_pmi": lambda one, null: one.sum_of("label") - null,
+    "total_domain_pmi": lambda one, null: one.sum_of(*ANY) - null,
     "channel": lambda one, null: one.sum_of("text"),
     "masked_lm": lambda one, null: one.sum_of("label"),
 }
 # Those that are always, and those that are never, read behind masks.
-ALWAYS_MASKED, NEVER_MASKED = {"masked_lm"}, {"channel", "total", "total_pmi", "perplexity"}
+ALWAYS_MASKED, NEVER_MASKED = {"masked_lm"}, {"channel", "total", "total_pmi", "total_domain_pmi", "perplexity"}
+WITHIN_A_DOMAIN = {"domain_pmi", "total_domain_pmi"}
 
 
 @dataclass
 class Naive:
-    """The naive scorer of one task with one model; passes are remembered, so that criteria can share them."""
+    """The naive scorer of one task with one model; passes are remembered, so that criteria can share them.
+
+    `domain` are the rows whose texts stand for the domain.
+    """
 
     task: TaskConfig
     model: GPT
     tokenizer: Tokenizer
+    domain: list[TaskRow] = field(default_factory=list)
     _spoken: dict[object, Spoken] = field(default_factory=dict)
     _last: tuple[tuple[list[int], bool], torch.Tensor] | None = None
 
@@ -83,10 +90,13 @@ class Naive:
     def keys(self, criterion: str, prompt: str, row: TaskRow, words: list[str], *, masked: bool = False) -> list[float]:
         """Return the criterion's key of each word, scored by itself; `masked` where the stage reads labels behind masks."""
         behind_masks = criterion in ALWAYS_MASKED or (masked and criterion not in NEVER_MASKED)
-        formula, null = FORMULAS[criterion], self.null_row(row)
-        return [
-            formula(self.spoken(prompt, row, word, behind_masks), self.spoken(prompt, null, word, behind_masks)) for word in words
-        ]
+        formula = FORMULAS[criterion]
+        nulls = [self.up_to_the_blank(one) for one in self.domain] if criterion in WITHIN_A_DOMAIN else [self.null_row(row)]
+        found = []
+        for word in words:
+            against = [self.spoken(prompt, null, word, behind_masks).sum_of("label") for null in nulls]
+            found.append(formula(self.spoken(prompt, row, word, behind_masks), math.fsum(against) / len(against)))
+        return found
 
     def label_keys(self, criterion: str, prompt: str, row: TaskRow, *, masked: bool = False) -> list[float]:
         """Return the key of each label of a row: the mean over its word and its synonyms."""
@@ -102,6 +112,13 @@ class Naive:
 
     def null_row(self, row: TaskRow) -> TaskRow:
         texts = {name: self.task.fields[name].blank or "" for name in row.texts}
+        return TaskRow(id=None, texts=texts, label=None, candidates=None, line=0)
+
+    def up_to_the_blank(self, row: TaskRow) -> TaskRow:
+        texts = {}
+        for name, text in row.texts.items():
+            blank = self.task.fields[name].blank
+            texts[name] = text if blank is None else text[: text.index(blank)] + blank
         return TaskRow(id=None, texts=texts, label=None, candidates=None, line=0)
 
     def spoken(self, prompt: str, row: TaskRow, word: str, behind_masks: bool) -> Spoken:

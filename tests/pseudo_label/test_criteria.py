@@ -52,6 +52,13 @@ def test_pmi_of_a_text_that_changes_nothing_is_zero() -> None:
     assert key("pmi", HAND, HAND) == [0.0, 0.0]
 
 
+def test_domain_pmi_takes_the_mean_over_other_texts_off() -> None:
+    one, other = (scores_of([[0.0, 0.0, -1.0], [0.0, 0.0, -5.0]]), scores_of([[0.0, 0.0, -3.0], [0.0, 0.0, -9.0]]))
+    null = CandidateScores.mean_of([one, other])
+    assert key("domain_pmi", HAND, null) == [-4.0, -2.0]
+    assert key("total_domain_pmi", HAND, null) == [-18.0, -14.0]
+
+
 def test_length_is_punished_by_sum_and_not_by_mean() -> None:
     short, long = [0.0, 0.0, -2.0], [0.0, 0.0, -6.0]
     scores = scores_of([short, long], [[1, 1, 1], [1, 1, 3]])

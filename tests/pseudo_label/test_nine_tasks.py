@@ -91,9 +91,10 @@ def library_keys(
     """Return the keys of all prompts under all criteria, from one pass over the rows for each prompt and form."""
     pairs = [(prompt, get_criterion(name)) for prompt, name in wanted_of(task)]
     passes = passes_for(pairs, form, with_groups=task.label_tree is not None)
-    assert len({what.name for what in passes}) == len(passes) <= 2 * len(task.prompts)
+    assert len({what.name for what in passes}) == len(passes) <= 4 * len(task.prompts)
     scorer = TreeScorer(model, config)
-    scored = [score_pass(scorer, Prompt(task, what.prompt, tokenizer, model.context_length), rows, what) for what in passes]
+    domain = [row.texts for row in rows]
+    scored = [score_pass(scorer, Prompt(task, what.prompt, tokenizer, model.context_length), rows, what, domain) for what in passes]
     return keys_from(scored, pairs, form, task)
 
 
@@ -129,7 +130,7 @@ def test_every_criterion_of_every_prompt_is_that_of_one_full_pass_per_candidate(
     model: GPT, tokenizer: Tokenizer, name: str
 ) -> None:
     task, rows = shipped(name)
-    naive = Naive(task, model, tokenizer)
+    naive = Naive(task, model, tokenizer, rows)
     for form in LabelForm:
         # Masks stand in the way of no batching: one other way to batch is enough for them.
         batchings = BATCHINGS.values() if form is LabelForm.CLM else list(BATCHINGS.values())[:2]
@@ -143,8 +144,9 @@ def test_every_criterion_of_every_prompt_is_that_of_one_full_pass_per_candidate(
 @pytest.mark.parametrize("name", list(RECORDS))
 def test_the_tasks_own_choice_of_prompts_and_criteria_is_scored(model: GPT, tokenizer: Tokenizer, name: str) -> None:
     task, rows = shipped(name)
-    naive = Naive(task, model, tokenizer)
-    scorer = TaskScorer(task, ScoringConfig(), TreeScorer(model, ScorerConfig()), tokenizer)
+    naive = Naive(task, model, tokenizer, rows)
+    config = ScoringConfig(domain=[dict(row.texts) for row in rows])
+    scorer = TaskScorer(task, config, TreeScorer(model, ScorerConfig()), tokenizer)
     found = scorer.keys(rows)
     assert [(k.prompt, k.criterion) for k in found] == [(p, task.prompts[p].criterion) for p in scorer.config.names(task)]
     for keys in found:
@@ -158,7 +160,7 @@ def test_synonyms_are_scored_beside_the_words_and_averaged(model: GPT, tokenizer
     further = {"103": ["足球", "比赛"], "104": ["金融"]}
     prompts = {name: replace(prompt, synonyms=further) for name, prompt in shipped_task.prompts.items()}
     task = replace(shipped_task, prompts=prompts)
-    naive = Naive(task, model, tokenizer)
+    naive = Naive(task, model, tokenizer, rows)
     plain = library_keys(model, tokenizer, replace(task, prompts=no_synonyms(prompts)), rows, LabelForm.CLM, ScorerConfig())
     found = library_keys(model, tokenizer, task, rows, LabelForm.CLM, ScorerConfig())
     others = [place for place, label in enumerate(task.labels) if label not in further]
@@ -184,7 +186,7 @@ def decided(task: TaskConfig, rows: list[TaskRow], found: np.ndarray, wanted: Se
 
 def test_content_free_calibration_takes_off_what_is_said_of_nothing(model: GPT, tokenizer: Tokenizer) -> None:
     task, rows = shipped("tnews")
-    naive = Naive(task, model, tokenizer)
+    naive = Naive(task, model, tokenizer, rows)
     scorer = TaskScorer(task, ScoringConfig(), TreeScorer(model, ScorerConfig()), tokenizer)
     found = scorer.scores(rows, scorer.fit(Method.CONTENT_FREE, []))
     keys, of_nothing = ([naive.label_keys("sum", "reference", row) for row in given] for given in (rows, content_free_rows(task)))
@@ -194,7 +196,7 @@ def test_content_free_calibration_takes_off_what_is_said_of_nothing(model: GPT, 
 
 def test_prior_matching_finds_the_biases_that_make_the_mean_posterior_uniform(model: GPT, tokenizer: Tokenizer) -> None:
     task, rows = shipped("tnews")
-    naive = Naive(task, model, tokenizer)
+    naive = Naive(task, model, tokenizer, rows)
     scorer = TaskScorer(task, ScoringConfig(), TreeScorer(model, ScorerConfig()), tokenizer)
     found = scorer.scores(rows, scorer.fit(Method.PRIOR, scorer.keys(rows)))
     keys = [naive.label_keys("sum", "reference", row) for row in rows]
@@ -203,7 +205,7 @@ def test_prior_matching_finds_the_biases_that_make_the_mean_posterior_uniform(mo
 
 def test_the_ensemble_averages_standardised_prompts_and_matches_the_prior(model: GPT, tokenizer: Tokenizer) -> None:
     task, rows = shipped("tnews")
-    naive = Naive(task, model, tokenizer)
+    naive = Naive(task, model, tokenizer, rows)
     scorer = TaskScorer(task, ScoringConfig(), TreeScorer(model, ScorerConfig()), tokenizer)
     decision = scorer.fit(Method.ENSEMBLE, scorer.keys(rows))
     assert decision.prompts == scorer.config.names(task) and len(decision.prompts) > 2

@@ -199,6 +199,15 @@ def test_the_null_row_has_empty_fields_and_a_lone_blank(tokenizer: Tokenizer) ->
     assert tokenizer.decode(prompt.readings(prompt.null_row(row), LabelForm.CLM)[0].inputs_T) == "成语：画龙点睛。"
 
 
+def test_a_text_of_the_domain_keeps_what_stands_before_its_blank_up_to_half_a_context(tokenizer: Tokenizer) -> None:
+    prompt, row = make(cloze_task(), tokenizer, 40), cloze_row(f"他{BLANK}了", "画龙点睛")
+    assert prompt.domain_row(row, {"content": f"她们{BLANK}地走"}).texts == {"content": f"她们{BLANK}"}
+    assert prompt.domain_row(row, {"content": f"她们{BLANK}地走"}).candidates == row.candidates
+    assert prompt.domain_row(row, {"content": LONG + BLANK}).texts == {"content": LONG[-20:] + BLANK}
+    two = make(task_with("{one}{two}{label}"), tokenizer)
+    assert two.domain_row(row_of(), {"one": "甲", "two": "乙"}).texts == {"one": "甲", "two": "乙"}
+
+
 @pytest.mark.parametrize(("word", "reason"), [("体育", "labels 'a' and 'c' have the same tokens"), ("", "an empty label word")])
 def test_equal_and_empty_label_words_are_refused(tokenizer: Tokenizer, word: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):

@@ -12,7 +12,7 @@ import pytest
 from adapt.core.errors import CheckpointError
 from adapt.core.spans import LabelForm, Span
 from pseudo_label.coarse_to_fine import CoarseToFine
-from pseudo_label.criteria.contract import CandidateScores, get_criterion
+from pseudo_label.criteria.contract import CandidateScores, Null, get_criterion
 from pseudo_label.decision import Method, fit_decision
 from pseudo_label.store import (
     LABELS_FILE,
@@ -75,7 +75,7 @@ def passes_of(rows: list[TaskRow], *, with_groups: bool = False, seed: int = 0) 
             prompt=prompt,
             form=criterion.form or LabelForm.MLM,
             kinds=tuple(sorted(criterion.kinds)),
-            needs_null=criterion.needs_null,
+            null=criterion.null,
             with_groups=with_groups,
         )
         sizes = [(3 if row.candidates is None else len(row.candidates)) + 2 * with_groups for row in rows]
@@ -102,7 +102,7 @@ def assert_same(left: list[PassScores], right: list[PassScores]) -> None:
     for one, other in zip(left, right, strict=True):
         assert len(one.rows) == len(other.rows) == len(one.nulls) == len(other.nulls)
         assert all(map(same_scores, one.rows, other.rows))
-        assert one.what.needs_null == any(null is not None for null in one.nulls)
+        assert (one.what.null is not Null.NONE) == any(null is not None for null in one.nulls)
         for null, read in zip(one.nulls, other.nulls, strict=True):
             # A null context has its row's candidates, and so their characters.
             assert (null is None) == (read is None)

@@ -23,13 +23,13 @@ from adapt.text.corpus import parse_json_line, read_lines, text_digest
 class FieldConfig:
     """A text of a row: a dotted path, lists joined by `join`; `blank` is a mark inside the text that the label fills.
 
-    `after` is how many characters behind the blank are kept (none given: all of them).
+    `drop` is a mark that is taken out of the text.
     """
 
     path: str
     join: str = "、"
     blank: str | None = None
-    after: int | None = None
+    drop: str | None = None
     is_optional: bool = False
 
 
@@ -211,10 +211,9 @@ def _text_at(record: Mapping[str, Any], spec: FieldConfig, name: str, where: str
             f"{where}, line {line}: has no '{spec.path}' (field '{name}'); it has: {', '.join(map(str, record)) or 'nothing'}"
         )
     text = spec.join.join(str(item) for item in found) if isinstance(found, list) else str(found)
+    text = text.replace(spec.drop, "") if spec.drop else text
     if spec.blank is not None and spec.blank not in text:
         raise DataError(f"{where}, line {line}: '{spec.path}' has no blank {spec.blank}")
-    if spec.blank is not None and spec.after is not None:
-        text = text[: text.index(spec.blank) + len(spec.blank) + spec.after]
     return text
 
 
@@ -253,11 +252,6 @@ def _problems(task: TaskConfig) -> list[str]:
     if task.reference not in task.prompts:
         problems.append(f"reference: there is no prompt '{task.reference}'")
     problems.extend(f"ensemble: there is no prompt '{name}'" for name in task.ensemble_names() if name not in task.prompts)
-    for name, spec in task.fields.items():
-        if spec.after is not None and (spec.blank is None or spec.after < 0):
-            problems.append(
-                f"fields.{name}.after: counts characters behind a blank, 0 or more; give the field a blank, or leave it out"
-            )
     for name in task.shorten:
         if name not in task.fields:
             problems.append(f"shorten: there is no field '{name}'")

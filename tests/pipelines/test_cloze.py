@@ -45,7 +45,7 @@ def test_a_cloze_is_labelled_learnt_measured_and_exported_with_the_texts_it_is_h
     assert code == 0, text
     evaluated = tmp_path / "demo" / "evaluate" / "chid"
     decision = json.loads((evaluated / "decision.json").read_text(encoding="utf-8"))
-    held_against = {texts["near"].split(BLANK)[0] for texts in decision["scoring"]["domain"]}
+    held_against = {texts["content"].split(BLANK)[0] for texts in decision["scoring"]["domain"]}
     assert held_against == {row["content"].split(BLANK)[0] for row in rows_of(root, "unlabeled")}
 
     rows = rows_of(root, "dev")
@@ -62,4 +62,4 @@ def test_without_unlabeled_texts_there_is_nothing_to_hold_candidates_against(
 ) -> None:
     (root / "chid" / "unlabeled.json").unlink()
     arguments = [*on_base(smallest_run, tmp_path, "chid"), f"data.root={root}"]
-    refused("evaluate", arguments, ["'chid'", "'near'", "unlabeled split", "total_pmi"], monkeypatch, capsys)
+    refused("evaluate", arguments, ["'chid'", "'reference'", "unlabeled split", "total_pmi"], monkeypatch, capsys)

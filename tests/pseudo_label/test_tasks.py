@@ -191,13 +191,10 @@ def test_the_first_directory_that_has_a_task_wins(tmp_path: Path) -> None:
     assert load_task("planted", [tmp_path / "nowhere", tmp_path / "shipped"]).labels[0] == "a"
 
 
-def test_of_a_text_behind_its_blank_as_many_characters_are_kept_as_asked_for(tmp_path: Path) -> None:
-    for after, kept in ((0, ""), (3, "了再说"), (99, "了再说吧")):
-        task = task_from(tmp_path, CLOZE.replace('blank: "#idiom#"', f'blank: "#idiom#", after: {after}'))
-        assert row_of(task, content="他#idiom#了再说吧", candidates=["好"]).texts == {"content": f"他#idiom#{kept}"}
-    for field in ('blank: "#idiom#", after: -1', "after: 3"):
-        with pytest.raises(ConfigError, match=r"fields.content.after: counts characters behind a blank"):
-            task_from(tmp_path, CLOZE.replace('blank: "#idiom#"', field))
+def test_a_mark_is_dropped_from_a_text_wherever_it_stands(tmp_path: Path) -> None:
+    task = task_from(tmp_path, CLOZE.replace("fields: {", 'fields: {around: {path: content, drop: "#idiom#"}, '))
+    row = row_of(task, content="他#idiom#了，#idiom#", candidates=["好"])
+    assert row.texts == {"around": "他了，", "content": "他#idiom#了，#idiom#"}
 
 
 def test_problems_of_the_schema_are_listed_together_by_path(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ Legend: N rows, C labels, G groups.
 
 Raw likelihood of one prompt tends to predict one class. Two corrections, both fitted without labels:
 `prior`: one additive bias per class so that the mean posterior over the unlabeled rows is uniform. `ensemble`: the keys of several
-prompts, each centred per row, freed of its class means and scaled to unit spread, are averaged, and then prior-matched. Both
-assume roughly balanced classes; `raw` is always available beside them. `content_free` needs no unlabeled rows: its bias evens
-out what the reference prompt says of texts without content (contextual calibration, Zhao et al. 2021, arXiv:2102.09690).
+prompts, each centred per row, freed of its class means and scaled to unit spread, are averaged, and then prior-matched, multiplied
+by the task's `ensemble_scale` meanwhile. Both assume roughly balanced classes; `raw` is always available beside them.
+`content_free` needs no unlabeled rows: its bias evens out what the reference prompt says of texts without content (contextual
+calibration, Zhao et al. 2021, arXiv:2102.09690).
 """
 
 from __future__ import annotations
@@ -123,7 +124,8 @@ def fit_decision(
         if method is Method.CONTENT_FREE:
             biases = -np.log(softmax(unbiased.apply(pick)).mean(axis=0))
         else:
-            biases = match_prior(unbiased.apply(pick), np.asarray(sizes, float) / sum(sizes))
+            scale = task.ensemble_scale if method is Method.ENSEMBLE else 1.0
+            biases = match_prior(unbiased.apply(pick) * scale, np.asarray(sizes, float) / sum(sizes)) / scale
         return FittedScores(prompts=names, standards=standards, biases=biases.tolist())
 
     labels = fitted({n: by_prompt[n].labels_NC for n in names if n in by_prompt}, [1] * len(task.labels))

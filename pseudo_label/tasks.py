@@ -6,6 +6,7 @@ A task file is YAML, checked against `TaskConfig`; rows are JSON lines in the CL
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,8 @@ class TaskConfig:
 
     `ensemble` names the prompts that label together where nothing else is asked for (none: all of them); a label-first prompt reads
     the text once per label, so it is left out where labels are many and texts long. `label_tree` maps the word of a group to
-    its labels: each label in exactly one group.
+    its labels: each label in exactly one group. `ensemble_scale` multiplies an ensemble's scores, whose spread is 1, while its
+    biases are matched: where labels are in their hundreds, posteriors are so even at 1 that their mean says little of the answers.
     """
 
     name: str
@@ -67,6 +69,7 @@ class TaskConfig:
     prompts: dict[str, PromptConfig]
     reference: str = "reference"
     ensemble: list[str] | None = None
+    ensemble_scale: float = 1.0
     shorten: list[str] = field(default_factory=list)
     label_tree: dict[str, list[str]] | None = None
     submission_file: str | None = None
@@ -251,6 +254,8 @@ def _problems(task: TaskConfig) -> list[str]:
         problems.append("fields.label: {label} is the place of the answer in templates; give the field another name")
     if task.reference not in task.prompts:
         problems.append(f"reference: there is no prompt '{task.reference}'")
+    if not 0 < task.ensemble_scale < math.inf:
+        problems.append(f"ensemble_scale: {task.ensemble_scale:g} is no factor; give a number above 0")
     problems.extend(f"ensemble: there is no prompt '{name}'" for name in task.ensemble_names() if name not in task.prompts)
     for name in task.shorten:
         if name not in task.fields:

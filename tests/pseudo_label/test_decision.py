@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,6 +114,23 @@ def test_the_ensemble_ignores_a_shift_of_a_row_a_scale_of_a_prompt_and_a_lean_of
     keys[changed] = with_labels(keys[changed], labels)
     after = fit_decision(Method.ENSEMBLE, keys, task, coarse_to_fine=None).scores(keys, task)
     assert after == pytest.approx(before, abs=1e-5)
+
+
+def test_the_scale_of_an_ensemble_moves_its_biases_alone_and_evens_out_its_answers() -> None:
+    random = np.random.default_rng(0)
+    spreads = np.linspace(0.2, 3.0, 40)  # labels of large spread win most rows, though no mean leans to them
+    labels = {name: random.normal(size=(600, 40)) * spreads for name in ("reference", "second")}
+    keys = [PromptKeys(prompt=name, criterion="sum", labels_NC=values) for name, values in labels.items()]
+    task = task_of("".join(chr(ord("A") + i) for i in range(40)))
+    plain, scaled = (fit_decision(Method.ENSEMBLE, keys, replace(task, ensemble_scale=scale)) for scale in (1.0, 8.0))
+    assert plain.labels.standards == scaled.labels.standards
+    counts = [np.bincount(d.flat_scores(keys).argmax(axis=1), minlength=40) for d in (plain, scaled)]
+    assert counts[1].std() < counts[0].std() / 2
+    mean = softmax(8 * scaled.flat_scores(keys)).mean(axis=0)
+    assert mean == pytest.approx(np.full(40, 1 / 40), abs=1e-4)
+    raw, prior = (fit_decision(method, keys, replace(task, ensemble_scale=8.0)) for method in (Method.RAW, Method.PRIOR))
+    assert raw == fit_decision(Method.RAW, keys, task)
+    assert prior == fit_decision(Method.PRIOR, keys, task)
 
 
 def test_the_ensemble_ignores_the_order_of_prompts() -> None:

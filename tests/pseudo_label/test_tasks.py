@@ -197,6 +197,12 @@ def test_a_mark_is_dropped_from_a_text_wherever_it_stands(tmp_path: Path) -> Non
     assert row.texts == {"around": "他了，", "content": "他#idiom#了，#idiom#"}
 
 
+@pytest.mark.parametrize("scale", ["0", "-1", ".nan", ".inf"])
+def test_the_scale_of_an_ensemble_is_above_zero(tmp_path: Path, scale: str) -> None:
+    with pytest.raises(ConfigError, match="ensemble_scale: .* is no factor"):
+        task_from(tmp_path, f"ensemble_scale: {scale}\n" + CLOZE)
+
+
 def test_problems_of_the_schema_are_listed_together_by_path(tmp_path: Path) -> None:
     text = "fields: {a: {pth: x}}\nprompts: {reference: {template: 3}}\nlabel_word: {}\nshorten: a\n"
     with pytest.raises(ConfigError) as caught:

@@ -35,7 +35,7 @@ from pipelines.hosts import check_hosts
 from pipelines.launch import USER_ERROR_CODE, Terminated, terminate
 from pipelines.locations import conf_dir, demo_dir
 from pipelines.schema import PipelineConfig
-from pipelines.tables import accuracy_table, coarse_table, criteria_table
+from pipelines.tables import accuracy_table, coarse_table, criteria_table, teachers_table
 from pipelines.verdict import verdicts
 from pipelines.walk import places, walk
 
@@ -145,7 +145,7 @@ def _point_name() -> str:
 
 def _walk(config: PipelineConfig, point: str | None) -> None:
     done = walk(config, point)
-    ends = (accuracy_table(done), criteria_table(done), coarse_table(done), verdicts(done), places(done))
+    ends = (teachers_table(done), accuracy_table(done), criteria_table(done), coarse_table(done), verdicts(done), places(done))
     sys.stdout.write("".join(f"{text}\n" for text in ends if text))
     sys.stdout.flush()
 

@@ -6,25 +6,29 @@ Evaluation is pseudo-labelling with a gold column: the same scores, criteria and
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey, is_artifact, open_artifact
 from adapt.core.errors import DataError
+from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
 from pipelines.criteria_table import CRITERIA_FILE, compare_criteria, criteria_pairs, pooled
+from pipelines.lexical_answers import LexicalAnswers
 from pipelines.other_tasks import OTHER_TASKS_FILE, other_tasks, say_other_task
 from pipelines.rows import LABELLED_SPLITS, existing, is_labelled
 from pipelines.scores import Scored, scores_of
 from pipelines.stage import Plan, Walk, order_of, plain_settings
-from pipelines.subject import Subject, prompts_of, subject_of
+from pipelines.subject import ADAPTED, BASE, Subject, prompts_of, subject_of
 from pseudo_label.accuracy import accuracy_of, balance_of
 from pseudo_label.coarse_to_fine import step_losses
-from pseudo_label.decision import Method
+from pseudo_label.decision import Decision, Method, lexical_decision
 from pseudo_label.labelling import predictions
 from pseudo_label.submission import submission_name, write_submission
 from pseudo_label.tasks import TaskConfig, TaskRow, read_split, split_path
+from pseudo_label.teachers import lexical_files
 from pseudo_label.zero_shot import PromptKeys, passes_for
 
 NAME = "evaluate"
@@ -53,6 +57,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             other_tasks=others,
             other_orders=[order_of(other) for other in others],
             evaluate=settings,
+            seed=config.seed,
             prompts=config.pseudo_label.prompts,
             form=config.objective.pseudo_label.form,
             exclude=config.exclude_eval.splits,
@@ -64,24 +69,32 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
-        models = {"base": base}
+        models = {BASE: base}
         if adapted is not None and adapted.metrics["is_adapted"]:
-            models["adapted"] = adapted
+            models[ADAPTED] = adapted
         walk.say_if_treeless(task, wants_groups=settings.coarse_to_fine)
         rows_by_split = {split: read_split(walk.data_root(), task, split) for split in splits}
         for split, rows in rows_by_split.items():
             _refuse_repeated_ids(split_path(walk.data_root(), task, split), rows)
         found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": [], "answers": []}
         methods = list(dict.fromkeys([*settings.methods, settings.method]))
+        lexical = LexicalAnswers.of(walk, task, rows_by_split) if any(method.needs_lexical for method in methods) else None
+        if lexical is not None and Method.LEXICAL in methods:
+            for part, lines in lexical.measure(task).items():
+                found[part] += lines
         for name, model in models.items():
             subject = subject_of(walk, task, name, model, methods, settings.criteria)
-            for part, lines in _measure(walk, task, subject, rows_by_split).items():
+            for part, lines in _measure(walk, task, subject, rows_by_split, lexical).items():
                 found[part] += lines
         # The last model is the one that counts: it predicts, and its decision is exported.
-        _write_predictions(walk, result, task, subject, rows_by_split)
-        decision = {"scoring": to_plain(subject.scoring), "decision": to_plain(subject.decisions[settings.method])}
-        _write_json(result / DECISION_FILE, decision)
+        decision = _decision(walk, task, subject, lexical)
+        _write_predictions(walk, result, task, subject, decision, rows_by_split, lexical)
+        kept_decision = {"scoring": to_plain(subject.scoring), "decision": to_plain(decision)}
+        _write_json(result / DECISION_FILE, kept_decision)
         _write_json(result / METRICS_FILE, found["table"])
+        if decision.needs_lexical and lexical is not None:
+            for file in (lexical_files.LEXICAL_FILE, lexical_files.LEXICAL_ARRAYS):
+                shutil.copyfile(lexical.artifact.file(file), result / file)
         found["other_tasks"] = other_tasks(walk, others, models)
         kept = {CRITERIA_FILE: "criteria", COARSE_FILE: "coarse_to_fine", ANSWERS_FILE: "answers", OTHER_TASKS_FILE: "other_tasks"}
         for file, part in kept.items():
@@ -128,12 +141,30 @@ def _refuse_repeated_ids(path: Path, rows: list[TaskRow]) -> None:
             raise DataError(f"{path}, line {row.line}: id {json.dumps(row.id)} occurs more than once (before in line {first})")
 
 
+def _decision(walk: Walk, task: TaskConfig, subject: Subject, lexical: LexicalAnswers | None) -> Decision:
+    """Return the decision that predicts and is exported.
+
+    Raises:
+        DataError: it asks no model, and there are no unlabeled rows that the lexical labeller could learn from.
+    """
+    method = walk.config.evaluate.method
+    if method is not Method.LEXICAL:
+        return subject.decisions[method]
+    if lexical is None:
+        raise DataError(f"evaluate.method=lexical: task '{task.name}' has no unlabeled rows to learn from; choose another method")
+    return lexical_decision(int(lexical.artifact.metrics["rows"]))
+
+
 def _measure(
-    walk: Walk, task: TaskConfig, subject: Subject, rows_by_split: Mapping[str, list[TaskRow]]
+    walk: Walk,
+    task: TaskConfig,
+    subject: Subject,
+    rows_by_split: Mapping[str, list[TaskRow]],
+    lexical: LexicalAnswers | None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Return accuracies and answers by split and method, criteria beside each other, and what coarse-to-fine loses."""
     settings = walk.config.evaluate
-    names = prompts_of(task, subject.scoring, list(subject.decisions))
+    names = prompts_of(task, subject.scoring, list(subject.decisions), is_trained=subject.name == ADAPTED)
     pairs = [*subject.scoring.pairs(task, names), *criteria_pairs(task, settings.criteria)]
     passes = passes_for(pairs, subject.scoring.form, with_groups=subject.scoring.with_groups)
     table, answers, coarse = [], [], []
@@ -144,7 +175,9 @@ def _measure(
         scored = scores_of(walk, task, subject.model, split, rows, passes)
         keys = subject.scoring.keys(scored.passes, task, names)
         for method in subject.decisions:
-            line, given = _accuracy(task, subject, split, rows, keys, method, scored.seconds)
+            decision = subject.decisions[method]
+            scores = decision.scores(keys, task, _lexical_scores(lexical, decision, split))
+            line, given = _accuracy(task, subject, split, rows, keys, scores, method, scored.seconds)
             table.append(line)
             answers.append(given)
         coarse += _coarse_losses(task, subject, split, rows, keys)
@@ -158,11 +191,17 @@ def _measure(
 
 
 def _accuracy(
-    task: TaskConfig, subject: Subject, split: str, rows: list[TaskRow], keys: list[PromptKeys], method: Method, seconds: float
+    task: TaskConfig,
+    subject: Subject,
+    split: str,
+    rows: list[TaskRow],
+    keys: list[PromptKeys],
+    scores: FloatArray,
+    method: Method,
+    seconds: float,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a line of the accuracy table, and the answers it was counted from beside the right ones."""
     decision = subject.decisions[method]
-    scores = decision.scores(keys, task)
     guesses, gold = predictions(scores, rows, task), [row.label or "" for row in rows]
     criteria = {k.prompt: k.criterion for k in keys}
     who = {"task": task.name, "split": split, "model": subject.name, "method": method.value}
@@ -178,6 +217,10 @@ def _accuracy(
     return line, {**who, "answers": guesses, "gold": gold}
 
 
+def _lexical_scores(lexical: LexicalAnswers | None, decision: Decision, split: str) -> FloatArray | None:
+    return lexical.scores[split] if lexical is not None and decision.needs_lexical else None
+
+
 def _coarse_losses(
     task: TaskConfig, subject: Subject, split: str, rows: list[TaskRow], keys: list[PromptKeys]
 ) -> list[dict[str, Any]]:
@@ -185,7 +228,7 @@ def _coarse_losses(
     for method, decision in subject.decisions.items():
         if decision.groups is not None:
             gold = [row.label or "" for row in rows]
-            joined, flat, groups = decision.scores(keys, task), decision.flat_scores(keys), decision.group_scores(keys)
+            joined, flat, groups = decision.model_scores(keys, task), decision.flat_scores(keys), decision.group_scores(keys)
             losses = step_losses(joined, flat, groups, gold, task, decision.coarse)
             who = {"task": task.name, "split": split, "model": subject.name, "method": method.value}
             found.append({**who, **to_plain(decision.coarse), **to_plain(losses)})
@@ -193,11 +236,16 @@ def _coarse_losses(
 
 
 def _write_predictions(
-    walk: Walk, result: Path, task: TaskConfig, subject: Subject, rows_by_split: Mapping[str, list[TaskRow]]
+    walk: Walk,
+    result: Path,
+    task: TaskConfig,
+    subject: Subject,
+    decision: Decision,
+    rows_by_split: Mapping[str, list[TaskRow]],
+    lexical: LexicalAnswers | None,
 ) -> None:
     """Write every split's predictions; a split without labels is scored only here, for the method that decides."""
-    decision = subject.decisions[walk.config.evaluate.method]
-    names = prompts_of(task, subject.scoring, list(subject.decisions))
+    names = prompts_of(task, subject.scoring, list(subject.decisions), is_trained=subject.name == ADAPTED)
     for split, rows in rows_by_split.items():
         has_gold = is_labelled(rows)
         wanted = names if has_gold else decision.prompts
@@ -205,7 +253,8 @@ def _write_predictions(
         pairs = [*subject.scoring.pairs(task, wanted), *extra]
         passes = passes_for(pairs, subject.scoring.form, with_groups=subject.scoring.with_groups)
         scored = scores_of(walk, task, subject.model, split, rows, passes)
-        scores = decision.scores(subject.scoring.keys(scored.passes, task, decision.prompts), task)
+        keys = subject.scoring.keys(scored.passes, task, decision.prompts) if decision.prompts else []
+        scores = decision.scores(keys, task, _lexical_scores(lexical, decision, split))
         guesses = predictions(scores, rows, task) if rows else []
         name = submission_name(task)
         if has_gold or (split != "test" and (result / name).exists()):

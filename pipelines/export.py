@@ -18,6 +18,7 @@ from pseudo_label.decision import Decision
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.predictor import PredictorSpec, save_spec
 from pseudo_label.tasks import TaskConfig
+from pseudo_label.teachers import lexical_files
 
 NAME = "export"
 PER_TASK = True
@@ -44,6 +45,9 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             decision=from_plain(Decision, content["decision"], str(evaluated.path)),
         )
         save_spec(result, spec)
+        if spec.decision.needs_lexical:
+            for name in (lexical_files.LEXICAL_FILE, lexical_files.LEXICAL_ARRAYS):
+                shutil.copyfile(evaluated.file(name), result / name)
         shutil.copyfile(evaluated.file(METRICS_FILE), result / METRICS_FILE)
         provenance = {
             "task": task.name,

@@ -30,9 +30,9 @@ from adapt.core.errors import ConfigError, DataError
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import Span
 from adapt.model.inputs import ModelInputs
-from pipelines.pseudo_label import scoring_of
 from pipelines.rows import LABELLED_SPLITS, adaptation_rows, labelled_rows
 from pipelines.scores import scores_of
+from pipelines.scoring_choice import scoring_of
 from pipelines.stage import Plan, Walk, plain_settings, weights_of
 from pseudo_label.decision import Method, fit_decision
 from pseudo_label.label_tree import (

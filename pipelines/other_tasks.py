@@ -1,7 +1,7 @@
 """What adapting to one task does to others: their accuracy by base and adapted model, and the difference resampled in pairs.
 
 Other tasks are asked for by name (`evaluate.other_tasks`), measured on their labelled rows of dev and few together and decided by
-`evaluate.method`, as a task of its own is.
+`evaluate.method`, as a task of its own is (by `prior` where that method asks the lexical labeller too).
 
 Legend: N rows.
 """
@@ -22,6 +22,7 @@ from pipelines.scores import scores_of
 from pipelines.stage import Walk
 from pipelines.subject import subject_of
 from pseudo_label.comparison import paired_difference
+from pseudo_label.decision import Method
 from pseudo_label.labelling import predictions
 from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.zero_shot import passes_for
@@ -51,13 +52,19 @@ def other_tasks(walk: Walk, others: Sequence[TaskConfig], models: Mapping[str, A
             {
                 "task": task.name,
                 "n": len(right[_BASE]),
-                "method": walk.config.evaluate.method.value,
+                "method": _model_method(walk).value,
                 "before": float(right[_BASE].mean()),
                 "after": float(right[_ADAPTED].mean()),
                 "difference": to_plain(difference),
             }
         )
     return found
+
+
+def _model_method(walk: Walk) -> Method:
+    """Return the method that the model is asked by: what it unlearnt shows without the lexical labeller's help."""
+    method = walk.config.evaluate.method
+    return Method.PRIOR if method.needs_lexical else method
 
 
 def say_other_task(line: Mapping[str, Any]) -> str:
@@ -69,7 +76,7 @@ def say_other_task(line: Mapping[str, Any]) -> str:
 
 def _right(walk: Walk, task: TaskConfig, name: str, model: Artifact, rows_by_split: Mapping[str, list[TaskRow]]) -> FloatArray:
     """Return which rows a model answers rightly [N], 1 or 0."""
-    method = walk.config.evaluate.method
+    method = _model_method(walk)
     subject = subject_of(walk, task, name, model, [method])
     decision = subject.decisions[method]
     passes = passes_for(

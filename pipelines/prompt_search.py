@@ -24,9 +24,9 @@ from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
 from adapt.report.figures import Point, bar_chart, scatter_chart
 from adapt.report.page import Section, note, page, table
-from pipelines.pseudo_label import label_form
 from pipelines.rows import LABELLED_SPLITS, adaptation_rows, is_labelled, labelled_rows
 from pipelines.scores import scores_of
+from pipelines.scoring_choice import label_form
 from pipelines.stage import Plan, Walk, plain_settings, weights_of
 from pseudo_label.accuracy import accuracy_of
 from pseudo_label.labelling import predictions

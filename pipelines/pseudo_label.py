@@ -11,25 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from adapt.core.artifacts import Artifact, StageKey
-from adapt.core.errors import ConfigError
-from adapt.core.registry import suggest
 from adapt.core.scorer import FloatArray
-from adapt.core.spans import LabelForm
 from adapt.core.typed import to_plain
 from adapt.text.corpus import is_held_out
 from pipelines.criteria_table import criteria_pairs
 from pipelines.rows import LABELLED_SPLITS, AdaptationRows, adaptation_rows, labelled_rows
-from pipelines.schema import PipelineConfig
-from pipelines.scores import content_free_keys, scores_of
+from pipelines.schema import PipelineConfig, Teacher
+from pipelines.scoring_choice import coarse_of, label_form, scoring_of
 from pipelines.stage import Plan, Walk, plain_settings
+from pipelines.teacher_panel import Panel, fit_panel, teacher_files
 from pseudo_label.accuracy import accuracy_of
-from pseudo_label.coarse_to_fine import CoarseToFine
-from pseudo_label.decision import Decision, Method, fit_decision, margins, refuse_collapse, softmax
-from pseudo_label.labelling import ScoringConfig, predictions
+from pseudo_label.decision import margins, refuse_collapse, softmax
+from pseudo_label.labelling import predictions
 from pseudo_label.selection import agreement, select
 from pseudo_label.store import LABELS_FILE, Provenance, PseudoLabel, write_labels
-from pseudo_label.tasks import TaskConfig, TaskRow, row_digest
-from pseudo_label.zero_shot import PromptKeys, passes_for
+from pseudo_label.tasks import TaskConfig, row_digest
+from pseudo_label.zero_shot import passes_for
 
 NAME = "pseudo_label"
 PER_TASK = True
@@ -47,94 +44,70 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         config=plain_settings(
             task=task,
             pseudo_label=settings,
+            seed=config.seed,
             form=label_form(config),
             exclude=config.exclude_eval.splits,
             precision=config.scorer.precision,
         ),
         inputs={"base": base, "labeller": labeller},
-        files=walk.split_digests(task, list(dict.fromkeys(["unlabeled", *config.exclude_eval.splits, *measured_on]))),
+        files=teacher_files(walk)
+        | walk.split_digests(task, list(dict.fromkeys(["unlabeled", *config.exclude_eval.splits, *measured_on]))),
     )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
         given = adaptation_rows(walk, task, settings.max_rows)
         walk.say_if_treeless(task, wants_groups=settings.coarse_to_fine)
+        if not given.rows:
+            write_labels(result / LABELS_FILE, task, [], [], Provenance(prompt="", criterion="", method="", checkpoint=""))
+            return _summary(task, given, [])
         scoring = scoring_of(config, task)
         coarse = coarse_of(task, settings.coarse_to_fine, settings.coarse)
-        scored = scores_of(walk, task, labeller, "unlabeled", given.rows, scoring.passes(task))
-        keys = scoring.keys(scored.passes, task)
-        is_free = settings.method is Method.CONTENT_FREE
-        fit_keys = content_free_keys(walk, task, labeller, scoring) if is_free else keys
-        decision = fit_decision(settings.method, fit_keys, task, coarse_to_fine=coarse)
-        labels = _labels(task, config, given.rows, keys, decision, is_first_round=labeller.digest == base.digest)
-        provenance = Provenance(
-            prompt="+".join(decision.prompts),
-            criterion="+".join(dict.fromkeys(k.criterion for k in keys if k.prompt in decision.prompts)),
-            method=decision.method.value,
-            checkpoint=labeller.digest,
-        )
-        write_labels(result / LABELS_FILE, task, given.rows, labels, provenance)
-        text = json.dumps(to_plain(decision), ensure_ascii=False, indent=1) + "\n"
+        # Labelled splits are read with the passes that evaluation needs, so that it finds these rows scored.
+        pairs = [*scoring.pairs(task), *criteria_pairs(task, config.evaluate.criteria)]
+        passes = passes_for(pairs, scoring.form, with_groups=scoring.with_groups)
+        panel = fit_panel(walk, task, labeller, given.rows, scoring, passes, coarse)
+        labels = _labels(task, config, panel, is_first_round=labeller.digest == base.digest)
+        write_labels(result / LABELS_FILE, task, given.rows, labels, _provenance(panel, labeller))
+        decided = {
+            "decision": None if panel.model is None else to_plain(panel.model.decision),
+            "combination": None if panel.combination is None else to_plain(panel.combination),
+        }
+        text = json.dumps(decided, ensure_ascii=False, indent=1) + "\n"
         (result / DECISION_FILE).write_text(text, encoding="utf-8")
-        noise = _noise(walk, task, labeller, scoring, decision, labels) if settings.estimates_noise else {}
-        return {**_summary(task, given, labels), **noise}
+        measured = _measured(walk, task, panel, labels) if settings.estimates_noise else {}
+        return {**_summary(task, given, labels), **_teachers(panel), **measured}
 
     return Plan(key=key, build=build, describe=_describe)
 
 
-def scoring_of(config: PipelineConfig, task: TaskConfig) -> ScoringConfig:
-    """Return how rows are scored for labelling."""
-    settings = config.pseudo_label
-    return ScoringConfig(
-        form=label_form(config),
-        prompts=chosen_prompts(config, task),
-        criterion=settings.criterion,
-        with_groups=settings.coarse_to_fine and task.label_tree is not None,
+def _provenance(panel: Panel, labeller: Artifact) -> Provenance:
+    """Return where labels come from: prompts and criteria of the model, where it teaches, and the teachers' names."""
+    prompts = [] if panel.model is None else panel.model.decision.prompts
+    keys = [] if panel.model is None else panel.model.keys
+    method = "" if panel.model is None else panel.model.decision.method.value
+    teachers = "+".join(panel.ask)
+    return Provenance(
+        prompt="+".join(prompts),
+        criterion="+".join(dict.fromkeys(k.criterion for k in keys if k.prompt in prompts)),
+        method=method if panel.combination is None and panel.model is not None else f"{teachers} {method}".strip(),
+        checkpoint=labeller.digest,
     )
 
 
-def label_form(config: PipelineConfig) -> LabelForm:
-    """Return the form that unlabeled rows are scored in."""
-    return config.pseudo_label.form or config.objective.pseudo_label.form
-
-
-def chosen_prompts(config: PipelineConfig, task: TaskConfig) -> list[str] | None:
-    """Return the prompts that were asked for, if any. Raises ConfigError for one that the task does not have."""
-    names = config.pseudo_label.prompts
-    for name in names or []:
-        if name not in task.prompts:
-            there = ", ".join(task.prompts)
-            hint = suggest(name, list(task.prompts))
-            raise ConfigError(f"pseudo_label.prompts: task '{task.name}' has no prompt '{name}'{hint}; it has: {there}")
-    return names
-
-
-def coarse_of(task: TaskConfig, is_on: bool, settings: CoarseToFine) -> CoarseToFine | None:
-    """Return how coarse-to-fine decides, or None where it is off or the task has no tree."""
-    return settings if is_on and task.label_tree is not None else None
-
-
-def _labels(
-    task: TaskConfig,
-    config: PipelineConfig,
-    rows: list[TaskRow],
-    keys: list[PromptKeys],
-    decision: Decision,
-    *,
-    is_first_round: bool,
-) -> list[PseudoLabel]:
+def _labels(task: TaskConfig, config: PipelineConfig, panel: Panel, *, is_first_round: bool) -> list[PseudoLabel]:
     """Decide, refuse a collapse of the first round (that of a later one only ends the rounds), and select.
 
     Raises:
-        DataError: one class took nearly all raw predictions and nothing corrects it.
+        DataError: one class took nearly all raw predictions of the only teacher and nothing corrects it.
     """
-    if not rows:
-        return []
-    settings = config.pseudo_label
-    scores = decision.scores(keys, task)
-    if is_first_round:
-        refuse_collapse(scores, decision, task, settings.collapse_limit)
+    settings, rows = config.pseudo_label, panel.unlabeled.rows
+    scores = panel.scores()
+    if is_first_round and panel.combination is None and panel.model is not None:
+        refuse_collapse(scores, panel.model.decision, task, settings.collapse_limit)
     held_out = np.asarray([is_held_out(row_digest(row, task), settings.held_out_share) for row in rows], dtype=bool)
-    agreed = agreement(scores, keys, task)
+    keys = [] if panel.model is None else panel.model.keys
+    others = [view for name, view in panel.unlabeled.scores.items() if name != Teacher.MODEL.value]
+    agreed = agreement(scores, keys, task, others)
     columns = {
         "label": predictions(scores, rows, task),
         "margin": margins(scores).tolist(),
@@ -149,29 +122,42 @@ def _labels(
     return [PseudoLabel(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
 
-def _noise(
-    walk: Walk, task: TaskConfig, labeller: Artifact, scoring: ScoringConfig, decision: Decision, labels: list[PseudoLabel]
-) -> dict[str, Any]:
-    """Estimate how many selected labels are wrong: by the prompts' agreement, and on labelled rows that would be selected too."""
+def _teachers(panel: Panel) -> dict[str, Any]:
+    """Return each teacher's estimated accuracy and its weight, and how many labels each round of teaching changed."""
+    if panel.combination is None:
+        return {"teachers": {name: {} for name in panel.ask}}
+    estimates, weights = panel.combination.estimates, panel.combination.weights
+    found = {name: {"weight": weights[name], "estimated": estimates.get(name)} for name in panel.ask}
+    return {"teachers": found, "taught": panel.flips}
+
+
+def _measured(walk: Walk, task: TaskConfig, panel: Panel, labels: list[PseudoLabel]) -> dict[str, Any]:
+    """Say how many selected labels are wrong: by agreement, and on labelled rows that would be selected too.
+
+    On the labelled rows each teacher's accuracy is measured beside its estimate.
+    """
     selected = [label for label in labels if label.is_selected]
-    if not selected:
-        return {}
-    found: dict[str, Any] = {"noise/disagreement": 1 - float(np.mean([label.agreement for label in selected]))}
+    found: dict[str, Any] = {}
+    if selected:
+        found["noise/disagreement"] = 1 - float(np.mean([label.agreement for label in selected]))
     least = {name: min(label.margin for label in selected if label.label == name) for name in {x.label for x in selected}}
     guesses: list[str] = []
     gold: list[str] = []
-    # With the passes that evaluation needs, so that it finds these rows scored.
-    pairs = [*scoring.pairs(task), *criteria_pairs(task, walk.config.evaluate.criteria)]
-    passes = passes_for(pairs, scoring.form, with_groups=scoring.with_groups)
+    right: dict[str, list[float]] = {}
     for split, rows in labelled_rows(walk, task).items():
-        scored = scores_of(walk, task, labeller, split, rows, passes)
-        scores: FloatArray = decision.scores(scoring.keys(scored.passes, task), task)
+        views = panel.views(split, rows)
+        scores: FloatArray = panel.decided(views)
         answers, sure = predictions(scores, rows, task), margins(scores)
         would: npt.NDArray[np.bool_] = np.asarray([m >= least.get(a, np.inf) for a, m in zip(answers, sure, strict=True)])
         guesses += [answers[i] for i in np.flatnonzero(would)]
         gold += [rows[i].label or "" for i in np.flatnonzero(would)]
-    if gold:
+        for name, view in {**views.scores, "together": scores}.items():
+            given = predictions(view, rows, task)
+            right.setdefault(name, []).extend(float(a == row.label) for a, row in zip(given, rows, strict=True))
+    if gold and selected:
         found["noise/labelled"] = to_plain(accuracy_of(guesses, gold))
+    if right:
+        found["measured"] = {name: float(np.mean(values)) for name, values in right.items()}
     return found
 
 
@@ -200,6 +186,8 @@ def _describe(artifact: Artifact) -> str:
     text = f"{m['selected']} of {m['rows']} rows selected, {m['held_out']} held out, {m['excluded']} left out as evaluation texts"
     if m["sharing_a_passage"]:
         text += f", {m['sharing_a_passage']} share a passage with evaluation texts"
+    if len(m["teachers"]) > 1:
+        text += f"; {say_teachers(m)}"
     if "noise/disagreement" in m:
         text += f"; prompts disagree on {100 * m['noise/disagreement']:.0f} % of the selected"
     if "noise/labelled" in m:
@@ -208,6 +196,18 @@ def _describe(artifact: Artifact) -> str:
     if m["empty_classes"]:
         text += f"; no example of {', '.join(m['empty_classes'])}"
     return text
+
+
+def say_teachers(metrics: Mapping[str, Any]) -> str:
+    """Say each teacher's estimated accuracy, and the one measured where rows are labelled."""
+    measured = metrics.get("measured", {})
+    said = []
+    for name, teacher in metrics["teachers"].items():
+        estimated = teacher.get("estimated")
+        text = name if estimated is None else f"{name} {100 * estimated:.0f} % estimated"
+        said.append(f"{text} ({100 * measured[name]:.0f} % measured)" if name in measured else text)
+    together = f"; together {100 * measured['together']:.0f} % measured" if "together" in measured else ""
+    return "teachers: " + ", ".join(said) + together
 
 
 if __name__ == "__main__":

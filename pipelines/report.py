@@ -146,11 +146,25 @@ def _labels(found: Mapping[str, Artifact]) -> list[Section]:
             classes = [(label, float(count)) for label, count in m["selected_by_class"].items()]
             parts = [
                 note(f"{m['selected']} of {m['rows']} rows selected, {m['held_out']} held out, {m['excluded']} excluded."),
+                _teachers(m),
                 bar_chart("Confidence of the pseudo-labels (probability of the best label)", bars, "rows"),
                 bar_chart("Selected rows by class", classes, "rows"),
             ]
         sections.append(Section(title=f"Pseudo-labels: {name.partition('/')[2]}", parts=parts))
     return sections
+
+
+def _teachers(metrics: Mapping[str, Any]) -> str:
+    """Lay out what each teacher weighs, and how right it is by estimate and by measurement, in %."""
+    measured = metrics.get("measured", {})
+    rows = []
+    for name, teacher in metrics["teachers"].items():
+        shares = (teacher.get("estimated"), measured.get(name))
+        weight = teacher.get("weight")
+        rows.append([name, "-" if weight is None else f"{weight:.2f}", *["-" if x is None else f"{100 * x:.1f}" for x in shares]])
+    if "together" in measured and len(rows) > 1:
+        rows.append(["together", "-", "-", f"{100 * measured['together']:.1f}"])
+    return table(("teacher", "weight", "accuracy estimated without labels, %", "measured on labelled rows, %"), rows)
 
 
 def _provenance(found: Mapping[str, Artifact]) -> Section:

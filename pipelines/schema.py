@@ -107,14 +107,34 @@ class RoundsConfig:
         _refuse_no_share(min_change=self.min_change, max_noise_increase=self.max_noise_increase)
 
 
+class Teacher(enum.Enum):
+    """Who labels: the model's prompts, the labeller without a model, the task's rules, embeddings, or a file of labels."""
+
+    MODEL = "model"
+    LEXICAL = "lexical"
+    RULES = "rules"
+    EMBEDDING = "embedding"
+    FILE = "file"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PseudoLabelConfig:
     """Pseudo-labelling: at most `max_rows` unlabeled rows, of which `held_out_share` measure and never train.
+
+    The `teachers` score the rows and are summed, by `teacher_weights` (absent: by their accuracies, estimated without labels). For
+    `teaching_rounds` the lexical one learns again from the sum. `teacher_file` holds the labels of the teacher `file`; `encoder` is
+    the checkpoint or Hugging Face directory whose hidden states the teacher `embedding` reads (absent: the labelling model).
+    `method` decides on the model's own scores.
 
     `form` absent scores labels the way they will be trained. `coarse` says how coarse-to-fine decides. With `estimates_noise`,
     labelled evaluation splits are labelled too, to say how often labels as sure as the selected ones are right.
     """
 
+    teachers: list[Teacher] = field(default_factory=lambda: [Teacher.MODEL, Teacher.LEXICAL])
+    teacher_weights: dict[str, float] | None = None
+    teacher_file: str | None = None
+    teaching_rounds: int = 1
+    encoder: str | None = None
     method: Method = Method.ENSEMBLE
     prompts: list[str] | None = None
     criterion: str | None = None
@@ -131,6 +151,16 @@ class PseudoLabelConfig:
     def __post_init__(self) -> None:
         if self.max_rows is not None and self.max_rows < 0:
             raise ConfigError(f"max_rows: {self.max_rows} is negative; null takes all rows")
+        if not self.teachers or len(set(self.teachers)) < len(self.teachers):
+            raise ConfigError("teachers: an empty list, or a teacher twice; name each once, e.g. [model,lexical]")
+        unknown = [name for name in self.teacher_weights or {} if name not in {teacher.value for teacher in self.teachers}]
+        if unknown:
+            raise ConfigError(f"teacher_weights: '{unknown[0]}' is none of teachers={[teacher.value for teacher in self.teachers]}")
+        if any(weight <= 0 for weight in (self.teacher_weights or {}).values()):
+            raise ConfigError("teacher_weights: a weight must be above 0; leave the teacher out instead")
+        if self.method.needs_lexical:
+            raise ConfigError(f"method={self.method.value}: decides on the model's scores only; use teachers=[model,lexical]")
+        _refuse_below(0, teaching_rounds=self.teaching_rounds)
         if self.prompts is not None and not self.prompts:
             raise ConfigError("prompts: an empty list; name prompts of the task, or null for its own choice")
         _refuse_no_share(held_out_share=self.held_out_share, collapse_limit=self.collapse_limit)
@@ -204,14 +234,19 @@ class GateConfig:
 class EvaluateConfig:
     """Evaluation: every method on the labelled splits; `method` also decides submissions and exports.
 
+    `combined` adds the lexical labeller's scores to the model's, `lexical_weight` times at equal spread.
+
     `criteria` are compared beside each other on dev and few together, under the reference prompt. Calibration is fitted on
     `fit_rows` unlabeled rows. `splits` are taken where a task has them; `form` absent scores labels the
     way they were trained. The labelled rows of `other_tasks` are answered by base and adapted model too: what a task unlearns them.
     """
 
     splits: list[str] = field(default_factory=lambda: ["dev", "few", "test"])
-    method: Method = Method.PRIOR
-    methods: list[Method] = field(default_factory=lambda: [Method.RAW, Method.PRIOR, Method.ENSEMBLE])
+    method: Method = Method.COMBINED
+    methods: list[Method] = field(
+        default_factory=lambda: [Method.LEXICAL, Method.RAW, Method.PRIOR, Method.ENSEMBLE, Method.COMBINED]
+    )
+    lexical_weight: float = 1.0
     criterion: str | None = None
     criteria: list[str] = field(default_factory=list)
     other_tasks: list[str] = field(default_factory=list)
@@ -223,6 +258,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.fit_rows < 0:
             raise ConfigError(f"fit_rows: {self.fit_rows} is negative; 0 fits nothing")
+        if self.lexical_weight <= 0:
+            raise ConfigError(f"lexical_weight: {self.lexical_weight:g} is not above 0; leave `combined` out of methods instead")
 
 
 @dataclass(frozen=True, kw_only=True)

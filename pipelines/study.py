@@ -30,6 +30,7 @@ from pipelines.rows import LABELLED_SPLITS
 from pipelines.schema import PipelineConfig
 from pipelines.study_statistics import (
     ADAPTED_RAW,
+    LEXICAL,
     HeldOutLoss,
     RunResult,
     Score,
@@ -42,10 +43,11 @@ from pipelines.study_statistics import (
     variant_of,
 )
 from pipelines.walk import STAGES
-from pseudo_label.comparison import RESAMPLES
+from pseudo_label.comparison import RESAMPLES, Difference
 from pseudo_label.decision import Method
 
 NAME = "study"
+_GAINS = ("raw", "combined")
 _MOST_NAMED = 30
 _MOST_SEEDS_LISTED = 3
 _LONGEST_CHART_NAME = 30
@@ -55,6 +57,8 @@ _LEGEND = (
     f"Differences are in points, paired by row, with a bootstrap interval over rows ({RESAMPLES:,} resamples); '=' marks intervals "
     "that include 0. Intervals say nothing of other seeds: compare the seeds' own values for that. p is McNemar's (exact, "
     "two-sided), where both variants have one seed.",
+    "'Lexical' is the labeller without a model. 'Best without adapting' is the best of it and of the base under any method, chosen "
+    "on the rows that are measured, which favours it.",
     "Held-out loss is in nats per token of all parts, before -> after adaptation. Entropy, largest share and share drift are those "
     "of the adapted model's raw answers. Label accuracy is that of labelled rows as sure as the selected ones. Scoring is that of "
     "dev and few by the adapted model. Beside accuracies, values are means over seeds; - stands for what a run does not say.",
@@ -263,9 +267,11 @@ def _training_s(adapted: Artifact) -> float | None:
 
 def _accuracies(results: Sequence[RunResult], summaries: Sequence[Summary], baseline: str | None) -> Table:
     """Lay out a task's main table: a line per variant."""
-    methods = [m.value for m in Method if any((model, m.value) in s.scores for s in summaries for model in ("base", "adapted"))]
-    who = [(model, method) for model in ("base", "adapted") for method in methods]
-    header = ["variant", "seeds", *[f"{model} {method}" for model, method in who]]
+    wanted = [LEXICAL, *[(model, method.value) for model in ("base", "adapted") for method in Method]]
+    who = [key for key in wanted if any(key in s.scores for s in summaries)]
+    header = ["variant", "seeds", *["lexical" if key == LEXICAL else " ".join(key) for key in who]]
+    gains = [method for method in _GAINS if any(method in s.over_best for s in summaries)]
+    header += [f"adapted {method} - {other}" for method in gains for other in ("lexical", "best without adapting")]
     header += [f"adapted raw - {baseline}", "p"] if baseline is not None else []
     header += [
         "held-out loss",
@@ -280,6 +286,7 @@ def _accuracies(results: Sequence[RunResult], summaries: Sequence[Summary], base
     rows = []
     for s in summaries:
         cells = [s.variant, ", ".join(map(str, s.seeds)) or "-", *[_score(s.scores.get(key)) for key in who]]
+        cells += [_points(found.get(method)) for method in gains for found in (s.over_lexical, s.over_best)]
         if baseline is not None:
             cells += ["baseline", "-"] if s.variant == baseline else [_difference(s), _number(s.p, ".3g")]
         cells.append(f"{s.held_out.before:.3f} -> {s.held_out.after:.3f}" if s.held_out else "-")
@@ -321,7 +328,10 @@ def _score(score: Score | None) -> str:
 
 
 def _difference(summary: Summary) -> str:
-    found = summary.difference
+    return _points(summary.difference)
+
+
+def _points(found: Difference | None) -> str:
     if found is None:
         return "-"
     value, low, high = (f"{round(100 * share, 1) + 0.0:+.1f}" for share in (found.value, *found.ci95))  # + 0.0: no -0.0

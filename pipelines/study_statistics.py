@@ -9,7 +9,7 @@ Legend: S seeds, N rows.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,10 @@ from adapt.core.errors import ConfigError, DataError
 from adapt.core.scorer import FloatArray
 from pipelines.rows import LABELLED_SPLITS
 from pseudo_label.accuracy import accuracy_of
-from pseudo_label.comparison import Difference, answer_shares, bootstrap_ci95, mcnemar_p, paired_difference
+from pseudo_label.comparison import Difference, answer_shares, best_unadapted, bootstrap_ci95, mcnemar_p, paired_difference
 
 ADAPTED_RAW = ("adapted", "raw")
+LEXICAL = ("lexical", "lexical")
 _POINT_PART = re.compile(r",(?=[+~]*[\w.]+=)")
 _SEED_PART = re.compile(r"\+*seed=(\d+)")
 _TASK_PART = re.compile(r"\+*tasks=.*")
@@ -82,14 +83,18 @@ class Score:
 class Summary:
     """A variant on one task; means over its seeds, None for what no seed says.
 
-    `scores` are by (model, method). `difference` is the adapted model's raw accuracy minus the baseline's, `p` McNemar's, where
-    both have one seed. `entropy`, `largest_share` and `share_drift` are those of the adapted model's raw answers.
+    `scores` are by (model, method). `over_lexical` and `over_best` are by method of the adapted model: its accuracy minus the
+    lexical labeller's, and minus that of the best one had without adapting, on average over the seeds. `difference` is the adapted
+    model's raw accuracy minus the baseline's, `p` McNemar's, where both have one seed. `entropy`, `largest_share` and `share_drift`
+    are those of the adapted model's raw answers.
     """
 
     variant: str
     seeds: tuple[int, ...]
     n: int
     scores: Mapping[tuple[str, str], Score]
+    over_lexical: Mapping[str, Difference]
+    over_best: Mapping[str, Difference]
     difference: Difference | None
     p: float | None
     held_out: HeldOutLoss | None
@@ -201,6 +206,8 @@ def summarise(variant: str, results: Sequence[RunResult], baseline: Sequence[Run
         seeds=tuple(result.seed for result in results if result.seed is not None),
         n=len(results[0].all_gold),
         scores={who: score_of(results, who) for who in dict.fromkeys(who for result in results for who in result.answers)},
+        over_lexical=_gains(results, lambda result: LEXICAL),
+        over_best=_gains(results, lambda result: best_unadapted({who: result.right_N(who) for who in result.answers})),
         difference=paired_difference(_seed_mean_N(adapted), _seed_mean_N(known)) if is_compared else None,
         p=_p_of(adapted, known),
         held_out=HeldOutLoss(before=float(np.mean([x.before for x in losses])), after=float(np.mean([x.after for x in losses])))
@@ -229,6 +236,20 @@ def score_of(results: Sequence[RunResult], who: tuple[str, str]) -> Score:
     right_SN = np.stack([result.right_N(who) for result in having])
     mean_N = right_SN.mean(axis=0)
     return Score(value=float(mean_N.mean()), ci95=bootstrap_ci95(mean_N), by_seed=tuple(right_SN.mean(axis=1).tolist()))
+
+
+def _gains(results: Sequence[RunResult], compared_with: Callable[[RunResult], tuple[str, str] | None]) -> dict[str, Difference]:
+    """Return, for each method of the adapted model, its gain over what each run had without adapting, paired by row."""
+    methods = dict.fromkeys(method for result in results for model, method in result.answers if model == "adapted")
+    gains = {}
+    for method in methods:
+        pairs = [(result, compared_with(result)) for result in results if ("adapted", method) in result.answers]
+        known = [(result, other) for result, other in pairs if other is not None and other in result.answers]
+        if known:
+            own_N = np.mean([result.right_N(("adapted", method)) for result, _ in known], axis=0)
+            other_N = np.mean([result.right_N(other) for result, other in known], axis=0)
+            gains[method] = paired_difference(np.asarray(own_N), np.asarray(other_N))
+    return gains
 
 
 def _seed_mean_N(results: Sequence[RunResult]) -> FloatArray:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from adapt.core.artifacts import METRICS_FILE, is_artifact
-from pipelines import evaluate
+from adapt.core.artifacts import METRICS_FILE, is_artifact, open_artifact
+from pipelines import evaluate, pseudo_label
 from pipelines.criteria_table import CRITERIA_FILE
+from pipelines.lexical_answers import MODEL as LEXICAL_MODEL
 from pipelines.stage import Walk
 
 
 def accuracy_table(current: Walk) -> str:
-    """Return the run's accuracies as text, base beside adapted; empty where nothing labelled was evaluated."""
+    """Return the run's accuracies as text: the lexical labeller, then base beside adapted; empty where nothing was measured."""
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in _rows(current, METRICS_FILE):
         low, high = row["ci95"]
@@ -20,9 +21,21 @@ def accuracy_table(current: Walk) -> str:
         rows.setdefault((row["task"], f"{row['split']} ({row['n']})", row["method"]), {})[row["model"]] = cell
     if not rows:
         return ""
-    lines = [f"{'task':<14} {'split':<12} {'method':<9} {'base, % [95 %]':<20} {'adapted, % [95 %]':<20}"]
+    lines = [f"{'task':<14} {'split':<12} {'method':<9} {'not adapted, % [95 %]':<22} {'adapted, % [95 %]':<20}"]
     for (task, split, method), cells in rows.items():
-        lines.append(f"{task:<14} {split:<12} {method:<9} {cells.get('base', '-'):<20} {cells.get('adapted', '-'):<20}")
+        before = cells.get("base", cells.get(LEXICAL_MODEL, "-"))
+        lines.append(f"{task:<14} {split:<12} {method:<9} {before:<22} {cells.get('adapted', '-'):<20}".rstrip())
+    return "\n".join(lines)
+
+
+def teachers_table(current: Walk) -> str:
+    """Return each task's teachers with estimated and measured accuracies as text; empty where one teacher labelled."""
+    lines = []
+    for name in current.config.tasks:
+        path = current.directory / pseudo_label.NAME / name
+        metrics = open_artifact(path.resolve()).metrics if is_artifact(path) else {}
+        if len(metrics.get("teachers", {})) > 1:
+            lines.append(f"{name}: {pseudo_label.say_teachers(metrics)}")
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ Legend: N rows, U distinct values, R resamples.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +71,16 @@ def paired_difference(values_N: FloatArray, baseline_N: FloatArray, resamples: i
         raise ValueError(f"{values_N.shape} and {baseline_N.shape} values cannot be paired")
     gains_N = np.asarray(values_N - baseline_N, dtype=np.float64)
     return Difference(value=float(gains_N.mean()), ci95=bootstrap_ci95(gains_N, resamples, seed))
+
+
+def best_unadapted(right: Mapping[tuple[str, str], FloatArray]) -> tuple[str, str] | None:
+    """Return the (model, method) that answers most rows rightly among those that need no adaptation; the first of equal ones.
+
+    `right` says by (model, method) which rows were answered rightly; the model "adapted" is the only one that was adapted. None
+    where there is no other.
+    """
+    known = [who for who in right if who[0] != "adapted"]
+    return max(known, key=lambda who: float(right[who].mean()), default=None)
 
 
 def mcnemar_p(right_N: npt.NDArray[np.bool_], baseline_right_N: npt.NDArray[np.bool_]) -> float:

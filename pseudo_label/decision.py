@@ -2,19 +2,21 @@
 
 Legend: N rows, C labels, G groups.
 
-Raw likelihood of one prompt tends to predict one class. Two corrections, both fitted without labels:
-`prior`: one additive bias per class so that the mean posterior over the unlabeled rows is uniform. `ensemble`: the keys of several
-prompts, each centred per row, freed of its class means and scaled to unit spread, are averaged, and then prior-matched, multiplied
-by the task's `ensemble_scale` meanwhile. Both assume roughly balanced classes; `raw` is always available beside them.
-`content_free` needs no unlabeled rows: its bias evens out what the reference prompt says of texts without content (contextual
-calibration, Zhao et al. 2021, arXiv:2102.09690).
+Raw likelihood of one prompt tends to predict one class. Two corrections, both fitted without labels: `prior`: one additive bias per
+class so that the mean posterior over the unlabeled rows is uniform. `ensemble`: the keys of several prompts, each centred per row,
+freed of its class means and scaled to unit spread, are averaged, and then prior-matched, multiplied by the task's `ensemble_scale`
+meanwhile. Both assume roughly balanced classes; `raw` is always available beside them. `lexical` asks no model
+(`pseudo_label/teachers/lexical.py`); `combined` adds both: the model's scores, scaled to unit spread over the unlabeled rows, and
+the lexical ones. The model's are its ensemble's, or, where it was trained on labels, its reference prompt's as they are: training
+has calibrated them. `content_free` needs no unlabeled rows: its bias evens out what the reference prompt says of texts without
+content (contextual calibration, Zhao et al. 2021, arXiv:2102.09690).
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from adapt.core.errors import ConfigError, DataError
 from adapt.core.scorer import FloatArray
 from pseudo_label.coarse_to_fine import CoarseToFine, groups_of_labels, join_steps
 from pseudo_label.tasks import TaskConfig
+from pseudo_label.teachers.contract import row_centred, spread_of
 from pseudo_label.zero_shot import PromptKeys
 
 _ROUNDS = 500
@@ -35,6 +38,21 @@ class Method(enum.Enum):
     PRIOR = "prior"
     ENSEMBLE = "ensemble"
     CONTENT_FREE = "content_free"
+    LEXICAL = "lexical"
+    COMBINED = "combined"
+
+    @property
+    def needs_model(self) -> bool:
+        return self is not Method.LEXICAL
+
+    @property
+    def needs_lexical(self) -> bool:
+        return self in (Method.LEXICAL, Method.COMBINED)
+
+    @property
+    def needs_rows(self) -> bool:
+        """Whether the model's scores of unlabeled rows are fitted on."""
+        return self in (Method.PRIOR, Method.ENSEMBLE, Method.COMBINED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,26 +80,47 @@ class FittedScores:
         standard = self.standards.get(name)
         if standard is None:
             return keys_NC
-        centred = _centred(keys_NC)
+        centred = row_centred(keys_NC)
         return (centred - np.asarray(standard.class_means or 0.0)) / standard.spread
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """A task's frozen decision: what export carries and prediction applies. `n_fitted` unlabeled rows stand behind it."""
+    """A task's frozen decision: what export carries and prediction applies, fitted on `n_fitted` unlabeled rows.
+
+    A `combined` decision divides the model's scores by `model_spread` and adds `lexical_weight` times the lexical ones.
+    """
 
     method: Method
     labels: FittedScores
     groups: FittedScores | None
     n_fitted: int
     coarse: CoarseToFine = field(default_factory=CoarseToFine)
+    model_spread: float = 1.0
+    lexical_weight: float = 0.0
+
+    @property
+    def needs_lexical(self) -> bool:
+        """Whether rows are scored by the lexical labeller too."""
+        return self.method is Method.LEXICAL or (self.method is Method.COMBINED and self.lexical_weight > 0)
 
     @property
     def prompts(self) -> list[str]:
         return self.labels.prompts
 
-    def scores(self, keys: Sequence[PromptKeys], task: TaskConfig) -> FloatArray:
-        """Return scores [N, C], joined with those of the groups where the decision goes from coarse to fine."""
+    def scores(self, keys: Sequence[PromptKeys], task: TaskConfig, lexical_NC: FloatArray | None = None) -> FloatArray:
+        """Return scores [N, C]: the model's from its prompts' keys, the lexical labeller's, or their sum, as the method says."""
+        if self.method is Method.LEXICAL:
+            assert lexical_NC is not None, "a lexical decision needs the lexical labeller's scores"
+            return lexical_NC
+        model_NC = self.model_scores(keys, task)
+        if not self.needs_lexical:
+            return model_NC
+        assert lexical_NC is not None, "a combined decision needs the lexical labeller's scores"
+        return np.asarray(row_centred(model_NC) / self.model_spread + self.lexical_weight * lexical_NC)
+
+    def model_scores(self, keys: Sequence[PromptKeys], task: TaskConfig) -> FloatArray:
+        """Return the model's scores [N, C], joined with those of the groups where the decision goes from coarse to fine."""
         flat_NC = self.flat_scores(keys)
         if self.groups is None or task.label_tree is None:
             return flat_NC
@@ -99,6 +138,32 @@ class Decision:
         return self.groups.apply({n: g for n in self.prompts if (g := by_prompt[n]) is not None})
 
 
+def fit_combined(
+    keys: Sequence[PromptKeys],
+    task: TaskConfig,
+    *,
+    is_trained: bool,
+    lexical_weight: float,
+    coarse_to_fine: CoarseToFine | None = None,
+) -> Decision:
+    """Fit a decision of model and lexical labeller together on the keys of unlabeled rows.
+
+    A model that was trained on labels brings its reference prompt as it is, another one its ensemble. Without unlabeled rows there
+    is no lexical labeller either: then the reference prompt decides as it is.
+    """
+    part = fit_decision(Method.RAW if is_trained else Method.ENSEMBLE, keys, task, coarse_to_fine=coarse_to_fine)
+    n_rows = len(keys[0].labels_NC) if keys else 0
+    if not n_rows:
+        return replace(part, method=Method.COMBINED)
+    spread = spread_of(part.model_scores(keys, task))
+    return replace(part, method=Method.COMBINED, n_fitted=n_rows, model_spread=spread, lexical_weight=lexical_weight)
+
+
+def lexical_decision(n_fitted: int) -> Decision:
+    """Return the decision that asks no model."""
+    return Decision(method=Method.LEXICAL, labels=FittedScores(prompts=[]), groups=None, n_fitted=n_fitted)
+
+
 def fit_decision(
     method: Method, keys: Sequence[PromptKeys], task: TaskConfig, *, coarse_to_fine: CoarseToFine | None = None
 ) -> Decision:
@@ -106,8 +171,9 @@ def fit_decision(
 
     `raw` and `prior` use the reference prompt, `ensemble` all prompts given. For tasks whose rows bring their own candidates there
     is no class to fit a bias for: their ensemble scales prompts only. Without unlabeled rows there is nothing to fit at all:
-    then the reference prompt decides as it is, and `n_fitted` is 0.
+    then the reference prompt decides as it is, and `n_fitted` is 0. For `combined` and `lexical` see the two functions above.
     """
+    assert method not in (Method.COMBINED, Method.LEXICAL), "these have functions of their own"
     by_prompt = {k.prompt: k for k in keys}
     n_rows = len(keys[0].labels_NC) if keys else 0
     has_classes = task.candidates is None
@@ -183,14 +249,7 @@ def refuse_collapse(scores_NC: FloatArray, decision: Decision, task: TaskConfig,
 
 
 def _standard(keys_NC: FloatArray, has_classes: bool) -> Standard:
-    centred = _centred(keys_NC)
+    centred = row_centred(keys_NC)
     means = centred.mean(axis=0) if has_classes else np.zeros(centred.shape[1])
     spread = float((centred - means)[np.isfinite(keys_NC)].std())
     return Standard(class_means=means.tolist() if has_classes else [], spread=spread if spread > 0 else 1.0)
-
-
-def _centred(keys_NC: FloatArray) -> FloatArray:
-    """Take each row's mean over its candidates off; missing ones stay at -inf."""
-    is_there = np.isfinite(keys_NC)
-    sums = np.where(is_there, keys_NC, 0.0).sum(axis=1, keepdims=True)
-    return keys_NC - sums / np.maximum(is_there.sum(axis=1, keepdims=True), 1)

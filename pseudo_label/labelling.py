@@ -96,16 +96,16 @@ class TaskScorer:
             keys = self.keys(content_free_rows(self.task), [self.task.reference])
         return fit_decision(method, keys, self.task, coarse_to_fine=coarse_to_fine)
 
-    def scores(self, rows: Sequence[TaskRow], decision: Decision) -> FloatArray:
-        """Return a decision's scores [rows, labels].
+    def scores(self, rows: Sequence[TaskRow], decision: Decision, lexical_NC: FloatArray | None = None) -> FloatArray:
+        """Return a decision's scores [rows, labels]; `lexical_NC` are the lexical labeller's, for a decision that adds them.
 
         Coarse to fine under one prompt, only the groups and the labels inside the followed ones are scored (the text is read
         once); labels that were not scored are at -inf. An ensemble's standards need every label of every row, and a prompt
         with synonyms every word.
         """
-        is_whole = decision.method is Method.ENSEMBLE or bool(self.task.synonyms_of(decision.prompts[0]))
+        is_whole = decision.method in (Method.ENSEMBLE, Method.COMBINED) or bool(self.task.synonyms_of(decision.prompts[0]))
         if decision.groups is None or self.task.label_tree is None or is_whole:
-            return decision.scores(self.keys(rows, decision.prompts), self.task)
+            return decision.scores(self.keys(rows, decision.prompts), self.task, lexical_NC)
         return decision.scores([self._keys_in_two_steps(rows, decision)], self.task)
 
     def _keys_in_two_steps(self, rows: Sequence[TaskRow], decision: Decision) -> PromptKeys:

@@ -19,13 +19,18 @@ from adapt.scoring.layout import ScorerConfig
 from pseudo_label.decision import Decision, softmax
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.tasks import TaskConfig, TaskRow, labels_of, row_from
+from pseudo_label.teachers import lexical_files
+from pseudo_label.teachers.lexical_files import Lexical
 
 PREDICTOR_FILE = "predictor.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorSpec:
-    """What an export says about answering: the task, how rows are scored, and the frozen decision."""
+    """What an export says about answering: the task, how rows are scored, and the frozen decision.
+
+    Where the decision asks the lexical labeller, its files lie beside this one.
+    """
 
     task: TaskConfig
     scoring: ScoringConfig
@@ -43,9 +48,10 @@ class Prediction:
 class Predictor:
     """An export, loaded."""
 
-    def __init__(self, spec: PredictorSpec, task_scorer: TaskScorer) -> None:
+    def __init__(self, spec: PredictorSpec, task_scorer: TaskScorer | None, lexical: Lexical | None = None) -> None:
         self.spec = spec
         self._scorer = task_scorer
+        self._lexical = lexical
 
     def predict(self, rows: Iterable[Mapping[str, Any]]) -> list[Prediction]:
         """Label rows that have the task's fields (a `label` in them is ignored).
@@ -72,7 +78,11 @@ class Predictor:
         if not rows:
             return []
         task = self.spec.task
-        scores_NC = self._scorer.scores(rows, self.spec.decision)
+        lexical_NC = None if self._lexical is None else self._lexical.scores(rows)
+        if self._scorer is None:
+            scores_NC = self.spec.decision.scores([], task, lexical_NC)
+        else:
+            scores_NC = self._scorer.scores(rows, self.spec.decision, lexical_NC)
         names = [labels_of(row, task) for row in rows]
         return [
             Prediction(label=label, probabilities=dict(zip(ns, probs[: len(ns)].tolist(), strict=True)))
@@ -100,5 +110,8 @@ def load(directory: str | Path, scorer: ScorerConfig | None = None, offload: Off
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{place / PREDICTOR_FILE}: not valid JSON ({error})") from error
     spec: PredictorSpec = from_plain(PredictorSpec, content, str(place / PREDICTOR_FILE))
+    lexical = lexical_files.load(place, spec.task) if spec.decision.needs_lexical else None
+    if not spec.decision.method.needs_model:
+        return Predictor(spec, None, lexical)
     opened = open_checkpoint(place, scorer or ScorerConfig(), offload)
-    return Predictor(spec, TaskScorer(spec.task, spec.scoring, opened.scorer, opened.tokenizer))
+    return Predictor(spec, TaskScorer(spec.task, spec.scoring, opened.scorer, opened.tokenizer), lexical)

@@ -82,12 +82,13 @@ def select(
     return chosen
 
 
-def agreement(scores_NC: FloatArray, keys: Sequence[PromptKeys], task: TaskConfig) -> FloatArray:
-    """Return the share of prompts [N] whose own best label, after matching the prior, is the decided one."""
+def agreement(scores_NC: FloatArray, keys: Sequence[PromptKeys], task: TaskConfig, views: Sequence[FloatArray] = ()) -> FloatArray:
+    """Return the share of votes [N] for the decided label: of prompts, after matching the prior, and of other teachers' `views`."""
     if not len(scores_NC):
         return np.empty(0)
     predicted = scores_NC.argmax(axis=1)
     votes = [_own_choice(k.labels_NC, has_classes=task.candidates is None) == predicted for k in keys]
+    votes += [view_NC.argmax(axis=1) == predicted for view_NC in views]
     return np.asarray(np.mean(votes, axis=0, dtype=float))
 
 

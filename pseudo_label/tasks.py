@@ -6,7 +6,9 @@ A task file is YAML, checked against `TaskConfig`; rows are JSON lines in the CL
 from __future__ import annotations
 
 import difflib
+import enum
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +51,50 @@ class PromptConfig:
     criterion: str = "sum"
 
 
+class Measure(enum.Enum):
+    """What a rule looks at: two texts' common characters, certain words, a pattern, a text's length, its shortest item's length."""
+
+    OVERLAP = "overlap"
+    WORDS = "words"
+    PATTERN = "pattern"
+    LENGTH = "length"
+    SHORTEST_ITEM = "shortest_item"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleConfig:
+    """A rule that labels without a model: something measured in a row's fields, times a weight for each label that it speaks for.
+
+    `overlap`: how many of two fields' distinct characters (words, in languages with spaces) both have, as the mean of their share
+    in the shorter text and in both together; with `is_directed`, the share of the second text that the first has too. `words`: 1
+    where one of `words` stands in the last field and in no other field of the rule. `pattern`: 1 where the regular expression is
+    found in the last field. `length`: characters of the last field; `shortest_item`: those of the shortest item of its list.
+    Numbers are centred at their median over the unlabeled rows and divided by their spread there. A negative weight speaks against
+    a label.
+    """
+
+    measure: Measure
+    fields: list[str]
+    weights: dict[str, float]
+    words: list[str] = field(default_factory=list)
+    pattern: str | None = None
+    is_directed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LexicalConfig:
+    """How the labeller without a model works: `uses_words` seeds it with label words and synonyms (else with the rules only).
+
+    `rounds` of self-training follow: classifiers on bags of words learn from the surest `share` of the rows, the same number of
+    each label. `unit` is what the bags hold: n-grams of `characters` or of `words` (`auto`: by the texts' script).
+    """
+
+    uses_words: bool = True
+    rounds: int = 2
+    share: float = 0.3
+    unit: str = "auto"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
     """One task. `label_words` maps each label, as the files spell it, to its words; `candidates` is the path of a row's own.
@@ -72,6 +118,8 @@ class TaskConfig:
     ensemble_scale: float = 1.0
     shorten: list[str] = field(default_factory=list)
     label_tree: dict[str, list[str]] | None = None
+    rules: list[RuleConfig] = field(default_factory=list)
+    lexical: LexicalConfig = field(default_factory=LexicalConfig)
     submission_file: str | None = None
     submission_key: str = "label"
 
@@ -83,6 +131,13 @@ class TaskConfig:
         """Return (label, word) for the further words of a prompt, in the order of the labels."""
         further = self.prompts[prompt].synonyms or {}
         return [(label, word) for label in self.labels for word in further.get(label, [])]
+
+    def words_of(self, label: str) -> list[str]:
+        """Return every word that the task has for a label: its own, those of its prompts, and synonyms; each once."""
+        words = [self.label_words[label]]
+        for prompt in self.prompts.values():
+            words += [(prompt.label_words or self.label_words)[label], *(prompt.synonyms or {}).get(label, [])]
+        return list(dict.fromkeys(words))
 
     def ensemble_names(self) -> list[str]:
         """Return the prompts that label together by default."""
@@ -264,6 +319,7 @@ def _problems(task: TaskConfig) -> list[str]:
         missing = [label for label in task.label_words if label not in (prompt.label_words or task.label_words)]
         problems.extend(f"prompts.{name}.label_words: label '{label}' has no label word" for label in missing)
         problems.extend(_synonym_problems(task, name, prompt))
+    problems.extend(_rule_problems(task))
     if task.label_tree is not None:
         grouped = [label for labels in task.label_tree.values() for label in labels]
         problems.extend(f"label_tree: group '{group}' has no labels" for group, labels in task.label_tree.items() if not labels)
@@ -273,6 +329,39 @@ def _problems(task: TaskConfig) -> list[str]:
             f"label_tree: label '{label}' is in several groups" for label in {x for x in grouped if grouped.count(x) > 1}
         )
     return problems
+
+
+def _rule_problems(task: TaskConfig) -> list[str]:
+    problems: list[str] = []
+    for number, rule in enumerate(task.rules):
+        where = f"rules[{number}]"
+        problems.extend(f"{where}.fields: there is no field '{name}'" for name in rule.fields if name not in task.fields)
+        problems.extend(
+            f"{where}.weights: unknown label '{x}'{suggest(x, task.labels)}" for x in rule.weights if x not in task.labels
+        )
+        if not rule.fields or (rule.measure is Measure.OVERLAP and len(rule.fields) != 2):
+            problems.append(f"{where}.fields: '{rule.measure.value}' takes {'two fields' if rule.fields else 'at least one field'}")
+        if rule.measure is Measure.WORDS and not all([rule.words, *rule.words]):
+            problems.append(f"{where}.words: an empty list or word")
+        if rule.measure is Measure.PATTERN:
+            problems.extend(f"{where}.pattern: {problem}" for problem in _pattern_problem(rule.pattern))
+        if task.candidates is not None:
+            problems.append(f"{where}: rows bring candidates of their own, which no rule can weigh; leave the rules out")
+    if task.lexical.unit not in ("auto", "characters", "words"):
+        problems.append(f"lexical.unit: '{task.lexical.unit}' is none of auto, characters, words")
+    if not task.lexical.uses_words and not task.rules and task.candidates is None:
+        problems.append("lexical.uses_words: false, and there are no rules: nothing to label by; add rules, or leave it out")
+    if not 0 < task.lexical.share <= 1 or task.lexical.rounds < 0:
+        problems.append(f"lexical: share={task.lexical.share:g} is not in (0, 1], or rounds={task.lexical.rounds} is negative")
+    return problems
+
+
+def _pattern_problem(pattern: str | None) -> list[str]:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        return [f"not a regular expression ({error})"]
+    return [] if pattern else ["missing"]
 
 
 def _synonym_problems(task: TaskConfig, name: str, prompt: PromptConfig) -> list[str]:

@@ -44,6 +44,7 @@ ONE_FILE = {
     "pyarrow": "pseudo_label/store.py",
     "transformers": "adapt/model/hf.py",
     "tokenizers": "adapt/text/hf_tokenizer.py",
+    "sklearn": "pseudo_label/teachers/bag_of_words.py",
 }
 # A benchmark's baseline is another package's own code.
 ALSO_IN = {

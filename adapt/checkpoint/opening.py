@@ -27,6 +27,7 @@ class OpenCheckpoint:
     model: CausalBase
     tokenizer: TextTokenizer
     scorer: TreeScorer
+    device: str = "cpu"
 
 
 def open_checkpoint(directory: Path, scorer: ScorerConfig, offload: OffloadConfig | None = None) -> OpenCheckpoint:
@@ -50,7 +51,7 @@ def open_checkpoint(directory: Path, scorer: ScorerConfig, offload: OffloadConfi
     else:
         model = open_paged(directory, offload, device, dtype)
     tokenizer = load_tokenizer(directory, model) if own is None else own
-    return OpenCheckpoint(model=model, tokenizer=tokenizer, scorer=TreeScorer(model, scorer, device))
+    return OpenCheckpoint(model=model, tokenizer=tokenizer, scorer=TreeScorer(model, scorer, device), device=device)
 
 
 def _open_foreign(directory: Path, offload: OffloadConfig, device: str, dtype: torch.dtype | None) -> CausalBase:

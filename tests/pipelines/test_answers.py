@@ -27,7 +27,7 @@ def read(smallest_run: Path, task: str, name: str) -> list[dict[str, Any]]:
 def test_accuracies_can_be_counted_again_from_the_answers(smallest_run: Path, task: str) -> None:
     answers, table = read(smallest_run, task, ANSWERS_FILE), read(smallest_run, task, "metrics.json")
     assert [[line[key] for key in WHO] for line in answers] == [[line[key] for key in WHO] for line in table]
-    assert {line["model"] for line in answers} == {"base", "adapted"}
+    assert {line["model"] for line in answers} == {"lexical", "base", "adapted"}
     for line, row in zip(answers, table, strict=True):
         given, gold = line["answers"], line["gold"]
         counted = accuracy_of(given, gold)

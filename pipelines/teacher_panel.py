@@ -1,0 +1,253 @@
+"""The teachers that label a task's rows, side by side: fitted on the unlabeled rows, asked about any others, and summed.
+
+Teachers feed each other for some rounds: the lexical and the embedding one learn again from the sum of all. A round is taken back
+when it changes too many labels or lets one label take over: self-training sharpens first and decays then.
+
+Legend: N rows, C labels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from adapt.checkpoint.opening import open_checkpoint
+from adapt.core.artifacts import Artifact, sha256_of_file
+from adapt.core.errors import ConfigError, DataError
+from adapt.core.scorer import FloatArray
+from adapt.scoring.encoder import MeanEncoder
+from pipelines.schema import Teacher
+from pipelines.scores import content_free_keys, scores_of
+from pipelines.stage import Walk, weights_of
+from pipelines.teachers import Views, lexical_of
+from pseudo_label.coarse_to_fine import CoarseToFine
+from pseudo_label.decision import Decision, Method, fit_decision
+from pseudo_label.labelling import ScoringConfig
+from pseudo_label.tasks import TaskConfig, TaskRow
+from pseudo_label.teachers import lexical_files
+from pseudo_label.teachers.contract import FittedTeacher, row_centred, spread_of
+from pseudo_label.teachers.embedding import fit_embedding
+from pseudo_label.teachers.file import read_label_file
+from pseudo_label.teachers.label_model import Combination, fit_combination
+from pseudo_label.teachers.rules import fit_rules
+from pseudo_label.zero_shot import PassScores, PromptKeys, ScoringPass
+
+logger = logging.getLogger("pipelines")
+_FLIP_LIMIT = 0.3  # share of labels that a round of teaching may change
+
+Ask = Callable[[str, Sequence[TaskRow]], FloatArray]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelTeacher:
+    """The model's own labels: its prompts' keys of the unlabeled rows and the decision fitted on them."""
+
+    decision: Decision
+    keys: list[PromptKeys]
+    spread: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Panel:
+    """Fitted teachers: what each says of the unlabeled rows, how to ask it about others, and how they are summed.
+
+    A single teacher is not summed: `combination` is None and its scores stand as they are. `flips` are the shares of labels that
+    each round of teaching changed.
+    """
+
+    task: TaskConfig
+    unlabeled: Views
+    ask: Mapping[str, Ask]
+    combination: Combination | None
+    model: ModelTeacher | None
+    flips: list[float] = field(default_factory=list)
+
+    def scores(self) -> FloatArray:
+        """Return the unlabeled rows' scores [N, C] that labels are made of."""
+        return self._decided(self.unlabeled)
+
+    def views(self, split: str, rows: Sequence[TaskRow]) -> Views:
+        """Return what each teacher says of a split's rows."""
+        return Views(rows=rows, scores={name: ask(split, rows) for name, ask in self.ask.items()})
+
+    def decided(self, views: Views) -> FloatArray:
+        """Return the scores [N, C] of rows by all teachers together."""
+        return self._decided(views)
+
+    def _decided(self, views: Views) -> FloatArray:
+        if self.combination is None:
+            return next(iter(views.scores.values()))
+        return views.combined(self.combination)
+
+
+def fit_panel(
+    walk: Walk,
+    task: TaskConfig,
+    labeller: Artifact,
+    rows: Sequence[TaskRow],
+    scoring: ScoringConfig,
+    passes: Sequence[ScoringPass],
+    coarse: CoarseToFine | None,
+) -> Panel:
+    """Fit the teachers of `pseudo_label.teachers` on unlabeled rows, sum them, and let them teach each other.
+
+    `passes` are what a labelled split is read with, so that evaluation finds it scored.
+
+    Raises:
+        ConfigError: a teacher cannot serve this task.
+        DataError: the file of labels is missing or malformed.
+    """
+    settings = walk.config.pseudo_label
+    scores: dict[str, FloatArray] = {}
+    ask: dict[str, Ask] = {}
+    model: ModelTeacher | None = None
+    is_alone = len(settings.teachers) == 1
+    for teacher in settings.teachers:
+        name = teacher.value
+        if teacher is Teacher.MODEL:
+            model = _model_teacher(walk, task, labeller, rows, scoring, coarse, is_alone=is_alone)
+            scores[name] = _model_scores(model, model.keys, task)
+            ask[name] = _ask_model(walk, task, labeller, scoring, passes, model)
+            continue
+        fitted, scores[name] = _fit_other(walk, task, labeller, teacher, rows)
+        ask[name] = _ask_fitted(fitted)
+    views = Views(rows=rows, scores=scores)
+    combination = None if is_alone else fit_combination(scores, settings.teacher_weights)
+    panel = Panel(task=task, unlabeled=views, ask=ask, combination=combination, model=model)
+    return _taught(walk, panel)
+
+
+def _model_teacher(
+    walk: Walk,
+    task: TaskConfig,
+    labeller: Artifact,
+    rows: Sequence[TaskRow],
+    scoring: ScoringConfig,
+    coarse: CoarseToFine | None,
+    *,
+    is_alone: bool,
+) -> ModelTeacher:
+    method = walk.config.pseudo_label.method
+    keys = scoring.keys(scores_of(walk, task, labeller, "unlabeled", rows, scoring.passes(task)).passes, task)
+    fit_keys = content_free_keys(walk, task, labeller, scoring) if method is Method.CONTENT_FREE else keys
+    decision = fit_decision(method, fit_keys, task, coarse_to_fine=coarse)
+    # By itself the model's scores stay as they are; beside others they come at unit spread.
+    return ModelTeacher(decision=decision, keys=keys, spread=0.0 if is_alone else spread_of(decision.scores(keys, task)))
+
+
+def _model_scores(model: ModelTeacher, keys: list[PromptKeys], task: TaskConfig) -> FloatArray:
+    scores_NC = model.decision.scores(keys, task)
+    return scores_NC if model.spread == 0 else row_centred(scores_NC) / model.spread
+
+
+def _ask_model(
+    walk: Walk,
+    task: TaskConfig,
+    labeller: Artifact,
+    scoring: ScoringConfig,
+    passes: Sequence[ScoringPass],
+    model: ModelTeacher,
+) -> Ask:
+    def ask(split: str, rows: Sequence[TaskRow]) -> FloatArray:
+        found: list[PassScores] = scores_of(walk, task, labeller, split, rows, passes).passes
+        return _model_scores(model, scoring.keys(found, task), task)
+
+    return ask
+
+
+def _ask_fitted(fitted: FittedTeacher) -> Ask:
+    return lambda split, rows: fitted.scores(rows)
+
+
+def _fit_other(
+    walk: Walk, task: TaskConfig, labeller: Artifact, teacher: Teacher, rows: Sequence[TaskRow]
+) -> tuple[FittedTeacher, FloatArray]:
+    """Fit a teacher that is not the model's prompts; return it and the unlabeled rows' scores."""
+    if teacher is Teacher.LEXICAL:
+        lexical = lexical_of(walk, task)
+        assert lexical is not None, "there are unlabeled rows"
+        return lexical, lexical.scores(rows)
+    if teacher is Teacher.RULES:
+        if not task.rules:
+            raise ConfigError(f"pseudo_label.teachers: task '{task.name}' has no rules; add them to its file, or leave 'rules' out")
+        rules = fit_rules(task, rows)
+        return rules, rules.scores(rows)
+    if teacher is Teacher.FILE:
+        file = read_label_file(Path(_teacher_file(walk)), task).fitted(rows)
+        logger.info("pseudo_label %s: the file of labels names %.0f %% of the rows", task.name, 100 * file.coverage(rows))
+        return file, file.scores(rows)
+    if task.candidates is not None:
+        raise ConfigError(f"pseudo_label.teachers: 'embedding' has no labels to learn in task '{task.name}'; leave it out")
+    return fit_embedding(task, rows, _encoder(walk, labeller).encode, walk.config.seed)
+
+
+def _encoder(walk: Walk, labeller: Artifact) -> MeanEncoder:
+    place = walk.config.pseudo_label.encoder
+    opened = open_checkpoint(weights_of(labeller) if place is None else Path(place), walk.config.scorer, walk.config.offload)
+    return MeanEncoder(opened.model, opened.tokenizer, opened.device)
+
+
+def teacher_files(walk: Walk) -> dict[str, str]:
+    """Return sha256 by name of what teachers read beside the task's own files.
+
+    Raises:
+        ConfigError: the teacher `file` has none.
+        DataError: it does not exist.
+    """
+    if Teacher.FILE not in walk.config.pseudo_label.teachers:
+        return {}
+    place = Path(_teacher_file(walk))
+    if not place.is_file():
+        raise DataError(f"{place}: no such file; pseudo_label.teacher_file takes JSON lines with id and label")
+    return {"teacher_file": sha256_of_file(place)}
+
+
+def _teacher_file(walk: Walk) -> str:
+    place = walk.config.pseudo_label.teacher_file
+    if place is None:
+        raise ConfigError("pseudo_label.teacher_file: not set; the teacher 'file' needs a file of labels")
+    return place
+
+
+def _taught(walk: Walk, panel: Panel) -> Panel:
+    """Let the lexical teacher learn from the sum of all, round by round, as long as that changes little."""
+    settings = walk.config.pseudo_label
+    name = Teacher.LEXICAL.value
+    if panel.combination is None or name not in panel.ask:
+        return panel
+    for number in range(1, settings.teaching_rounds + 1):
+        before_NC = panel.scores()
+        lexical = lexical_files.fit(panel.task, panel.unlabeled.rows, walk.config.seed, before_NC)
+        scores = {**panel.unlabeled.scores, name: lexical.scores(panel.unlabeled.rows)}
+        assert panel.combination is not None
+        combination = fit_combination(scores, panel.combination.weights)
+        next_panel = Panel(
+            task=panel.task,
+            unlabeled=Views(rows=panel.unlabeled.rows, scores=scores),
+            ask={**panel.ask, name: _ask_fitted(lexical)},
+            combination=combination,
+            model=panel.model,
+            flips=panel.flips,
+        )
+        after_NC = next_panel.scores()
+        flips = float(np.mean(before_NC.argmax(axis=1) != after_NC.argmax(axis=1)))
+        reason = _decay(flips, after_NC, settings.collapse_limit, has_classes=panel.task.candidates is None)
+        if reason is not None:
+            logger.info("pseudo_label %s: round %d of teaching taken back, %s", panel.task.name, number, reason)
+            return panel
+        panel = Panel(**{**vars(next_panel), "flips": [*panel.flips, flips]})
+    return panel
+
+
+def _decay(flips: float, scores_NC: FloatArray, limit: float, *, has_classes: bool) -> str | None:
+    """Return why a round of teaching made things worse, or None."""
+    if flips > _FLIP_LIMIT:
+        return f"it changed {100 * flips:.0f} % of the labels"
+    largest = np.bincount(scores_NC.argmax(axis=1)).max() / len(scores_NC)
+    if has_classes and largest > limit:
+        return f"one label took {100 * largest:.0f} % of the rows"
+    return None

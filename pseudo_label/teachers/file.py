@@ -1,0 +1,116 @@
+"""A file of labels as a teacher: an annotator's, another model's, an API's answers.
+
+JSON lines, each with a row's `id` (as in the task's file) or all its texts by field, and either a `label` or `probabilities` by
+label. Rows that the file does not name get the same score for every label: the other teachers decide on them.
+
+Legend: N rows, C labels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapt.core.errors import DataError
+from adapt.core.registry import suggest
+from adapt.core.scorer import FloatArray
+from adapt.text.corpus import parse_json_line, read_lines
+from pseudo_label.tasks import TaskConfig, TaskRow, labels_of
+from pseudo_label.teachers.contract import padded, row_centred
+
+_LEAST = 1e-4  # probability that a label is never given less than
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFile:
+    """What a file says, by the key of a row: its id, or its texts."""
+
+    task: TaskConfig
+    answers: Mapping[str, Any]
+    spread: float = 1.0
+
+    def scores(self, rows: Sequence[TaskRow]) -> FloatArray:
+        """See `FittedTeacher.scores`; the spread is that over the rows which the file names."""
+        raw = [self._row(row) for row in rows]
+        return row_centred(padded(raw)) / self.spread
+
+    def coverage(self, rows: Sequence[TaskRow]) -> float:
+        """Return the share of rows that the file names."""
+        return float(np.mean([self._found(row) is not None for row in rows])) if rows else 0.0
+
+    def fitted(self, rows: Sequence[TaskRow]) -> LabelFile:
+        """Return the same teacher with its scores scaled by the rows that it names."""
+        named = [row for row in rows if self._found(row) is not None]
+        if not named:
+            return self
+        values = row_centred(padded([self._row(row) for row in named]))
+        return LabelFile(task=self.task, answers=self.answers, spread=float(values[np.isfinite(values)].std()) or 1.0)
+
+    def _row(self, row: TaskRow) -> FloatArray:
+        names, answer = labels_of(row, self.task), self._found(row)
+        if answer is None:
+            return np.zeros(len(names))
+        given = answer if isinstance(answer, dict) else {answer: 1.0}
+        return np.log(np.asarray([max(float(given.get(name, 0.0)), _LEAST) for name in names]))
+
+    def _found(self, row: TaskRow) -> Any:
+        return self.answers.get(_id_key(row.id), self.answers.get(_text_key(row.texts)))
+
+
+def read_label_file(path: Path, task: TaskConfig) -> LabelFile:
+    """Read a file of labels.
+
+    Raises:
+        DataError: it is missing, a line is malformed, names no row, a row twice, or a label that the task does not have.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; pseudo_label.teacher_file takes JSON lines with id and label")
+    answers: dict[str, Any] = {}
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        record, where = parse_json_line(line, path, number), f"{path}, line {number}"
+        key = _key_of(record, task, where)
+        if key in answers:
+            raise DataError(f"{where}: its row was named before; keep one of the two lines")
+        answers[key] = _answer_of(record, task, where)
+    return LabelFile(task=task, answers=answers)
+
+
+def _key_of(record: Mapping[str, Any], task: TaskConfig, where: str) -> str:
+    for path in task.id_paths:
+        if record.get(path) is not None:
+            return _id_key(record[path])
+    if all(isinstance(record.get(name), str) for name in task.fields):
+        return _text_key({name: record[name] for name in task.fields})
+    raise DataError(f"{where}: names no row; give it an id ({', '.join(task.id_paths)}) or all of {', '.join(task.fields)}")
+
+
+def _answer_of(record: Mapping[str, Any], task: TaskConfig, where: str) -> Any:
+    given = record.get("probabilities", record.get("label"))
+    if isinstance(given, dict):
+        if not all(isinstance(p, int | float) and not isinstance(p, bool) and 0 <= p <= 1 for p in given.values()):
+            raise DataError(f"{where}: probabilities that are no numbers between 0 and 1")
+        names = list(given)
+    elif given is None or isinstance(given, list):
+        raise DataError(f"{where}: has neither a label nor probabilities by label")
+    else:
+        given = str(given).lower() if isinstance(given, bool) else str(given)
+        names = [given]
+    unknown = [name for name in names if task.candidates is None and name not in task.label_words]
+    if unknown:
+        raise DataError(f"{where}: task '{task.name}' has no label '{unknown[0]}'{suggest(unknown[0], task.labels)}")
+    return given
+
+
+def _id_key(row_id: Any) -> str:
+    return "id " + json.dumps(row_id, ensure_ascii=False)
+
+
+def _text_key(texts: Mapping[str, str]) -> str:
+    return "texts " + json.dumps(texts, ensure_ascii=False, sort_keys=True)

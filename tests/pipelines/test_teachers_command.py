@@ -1,0 +1,100 @@
+"""Teachers and the lexical labeller from the command line: what labels, what stands in the tables, and what exports carry."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import SMALL_DEMO, on_base, records, refused
+
+import pseudo_label
+from adapt.core.artifacts import open_artifact
+from pseudo_label.store import LABELS_FILE
+
+TASK = "demo_topics"
+Run = Callable[[str, list[str]], str]
+
+
+def gold(split: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (SMALL_DEMO / TASK / f"{split}.json").read_text(encoding="utf-8").splitlines()]
+
+
+def test_without_the_model_as_a_teacher_no_unlabeled_row_is_scored(smallest_run: Path, tmp_path: Path, run_here: Run) -> None:
+    run_here("pseudo_label", [*on_base(smallest_run, tmp_path, TASK), "pseudo_label.teachers=[lexical]"])
+    assert {row["method"] for row in records(tmp_path / "demo" / "pseudo_label" / TASK / LABELS_FILE)} == {"lexical"}
+    assert not (tmp_path / "demo" / "score").exists()
+    assert (tmp_path / "demo" / "lexical" / TASK / "lexical.json").is_file()
+
+
+def test_labels_of_a_file_are_taken_where_it_names_the_row(smallest_run: Path, tmp_path: Path, run_here: Run) -> None:
+    rows = gold("unlabeled")[:80]
+    wanted = ["sports", "finance", "tech", "food"] * 20
+    lines = [json.dumps({"id": row["id"], "label": label}) for row, label in zip(rows, wanted, strict=True)]
+    (tmp_path / "labels.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    own = ["pseudo_label.teachers=[file]", f"pseudo_label.teacher_file={tmp_path}/labels.jsonl"]
+    run_here("pseudo_label", [*on_base(smallest_run, tmp_path, TASK), *own])
+    assert [row["label"] for row in records(tmp_path / "demo" / "pseudo_label" / TASK / LABELS_FILE)] == wanted
+
+
+def test_every_teacher_has_an_estimate_beside_its_measured_accuracy(smallest_run: Path, tmp_path: Path, run_here: Run) -> None:
+    text = run_here("pseudo_label", [*on_base(smallest_run, tmp_path, TASK), "pseudo_label.teachers=[model,lexical,embedding]"])
+    metrics = open_artifact((tmp_path / "demo" / "pseudo_label" / TASK).resolve()).metrics
+    assert set(metrics["teachers"]) == {"model", "lexical", "embedding"}
+    assert set(metrics["measured"]) == {"model", "lexical", "embedding", "together"}
+    assert all(0 < teacher["estimated"] < 1 and teacher["weight"] > 0 for teacher in metrics["teachers"].values())
+    assert "estimated" in text and "together" in text
+
+
+def test_the_lexical_labeller_is_a_row_of_every_table(smallest_run: Path) -> None:
+    table = open_artifact((smallest_run / "evaluate" / TASK).resolve()).metrics["table"]
+    who = [(row["model"], row["method"]) for row in table]
+    assert who[0] == ("lexical", "lexical")
+    assert who.count(("lexical", "lexical")) == 1
+    assert ("base", "combined") in who and ("adapted", "combined") in who
+    assert "lexical" in (smallest_run.parent / "output.txt").read_text(encoding="utf-8")
+    assert "lexical" in (smallest_run / "report" / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_export_answers_as_evaluation_did_with_the_lexical_labeller_it_carries(smallest_run: Path) -> None:
+    answers = json.loads((smallest_run / "evaluate" / TASK / "answers.json").read_text(encoding="utf-8"))
+    wanted = next(line["answers"] for line in answers if (line["model"], line["method"]) == ("adapted", "combined"))
+    predictor = pseudo_label.load(smallest_run / "export" / TASK)
+    assert (smallest_run / "export" / TASK / "lexical.safetensors").is_file()
+    assert [answer.label for answer in predictor.predict(gold("dev"))] == wanted
+
+
+def test_an_export_of_the_lexical_method_answers_without_the_model(smallest_run: Path, tmp_path: Path, run_here: Run) -> None:
+    own = [*on_base(smallest_run, tmp_path, TASK), "evaluate.method=lexical", "evaluate.methods=[lexical]", "stages=[evaluate,export]"]
+    run_here("run", own)
+    answers = json.loads((tmp_path / "demo" / "evaluate" / TASK / "answers.json").read_text(encoding="utf-8"))
+    assert [line["method"] for line in answers] == ["lexical"]
+    predictor = pseudo_label.load(tmp_path / "demo" / "export" / TASK)
+    assert [answer.label for answer in predictor.predict(gold("dev"))] == answers[0]["answers"]
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        (["pseudo_label.teachers=[]"], ["pseudo_label", "teachers", "empty"]),
+        (["pseudo_label.teachers=[model,model]"], ["teachers", "twice"]),
+        (["pseudo_label.teachers=[oracle]"], ["pseudo_label.teachers", "oracle"]),
+        (["pseudo_label.teacher_weights={rules: 1.0}"], ["teacher_weights", "rules"]),
+        (["pseudo_label.teacher_weights={lexical: 0.0}"], ["teacher_weights", "above 0"]),
+        (["pseudo_label.method=combined"], ["method=combined", "teachers"]),
+        (["pseudo_label.teachers=[rules]"], ["teachers", "no rules"]),
+        (["pseudo_label.teachers=[file]"], ["teacher_file", "not set"]),
+        (["pseudo_label.teachers=[file]", "pseudo_label.teacher_file=nowhere.jsonl"], ["nowhere.jsonl", "no such file"]),
+        (["evaluate.lexical_weight=0"], ["lexical_weight", "above 0"]),
+    ],
+)
+def test_teachers_that_cannot_serve_are_refused(
+    smallest_run: Path,
+    tmp_path: Path,
+    own: list[str],
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    refused("pseudo_label", [*on_base(smallest_run, tmp_path, TASK), *own], words, monkeypatch, capsys)

@@ -49,7 +49,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             pseudo_label=settings,
             form=label_form(config),
             exclude=config.exclude_eval.splits,
-            precision=config.scorer.precision,
+            precision=walk.scorer.precision,
         ),
         inputs={"base": base, "labeller": labeller},
         files=walk.split_digests(task, list(dict.fromkeys(["unlabeled", *config.exclude_eval.splits, *measured_on]))),

@@ -60,7 +60,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     config = walk.config
     settings = config.continue_pretrain
     base = walk.base()
-    _check_engine(base, config.engine, config.objective)
+    _check_engine(base, walk.engine, config.objective)
     members = _members(walk, task, base)
     is_joint = _is_joint(settings, task)
     name = "joint" if is_joint else task.name
@@ -73,7 +73,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             **tasks,
             continue_pretrain=settings,
             objective=config.objective,
-            **config.engine.numerics(),
+            **walk.engine.numerics(),
             seed=config.seed,
             gate=None if general is None else config.gate,
         ),
@@ -106,7 +106,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
                 "moments_from": None if moments is None else str(moments.resolve()),
             },
         }
-        launch(job, work, config.engine)
+        launch(job, work, walk.engine)
         return _finished(walk, result, work)
 
     return Plan(key=key, build=build, describe=_describe)

@@ -62,7 +62,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             form=config.objective.pseudo_label.form,
             exclude=config.exclude_eval.splits,
             splits=splits,
-            precision=config.scorer.precision,
+            precision=walk.scorer.precision,
         ),
         inputs=inputs,
         files=files,

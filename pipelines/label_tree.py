@@ -72,7 +72,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         config=plain_settings(
             task=task,
             label_tree=settings,
-            precision=config.scorer.precision,
+            precision=walk.scorer.precision,
             scoring=scoring if reads_rows else None,
             exclude=config.exclude_eval.splits if reads_rows else None,
         ),
@@ -121,7 +121,7 @@ def _sizes(walk: Walk, task: TaskConfig) -> GroupSizes:
 
 def _likeness_of_words(walk: Walk, task: TaskConfig, base: Artifact) -> FloatArray:
     """Compare the labels' words as the model reads them in the reference prompt."""
-    opened = open_checkpoint(weights_of(base), walk.config.scorer, walk.config.offload)
+    opened = open_checkpoint(weights_of(base), walk.scorer, walk.config.offload)
     prompt = Prompt(task, task.reference, opened.tokenizer, opened.model.context_length)
     empty = prompt.null_row(TaskRow(id=None, texts=dict.fromkeys(task.fields, ""), label=None, candidates=None, line=0))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.core.errors import CheckpointError
+from adapt.core.precision import say_precision
 from adapt.model.counting import ParameterCounts, count_hf_parameters, count_parameters
 from adapt.model.expert_parallel import check_share
 from adapt.model.gpt import GPT, GPTConfig
@@ -29,7 +30,8 @@ def show(config: PipelineConfig, point: str | None) -> None:
         ("dense part", counts.dense),
     ]:
         lines.append(f"{name:<14} {count:>16,} {count / 1e9:>9.3f}")
-    engine = config.engine
+    say_precision(config.engine.auto_precision())
+    engine = config.engine.resolved()
     lines.append("")
     memory = plan_memory(counts, engine)
     activations = "without activations"

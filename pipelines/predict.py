@@ -38,13 +38,13 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         raise ConfigError(f"{source}: is the input; give output= another name, so that your rows stay")
     key = StageKey(
         stage=NAME,
-        config=plain_settings(precision=config.scorer.precision),
+        config=plain_settings(precision=walk.scorer.precision),
         inputs={"export": export},
         files={source.name: sha256_of_file(source)},
     )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
-        predictor = load(export.path, config.scorer, config.offload)
+        predictor = load(export.path, walk.scorer, config.offload)
         records = read_records(source)
         answers = predictor.predict_rows([predictor.read(record, str(source), line) for line, record in records])
         text = "".join(_line(record, answer) for (_, record), answer in zip(records, answers, strict=True))

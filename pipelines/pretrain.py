@@ -42,8 +42,8 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     tokenizer = Tokenizer.load(tokenizer_artifact.path)
     check_vocabulary(tokenizer, model)
     # Refuses impossible sizes before anything is read.
-    check_share(GPT(model).expert_counts, config.engine.expert_parallel)
-    check_memory(model, config.engine)
+    check_share(GPT(model).expert_counts, walk.engine.expert_parallel)
+    check_memory(model, walk.engine)
     if model.even_routing:
         raise ConfigError("model.even_routing: is for measuring random weights; a router trained under it would decide nothing")
     files = find_corpus(config.data.corpus, config.data.domain_field)
@@ -61,7 +61,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             pretrain=config.pretrain,
             domain_field=config.data.domain_field,
             balance=config.objective.balance,
-            **config.engine.numerics(),
+            **walk.engine.numerics(),
             seed=config.seed,
         ),
         inputs={"tokenizer": tokenizer_artifact},
@@ -90,7 +90,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             "repeats": [repeats.get(domain, 1) for domain in domains],
             "job": training_job(walk, NAME, None, objective, train, result, work),
         }
-        launch(job, work, config.engine)
+        launch(job, work, walk.engine)
         return training_metrics(result, work)
 
     return Plan(key=key, build=build, describe=describe_training)
@@ -137,9 +137,9 @@ def training_job(
         ConfigError: engine and optimizer do not go together.
     """
     config = walk.config
-    check_optimizer(config.engine, train.optimizer)
+    check_optimizer(walk.engine, train.optimizer)
     return {
-        "engine": to_plain(config.engine),
+        "engine": to_plain(walk.engine),
         "objective": to_plain(objective),
         "train": to_plain(train),
         "tracker": to_plain(config.tracker),

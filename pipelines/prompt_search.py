@@ -82,7 +82,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             rows=[settings.rows, settings.labelled_rows],
             top=settings.top,
             form=label_form(config),
-            precision=config.scorer.precision,
+            precision=walk.scorer.precision,
             exclude=config.exclude_eval.splits,
             split=config.split,
         ),
@@ -170,7 +170,7 @@ def _merges(walk: Walk, task: TaskConfig, base: Artifact, rows: Sequence[TaskRow
     Raises:
         ConfigError: a prompt cannot be used with this tokenizer, or not in this form of the label.
     """
-    opened = open_checkpoint(weights_of(base), walk.config.scorer, walk.config.offload)
+    opened = open_checkpoint(weights_of(base), walk.scorer, walk.config.offload)
     for name in task.prompts:
         prompt = Prompt(task, name, opened.tokenizer, opened.model.context_length)
         prompt.readings(rows[0], form_of(criterion_of(task, name, None), label_form(walk.config)))

@@ -47,7 +47,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             seed=config.seed,
             form=label_form(config),
             exclude=config.exclude_eval.splits,
-            precision=config.scorer.precision,
+            precision=walk.scorer.precision,
         ),
         inputs={"base": base, "labeller": labeller},
         files=teacher_files(walk)

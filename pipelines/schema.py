@@ -87,6 +87,8 @@ class PretrainConfig:
         _refuse_below(1, steps=self.steps, batch_rows=self.batch_rows, save_every_steps=self.save_every_steps)
         _refuse_below(0, **{f"repeats.{domain}": count for domain, count in (self.repeats or {}).items()})
         _refuse_no_share(held_out_share=self.held_out_share, span_mask_share=self.span_mask_share)
+        if self.save_precision is Precision.AUTO:
+            raise ConfigError("save_precision: auto is for computing; a file is fp32, bf16 or fp16")
 
 
 @dataclass(frozen=True, kw_only=True)

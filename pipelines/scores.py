@@ -79,12 +79,12 @@ def scores_of(
         lines=[row.line for row in rows],
         passes=list(passes),
         domain=domain_texts(walk, task, (what.null for what in passes)),
-        scorer=walk.config.scorer,
+        scorer=walk.scorer,
         offload=walk.config.offload,
         checkpoint=model.digest,
         parts="",
     )
-    key = StageKey(stage=NAME, config=_settings(task, rows, passes, job.domain, walk.config.scorer), inputs={"model": model})
+    key = StageKey(stage=NAME, config=_settings(task, rows, passes, job.domain, walk.scorer), inputs={"model": model})
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
         started = time.monotonic()
@@ -105,7 +105,7 @@ def content_free_keys(walk: Walk, task: TaskConfig, model: Artifact, scoring: Sc
     """Return the reference prompt's keys of texts that say nothing; none for tasks whose rows bring their own candidates."""
     if task.candidates is not None:
         return []
-    opened = open_checkpoint(weights_of(model), walk.config.scorer, walk.config.offload)
+    opened = open_checkpoint(weights_of(model), walk.scorer, walk.config.offload)
     scoring = replace(scoring, domain=domain_texts(walk, task, (criterion.null for _, criterion in scoring.pairs(task))))
     scorer = TaskScorer(task, scoring, opened.scorer, opened.tokenizer)
     return scorer.keys(content_free_rows(task), [task.reference])

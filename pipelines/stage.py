@@ -6,7 +6,7 @@ import datetime
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,9 +14,12 @@ from adapt.checkpoint.hf_directory import CONFIG_FILE, open_hf_directory
 from adapt.checkpoint.weights import has_weights, is_bare_checkpoint, open_bare_checkpoint
 from adapt.core.artifacts import Artifact, ArtifactStore, StageKey, is_artifact, open_artifact, sha256_of_file
 from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.precision import say_precision
 from adapt.core.typed import to_plain
 from adapt.model.gpt import GPTConfig
 from adapt.model.hf import HFConfig
+from adapt.scoring.layout import ScorerConfig
+from adapt.train.engine_config import EngineConfig
 from pipelines.locations import conf_dir
 from pipelines.schema import PipelineConfig
 from pseudo_label.tasks import TaskConfig, load_task, split_path
@@ -49,10 +52,11 @@ class Stage(Protocol):
 
 
 class Walk:
-    """One run through stages."""
+    """One run through stages. Its `config` holds resolved precisions, so that keys and frozen jobs never say `auto`."""
 
     def __init__(self, config: PipelineConfig, point: str | None = None) -> None:
-        self.config = config
+        self._auto_engine, self._auto_scorer = config.engine.auto_precision(), config.scorer.auto_precision()
+        self.config = replace(config, engine=config.engine.resolved(), scorer=config.scorer.resolved())
         self.store = ArtifactStore(Path(config.run.dir))
         self.name = config.run.name if point is None else f"{config.run.name}/{point}"
         self.group = config.run.name
@@ -62,6 +66,18 @@ class Walk:
     @property
     def directory(self) -> Path:
         return self.store.root / self.name
+
+    @property
+    def engine(self) -> EngineConfig:
+        """Return how to train; what `engine.precision=auto` came to is said."""
+        say_precision(self._auto_engine)
+        return self.config.engine
+
+    @property
+    def scorer(self) -> ScorerConfig:
+        """Return how to score; what `scorer.precision=auto` came to is said."""
+        say_precision(self._auto_scorer)
+        return self.config.scorer
 
     def tasks(self) -> list[TaskConfig]:
         """Load the run's tasks.

@@ -14,6 +14,7 @@ from typing import Any
 from adapt.checkpoint.offload import OffloadConfig
 from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.errors import CheckpointError, DataError
+from adapt.core.precision import say_precision
 from adapt.core.typed import from_plain, to_plain
 from adapt.scoring.layout import ScorerConfig
 from pseudo_label.decision import Decision, softmax
@@ -97,7 +98,7 @@ def save_spec(directory: Path, spec: PredictorSpec) -> None:
 
 
 def load(directory: str | Path, scorer: ScorerConfig | None = None, offload: OffloadConfig | None = None) -> Predictor:
-    """Load an export.
+    """Load an export; answers are computed in `scorer.precision`, bf16 unless set where this machine multiplies in it.
 
     Raises:
         CheckpointError: it is not an export, or it is damaged.
@@ -113,5 +114,7 @@ def load(directory: str | Path, scorer: ScorerConfig | None = None, offload: Off
     lexical = lexical_files.load(place, spec.task) if spec.decision.needs_lexical else None
     if not spec.decision.method.needs_model:
         return Predictor(spec, None, lexical)
-    opened = open_checkpoint(place, scorer or ScorerConfig(), offload)
+    scorer = scorer or ScorerConfig()
+    say_precision(scorer.auto_precision())
+    opened = open_checkpoint(place, scorer.resolved(), offload)
     return Predictor(spec, TaskScorer(spec.task, spec.scoring, opened.scorer, opened.tokenizer), lexical)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+ONCE = {"is_said_once": True}  # the `extra` of a log line that a command says once, however often it comes by
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankInfo:
@@ -37,11 +39,28 @@ def set_up_logging(rank: int = 0) -> None:
     """Send this project's log lines to standard error, plainly; ranks other than 0 only warn."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(_Repeats())
     for name in ("adapt", "pseudo_label", "pipelines"):
         log = logging.getLogger(name)
         log.handlers[:] = [handler]
         log.propagate = False
         log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+class _Repeats(logging.Filter):
+    """Drops lines marked `ONCE` that were said before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not getattr(record, "is_said_once", False):
+            return True
+        text = record.getMessage()
+        is_new = text not in self._said
+        self._said.add(text)
+        return is_new
 
 
 def seed_for(*parts: object) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adapt.core.errors import ConfigError
-from adapt.core.precision import Precision
+from adapt.core.precision import AutoPrecision, Precision, auto_precision
 from adapt.model.exchange import ExpertShare
 from adapt.model.recompute import Recompute
 from adapt.train.loss_scale import LossScaleConfig
@@ -21,7 +21,7 @@ class EngineConfig:
     added up over micro-batches in fp32 at any precision. `micro_batch` is in rows per rank; `threads` per rank, absent for an even
     share of the cores. `expert_parallel` is how many neighbouring ranks share the experts of every layer (1: each has them all).
     `activation_checkpointing`: what the backward pass computes again. `memory_gb`: what a rank has; what needs more is refused
-    before anything is allocated. `loss_scale` is what fp16 is trained with.
+    before anything is allocated. `loss_scale` is what fp16 is trained with. `resolved` replaces the precision `auto`.
 
     `hostfile` names hosts to train on together (lines `host slots=n`, as many slots as `world_size`), reached by `remote_shell`;
     the ranks meet at `master_address` (absent: the first host). Without it, all ranks are on this machine.
@@ -31,7 +31,7 @@ class EngineConfig:
     expert_parallel: int = 1
     activation_checkpointing: Recompute = Recompute.NONE
     zero_stage: int = 2
-    precision: Precision = Precision.FP32
+    precision: Precision = Precision.AUTO
     micro_batch: int = 8
     pad_multiple: int = 1
     threads: int | None = None
@@ -45,7 +45,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2):
             raise ConfigError(f"zero_stage: {self.zero_stage} is not supported; use 0, 1 or 2")
-        if self.zero_stage == 0 and self.precision.is_rounded:
+        if self.zero_stage == 0 and self.precision not in (Precision.AUTO, Precision.FP32):
             raise ConfigError(f"zero_stage: 0 keeps no fp32 masters beside {self.precision.value} weights; use 1 or 2, or fp32")
         if self.zero_stage == 0 and self.expert_parallel > 1:
             raise ConfigError("zero_stage: 0 shares nothing, experts neither; use 1 or 2, or engine.expert_parallel=1")
@@ -61,8 +61,22 @@ class EngineConfig:
                 f"the nearest setting is {nearest}"
             )
 
+    def auto_precision(self) -> AutoPrecision | None:
+        """Return what `precision=auto` comes to here; None where another one is asked for."""
+        if self.precision is not Precision.AUTO:
+            return None
+        if self.zero_stage == 0:
+            return AutoPrecision(precision=Precision.FP32, reason="for training: engine.zero_stage=0 keeps no fp32 masters")
+        return auto_precision()
+
+    def resolved(self) -> EngineConfig:
+        """Return these settings with what `precision=auto` comes to here. A command does so once; ranks and files get no `auto`."""
+        chosen = self.auto_precision()
+        return self if chosen is None else replace(self, precision=chosen.precision)
+
     def numerics(self) -> dict[str, Any]:
         """Return the settings that results depend on, for a stage's key."""
+        assert self.precision is not Precision.AUTO, "auto must be resolved first"
         return {"precision": self.precision} | ({"loss_scale": self.loss_scale} if self.precision is Precision.FP16 else {})
 
     def expert_share(self, rank: int) -> ExpertShare:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapt.core.errors import ConfigError
-from adapt.core.precision import Precision
+from adapt.core.precision import FORMATS, Precision
 from pipelines.bench.child import GIVE_BACK, STATUS, as_a_rank, in_child, on_ranks
 from pipelines.bench.contract import Benchmark, register
 from pipelines.bench.moe_cases import Case
@@ -111,7 +111,7 @@ def _cases(options: Mapping[str, str], defaults: _Defaults, device: str, group: 
             f"bench {_NAME}: {group.title} is measured on a CPU, over gloo; leave it out of groups=, or take device=cpu"
         )
     hidden, ffn = number(_NAME, options, "hidden", defaults.hidden), number(_NAME, options, "ffn", defaults.ffn)
-    precisions = some_of(_NAME, options, "dtypes", [precision.value for precision in Precision], defaults.dtypes)
+    precisions = some_of(_NAME, options, "dtypes", [precision.value for precision in FORMATS], defaults.dtypes)
     cases = []
     for text in options.get("cases", group.cases or defaults.cases).split(","):
         shape = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)(s?)", text)

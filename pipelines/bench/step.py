@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from adapt.core.errors import ConfigError
-from adapt.core.precision import Precision
+from adapt.core.precision import FORMATS, Precision
 from adapt.core.registry import suggest
 from adapt.core.typed import from_plain
 from adapt.model.gpt import GPT, GPTConfig
@@ -51,7 +51,7 @@ def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
     clock = is_cpu_time(_NAME, options, threads, device)
     corpus = options.get("corpus", str(demo_dir() / "corpus" / "general.txt"))
     peak = _peak(options, device)
-    precisions = some_of(_NAME, options, "dtypes", [precision.value for precision in Precision], _DTYPES[device])
+    precisions = some_of(_NAME, options, "dtypes", [precision.value for precision in FORMATS], _DTYPES[device])
     rows = number(_NAME, options, "rows", 1) if "rows" in options else None
     per_expert = number(_NAME, options, "tokens_per_expert", _TARGET_TOKENS)
     cases = [

@@ -29,6 +29,7 @@ from adapt.checkpoint.store import INDEX_SCHEMA, open_store
 from adapt.checkpoint.store_writer import UNFINISHED, write_tensors
 from adapt.checkpoint.weights import load_model, save_model
 from adapt.core.errors import CheckpointError
+from adapt.core.precision import Precision
 from adapt.core.typed import to_plain
 from adapt.model.gpt import GPT, materialize
 from adapt.scoring.layout import ScorerConfig
@@ -53,7 +54,7 @@ def checkpoint(tmp_path: Path, sparse_model: GPT, tokenizer: Tokenizer, monkeypa
 
 
 def opened(place: Path, way: WeightsIn, verify: Verify = Verify.SAMPLE) -> None:
-    open_checkpoint(place, ScorerConfig(), OffloadConfig(weights=way, verify=verify))
+    open_checkpoint(place, ScorerConfig(precision=Precision.FP32), OffloadConfig(weights=way, verify=verify))
 
 
 def change_index(place: Path, **changes: Any) -> None:

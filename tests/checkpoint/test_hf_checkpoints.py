@@ -25,6 +25,8 @@ from adapt.model.hf import FAMILIES, HFModel
 from adapt.scoring.layout import ScorerConfig
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
 
+FP32 = ScorerConfig(precision=Precision.FP32)
+
 
 def names_in(directory: Path) -> set[str]:
     found: set[str] = set()
@@ -64,7 +66,7 @@ def test_many_shards_give_the_weights_of_one(tmp_path: Path) -> None:
 
 
 def test_an_opened_directory_scores(tmp_path: Path) -> None:
-    opened = open_checkpoint(make_checkpoint(tmp_path, "qwen3"), ScorerConfig())
+    opened = open_checkpoint(make_checkpoint(tmp_path, "qwen3"), FP32)
     assert opened.scorer.context_length == 96
     assert opened.model.vocab_size > opened.tokenizer.vocab_size
 
@@ -166,7 +168,7 @@ def test_a_damaged_or_foreign_directory_is_refused_in_one_line(damage: Callable[
     base = make_checkpoint(tmp_path, "llama", max_shard_size="60KB")
     damage(base)
     with pytest.raises(CheckpointError, match=words) as refused:
-        open_checkpoint(base, ScorerConfig())
+        open_checkpoint(base, FP32)
     assert "\n" not in str(refused.value)
     assert str(tmp_path) in str(refused.value)
 
@@ -181,13 +183,13 @@ def test_a_config_that_is_no_json_is_named(tmp_path: Path) -> None:
 def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(tmp_path: Path) -> None:
     base = add_tokenizer(make_model(tmp_path, "llama", 60), BYTE_LEVEL)
     with pytest.raises(CheckpointError, match="60"):
-        open_checkpoint(base, ScorerConfig())
+        open_checkpoint(base, FP32)
 
 
 def test_a_sentencepiece_tokenizer_without_a_prefix_serves(tmp_path: Path, tokenizer: Tokenizer) -> None:
     base = make_model(tmp_path, "llama", tokenizer.vocab_size + 3)
     tokenizer.save(base)
-    opened = open_checkpoint(base, ScorerConfig())
+    opened = open_checkpoint(base, FP32)
     assert opened.tokenizer.digest == tokenizer.digest
     assert [file.name for file in checkpoint_files(base) if file.name.startswith("tokenizer")] == [MODEL_FILE]
 
@@ -204,7 +206,7 @@ def test_a_sentencepiece_tokenizer_that_puts_a_space_first_is_refused(tmp_path: 
     base = make_model(tmp_path, "llama", 60)
     (base / MODEL_FILE).write_bytes(made.getvalue())
     with pytest.raises(CheckpointError, match="give a tokenizer.json"):
-        open_checkpoint(base, ScorerConfig())
+        open_checkpoint(base, FP32)
 
 
 @pytest.mark.parametrize("package", ["transformers", "tokenizers"])
@@ -214,7 +216,7 @@ def test_a_missing_package_is_one_line_that_says_how_to_install_it(
     base = make_checkpoint(tmp_path, "llama")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"{package}.*pip install 'moe-adapt\[hf\]'") as refused:
-        open_checkpoint(base, ScorerConfig())
+        open_checkpoint(base, FP32)
     assert isinstance(refused.value, AdaptError)
     assert "\n" not in str(refused.value)
 
@@ -230,8 +232,8 @@ def mapped_file(address: int) -> str:
 
 def test_weights_stay_views_of_the_mapped_files(tmp_path: Path) -> None:
     base = make_checkpoint(tmp_path, "qwen3")
-    opened = open_checkpoint(base, ScorerConfig(), OffloadConfig(weights=WeightsIn.MMAP))
-    whole = open_checkpoint(base, ScorerConfig())
+    opened = open_checkpoint(base, FP32, OffloadConfig(weights=WeightsIn.MMAP))
+    whole = open_checkpoint(base, FP32)
     matrices = [(name, p) for name, p in opened.model.named_parameters() if p.dim() == 2]
     assert all(mapped_file(parameter.data_ptr()).endswith(".safetensors") for _, parameter in matrices)
     other = dict(whole.model.named_parameters())
@@ -243,4 +245,4 @@ def test_weights_that_cannot_stay_mapped_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"stores torch\.float32 and would be copied whole to torch\.bfloat16"):
         open_checkpoint(base, ScorerConfig(precision=Precision.BF16), OffloadConfig(weights=WeightsIn.MMAP))
     with pytest.raises(ConfigError, match=r"offload\.weights=ring: .* set offload\.weights=mmap or memory"):
-        open_checkpoint(base, ScorerConfig(), OffloadConfig(weights=WeightsIn.RING))
+        open_checkpoint(base, FP32, OffloadConfig(weights=WeightsIn.RING))

@@ -19,7 +19,7 @@ from adapt.checkpoint.random_weights import random_weights
 from adapt.checkpoint.store import open_store
 from adapt.checkpoint.weights import iterate_tensors, load_model, open_paged, rounded, save_model
 from adapt.core.errors import CheckpointError, ConfigError
-from adapt.core.precision import Precision
+from adapt.core.precision import FORMATS, Precision
 from adapt.core.spans import NO_TARGET, Reading
 from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT, GPTConfig, materialize
@@ -75,7 +75,7 @@ def hidden_of(model: CausalBase, inputs: ModelInputs) -> torch.Tensor:
 
 @pytest.mark.parametrize("way", PAGED)
 @pytest.mark.parametrize("name", list(MODELS))
-@pytest.mark.parametrize("stored", list(Precision))
+@pytest.mark.parametrize("stored", FORMATS)
 def test_paged_weights_give_the_bits_of_those_in_memory(tmp_path: Path, name: str, stored: Precision, way: WeightsIn) -> None:
     place = saved(tmp_path / "c", MODELS[name], stored)
     batches = [inputs_of(3, 17, 1), inputs_of(1, 2, 2), inputs_of(2, 40, 3)]
@@ -202,7 +202,7 @@ def test_a_rank_reads_the_experts_that_it_owns(tmp_path: Path) -> None:
         store.read_rows("blocks.1.mlp.experts.up_weight", [0, 9])
 
 
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", FORMATS)
 def test_a_streamed_random_checkpoint_is_the_one_that_is_made_in_memory(
     tmp_path: Path, tokenizer: Tokenizer, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:

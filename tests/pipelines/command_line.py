@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from adapt.core.precision import Precision
+from adapt.scoring.layout import ScorerConfig
 from pipelines.compose import _register, checked
 from pipelines.locations import conf_dir, demo_dir
 from pipelines.schema import PipelineConfig
@@ -37,6 +41,9 @@ def _small_demo() -> Path:
 
 
 SMALL_DEMO = _small_demo()
+# Every command has these, so that bits and speed are the same on every machine; a test may append another precision.
+FP32 = ["engine.precision=fp32", "scorer.precision=fp32"]
+FP32_SCORES = ScorerConfig(precision=Precision.FP32)  # for exports and checkpoints that a test opens by itself
 SMALLEST = [
     "experiment=demo_from_scratch",
     "run.name=demo",
@@ -57,7 +64,7 @@ def composed(primary: str, overrides: list[str]) -> PipelineConfig:
     GlobalHydra.instance().clear()
     _register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return checked(compose(primary, overrides=overrides))
+        return checked(compose(primary, overrides=[*FP32, *overrides]))
 
 
 def in_process(
@@ -68,7 +75,7 @@ def in_process(
     from pipelines.plan import show
 
     GlobalHydra.instance().clear()
-    monkeypatch.setattr(sys, "argv", [f"pipelines.{stage}", *arguments])
+    monkeypatch.setattr(sys, "argv", [f"pipelines.{stage}", *_in_fp32(arguments)])
     with pytest.raises(SystemExit) as left:
         main(stage, show if stage == "plan" else None)
     captured = capsys.readouterr()
@@ -100,12 +107,18 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 def command(stage: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", f"pipelines.{stage}", *arguments]
+    return [sys.executable, "-m", f"pipelines.{stage}", *_in_fp32(arguments)]
 
 
 def run(stage: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a stage as a user does."""
     return subprocess.run(command(stage, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def _in_fp32(arguments: Sequence[str]) -> list[str]:
+    """Put `FP32` behind the flags, where Hydra wants settings, and before the test's own settings, which win."""
+    n_flags = sum(1 for _ in takewhile(lambda argument: argument.startswith("-"), arguments))
+    return [*arguments[:n_flags], *FP32, *arguments[n_flags:]]
 
 
 def digests(directory: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import in_process, on_base, refused
+from command_line import FP32_SCORES, in_process, on_base, refused
 
 from pipelines.locations import demo_dir
 from pseudo_label.predictor import load
@@ -51,7 +51,7 @@ def test_a_cloze_is_labelled_learnt_measured_and_exported_with_the_texts_it_is_h
     rows = rows_of(root, "dev")
     answers = json.loads((evaluated / "answers.json").read_text(encoding="utf-8"))
     wanted = next(a["answers"] for a in answers if a["model"] == "adapted" and a["method"] == decision["decision"]["method"])
-    predictor = load(tmp_path / "demo" / "export" / "chid")
+    predictor = load(tmp_path / "demo" / "export" / "chid", FP32_SCORES)
     assert [found.label for found in predictor.predict(rows)] == wanted
     # One row by itself is held against the same texts: what it is read with does not matter.
     assert [predictor.predict([row])[0].label for row in rows] == wanted

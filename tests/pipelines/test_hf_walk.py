@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import in_process, run
+from command_line import FP32_SCORES, in_process, run
 from hf_checkpoints import PREPENDED, make_checkpoint
 from transformers import AutoModelForCausalLM
 
@@ -99,7 +99,7 @@ def test_an_export_answers_and_is_a_base_itself(
     code, text = in_process("export", arguments, monkeypatch, capsys)
     assert code == 0, text
     rows = (demo_dir() / "clue" / TASK / "dev.json").read_text(encoding="utf-8").splitlines()
-    answers = pseudo_label.load(place / "export" / TASK).predict([json.loads(row) for row in rows])
+    answers = pseudo_label.load(place / "export" / TASK, FP32_SCORES).predict([json.loads(row) for row in rows])
     written = (place / "evaluate" / TASK / f"dev_{TASK}_predict.json").read_text(encoding="utf-8").splitlines()
     assert [answer.label for answer in answers] == [json.loads(line)["label"] for line in written]
     arguments = [f"checkpoint={place}/export/{TASK}", f"run.dir={place.parent}", "run.name=again", *SMALLEST]

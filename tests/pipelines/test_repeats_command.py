@@ -36,6 +36,7 @@ def arguments(smallest_run: Path, *more: str) -> list[str]:
         ("pretrain.repeats={general: 1.5}", ["pretrain.repeats", "general", "int", "1.5"]),
         ("pretrain.repeats=3", ["pretrain.repeats", "3"]),
         ("pretrain.save_precision=fp8", ["pretrain.save_precision", "fp16", "bf16"]),
+        ("pretrain.save_precision=auto", ["pretrain", "save_precision: auto is for computing", "fp32, bf16 or fp16"]),
     ],
 )
 def test_repeats_that_make_no_sense_are_refused_in_one_line(

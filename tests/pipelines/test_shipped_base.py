@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from command_line import composed
+from command_line import FP32_SCORES, composed
 
 from adapt.checkpoint.opening import open_checkpoint
 from adapt.checkpoint.weights import is_bare_checkpoint, is_router, iterate_tensors, load_config
 from adapt.model.counting import count_parameters
-from adapt.scoring.layout import ScorerConfig
 from pipelines.locations import demo_dir
 
 BASE = demo_dir() / "base"
@@ -24,7 +23,7 @@ def test_it_is_a_whole_checkpoint_that_fits_into_the_repository() -> None:
 
 
 def test_it_reads_and_writes_chinese() -> None:
-    opened = open_checkpoint(BASE, ScorerConfig())
+    opened = open_checkpoint(BASE, FP32_SCORES)
     text = "物流很快，包装也好；这句话表达的是满意。"
     assert opened.tokenizer.decode(opened.tokenizer.encode(text)) == text
     assert len(opened.tokenizer.encode(text)) < len(text)

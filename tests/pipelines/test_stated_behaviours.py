@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import SMALLEST, digests, on_base, records, refused
+from command_line import FP32_SCORES, SMALLEST, digests, on_base, records, refused
 
 import pseudo_label
 import pseudo_label.prompts
 import pseudo_label.tasks
 from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.artifacts import open_artifact
-from adapt.scoring.layout import ScorerConfig
 from adapt.text.tokenizer import Tokenizer
 from pipelines.locations import conf_dir, demo_dir
 
@@ -122,7 +121,7 @@ def test_a_text_longer_than_the_context_walks_and_loses_only_what_may_be_cut(
     stages = "stages=[pseudo_label,continue_pretrain,evaluate]"
     arguments = [*on_base(smallest_run, tmp_path / "runs", "mine"), *mine, f"data.root={long_texts}", stages]
     run_here("run", [*arguments, "continue_pretrain.epochs=1"])
-    opened = open_checkpoint((smallest_run / "pretrain").resolve(), ScorerConfig())
+    opened = open_checkpoint((smallest_run / "pretrain").resolve(), FP32_SCORES)
     place = tmp_path / "runs" / "demo"
     found = {record["line"]: record for record in records(place / "score" / "mine" / "unlabeled-pretrain" / "scores.parquet")}
     words = [len(opened.tokenizer.encode(word)) for word in ("不满意", "满意")]
@@ -276,7 +275,8 @@ def test_coarse_to_fine_says_what_each_step_loses_and_the_export_answers_alike(
     ]
     assert selected
     written = (place / "dev_demo_topics_predict.json").read_text(encoding="utf-8").splitlines()
-    answers = pseudo_label.load(tmp_path / "demo" / "export" / "demo_topics").predict(demo_rows("demo_topics", "dev")[:37])
+    predictor = pseudo_label.load(tmp_path / "demo" / "export" / "demo_topics", FP32_SCORES)
+    answers = predictor.predict(demo_rows("demo_topics", "dev")[:37])
     assert [answer.label for answer in answers] == [json.loads(line)["label"] for line in written]
 
 

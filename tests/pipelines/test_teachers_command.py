@@ -66,7 +66,12 @@ def test_an_export_answers_as_evaluation_did_with_the_lexical_labeller_it_carrie
 
 
 def test_an_export_of_the_lexical_method_answers_without_the_model(smallest_run: Path, tmp_path: Path, run_here: Run) -> None:
-    own = [*on_base(smallest_run, tmp_path, TASK), "evaluate.method=lexical", "evaluate.methods=[lexical]", "stages=[evaluate,export]"]
+    own = [
+        *on_base(smallest_run, tmp_path, TASK),
+        "evaluate.method=lexical",
+        "evaluate.methods=[lexical]",
+        "stages=[evaluate,export]",
+    ]
     run_here("run", own)
     answers = json.loads((tmp_path / "demo" / "evaluate" / TASK / "answers.json").read_text(encoding="utf-8"))
     assert [line["method"] for line in answers] == ["lexical"]

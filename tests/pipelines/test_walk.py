@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import SMALLEST, digests, in_process, run
+from command_line import FP32_SCORES, SMALLEST, digests, in_process, run
 
 import pseudo_label
 from adapt.core.artifacts import open_artifact
@@ -72,14 +72,14 @@ def test_a_submission_has_a_line_for_every_row_of_the_test_split(smallest_run: P
 
 @pytest.mark.parametrize("task", TASKS)
 def test_an_export_answers_as_evaluation_did(smallest_run: Path, task: str) -> None:
-    predictor = pseudo_label.load(smallest_run / "export" / task)
+    predictor = pseudo_label.load(smallest_run / "export" / task, FP32_SCORES)
     answers = [prediction.label for prediction in predictor.predict(dev_rows(task))]
     written = (smallest_run / "evaluate" / task / f"dev_{task}_predict.json").read_text(encoding="utf-8").splitlines()
     assert answers == [json.loads(line)["label"] for line in written]
 
 
 def test_an_answer_does_not_depend_on_the_rows_beside_it(smallest_run: Path) -> None:
-    predictor = pseudo_label.load(smallest_run / "export" / "demo_topics")
+    predictor = pseudo_label.load(smallest_run / "export" / "demo_topics", FP32_SCORES)
     rows = dev_rows("demo_topics")[:9]
     together = [p.probabilities["food"] for p in predictor.predict(rows)]
     alone = [predictor.predict([row])[0].probabilities["food"] for row in rows]

@@ -58,8 +58,16 @@ def test_words_count_only_where_no_other_field_of_the_rule_has_them() -> None:
     [
         (RuleConfig(measure=Measure.PATTERN, fields=["two"], pattern="^[0-9]+$", weights={"1": 1.0}), ("", "123"), ("", "12a")),
         (RuleConfig(measure=Measure.LENGTH, fields=["two"], weights={"1": 1.0}), ("", "长长长长"), ("", "短")),
-        (RuleConfig(measure=Measure.SHORTEST_ITEM, fields=["two"], weights={"1": 1.0}), ("", "长词语、更长的词"), ("", "词、更长的词语")),
-        (RuleConfig(measure=Measure.OVERLAP, fields=["one", "two"], is_directed=True, weights={"1": 1.0}), ("甲乙丙", "甲乙"), ("甲", "乙")),
+        (
+            RuleConfig(measure=Measure.SHORTEST_ITEM, fields=["two"], weights={"1": 1.0}),
+            ("", "长词语、更长的词"),
+            ("", "词、更长的词语"),
+        ),
+        (
+            RuleConfig(measure=Measure.OVERLAP, fields=["one", "two"], is_directed=True, weights={"1": 1.0}),
+            ("甲乙丙", "甲乙"),
+            ("甲", "乙"),
+        ),
     ],
 )
 def test_each_measure_speaks_for_its_label(rule: RuleConfig, high: tuple[str, str], low: tuple[str, str]) -> None:

@@ -11,6 +11,7 @@ import torch
 from expert_parallel_cases import MODEL
 from rank_cases import Killed, plain_rows, train_on_ranks
 
+from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
 from adapt.model.routers.top1 import Top1Config
 from adapt.objective import BalanceConfig, ObjectiveConfig
@@ -50,6 +51,7 @@ def main(place: Path, phase: Phase) -> None:
             world_size=rank.world_size,
             expert_parallel=expert_parallel,
             zero_stage=phase.stage,
+            precision=Precision.FP32,
             micro_batch=max(4 // rank.world_size, 2),
         )
         with contextlib.suppress(Killed):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rank_cases import SPARSE, Killed, plain_rows, train_on_ranks
 
+from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
 from adapt.model.recompute import Recompute
 from adapt.model.routers.contract import RouterConfig
@@ -71,6 +72,7 @@ def engine_config(case: Case, world_size: int) -> EngineConfig:
         world_size=world_size,
         expert_parallel=case.expert_parallel,
         zero_stage=case.stage,
+        precision=Precision.FP32,
         micro_batch=8 // world_size,
         activation_checkpointing=case.recompute,
     )

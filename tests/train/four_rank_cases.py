@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rank_cases import MODELS, STEPS, plain_rows, train_on_ranks
 
+from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
 from adapt.core.spans import LabelLoss
 from adapt.objective import BalanceConfig, BalanceScope, ObjectiveConfig
@@ -59,7 +60,13 @@ def main(place: Path) -> None:
     results = {}
     for case in CASES:
         micro_batch, padding = CUTS[case.cut]
-        engine = EngineConfig(world_size=rank.world_size, zero_stage=case.stage, micro_batch=micro_batch, pad_multiple=padding)
+        engine = EngineConfig(
+            world_size=rank.world_size,
+            zero_stage=case.stage,
+            precision=Precision.FP32,
+            micro_batch=micro_batch,
+            pad_multiple=padding,
+        )
         rows = plain_rows(case.objective)
         results[str(case)] = train_on_ranks(MODELS[case.model], case.objective, rows, engine, place / str(case), STEPS)
     if rank.is_main:

@@ -62,7 +62,7 @@ def said(name: str, place: Path) -> tuple[str, list[str]]:
             return gradient
         return gradient.index_fill(0, torch.tensor([len(gradient) - 1]), float("nan"))
 
-    config = EngineConfig(world_size=rank.world_size, micro_batch=4, **settings)
+    config = EngineConfig(world_size=rank.world_size, micro_batch=4, **{"precision": Precision.FP32, **settings})
     model = materialize(own_experts(GPT(replace(MODEL)), config.expert_share(rank.rank)), seed=3)
     engine = open_engine(model, config, OPTIMIZER, rank)
     for parameter in parameters:

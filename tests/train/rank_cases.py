@@ -125,7 +125,9 @@ def run_case(name: str, place: Path, killed_at: int | None = None) -> dict[str, 
     """Train a case in `place`, going on from what is saved there."""
     kind, objective_name, micro_batch, padding, stage = CASES[name]
     world_size = rank_from_environment().world_size
-    engine = EngineConfig(world_size=world_size, zero_stage=stage, micro_batch=micro_batch, pad_multiple=padding)
+    engine = EngineConfig(
+        world_size=world_size, zero_stage=stage, precision=Precision.FP32, micro_batch=micro_batch, pad_multiple=padding
+    )
     return train_on_ranks(
         MODELS[kind], OBJECTIVES[objective_name], rows_of(name), engine, place, STEPS,
         killed_at=killed_at, trains=TRAINED.get(name, Trained.ALL), optimizer=optimizer_of(name),

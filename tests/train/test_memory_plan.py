@@ -63,7 +63,7 @@ def kept_bytes(config: GPTConfig, engine: EngineConfig) -> int:
 @pytest.mark.parametrize("recompute", list(Recompute))
 @pytest.mark.parametrize("name", MODELS)
 def test_planned_activations_are_what_forward_keeps(name: str, recompute: Recompute) -> None:
-    engine = EngineConfig(micro_batch=4, activation_checkpointing=recompute)
+    engine = EngineConfig(micro_batch=4, precision=Precision.FP32, activation_checkpointing=recompute)
     k = GPT(MODELS[name]).router_traits.experts_per_token
     planned = plan_activations(MODELS[name], engine, k)["activations"]
     assert planned == pytest.approx(kept_bytes(MODELS[name], engine), rel=0.1)
@@ -71,7 +71,7 @@ def test_planned_activations_are_what_forward_keeps(name: str, recompute: Recomp
 
 @pytest.mark.parametrize("name", ["top1", "top2 with a network behind"])
 def test_one_kernel_for_all_experts_keeps_what_is_planned_beside_the_loop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, engine = MODELS[name], EngineConfig(micro_batch=4)
+    config, engine = MODELS[name], EngineConfig(micro_batch=4, precision=Precision.FP32)
     one_by_one = kept_bytes(config, engine)
     monkeypatch.setattr(adapt.model.experts, "gemm_for", lambda x, up, brought: torch_gemm)
     model = GPT(config)

@@ -17,7 +17,7 @@ from torch import Tensor
 import adapt.model.routers
 from adapt.checkpoint.weights import load_model, save_model, save_trained
 from adapt.core.errors import CheckpointError, TrainingError
-from adapt.core.precision import Precision
+from adapt.core.precision import FORMATS, Precision
 from adapt.core.spans import LabelForm
 from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT, materialize
@@ -128,7 +128,7 @@ def test_a_run_whose_balance_loss_moves_no_router_ends_before_its_first_step(tmp
     assert all(torch.equal(value, before[key]) for key, value in model.named_parameters())
 
 
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", FORMATS)
 def test_biases_are_saved_exactly_with_the_weights(tmp_path: Path, tokenizer: Tokenizer, precision: Precision) -> None:
     model = materialize(GPT(tiny_config([3, 6], router=SigmoidBiasConfig())), seed=1)
     for _, bias in model.named_buffers():

@@ -40,7 +40,7 @@ from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.expert_peers import GroupPeers
 from adapt.train.guards import where_gradients_break
 from adapt.train.loss_scale import LossScale
-from adapt.train.optimizer import OptimizerConfig, make_optimizer, parameter_groups
+from adapt.train.optimizer import MOMENTS, OptimizerConfig, make_optimizer, moments_at, parameter_groups
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -64,7 +64,6 @@ deepspeed_logger.setLevel(logging.ERROR)
 # On CPU, DeepSpeed would compile a shared-memory reduction at start; gloo needs no compiler and leaves nothing behind when killed.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 _NORM_AGREEMENT = 1e-5
 
 
@@ -269,9 +268,8 @@ class Engine:
 
         Left to itself, DeepSpeed links them after the first group's first update, when the other groups have none yet.
         """
-        for flat in self._zero.single_partition_of_fp32_groups:
-            state = {which: torch.zeros_like(flat) for which in MOMENTS}
-            self._zero.optimizer.state[flat] = {"step": torch.tensor(float(steps_done)), **state}
+        for flat, group in zip(self._zero.single_partition_of_fp32_groups, self._zero.param_groups, strict=True):
+            self._zero.optimizer.state[flat] = moments_at(flat, group, steps_done)
         self._zero._hp_optimizer_states_linked = False
         self._zero._lazy_init_hp_params_optimizer_state()
 

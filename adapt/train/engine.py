@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapt.core.device import take_device
 from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo
@@ -87,7 +88,7 @@ class Engine:
 
     def __init__(self, model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo) -> None:
         self.rank = rank
-        self.device = torch.device("cuda", rank.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = take_device(rank)
         self._model = model
         self._share = config.expert_share(rank.rank)
         if self._share.of > 1:

@@ -193,6 +193,19 @@ class Engine:
             values = values.cpu()
         return values
 
+    def norm_over_ranks(self, gradients: Mapping[str, Tensor]) -> float:
+        """Return the norm of the sum over ranks of what each has by parameter name, every expert counted once; a collective."""
+        whole = owned = 0.0
+        for name, gradient in gradients.items():
+            exact = gradient.flatten().double()
+            if self._peers is None or not is_stack(name):
+                whole += float(self.all_sum(exact).square().sum())
+            else:
+                owned += float(self._peers.summed_over_twins(exact).square().sum())
+        if self._peers is not None:
+            whole += float(self.all_sum(torch.tensor([owned], dtype=torch.float64))) / self._peers.n_twins
+        return whole**0.5
+
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, full fp32 weight), then routers' state; a collective: every rank must walk through it."""
         for name, parameter in self._model.named_parameters():
@@ -351,7 +364,8 @@ def _share_experts(model: nn.Module, n_ranks: int) -> GroupPeers:
     """Make groups of neighbouring ranks that share experts, and tell layers and parameters which one is theirs."""
     name = _group_name(n_ranks)
     deepspeed_groups._create_expert_and_data_parallel(n_ranks)
-    peers = GroupPeers(deepspeed_groups._get_expert_parallel_group(name))
+    twins = deepspeed_groups._get_expert_data_parallel_group(name)
+    peers = GroupPeers(deepspeed_groups._get_expert_parallel_group(name), twins)
     for module in model.modules():
         if isinstance(module, MoELayer):
             module.__class__ = _SharedLayer

@@ -17,7 +17,7 @@ from adapt.train.engine_config import EngineConfig
 STEPS = 3
 BATCH_ROWS = 1
 ROUTER = "top1"
-OBJECTIVE = ObjectiveConfig(balance=BalanceConfig(weight=0.1))
+OBJECTIVE = ObjectiveConfig(balance=BalanceConfig(weight=0.1), gradient_shares_every_steps=2)
 CASES = {f"expert parallel {size}, {again.value}": (size, again) for size in (1, 2) for again in Recompute}
 
 

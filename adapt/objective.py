@@ -231,23 +231,23 @@ def ledger_total(ledger: dict[str, PartValue]) -> float:
 def check_balance_gradient(model: CausalBase, batch: Batch, config: ObjectiveConfig) -> None:
     """Make sure that the balance loss, where it counts, can move every router; an empty batch says nothing.
 
-    Shares that rise from expert to expert stand in for those of a step, which may be even: then the true gradient is zero.
+    Shares that rise from expert to expert stand in for those of a step, which may be even: then the true gradient is zero. A
+    collective where ranks share experts: what backward computes again exchanges tokens again, also on a rank whose batch is empty.
 
     Raises:
         TrainingError: a layer's gradient is zero.
     """
     if config.balance.weight == 0 or not model.router_traits.has_balance_loss:
         return
-    reports = model(batch.inputs).routing  # also of an empty batch: where ranks share experts, every rank takes part
-    if not bool(batch.inputs.documents_BT.any()):
-        return
+    reports = model(batch.inputs).routing
+    says_something = bool(batch.inputs.documents_BT.any())
     for layer, (report, parameters) in enumerate(zip(reports, model.gates(), strict=True)):
         n_experts = report.probs_NE.shape[1]
         rising_E = torch.arange(1, n_experts + 1, device=report.probs_NE.device) * 2 / (n_experts * (n_experts + 1))
         balance = _balance_sum([report], [rising_E], BalanceScope.STEP, report.probs_NE.new_zeros(()))
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         gradients = torch.autograd.grad(balance, trained, allow_unused=True) if balance.requires_grad and trained else ()
-        if not any(gradient is not None and bool(gradient.any()) for gradient in gradients):
+        if says_something and not any(gradient is not None and bool(gradient.any()) for gradient in gradients):
             raise TrainingError(
                 f"loss/balance: objective.balance.weight is {config.balance.weight}, but the router of MoE layer {layer} gets no "
                 "gradient from it; set it to 0, or mend the router's probs_NE"

@@ -25,7 +25,6 @@ from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain, to_plain
 from adapt.model.expert_parallel import check_share
 from adapt.model.gpt import GPT
-from adapt.objective import ObjectiveConfig
 from adapt.text.mixing import Ingredient, RowList, mixed
 from adapt.text.packing import RowSource
 from adapt.train.engine_config import EngineConfig
@@ -60,7 +59,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     config = walk.config
     settings = config.continue_pretrain
     base = walk.base()
-    _check_engine(base, walk.engine, config.objective)
+    _check_engine(base, walk.engine)
     members = _members(walk, task, base)
     is_joint = _is_joint(settings, task)
     name = "joint" if is_joint else task.name
@@ -112,13 +111,8 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     return Plan(key=key, build=build, describe=_describe)
 
 
-def _check_engine(base: Artifact, engine: EngineConfig, objective: ObjectiveConfig) -> None:
+def _check_engine(base: Artifact, engine: EngineConfig) -> None:
     """Raise ConfigError where a base's experts cannot be shared as asked, or its training does not fit into memory."""
-    if engine.expert_parallel > 1 and objective.gradient_shares_every_steps:
-        raise ConfigError(
-            "objective.gradient_shares_every_steps: cannot add up the gradients of experts that ranks share; set it to 0, or "
-            "engine.expert_parallel to 1"
-        )
     if not is_hf_directory(weights_of(base)):
         model = load_config(weights_of(base))
         check_share(GPT(model).expert_counts, engine.expert_parallel)

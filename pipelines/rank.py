@@ -1,4 +1,4 @@
-"""What a rank does with its job: threads, logging, the stage's function, and user errors told to the parent."""
+"""What a rank does with its job: device, threads, logging, the stage's function, and user errors told to the parent."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 
+from adapt.core.device import take_device
 from adapt.core.errors import AdaptError
 from adapt.core.runtime import rank_from_environment, set_up_logging
 from adapt.train.stopping import STOPPED_CODE, Stopped
@@ -39,6 +40,7 @@ def run_rank(path: Path) -> int:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     job: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     try:
+        take_device(rank)
         JOBS[job["stage"]](job, rank)
     except Stopped as stopped:
         logger.info("%s", stopped)

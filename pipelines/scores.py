@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from adapt.checkpoint.offload import OffloadConfig
 from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.artifacts import Artifact, StageKey, writable
@@ -114,8 +112,6 @@ def content_free_keys(walk: Walk, task: TaskConfig, model: Artifact, scoring: Sc
 def score_rank(content: dict[str, Any], rank: RankInfo) -> None:
     """Score every n-th chunk on one rank."""
     job: ScoreJob = from_plain(ScoreJob, content["job"], "job.yaml")
-    if torch.cuda.is_available():
-        torch.cuda.set_device(rank.local_rank)
     wanted = set(job.lines)
     rows = [row for row in read_rows(Path(job.source), job.task) if row.line in wanted]
     _score_chunks(job, rows, range(rank.rank, job.n_chunks, rank.world_size))

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapt.core.device import take_device
 from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo
@@ -40,7 +41,7 @@ from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.expert_peers import GroupPeers
 from adapt.train.guards import where_gradients_break
 from adapt.train.loss_scale import LossScale
-from adapt.train.optimizer import OptimizerConfig, make_optimizer, parameter_groups
+from adapt.train.optimizer import MOMENTS, OptimizerConfig, make_optimizer, moments_at, parameter_groups
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -64,7 +65,6 @@ deepspeed_logger.setLevel(logging.ERROR)
 # On CPU, DeepSpeed would compile a shared-memory reduction at start; gloo needs no compiler and leaves nothing behind when killed.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 _NORM_AGREEMENT = 1e-5
 
 
@@ -88,7 +88,7 @@ class Engine:
 
     def __init__(self, model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo) -> None:
         self.rank = rank
-        self.device = torch.device("cuda", rank.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = take_device(rank)
         self._model = model
         self._share = config.expert_share(rank.rank)
         if self._share.of > 1:
@@ -193,6 +193,19 @@ class Engine:
             values = values.cpu()
         return values
 
+    def norm_over_ranks(self, gradients: Mapping[str, Tensor]) -> float:
+        """Return the norm of the sum over ranks of what each has by parameter name, every expert counted once; a collective."""
+        whole = owned = 0.0
+        for name, gradient in gradients.items():
+            exact = gradient.flatten().double()
+            if self._peers is None or not is_stack(name):
+                whole += float(self.all_sum(exact).square().sum())
+            else:
+                owned += float(self._peers.summed_over_twins(exact).square().sum())
+        if self._peers is not None:
+            whole += float(self.all_sum(torch.tensor([owned], dtype=torch.float64))) / self._peers.n_twins
+        return whole**0.5
+
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, full fp32 weight), then routers' state; a collective: every rank must walk through it."""
         for name, parameter in self._model.named_parameters():
@@ -269,9 +282,8 @@ class Engine:
 
         Left to itself, DeepSpeed links them after the first group's first update, when the other groups have none yet.
         """
-        for flat in self._zero.single_partition_of_fp32_groups:
-            state = {which: torch.zeros_like(flat) for which in MOMENTS}
-            self._zero.optimizer.state[flat] = {"step": torch.tensor(float(steps_done)), **state}
+        for flat, group in zip(self._zero.single_partition_of_fp32_groups, self._zero.param_groups, strict=True):
+            self._zero.optimizer.state[flat] = moments_at(flat, group, steps_done)
         self._zero._hp_optimizer_states_linked = False
         self._zero._lazy_init_hp_params_optimizer_state()
 
@@ -352,7 +364,8 @@ def _share_experts(model: nn.Module, n_ranks: int) -> GroupPeers:
     """Make groups of neighbouring ranks that share experts, and tell layers and parameters which one is theirs."""
     name = _group_name(n_ranks)
     deepspeed_groups._create_expert_and_data_parallel(n_ranks)
-    peers = GroupPeers(deepspeed_groups._get_expert_parallel_group(name))
+    twins = deepspeed_groups._get_expert_data_parallel_group(name)
+    peers = GroupPeers(deepspeed_groups._get_expert_parallel_group(name), twins)
     for module in model.modules():
         if isinstance(module, MoELayer):
             module.__class__ = _SharedLayer

@@ -7,7 +7,7 @@ the norm of the sum (parts may pull against each other), so a share is a part's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,28 +22,23 @@ def gradient_shares(
     weights_P: Tensor,
     micro_batches: Sequence[Batch],
     contribute: Callable[[Batch], Contribution],
-    all_sum: Callable[[Tensor], Tensor],
+    norm_over_ranks: Callable[[Mapping[str, Tensor]], float],
     world_size: int,
     scale: float = 1.0,
 ) -> dict[str, float]:
     """Return `gradient_norm/<part>` and `gradient_share/<part>` of every part with a weight.
 
-    It costs a backward pass per part and holds one gradient per part. `scale` is the step's loss scale. A collective.
+    It costs a forward and backward pass per part (what is computed again in backward can be so only once) and holds one gradient.
+    `norm_over_ranks` returns the norm of the sum over ranks of their gradients by name. `scale` is the step's loss scale. A
+    collective.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    places = [place for place, weight in enumerate(weights_P.tolist()) if weight]
-    totals = {place: [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters] for place in places}
-    for batch in micro_batches:
-        losses_P = contribute(batch).losses_P
-        for place in places:
-            if not losses_P[place].requires_grad:
-                continue
-            gradients = torch.autograd.grad(losses_P[place] * scale, parameters, retain_graph=True, allow_unused=True)
-            for total, gradient in zip(totals[place], gradients, strict=True):
-                if gradient is not None:
-                    total += gradient.float() / scale
-    # The factor world_size in every loss awaits the engine's average over ranks.
-    norms = {names[place]: _norm(totals[place], all_sum) / world_size for place in places}
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    norms: dict[str, float] = {}
+    for place, weight in enumerate(weights_P.tolist()):
+        if weight:
+            gradients = _gradient_of(place, parameters, micro_batches, contribute, scale)
+            # The factor world_size in every loss awaits the engine's average over ranks.
+            norms[names[place]] = norm_over_ranks(gradients) / world_size
     whole = sum(norms.values()) or 1.0
     return {
         **{f"gradient_norm/{name}": norm for name, norm in norms.items()},
@@ -51,6 +46,21 @@ def gradient_shares(
     }
 
 
-def _norm(gradients: Sequence[Tensor], all_sum: Callable[[Tensor], Tensor]) -> float:
-    squares = sum(float(all_sum(gradient.flatten().double()).square().sum()) for gradient in gradients)
-    return float(squares) ** 0.5
+def _gradient_of(
+    place: int,
+    parameters: Mapping[str, nn.Parameter],
+    micro_batches: Sequence[Batch],
+    contribute: Callable[[Batch], Contribution],
+    scale: float,
+) -> dict[str, Tensor]:
+    """Add up one part's gradient over this rank's micro-batches, by parameter name."""
+    total = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
+    for batch in micro_batches:
+        loss = contribute(batch).losses_P[place]
+        if not loss.requires_grad:
+            continue
+        gradients = torch.autograd.grad(loss * scale, list(parameters.values()), allow_unused=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                total[name] += gradient.float() / scale
+    return total

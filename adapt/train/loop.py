@@ -238,7 +238,7 @@ class Trainer:
             objective.part_weights(self._base),
             micro_batches,
             contribute,
-            self._engine.all_sum,
+            self._engine.norm_over_ranks,
             self._engine.rank.world_size,
             1.0 if scale is None else scale.scale,
         )

@@ -1,4 +1,4 @@
-"""Optimizer settings, parameter groups and the learning rate as a function of the step."""
+"""Optimizer settings, parameter groups, moments as they begin, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adapt.core.errors import ConfigError
 from adapt.core.typed import check_not_negative
 from adapt.train.lamb import Lamb
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Schedule(enum.Enum):
@@ -100,3 +102,13 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, groups: list[dict[
         stacked = frozenset(id(parameter) for name, parameter in model.named_parameters() if ".experts." in name)
         return Lamb(groups, lr=config.lr, betas=betas, eps=config.eps, stacked=stacked)
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+
+
+def moments_at(parameter: Tensor, group: dict[str, Any], steps_done: int) -> dict[str, Tensor]:
+    """Return the state of a parameter as after `steps_done` updates, its moments at 0.
+
+    A fused optimizer reads `step` on the parameter's device, in fp32. Others read it on the host: there a GPU would be waited for.
+    """
+    device = parameter.device if group.get("fused") else torch.device("cpu")
+    step = torch.full((), float(steps_done), dtype=torch.float32, device=device)
+    return {"step": step, **{which: torch.zeros_like(parameter) for which in MOMENTS}}

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from adapt.core.errors import CheckpointError, ConfigError, TrainingError
 from adapt.core.typed import from_plain, to_plain
-from adapt.train.engine import MOMENTS, Engine
+from adapt.train.engine import Engine
 from adapt.train.loss_scale import LossScale
+from adapt.train.optimizer import MOMENTS
 
 MOMENTS_DIRECTORY = "moments"
 _WEIGHTS = "weights"

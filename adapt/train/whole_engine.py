@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state
-from adapt.train.engine import MOMENTS, Engine, StepOutcome
+from adapt.train.engine import Engine, StepOutcome
 from adapt.train.engine_config import EngineConfig
-from adapt.train.optimizer import OptimizerConfig
+from adapt.train.optimizer import MOMENTS, OptimizerConfig, moments_at
 
 
 def open_engine(model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo) -> Engine:
@@ -61,6 +61,6 @@ class WholeEngine(Engine):
         """Do nothing: fp32 gradients are not scaled."""
 
     def _create_moments(self, steps_done: int) -> None:
+        groups = {id(parameter): group for group in self._zero.param_groups for parameter in group["params"]}
         for _, parameter in self._trained():
-            state = {which: torch.zeros_like(parameter) for which in MOMENTS}
-            self._zero.state[parameter] = {"step": torch.tensor(float(steps_done)), **state}
+            self._zero.state[parameter] = moments_at(parameter, groups[id(parameter)], steps_done)

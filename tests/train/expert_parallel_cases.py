@@ -37,6 +37,8 @@ ROUTERS: dict[str, RouterConfig] = {
     "hard": HardConfig(),
 }
 CROSSED = "sigmoid_bias"
+MEASURED = "top1"
+WITH_SHARES = replace(OBJECTIVE, gradient_shares_every_steps=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,13 @@ def cases_of(world_size: int) -> list[Case]:
     return list(dict.fromkeys([*by_turns, *more, *again]))
 
 
+def measured_cases(world_size: int) -> list[Case]:
+    """Return cases in which the parts' gradients are measured: every way to share experts, some of them recomputed."""
+    sizes = [1, 2] if world_size == 2 else [1, 2, world_size]
+    again = [Case(router=MEASURED, expert_parallel=2, stage=2, recompute=what) for what in (Recompute.SELECTIVE, Recompute.FULL)]
+    return [*(Case(router=MEASURED, expert_parallel=size, stage=2) for size in sizes), *again]
+
+
 def engine_config(case: Case, world_size: int) -> EngineConfig:
     """Return settings that cut a step into two micro-batches, of which some rank's last one is empty."""
     return EngineConfig(
@@ -88,6 +97,10 @@ def main(place: Path) -> None:
         config = replace(MODEL, router=ROUTERS[case.router])
         settings = engine_config(case, rank.world_size)
         results[str(case)] = train_on_ranks(config, OBJECTIVE, ROWS, settings, place / str(case), STEPS)
+    for case in measured_cases(rank.world_size):
+        name, settings = f"measured, {case}", engine_config(case, rank.world_size)
+        config = replace(MODEL, router=ROUTERS[MEASURED])
+        results[name] = train_on_ranks(config, WITH_SHARES, ROWS, settings, place / name, STEPS)
     config = replace(MODEL, router=ROUTERS[CROSSED])
     for before, after in ((1, 2), (2, 1)):
         sizes = [Case(router=CROSSED, expert_parallel=size, stage=2) for size in (before, after)]

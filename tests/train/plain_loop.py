@@ -27,11 +27,15 @@ TOLERANCE = 1e-5
 
 
 def launch_ranks(script: str, place: Path, world_size: int, *arguments: str, timeout_s: float = 400) -> dict[str, Any]:
-    """Run a script of this folder on so many ranks and return what it saved."""
+    """Run a script of this folder on so many ranks and return what it saved; no rank outlives the call."""
     meeting = Meeting(address=LOOPBACK, port=free_port(), world_size=world_size)
     command = [sys.executable, str(Path(__file__).with_name(script)), str(place), *arguments]
     ranks = [subprocess.Popen(command, env=rank_environment(rank, rank, meeting, threads=1)) for rank in range(world_size)]
-    assert [rank.wait(timeout=timeout_s) for rank in ranks] == [0] * world_size
+    try:
+        assert [rank.wait(timeout=timeout_s) for rank in ranks] == [0] * world_size
+    finally:
+        for rank in ranks:
+            rank.kill()
     return dict(torch.load(place / "results.pt", weights_only=True))
 
 
@@ -45,6 +49,7 @@ def plain_loop(
     measures_parts: bool = False,
     settings: OptimizerConfig = OPTIMIZER,
     skipped: tuple[int, ...] = (),
+    batch_rows: int = BATCH_ROWS,
 ) -> dict[str, Any]:
     """Train without DeepSpeed: whole batches, AdamW, clipping; `measures_parts` differentiates each part at every second step.
 
@@ -54,7 +59,7 @@ def plain_loop(
     train_only(model, trains)
     optimizer = make_optimizer(model, settings)
     shares = [torch.full((n,), 1.0 / n, dtype=torch.float64) for n in model.expert_counts]
-    order = StepOrder(n_rows=len(rows), batch=BATCH_ROWS, seed=5)
+    order = StepOrder(n_rows=len(rows), batch=batch_rows, seed=5)
     history = []
     for step in range(steps):
         places = order.rows_at(step)

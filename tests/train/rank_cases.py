@@ -145,6 +145,7 @@ def train_on_ranks(
     killed_at: int | None = None,
     trains: Trained = Trained.ALL,
     optimizer: OptimizerConfig = OPTIMIZER,
+    batch_rows: int = BATCH_ROWS,
 ) -> dict[str, Any]:
     """Train on this launch's ranks and return history, full weights and what was measured at the end."""
     from adapt.train.loop import Trainer
@@ -162,7 +163,7 @@ def train_on_ranks(
     engine = open_engine(model, engine_config, optimizer, rank)
     trainer = Trainer(engine, engine_config, objective, seed=5)
     source = RowList(rows)
-    training = TrainConfig(steps=steps, batch_rows=BATCH_ROWS, optimizer=optimizer, save_every_steps=2, trains=trains)
+    training = TrainConfig(steps=steps, batch_rows=batch_rows, optimizer=optimizer, save_every_steps=2, trains=trains)
     if rank.is_main:
         place.mkdir(parents=True, exist_ok=True)
     engine.barrier()

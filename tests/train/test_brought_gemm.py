@@ -12,11 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import tiny_config
 
 from adapt.core.errors import ConfigError
+from adapt.core.precision import Precision
+from adapt.core.runtime import RankInfo
 from adapt.model.experts import Experts
+from adapt.model.gpt import GPT
 from adapt.model.moe import MoELayer
 from adapt.model.routers.top1 import Top1Config
+from adapt.train.engine_config import EngineConfig
+from adapt.train.optimizer import OptimizerConfig
 
 CPU = torch.device("cpu")
 
@@ -67,6 +73,29 @@ def test_a_device_with_a_kernel_of_torchs_is_given_none() -> None:
     layer = MoELayer(16, 16, 2, Top1Config(), is_residual=False)
     bring_gemm(layer, CPU)
     assert layer.experts.brought_gemm is None
+
+
+def test_an_engine_takes_its_device_before_it_tries_a_kernel_on_it(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+
+    class Enough(Exception):
+        pass
+
+    def take(rank: RankInfo) -> torch.device:
+        happened.append(f"device of rank {rank.local_rank}")
+        return CPU
+
+    def bring(model: torch.nn.Module, device: torch.device) -> None:
+        happened.append("kernel")
+        raise Enough
+
+    monkeypatch.setattr(engine, "take_device", take)
+    monkeypatch.setattr(engine, "bring_gemm", bring)
+    rank = RankInfo(rank=5, world_size=8, local_rank=1)
+    config = EngineConfig(world_size=8, precision=Precision.BF16)
+    with pytest.raises(Enough):
+        engine.Engine(GPT(tiny_config()), config, OptimizerConfig(), rank)
+    assert happened == ["device of rank 1", "kernel"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")

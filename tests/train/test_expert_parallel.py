@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from expert_parallel_cases import CROSSED, MODEL, OBJECTIVE, ROUTERS, ROWS, STEPS, cases_of
+from expert_parallel_cases import CROSSED, MEASURED, MODEL, OBJECTIVE, ROUTERS, ROWS, STEPS, cases_of, measured_cases
 from plain_loop import assert_same_training, launch_ranks, plain_loop
 
 from adapt.core.errors import ConfigError
@@ -43,6 +43,24 @@ def test_two_ranks_give_the_losses_norms_and_weights_of_one_process(on_two_ranks
 @pytest.mark.parametrize("case", cases_of(4), ids=str)
 def test_four_ranks_give_the_losses_norms_and_weights_of_one_process(on_four_ranks: Any, plain: Any, case: Any) -> None:
     assert_same_training(on_four_ranks[str(case)], plain[case.router])
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    """Differentiate each part by itself, in one plain process."""
+    return plain_loop(replace(MODEL, router=ROUTERS[MEASURED]), OBJECTIVE, ROWS, STEPS, measures_parts=True)
+
+
+@pytest.mark.parametrize("case", measured_cases(2), ids=str)
+def test_parts_have_the_share_in_the_gradient_that_they_have_in_one_process(on_two_ranks: Any, measured: Any, case: Any) -> None:
+    assert any(key.startswith("gradient_share/") for line in measured["history"] for key in line)
+    assert_same_training(on_two_ranks[f"measured, {case}"], measured)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", measured_cases(4), ids=str)
+def test_on_four_ranks_parts_have_the_share_that_they_have_in_one_process(on_four_ranks: Any, measured: Any, case: Any) -> None:
+    assert_same_training(on_four_ranks[f"measured, {case}"], measured)
 
 
 @pytest.mark.parametrize("crossing", ["from 1 to 2", "from 2 to 1"])

@@ -1,0 +1,41 @@
+"""Trains with steps of one row, so that all ranks but one have none; started as a process by `test_empty_ranks.py`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from expert_parallel_cases import MODEL, ROUTERS, ROWS
+from rank_cases import train_on_ranks
+
+from adapt.core.runtime import rank_from_environment
+from adapt.model.recompute import Recompute
+from adapt.objective import BalanceConfig, ObjectiveConfig
+from adapt.train.engine_config import EngineConfig
+
+STEPS = 3
+BATCH_ROWS = 1
+ROUTER = "top1"
+OBJECTIVE = ObjectiveConfig(balance=BalanceConfig(weight=0.1), gradient_shares_every_steps=2)
+CASES = {f"expert parallel {size}, {again.value}": (size, again) for size in (1, 2) for again in Recompute}
+
+
+def main(place: Path) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    rank = rank_from_environment()
+    config = replace(MODEL, router=ROUTERS[ROUTER])
+    results = {}
+    for name, (size, again) in CASES.items():
+        engine = EngineConfig(world_size=rank.world_size, expert_parallel=size, activation_checkpointing=again, micro_batch=4)
+        results[name] = train_on_ranks(config, OBJECTIVE, ROWS, engine, place / name, STEPS, batch_rows=BATCH_ROWS)
+    if rank.is_main:
+        torch.save(results, place / "results.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -45,8 +45,11 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
 
 
 def corpus_digests(files: list[CorpusFile]) -> dict[str, str]:
-    """Return the sha256 of every corpus file, by name."""
-    return {file.path.name: sha256_of_file(file.path) for file in files}
+    """Return the sha256 of every corpus file, by its place among them and its name: two files of one name both count.
+
+    Directories are left out, so that a corpus can be moved as a whole.
+    """
+    return {f"{place} {file.path.name}": sha256_of_file(file.path) for place, file in enumerate(files)}
 
 
 if __name__ == "__main__":

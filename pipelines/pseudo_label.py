@@ -27,7 +27,7 @@ from pseudo_label.coarse_to_fine import CoarseToFine
 from pseudo_label.decision import Decision, Method, fit_decision, margins, refuse_collapse, softmax
 from pseudo_label.labelling import ScoringConfig, predictions
 from pseudo_label.selection import agreement, select
-from pseudo_label.store import LABELS_FILE, Provenance, PseudoLabel, write_labels
+from pseudo_label.store import LABELS_FILE, Provenance, PseudoLabel, reading_digest, write_labels
 from pseudo_label.tasks import TaskConfig, TaskRow, row_digest
 from pseudo_label.zero_shot import PromptKeys, passes_for
 
@@ -145,6 +145,7 @@ def _labels(
         "is_selected": select(scores, ~held_out, settings.selection, agreed).tolist(),
         "is_held_out": held_out.tolist(),
         "line": [row.line for row in rows],
+        "text_digest": [reading_digest(row) for row in rows],
     }
     return [PseudoLabel(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import composed, in_process
 
+from adapt.checkpoint.weights import save_model
+from adapt.core.artifacts import StageKey
+from adapt.core.errors import DataError
+from adapt.core.runtime import RankInfo
+from adapt.model.gpt import GPT
 from adapt.text.corpus import find_corpus
-from pipelines import tokenizer
-from pipelines.locations import demo_dir
+from adapt.text.tokenizer import Tokenizer
+from pipelines import continue_pretrain, tokenizer
+from pipelines.locations import conf_dir, demo_dir
 from pipelines.stage import Walk
 from pipelines.tokenizer import corpus_digests
+from pseudo_label.store import LABELS_FILE, Provenance, PseudoLabel, reading_digest, write_labels
+from pseudo_label.tasks import load_task, read_split
 
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]
@@ -66,3 +76,90 @@ def test_a_change_of_one_of_two_files_of_a_name_trains_another_tokenizer(
         assert word in text
     walk = Walk(composed("tokenizer", arguments))
     assert tokenizer.plan(walk, None).key.digest() == walk.require("tokenizer").key
+
+
+class Stopped(Exception):
+    """Ends a build where training would start."""
+
+
+TASK = "demo_reviews"
+TEXTS = ["味道很好", "太慢了", "还可以", "太慢了", "不会再来", "味道很好"]
+LABELS = ["Positive", "Negative", "Positive", "Negative", "Negative", "Positive"]
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, sparse_model: GPT, tokenizer: Tokenizer) -> list[str]:
+    """Return the arguments of a run with a base, six unlabeled rows of which two repeat, and a label for each of them."""
+    base = tmp_path / "base"
+    base.mkdir()
+    save_model(base, sparse_model.config, sparse_model.named_parameters(), tokenizer)
+    write_texts(tmp_path, TEXTS)
+    arguments = [f"task={TASK}", f"data.root={tmp_path}/clue", f"checkpoint={base}", f"run.dir={tmp_path}/runs", "engine=cpu"]
+    walk = Walk(composed("continue_pretrain", with_list(arguments)))
+    task = load_task(TASK, [conf_dir() / "task"])
+    rows = read_split(tmp_path / "clue", task, "unlabeled")
+    sure: dict[str, Any] = {"margin": 1.0, "confidence": 1.0, "agreement": 1.0, "scores": [], "probabilities": []}
+
+    def build(result: Path, work: Path) -> dict[str, Any]:
+        labels = [
+            PseudoLabel(text_digest=reading_digest(row), line=row.line, label=label, is_selected=True, is_held_out=False, **sure)
+            for row, label in zip(rows, LABELS, strict=True)
+        ]
+        write_labels(result / LABELS_FILE, task, rows, labels, Provenance(prompt="", criterion="", method="", checkpoint=""))
+        return {"rows": len(rows), "selected": len(rows), "held_out": 0}
+
+    key = StageKey(stage="pseudo_label", config={}, inputs={"base": walk.base()})
+    walk.produce(key, build, f"pseudo_label/{TASK}")
+    return arguments
+
+
+def with_list(arguments: list[str]) -> list[str]:
+    """Spell `task=NAME` as Hydra itself knows it."""
+    return [f"tasks=[{TASK}]" if argument == f"task={TASK}" else argument for argument in arguments]
+
+
+def write_texts(place: Path, texts: list[str]) -> None:
+    file = place / "clue" / TASK / "unlabeled.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"id": i, "sentence": text}, ensure_ascii=False) for i, text in enumerate(texts)]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def readings_of(arguments: list[str], place: Path, monkeypatch: Patch) -> list[str]:
+    """Return what a rank would train on, as text."""
+    import adapt.train.job
+
+    seen: list[str] = []
+
+    def stop(model: object, tokenizer: Tokenizer, data: adapt.train.job.TrainData, job: object, rank: object) -> None:
+        rows = [data.training.row(index, 0) for index in range(len(data.training))]
+        seen.extend(tokenizer.decode(reading.inputs_T[1:].tolist()) for row in rows for reading in row)
+        raise Stopped
+
+    monkeypatch.setattr(adapt.train.job, "run_training", stop)
+    first_rank = RankInfo(rank=0, world_size=1, local_rank=0)
+    monkeypatch.setattr(continue_pretrain, "launch", lambda job, *_: continue_pretrain.train_rank(job, first_rank))
+    walk = Walk(composed("continue_pretrain", with_list(arguments)))
+    plan = continue_pretrain.plan(walk, load_task(TASK, [conf_dir() / "task"]))
+    with pytest.raises(Stopped):
+        plan.build(place / "result", place / "work")
+    return seen
+
+
+def test_labels_stay_with_their_texts_when_the_lines_are_turned_round(
+    labelled: list[str], tmp_path: Path, monkeypatch: Patch
+) -> None:
+    before = readings_of(labelled, tmp_path, monkeypatch)
+    words = {"Positive": "满意", "Negative": "不满意"}
+    for text, label in zip(TEXTS, LABELS, strict=True):
+        same = [reading for reading in before if reading.startswith(text)]
+        assert len(same) == TEXTS.count(text)
+        assert all(reading.endswith(words[label]) and reading.endswith("不满意") == (label == "Negative") for reading in same)
+    write_texts(tmp_path, TEXTS[::-1])
+    assert readings_of(labelled, tmp_path, monkeypatch) == before
+
+
+def test_a_labelled_row_that_is_gone_is_refused(labelled: list[str], tmp_path: Path, monkeypatch: Patch) -> None:
+    write_texts(tmp_path, TEXTS[1:])
+    with pytest.raises(DataError, match=r"demo_reviews/unlabeled\.json: lacks the row .* pipelines\.pseudo_label"):
+        readings_of(labelled, tmp_path, monkeypatch)

@@ -21,6 +21,9 @@ from pipelines import continue_pretrain, tokenizer
 from pipelines.locations import conf_dir, demo_dir
 from pipelines.stage import Walk
 from pipelines.tokenizer import corpus_digests
+from pseudo_label.decision import Method, fit_decision
+from pseudo_label.labelling import ScoringConfig
+from pseudo_label.predictor import PredictorSpec, save_spec
 from pseudo_label.store import LABELS_FILE, Provenance, PseudoLabel, reading_digest, write_labels
 from pseudo_label.tasks import load_task, read_split
 
@@ -163,3 +166,35 @@ def test_a_labelled_row_that_is_gone_is_refused(labelled: list[str], tmp_path: P
     write_texts(tmp_path, TEXTS[1:])
     with pytest.raises(DataError, match=r"demo_reviews/unlabeled\.json: lacks the row .* pipelines\.pseudo_label"):
         readings_of(labelled, tmp_path, monkeypatch)
+
+
+def test_a_bare_export_answers_anew_when_it_is_told_to_answer_otherwise(
+    tmp_path: Path, sparse_model: GPT, tokenizer: Tokenizer, monkeypatch: Patch, capsys: Capture
+) -> None:
+    export = tmp_path / "export"
+    export.mkdir()
+    save_model(export, sparse_model.config, sparse_model.named_parameters(), tokenizer)
+    task = load_task(TASK, [conf_dir() / "task"])
+    decision = fit_decision(Method.RAW, [], task)
+    save_spec(export, PredictorSpec(task=task, scoring=ScoringConfig(), decision=decision))
+    rows, output = tmp_path / "rows.jsonl", tmp_path / "labels.jsonl"
+    rows.write_text("".join(json.dumps({"sentence": text}, ensure_ascii=False) + "\n" for text in TEXTS), encoding="utf-8")
+    arguments = [f"checkpoint={export}", f"input={rows}", f"output={output}", f"run.dir={tmp_path}/runs"]
+
+    def answers() -> tuple[list[str], bool]:
+        code, text = in_process("predict", arguments, monkeypatch, capsys)
+        assert code == 0, text
+        lines = output.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["prediction"] for line in lines], "unchanged, skipped" in text
+
+    first, was_skipped = answers()
+    assert not was_skipped
+    assert answers() == (first, True)
+    spec = json.loads((export / "predictor.json").read_text(encoding="utf-8"))
+    words = spec["task"]["label_words"]
+    spec["task"]["label_words"] = {"Good": words["Positive"], "Bad": words["Negative"]}
+    spec["task"]["prompts"] = {name: {**p, "label_words": None} for name, p in spec["task"]["prompts"].items()}
+    (export / "predictor.json").write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
+    second, was_skipped = answers()
+    assert not was_skipped
+    assert set(second) <= {"Good", "Bad"}

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey, is_artifact, open_artifact
+from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey
 from adapt.core.errors import DataError
 from adapt.core.typed import to_plain
 from pipelines.criteria_table import CRITERIA_FILE, compare_criteria, criteria_pairs, pooled
@@ -109,12 +109,13 @@ def splits_of(walk: Walk, task: TaskConfig) -> list[str]:
 
 
 def adapted_artifact(walk: Walk, task: TaskConfig, base: Artifact) -> Artifact | None:
-    """Return the run's adapted model, if it has one that was adapted from this base."""
-    path = walk.store.root / walk.place("continue_pretrain", task)
-    if not is_artifact(path):
-        return None
-    artifact = open_artifact(path.resolve())
-    return artifact if artifact.inputs["base"].digest == base.digest else None
+    """Return the run's adapted model, if it has one that was adapted from this base.
+
+    Raises:
+        CheckpointError: it was adapted, and the adaptation is incomplete or damaged.
+    """
+    artifact = walk.find("continue_pretrain", task)
+    return artifact if artifact is not None and artifact.inputs["base"].digest == base.digest else None
 
 
 def _refuse_repeated_ids(path: Path, rows: list[TaskRow]) -> None:

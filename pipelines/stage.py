@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from adapt.checkpoint.hf_directory import CONFIG_FILE, open_hf_directory
 from adapt.checkpoint.weights import has_weights, is_bare_checkpoint, open_bare_checkpoint
-from adapt.core.artifacts import Artifact, ArtifactStore, StageKey, is_artifact, open_artifact, sha256_of_file
+from adapt.core.artifacts import MANIFEST, Artifact, ArtifactStore, StageKey, is_artifact, open_artifact, sha256_of_file
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.typed import to_plain
 from adapt.model.gpt import GPTConfig
@@ -113,10 +113,26 @@ class Walk:
 
         Raises:
             ConfigError: the run has none yet.
+            CheckpointError: it is incomplete or damaged.
+        """
+        artifact = self.find(stage, task)
+        if artifact is None:
+            path = self.store.root / self.place(stage, task)
+            raise ConfigError(f"{path}: not there yet; run `python -m pipelines.{stage} run.name={self.config.run.name}` first")
+        return artifact
+
+    def find(self, stage: str, task: TaskConfig | None = None) -> Artifact | None:
+        """Open the run's artifact of a stage; None where that stage never ran.
+
+        Raises:
+            CheckpointError: it ran, and what it left is incomplete or damaged.
         """
         path = self.store.root / self.place(stage, task)
+        if not path.exists() and not path.is_symlink():
+            return None
         if not is_artifact(path):
-            raise ConfigError(f"{path}: not there yet; run `python -m pipelines.{stage} run.name={self.config.run.name}` first")
+            again = f"python -m pipelines.{stage} run.name={self.config.run.name}" + ("" if task is None else f" task={task.name}")
+            raise CheckpointError(f"{path}: is incomplete (it has no {MANIFEST}); run `{again}` again")
         return open_artifact(path.resolve())
 
     def base(self) -> Artifact:

@@ -130,7 +130,9 @@ def open_artifact(path: Path) -> Artifact:
         if not file.is_file():
             raise CheckpointError(f"{path}: {entry['path']} is missing; run its stage again with force=true")
         if file.stat().st_size != entry["size"]:
-            raise CheckpointError(f"{file}: has {file.stat().st_size} bytes, its manifest says {entry['size']}")
+            raise CheckpointError(
+                f"{file}: has {file.stat().st_size} bytes, its manifest says {entry['size']}; run its stage again with force=true"
+            )
         if entry["size"] <= _ALWAYS_HASHED_BYTES and sha256_of_file(file) != entry["sha256"]:
             raise CheckpointError(f"{file}: its content differs from its manifest; run its stage again with force=true")
     return Artifact(
@@ -151,7 +153,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{path}: is not a complete artifact (no {MANIFEST})") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path / MANIFEST}: not valid JSON ({error})") from error
+        raise CheckpointError(f"{path / MANIFEST}: not valid JSON ({error}); delete it and run its stage again") from error
     if not isinstance(manifest, dict):
         raise CheckpointError(f"{path / MANIFEST}: expected a JSON object")
     if manifest.get("schema_version") != SCHEMA_VERSION:

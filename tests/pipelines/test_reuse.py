@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import composed, in_process
+from command_line import composed, in_process, refused
 
 from adapt.checkpoint.weights import save_model
 from adapt.core.artifacts import StageKey
@@ -18,6 +18,7 @@ from adapt.model.gpt import GPT
 from adapt.text.corpus import find_corpus
 from adapt.text.tokenizer import Tokenizer
 from pipelines import continue_pretrain, tokenizer
+from pipelines.evaluate import adapted_artifact
 from pipelines.locations import conf_dir, demo_dir
 from pipelines.stage import Walk
 from pipelines.tokenizer import corpus_digests
@@ -198,3 +199,48 @@ def test_a_bare_export_answers_anew_when_it_is_told_to_answer_otherwise(
     second, was_skipped = answers()
     assert not was_skipped
     assert set(second) <= {"Good", "Bad"}
+
+
+def adapted_by_hand(arguments: list[str]) -> Path:
+    """Give a run an adaptation and an evaluation of it, as far as later stages look at them before they work; return the former."""
+    walk = Walk(composed("continue_pretrain", with_list(arguments)))
+
+    def build(result: Path, work: Path) -> dict[str, Any]:
+        (result / "model.safetensors").write_bytes(b"weights")
+        return {"is_adapted": True}
+
+    adapted = walk.produce(
+        StageKey(stage="continue_pretrain", config={}, inputs={"base": walk.base()}), build, f"continue_pretrain/{TASK}"
+    )
+    walk.produce(StageKey(stage="evaluate", config={}, inputs={"base": walk.base()}), build, f"evaluate/{TASK}")
+    return adapted.path
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "export"])
+@pytest.mark.parametrize("damage", ["no manifest", "no directory", "no weights", "half a manifest"])
+def test_an_adaptation_that_is_not_whole_is_not_taken_for_none(
+    stage: str, damage: str, labelled: list[str], monkeypatch: Patch, capsys: Capture
+) -> None:
+    place = adapted_by_hand(labelled)
+    words = [str(place), "again"]
+    if damage == "no manifest":
+        (place / "manifest.json").unlink()
+        words = [
+            f"continue_pretrain/{TASK}: is incomplete",
+            f"`python -m pipelines.continue_pretrain run.name=default task={TASK}` again",
+        ]
+    elif damage == "no directory":
+        shutil.rmtree(place)
+        words = [f"continue_pretrain/{TASK}: is incomplete", "`python -m pipelines.continue_pretrain"]
+    elif damage == "no weights":
+        (place / "model.safetensors").unlink()
+        words.append("model.safetensors is missing")
+    else:
+        (place / "manifest.json").write_text("{", encoding="utf-8")
+        words.append("manifest.json: not valid JSON")
+    refused(stage, labelled, words, monkeypatch, capsys)
+
+
+def test_a_run_that_never_adapted_is_evaluated_by_its_base(labelled: list[str]) -> None:
+    walk = Walk(composed("evaluate", with_list(labelled)))
+    assert adapted_artifact(walk, load_task(TASK, [conf_dir() / "task"]), walk.base()) is None

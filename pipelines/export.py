@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapt.checkpoint.weights import checkpoint_files
+from adapt.checkpoint.hf_directory import INDEX_FILE
+from adapt.checkpoint.weights import checkpoint_files, record_sums
 from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey
 from adapt.core.errors import DataError
 from adapt.core.typed import from_plain, to_plain
@@ -37,6 +38,8 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         weights = weights_of(model)
         for file in checkpoint_files(weights):
             shutil.copyfile(file, result / file.name)
+        if (result / INDEX_FILE).is_file():
+            record_sums(result)  # a base from elsewhere may have none
         content = json.loads(evaluated.file(DECISION_FILE).read_text(encoding="utf-8"))
         spec = PredictorSpec(
             task=task,

@@ -40,6 +40,7 @@ from pseudo_label.store import LABELS_FILE, read_labels, rows_of_labels
 from pseudo_label.tasks import TaskConfig, read_rows, split_path
 
 NAME = "continue_pretrain"
+VERSION = 1
 PER_TASK = True
 _GENERAL_FILE = "general.json"
 _MOMENTS_DIRECTORY = "moments"
@@ -69,6 +70,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     tasks = {f"task {member.task.name}" if is_joint else "task": member.task for member in members}
     key = StageKey(
         stage=NAME,
+        version=VERSION,
         config=plain_settings(
             **tasks,
             continue_pretrain=settings,

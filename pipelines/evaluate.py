@@ -28,6 +28,7 @@ from pseudo_label.tasks import TaskConfig, TaskRow, read_split, split_path
 from pseudo_label.zero_shot import PromptKeys, passes_for
 
 NAME = "evaluate"
+VERSION = 1
 PER_TASK = True
 DECISION_FILE = "decision.json"
 COARSE_FILE = "coarse_to_fine.json"
@@ -48,6 +49,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         files |= walk.split_digests(other, [*LABELLED_SPLITS, "unlabeled", *config.exclude_eval.splits])
     key = StageKey(
         stage=NAME,
+        version=VERSION,
         config=plain_settings(
             task=task,
             other_tasks=others,

@@ -21,6 +21,7 @@ from pseudo_label.predictor import PredictorSpec, save_spec
 from pseudo_label.tasks import TaskConfig
 
 NAME = "export"
+VERSION = 1
 PER_TASK = True
 
 
@@ -32,7 +33,9 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     adapted = adapted_artifact(walk, task, base)
     model = adapted or base
     _refuse_stale(evaluated, task, {"base": base} if adapted is None else {"base": base, "continue_pretrain": adapted})
-    key = StageKey(stage=NAME, config={"task": to_plain(task)}, inputs={"base": base, "model": model, "evaluate": evaluated})
+    key = StageKey(
+        stage=NAME, version=VERSION, config={"task": to_plain(task)}, inputs={"base": base, "model": model, "evaluate": evaluated}
+    )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
         weights = weights_of(model)

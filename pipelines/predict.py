@@ -20,6 +20,7 @@ from pseudo_label.predictor import PREDICTOR_FILE, Prediction, load
 from pseudo_label.tasks import TaskConfig, split_path
 
 NAME = "predict"
+VERSION = 1
 PER_TASK = True
 PREDICTIONS_FILE = "predictions.jsonl"
 logger = logging.getLogger("pipelines")
@@ -38,6 +39,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         raise ConfigError(f"{source}: is the input; give output= another name, so that your rows stay")
     key = StageKey(
         stage=NAME,
+        version=VERSION,
         config=plain_settings(precision=config.scorer.precision),
         inputs={"export": export},
         files={source.name: sha256_of_file(source), **_answering(export)},

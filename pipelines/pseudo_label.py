@@ -32,6 +32,7 @@ from pseudo_label.tasks import TaskConfig, TaskRow, row_digest
 from pseudo_label.zero_shot import PromptKeys, passes_for
 
 NAME = "pseudo_label"
+VERSION = 1
 PER_TASK = True
 DECISION_FILE = "decision.json"
 
@@ -44,6 +45,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     measured_on = LABELLED_SPLITS if settings.estimates_noise else ()
     key = StageKey(
         stage=NAME,
+        version=VERSION,
         config=plain_settings(
             task=task,
             pseudo_label=settings,

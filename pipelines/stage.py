@@ -40,9 +40,13 @@ class Plan:
 
 
 class Stage(Protocol):
-    """One stage module: a name, whether it runs once per task, and a plan."""
+    """One stage module: a name, its algorithm's version, whether it runs once per task, and a plan.
+
+    Raise VERSION by 1 with every change after which the stage would make something else of the same inputs and settings.
+    """
 
     NAME: str
+    VERSION: int
     PER_TASK: bool
 
     def plan(self, walk: Walk, task: TaskConfig | None) -> Plan: ...

@@ -83,12 +83,13 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class StageKey:
-    """What decides whether a stage's result can be taken as it is."""
+    """What decides whether a stage's result can be taken as it is; `version` is that of the stage's algorithm."""
 
     stage: str
     config: Any
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # user files by name -> sha256
+    version: int = 1
 
     def digest(self) -> str:
         inputs = {name: artifact.digest for name, artifact in self.inputs.items()}
@@ -96,6 +97,7 @@ class StageKey:
             {
                 "schema": SCHEMA_VERSION,
                 "stage": self.stage,
+                "version": self.version,
                 "config": self.config,
                 "inputs": inputs,
                 "files": self.files,
@@ -177,6 +179,7 @@ def write_manifest(path: Path, key: StageKey, metrics: Mapping[str, Any], create
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "stage": key.stage,
+        "version": key.version,
         "key": key.digest(),
         "digest": digest_of(content),
         "config": key.config,

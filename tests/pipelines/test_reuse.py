@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import composed, in_process, refused
+from command_line import ROOT, composed, in_process, refused
 
 from adapt.checkpoint.weights import save_model
 from adapt.core.artifacts import StageKey
@@ -244,3 +245,19 @@ def test_an_adaptation_that_is_not_whole_is_not_taken_for_none(
 def test_a_run_that_never_adapted_is_evaluated_by_its_base(labelled: list[str]) -> None:
     walk = Walk(composed("evaluate", with_list(labelled)))
     assert adapted_artifact(walk, load_task(TASK, [conf_dir() / "task"]), walk.base()) is None
+
+
+def test_a_new_version_of_an_algorithm_makes_its_results_anew(corpus: Path, tmp_path: Path, monkeypatch: Patch) -> None:
+    walk = Walk(composed("tokenizer", [f"data.corpus=['{corpus}/*/news.txt']", f"run.dir={tmp_path}/runs"]))
+    before = tokenizer.plan(walk, None).key
+    monkeypatch.setattr(tokenizer, "VERSION", tokenizer.VERSION + 1)
+    assert tokenizer.plan(walk, None).key.digest() != before.digest()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.py")), ids=lambda path: path.stem)
+def test_every_key_names_its_stage_and_the_version_of_its_algorithm(path: Path) -> None:
+    """Also those of stages that other stages need on their way, which stand in no list."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "StageKey":
+            given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert (given.get("stage"), given.get("version")) == ("NAME", "VERSION")

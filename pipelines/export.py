@@ -38,7 +38,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
-        weights = weights_of(model)
+        weights = weights_of(adapted if adapted is not None and adapted.metrics["is_adapted"] else base)
         for file in checkpoint_files(weights):
             shutil.copyfile(file, result / file.name)
         if (result / INDEX_FILE).is_file():

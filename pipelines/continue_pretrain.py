@@ -35,10 +35,11 @@ from pipelines.pretrain import describe_training, train_config, training_job, tr
 from pipelines.schema import AdaptConfig, MomentsStart
 from pipelines.stage import Plan, Walk, plain_settings, weights_of
 from pseudo_label.adaptation_data import ReadingConfig, training_rows
-from pseudo_label.store import LABELS_FILE, read_labels
+from pseudo_label.store import LABELS_FILE, read_labels, rows_of_labels
 from pseudo_label.tasks import TaskConfig, read_rows, split_path
 
 NAME = "continue_pretrain"
+VERSION = 1
 PER_TASK = True
 _GENERAL_FILE = "general.json"
 _MOMENTS_DIRECTORY = "moments"
@@ -68,6 +69,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     tasks = {f"task {member.task.name}" if is_joint else "task": member.task for member in members}
     key = StageKey(
         stage=NAME,
+        version=VERSION,
         config=plain_settings(
             **tasks,
             continue_pretrain=settings,
@@ -227,7 +229,8 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     held_out: dict[str, RowSource] = {}
     for member in job["tasks"]:
         task: TaskConfig = from_plain(TaskConfig, member["task"], "job.yaml")
-        rows, labels = list(read_rows(Path(member["rows"]), task)), read_labels(Path(member["labels"]))
+        labels = read_labels(Path(member["labels"]))
+        rows = rows_of_labels(labels, read_rows(Path(member["rows"]), task), member["rows"])
         loss = spec.objective.pseudo_label
         training, measured = training_rows(task, rows, labels, tokenizer, model.context_length, loss, reading)
         ingredients.append(Ingredient(name=task.name, source=RowList(training), rows_per_epoch=int(member["rows_per_epoch"])))

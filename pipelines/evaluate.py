@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey, is_artifact, open_artifact
+from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey
 from adapt.core.errors import DataError
 from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
@@ -32,6 +32,7 @@ from pseudo_label.teachers import lexical_files
 from pseudo_label.zero_shot import PromptKeys, passes_for
 
 NAME = "evaluate"
+VERSION = 1
 PER_TASK = True
 DECISION_FILE = "decision.json"
 COARSE_FILE = "coarse_to_fine.json"
@@ -52,6 +53,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         files |= walk.split_digests(other, [*LABELLED_SPLITS, "unlabeled", *config.exclude_eval.splits])
     key = StageKey(
         stage=NAME,
+        version=VERSION,
         config=plain_settings(
             task=task,
             other_tasks=others,
@@ -122,12 +124,13 @@ def splits_of(walk: Walk, task: TaskConfig) -> list[str]:
 
 
 def adapted_artifact(walk: Walk, task: TaskConfig, base: Artifact) -> Artifact | None:
-    """Return the run's adapted model, if it has one that was adapted from this base."""
-    path = walk.store.root / walk.place("continue_pretrain", task)
-    if not is_artifact(path):
-        return None
-    artifact = open_artifact(path.resolve())
-    return artifact if artifact.inputs["base"].digest == base.digest else None
+    """Return the run's adapted model, if it has one that was adapted from this base.
+
+    Raises:
+        CheckpointError: it was adapted, and the adaptation is incomplete or damaged.
+    """
+    artifact = walk.find("continue_pretrain", task)
+    return artifact if artifact is not None and artifact.inputs["base"].digest == base.digest else None
 
 
 def _refuse_repeated_ids(path: Path, rows: list[TaskRow]) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adapt.checkpoint.weights import checkpoint_files
+from adapt.checkpoint.hf_directory import INDEX_FILE
+from adapt.checkpoint.weights import checkpoint_files, record_sums
 from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey
 from adapt.core.errors import DataError
 from adapt.core.typed import from_plain, to_plain
@@ -21,6 +22,7 @@ from pseudo_label.tasks import TaskConfig
 from pseudo_label.teachers import lexical_files
 
 NAME = "export"
+VERSION = 1
 PER_TASK = True
 
 
@@ -32,12 +34,16 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     adapted = adapted_artifact(walk, task, base)
     model = adapted or base
     _refuse_stale(evaluated, task, {"base": base} if adapted is None else {"base": base, "continue_pretrain": adapted})
-    key = StageKey(stage=NAME, config={"task": to_plain(task)}, inputs={"base": base, "model": model, "evaluate": evaluated})
+    key = StageKey(
+        stage=NAME, version=VERSION, config={"task": to_plain(task)}, inputs={"base": base, "model": model, "evaluate": evaluated}
+    )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
-        weights = weights_of(model)
+        weights = weights_of(adapted if adapted is not None and adapted.metrics["is_adapted"] else base)
         for file in checkpoint_files(weights):
             shutil.copyfile(file, result / file.name)
+        if (result / INDEX_FILE).is_file():
+            record_sums(result)  # a base from elsewhere may have none
         content = json.loads(evaluated.file(DECISION_FILE).read_text(encoding="utf-8"))
         spec = PredictorSpec(
             task=task,

@@ -30,6 +30,7 @@ from pipelines.stage import Walk, weights_of
 from pipelines.tokenizer import corpus_digests
 
 NAME = "general_text"
+VERSION = 1
 _RESAMPLES = 10_000
 _PERCENTILES = (2.5, 97.5)
 _TRAINING, _HELD_OUT = "train", "held_out"
@@ -71,6 +72,7 @@ def general_text(walk: Walk, base: Artifact) -> Artifact | None:
     place = weights_of(base)
     key = StageKey(
         stage=NAME,
+        version=VERSION,
         config={"held_out_share": share, "wants_training": wants_training, "domain_field": config.data.domain_field},
         inputs={"base": base},
         files=corpus_digests(files),

@@ -25,6 +25,7 @@ from pipelines.stage import Plan, Walk, plain_settings
 from pseudo_label.tasks import TaskConfig
 
 NAME = "import_checkpoint"
+VERSION = 1
 PER_TASK = False
 _PROBE = "今天天气很好，我们一起去公园散步。这句话表达的是满意还是不满意？"
 
@@ -50,6 +51,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             raise CheckpointError(str(error).replace("model.vocab_size", f"{NAME}.vocab_size")) from error
     key = StageKey(
         stage=NAME,
+        version=VERSION,
         config={"importer": config.importer, **plain_settings(residual_axis=settings.residual_axis, model=foreign.config)},
         inputs={"source": artifact_of_files(source.resolve(), f"source of {config.importer}", foreign.files, {})},
         files={} if tokenizer is None else {"tokenizer": tokenizer.digest},

@@ -51,6 +51,7 @@ from pseudo_label.prompts import Prompt
 from pseudo_label.tasks import TaskConfig, TaskRow
 
 NAME = "label_tree"
+VERSION = 1
 PER_TASK = True
 TREE_FILE = "label_tree.yaml"
 
@@ -69,6 +70,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     scoring = replace(scoring_of(config, task), with_groups=False)
     key = StageKey(
         stage=NAME,
+        version=VERSION,
         config=plain_settings(
             task=task,
             label_tree=settings,

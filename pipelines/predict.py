@@ -16,10 +16,11 @@ from adapt.core.artifacts import Artifact, StageKey, sha256_of_file, writable, w
 from adapt.core.errors import ConfigError, DataError
 from adapt.text.corpus import parse_json_line, read_lines
 from pipelines.stage import Plan, Walk, open_model_artifact, plain_settings
-from pseudo_label.predictor import Prediction, load
+from pseudo_label.predictor import PREDICTOR_FILE, Prediction, load
 from pseudo_label.tasks import TaskConfig, split_path
 
 NAME = "predict"
+VERSION = 1
 PER_TASK = True
 PREDICTIONS_FILE = "predictions.jsonl"
 logger = logging.getLogger("pipelines")
@@ -38,9 +39,10 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         raise ConfigError(f"{source}: is the input; give output= another name, so that your rows stay")
     key = StageKey(
         stage=NAME,
+        version=VERSION,
         config=plain_settings(precision=walk.scorer.precision),
         inputs={"export": export},
-        files={source.name: sha256_of_file(source)},
+        files={source.name: sha256_of_file(source), **_answering(export)},
     )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
@@ -105,6 +107,12 @@ def _source(walk: Walk, task: TaskConfig | None) -> Path:
         if path.is_file():
             return path
     raise DataError(f"{split_path(walk.data_root(), task, 'test')}: no such file; give input=FILE.jsonl")
+
+
+def _answering(export: Artifact) -> dict[str, str]:
+    """Return the sha256 of what says how an export answers, which a bare checkpoint's digest does not cover."""
+    file = export.path / PREDICTOR_FILE
+    return {f"export/{PREDICTOR_FILE}": sha256_of_file(file)} if file.is_file() else {}
 
 
 def _line(record: Mapping[str, Any], answer: Prediction) -> str:

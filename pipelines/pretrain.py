@@ -31,6 +31,7 @@ from pipelines.tokenizer import corpus_digests
 from pseudo_label.tasks import TaskConfig
 
 NAME = "pretrain"
+VERSION = 1
 PER_TASK = False
 
 
@@ -56,6 +57,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         raise ConfigError("pretrain.repeats: every domain of the corpus is left out; give one of them at least 1")
     key = StageKey(
         stage=NAME,
+        version=VERSION,
         config=plain_settings(
             model=model,
             pretrain=config.pretrain,

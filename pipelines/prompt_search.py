@@ -46,6 +46,7 @@ from pseudo_label.tasks import TaskConfig, TaskRow, read_split, split_path
 from pseudo_label.zero_shot import PromptKeys, criterion_of, form_of, keys_from, passes_for
 
 NAME = "prompt_search"
+VERSION = 1
 PER_TASK = True
 PROMPTS_FILE = "prompts.json"
 ENSEMBLE_FILE = "ensemble.yaml"
@@ -77,6 +78,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     measured_on = list(LABELLED_SPLITS) if config.split is None else [config.split]
     key = StageKey(
         stage=NAME,
+        version=VERSION,
         config=plain_settings(
             task=judged,
             rows=[settings.rows, settings.labelled_rows],

@@ -24,11 +24,12 @@ from pseudo_label.accuracy import accuracy_of
 from pseudo_label.decision import margins, refuse_collapse, softmax
 from pseudo_label.labelling import predictions
 from pseudo_label.selection import agreement, select
-from pseudo_label.store import LABELS_FILE, Provenance, PseudoLabel, write_labels
+from pseudo_label.store import LABELS_FILE, Provenance, PseudoLabel, reading_digest, write_labels
 from pseudo_label.tasks import TaskConfig, row_digest
 from pseudo_label.zero_shot import passes_for
 
 NAME = "pseudo_label"
+VERSION = 1
 PER_TASK = True
 DECISION_FILE = "decision.json"
 
@@ -41,6 +42,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     measured_on = LABELLED_SPLITS if settings.estimates_noise else ()
     key = StageKey(
         stage=NAME,
+        version=VERSION,
         config=plain_settings(
             task=task,
             pseudo_label=settings,
@@ -118,6 +120,7 @@ def _labels(task: TaskConfig, config: PipelineConfig, panel: Panel, *, is_first_
         "is_selected": select(scores, ~held_out, settings.selection, agreed).tolist(),
         "is_held_out": held_out.tolist(),
         "line": [row.line for row in rows],
+        "text_digest": [reading_digest(row) for row in rows],
     }
     return [PseudoLabel(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 

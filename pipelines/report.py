@@ -18,6 +18,7 @@ from pseudo_label.store import LABELS_FILE, read_labels
 from pseudo_label.tasks import TaskConfig
 
 NAME = "report"
+VERSION = 1
 PER_TASK = False
 PAGE_FILE = "report.html"
 _BINS = 20
@@ -29,7 +30,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     found = _artifacts(walk)
     if not found:
         raise ConfigError(f"{walk.directory}: nothing to report yet; run other stages first")
-    key = StageKey(stage=NAME, config={"name": walk.name}, inputs=found)
+    key = StageKey(stage=NAME, version=VERSION, config={"name": walk.name}, inputs=found)
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
         sections = [_evaluation(found), *_trainings(found), *_labels(found), _provenance(found)]

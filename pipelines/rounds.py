@@ -39,9 +39,9 @@ def further_rounds(walk: Walk, task: TaskConfig) -> None:
 
 def _changed(before: list[PseudoLabel], after: list[PseudoLabel]) -> float:
     """Return the share of rows, of those labelled both times, whose label changed."""
-    old = {label.line: label.label for label in before}
-    common = [label for label in after if label.line in old]
-    return sum(label.label != old[label.line] for label in common) / max(len(common), 1)
+    old = {label.text_digest: label.label for label in before}
+    common = [label for label in after if label.text_digest in old]
+    return sum(label.label != old[label.text_digest] for label in common) / max(len(common), 1)
 
 
 def _worse(walk: Walk, before: Artifact, after: Artifact) -> str | None:

@@ -29,6 +29,7 @@ from pseudo_label.tasks import TaskConfig, TaskRow, read_rows, split_path
 from pseudo_label.zero_shot import PassScores, PromptKeys, ScoringPass
 
 NAME = "score"
+VERSION = 1
 _CHUNK_ROWS = 256
 _TASK_KEYS = ("fields", "label_words", "label_tree", "shorten", "candidates")
 
@@ -82,7 +83,9 @@ def scores_of(
         checkpoint=model.digest,
         parts="",
     )
-    key = StageKey(stage=NAME, config=_settings(task, rows, passes, job.domain, walk.scorer), inputs={"model": model})
+    key = StageKey(
+        stage=NAME, version=VERSION, config=_settings(task, rows, passes, job.domain, walk.scorer), inputs={"model": model}
+    )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
         started = time.monotonic()

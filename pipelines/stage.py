@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from adapt.checkpoint.hf_directory import CONFIG_FILE, open_hf_directory
 from adapt.checkpoint.weights import has_weights, is_bare_checkpoint, open_bare_checkpoint
-from adapt.core.artifacts import Artifact, ArtifactStore, StageKey, is_artifact, open_artifact, sha256_of_file
+from adapt.core.artifacts import MANIFEST, Artifact, ArtifactStore, StageKey, is_artifact, open_artifact, sha256_of_file
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.precision import say_precision
 from adapt.core.typed import to_plain
@@ -43,9 +43,13 @@ class Plan:
 
 
 class Stage(Protocol):
-    """One stage module: a name, whether it runs once per task, and a plan."""
+    """One stage module: a name, its algorithm's version, whether it runs once per task, and a plan.
+
+    Raise VERSION by 1 with every change after which the stage would make something else of the same inputs and settings.
+    """
 
     NAME: str
+    VERSION: int
     PER_TASK: bool
 
     def plan(self, walk: Walk, task: TaskConfig | None) -> Plan: ...
@@ -129,10 +133,26 @@ class Walk:
 
         Raises:
             ConfigError: the run has none yet.
+            CheckpointError: it is incomplete or damaged.
+        """
+        artifact = self.find(stage, task)
+        if artifact is None:
+            path = self.store.root / self.place(stage, task)
+            raise ConfigError(f"{path}: not there yet; run `python -m pipelines.{stage} run.name={self.config.run.name}` first")
+        return artifact
+
+    def find(self, stage: str, task: TaskConfig | None = None) -> Artifact | None:
+        """Open the run's artifact of a stage; None where that stage never ran.
+
+        Raises:
+            CheckpointError: it ran, and what it left is incomplete or damaged.
         """
         path = self.store.root / self.place(stage, task)
+        if not path.exists() and not path.is_symlink():
+            return None
         if not is_artifact(path):
-            raise ConfigError(f"{path}: not there yet; run `python -m pipelines.{stage} run.name={self.config.run.name}` first")
+            again = f"python -m pipelines.{stage} run.name={self.config.run.name}" + ("" if task is None else f" task={task.name}")
+            raise CheckpointError(f"{path}: is incomplete (it has no {MANIFEST}); run `{again}` again")
         return open_artifact(path.resolve())
 
     def base(self) -> Artifact:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +187,7 @@ def _fit_other(
 
 def _encoder(walk: Walk, labeller: Artifact) -> MeanEncoder:
     place = walk.config.pseudo_label.encoder
-    opened = open_checkpoint(weights_of(labeller) if place is None else Path(place), walk.config.scorer, walk.config.offload)
+    opened = open_checkpoint(weights_of(labeller) if place is None else Path(place), walk.scorer, walk.config.offload)
     return MeanEncoder(opened.model, opened.tokenizer, opened.device)
 
 
@@ -239,7 +239,7 @@ def _taught(walk: Walk, panel: Panel) -> Panel:
         if reason is not None:
             logger.info("pseudo_label %s: round %d of teaching taken back, %s", panel.task.name, number, reason)
             return panel
-        panel = Panel(**{**vars(next_panel), "flips": [*panel.flips, flips]})
+        panel = replace(next_panel, flips=[*panel.flips, flips])
     return panel
 
 

@@ -45,18 +45,16 @@ def training_rows(
     loss: LabelLoss,
     config: ReadingConfig,
 ) -> tuple[list[list[Reading]], list[list[Reading]]]:
-    """Return (training, held-out) rows of readings: selected rows, and rows that were kept out.
+    """Return (training, held-out) rows of readings: selected rows, and rows that were kept out; `labels[i]` is that of `rows[i]`.
 
     Raises:
         ConfigError: the prompt's label stands where the loss, or a row without a label, cannot be read with it.
     """
     prompt = Prompt(task, config.prompt or task.reference, tokenizer, context_length)
     _refuse_unreadable(prompt, loss, config)
-    by_line = {row.line: row for row in rows}
     training: list[list[Reading]] = []
     held_out: list[list[Reading]] = []
-    for label in labels:
-        row = by_line[label.line]
+    for row, label in zip(rows, labels, strict=True):
         if label.is_selected or label.is_held_out:
             readings = [
                 replace(reading, weight=weight)

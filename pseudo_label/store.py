@@ -19,14 +19,16 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from adapt.core.errors import CheckpointError
+from adapt.core.errors import CheckpointError, DataError
 from adapt.core.spans import LabelForm, Span
+from adapt.core.typed import digest_of
 from pseudo_label.criteria.contract import CandidateScores, Null
-from pseudo_label.tasks import TaskConfig, TaskRow, labels_of, row_digest
+from pseudo_label.tasks import TaskConfig, TaskRow, labels_of
 from pseudo_label.zero_shot import PassScores, ScoringPass
 
 SCORES_FILE = "scores.parquet"
 LABELS_FILE = "labels.parquet"
+_DIGEST_CHARACTERS = 32
 
 _IDENTITY = [
     ("task", pyarrow.string()),
@@ -70,11 +72,12 @@ _LABELS_SCHEMA = pyarrow.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoLabel:
-    """One labelled example; `line` is its line in the split it came from.
+    """One labelled example: the digest of its texts, by which its row is found again, and its line when it was labelled.
 
     `agreement` is the share of prompts that give the same label by themselves; `probabilities` are the soft label.
     """
 
+    text_digest: str
     line: int
     label: str
     margin: float
@@ -124,7 +127,7 @@ def read_scores(path: Path, task: TaskConfig, rows: Sequence[TaskRow]) -> list[P
         found.setdefault(_pass_of(record), []).append(record)
     result = []
     for what, records in found.items():
-        wanted = [(row.line, row_digest(row, task), _names(row, task, what)) for row in rows]
+        wanted = [(row.line, reading_digest(row), _names(row, task, what)) for row in rows]
         if [(r["line"], r["text_digest"], r["labels"]) for r in records] != wanted:
             raise CheckpointError(f"{path}: holds scores of other rows or labels than those of these {len(rows)}")
         scores = [_candidates(r, "sums", "tokens") for r in records]
@@ -162,6 +165,35 @@ def read_labels(path: Path) -> list[PseudoLabel]:
     """Read the labels back."""
     names = [field.name for field in dataclasses.fields(PseudoLabel)]
     return [PseudoLabel(**{name: record[name] for name in names}) for record in _read(path, _LABELS_SCHEMA).to_pylist()]
+
+
+def reading_digest(row: TaskRow) -> str:
+    """Return a digest of all that a prompt reads of a row: its texts to the letter, and its own candidates.
+
+    Unlike `row_digest`, which finds the same example in another split, it tells rows apart that differ in white space.
+    """
+    return digest_of([dict(row.texts), row.candidates])[:_DIGEST_CHARACTERS]
+
+
+def rows_of_labels(labels: Sequence[PseudoLabel], rows: Iterable[TaskRow], where: str) -> list[TaskRow]:
+    """Return the row of each label, found by its texts; the rows of a text that occurs again are taken in turn.
+
+    Raises:
+        DataError: a label's row is not among them; the message names the file `where`.
+    """
+    found: dict[str, list[TaskRow]] = {}
+    for row in rows:
+        found.setdefault(reading_digest(row), []).append(row)
+    matched = []
+    for label in labels:
+        same = found.get(label.text_digest)
+        if not same:
+            raise DataError(
+                f"{where}: lacks the row that was line {label.line} when it was labelled; put it back, or label the file anew with "
+                "`python -m pipelines.pseudo_label`"
+            )
+        matched.append(same.pop(0))
+    return matched
 
 
 def _record(
@@ -212,7 +244,7 @@ def _identity(task: TaskConfig, row: TaskRow) -> dict[str, Any]:
         "task": task.name,
         "line": row.line,
         "id": json.dumps(row.id, ensure_ascii=False),
-        "text_digest": row_digest(row, task),
+        "text_digest": reading_digest(row),
     }
 
 

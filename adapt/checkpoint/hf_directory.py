@@ -14,6 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from adapt.checkpoint.file_sums import check_files
 from adapt.core.artifacts import Artifact, sha256_of_file
 from adapt.core.errors import CheckpointError
 from adapt.core.progress import progress
@@ -71,7 +72,10 @@ def config_files_of(directory: Path) -> dict[str, bytes]:
 
 
 def check_shards(directory: Path) -> None:
-    """Raise CheckpointError unless every shard is there and as long as its header says."""
+    """Raise CheckpointError unless every shard is there and as long as its header says, and files are as the index records them."""
+    index = directory / INDEX_FILE
+    if index.is_file():
+        check_files(index, _read_json(index))
     for shard in shards_of(directory):
         try:
             with safe_open(shard, framework="pt") as stream:

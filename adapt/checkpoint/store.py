@@ -2,7 +2,8 @@
 
 `model.safetensors.index.json` says so for checkpoints of this project; what the shards' own headers say is held against it. Its
 `weight_map` is the one that other programs read. Directories without such an index (older ones, those from Hugging Face) are
-opened by their headers alone and have no sums. Opening reads no weight but a sample, if `verify` asks for it.
+opened by their headers alone and have no sums. Opening reads no weight but a sample, if `verify` asks for it; configuration and
+tokenizer are always compared with the sums that the index records of them (`file_sums`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from adapt.checkpoint.file_sums import check_files
 from adapt.checkpoint.hf_directory import INDEX_FILE, SINGLE_FILE
 from adapt.checkpoint.integrity import Sum, Verify, check_sums
 from adapt.checkpoint.reading import read_range, stacked_rows
@@ -64,13 +66,22 @@ def open_store(directory: Path, verify: Verify = Verify.SAMPLE) -> Store:
     """Open the tensors of a checkpoint directory after checking its shards' sizes and headers, and what `verify` asks for.
 
     Raises:
-        CheckpointError: a shard is missing, cut off, damaged, a pickle, or not what the index says; the index is damaged or of a
-            newer schema.
+        CheckpointError: a shard is missing, cut off, damaged, a pickle, or not what the index says; configuration or tokenizer are
+            not those that it records; the index is damaged or of a newer schema.
     """
     index = directory / INDEX_FILE
     if not index.is_file() and (directory / SINGLE_FILE).is_file():
         return Store(directory=directory, tensors=read_header(directory / SINGLE_FILE))
     content = read_json(index)
+    store = indexed_store(directory, content)
+    check_files(index, content)
+    check_sums([_sum_of(store, name) for name in store.sums], verify)
+    return store
+
+
+def indexed_store(directory: Path, content: Mapping[str, Any]) -> Store:
+    """Open the tensors that an index's content names, after checking shards' sizes and headers. Raises CheckpointError."""
+    index = directory / INDEX_FILE
     shards = shards_by_tensor(index, content)
     headers = {shard: read_header(directory / shard) for shard in sorted(set(shards.values()))}
     tensors: dict[str, ByteRange] = {}
@@ -78,9 +89,7 @@ def open_store(directory: Path, verify: Verify = Verify.SAMPLE) -> Store:
         if name not in headers[shard]:
             raise CheckpointError(f"{directory / shard}: missing or damaged (the index says it holds {name}, its header does not)")
         tensors[name] = headers[shard][name]
-    store = Store(directory=directory, tensors=tensors, sums=_sums(index, content, tensors))
-    check_sums([_sum_of(store, name) for name in store.sums], verify)
-    return store
+    return Store(directory=directory, tensors=tensors, sums=_sums(index, content, tensors))
 
 
 def shards_by_tensor(index: Path, content: Mapping[str, Any]) -> dict[str, str]:

@@ -22,13 +22,15 @@ from typing import Any
 from torch import Tensor
 
 from adapt.checkpoint.block_file import BlockFile
+from adapt.checkpoint.file_sums import FILES_ENTRY, sums_of_files
 from adapt.checkpoint.hf_directory import INDEX_FILE
 from adapt.checkpoint.parted import AnyTensor, PartedTensor
-from adapt.checkpoint.reading import view_of
-from adapt.checkpoint.shard_format import PADDING_PREFIX, PAGE_BYTES, dtype_name, header_of, pages_up
-from adapt.checkpoint.store import INDEX_SCHEMA
+from adapt.checkpoint.reading import bytes_of, view_of
+from adapt.checkpoint.shard_format import PADDING_PREFIX, PAGE_BYTES, ByteRange, dtype_name, header_of, pages_up
+from adapt.checkpoint.store import INDEX_SCHEMA, indexed_store, read_json
 from adapt.core.artifacts import write_atomically
 from adapt.core.errors import CheckpointError
+from adapt.core.progress import progress
 
 SHARD_BYTES = 2 << 30
 UNFINISHED = "unfinished-"
@@ -61,6 +63,24 @@ def write_tensors(directory: Path, tensors: Iterable[tuple[str, AnyTensor]], *, 
         for old in directory.glob("model*.safetensors"):
             if old.name not in shards:
                 old.unlink()
+
+
+def add_sums(directory: Path, files: Iterable[Path], *, with_tensors: bool) -> int:
+    """Record sums of files in the index that is there, and those of tensors, where it has none; return how many tensors have one.
+
+    Raises:
+        CheckpointError: another process is writing there, or index or shards are damaged.
+    """
+    index = directory / INDEX_FILE
+    with _alone(directory):
+        content = read_json(index)
+        store = indexed_store(directory, content)
+        if with_tensors and not store.sums:
+            content["tensors"] = {name: _entry(name, place) for name, place in progress(store.tensors.items(), "hashing")}
+            content["metadata"] = {**content.get("metadata", {}), "schema_version": INDEX_SCHEMA}
+        content[FILES_ENTRY] = sums_of_files(files)
+        write_atomically(index, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    return len(content.get("tensors", {}))
 
 
 class _Writer:
@@ -143,10 +163,28 @@ class _Writer:
         self.file = None
 
 
+def _entry(name: str, place: ByteRange) -> dict[str, Any]:
+    """Describe a tensor that lies in a shard, with the sums of its bytes."""
+    parts = [place.row(i) for i in range(place.shape[0])] if _has_parts(name, len(place.shape)) else [place]
+    sums = []
+    for part in parts:
+        digest = hashlib.sha256()
+        for block in bytes_of(part):
+            digest.update(block)
+        sums.append(digest.hexdigest())
+    dtype = dtype_name(place.dtype, name)
+    return {"file": place.file.name, "offset": place.offset, "dtype": dtype, "shape": list(place.shape), "sha256": sums}
+
+
+def _has_parts(name: str, n_dims: int) -> bool:
+    """Whether a tensor is stacked experts, which are written and hashed one by one."""
+    return ".experts." in name and n_dims > 1
+
+
 def _parts(name: str, tensor: AnyTensor) -> Iterator[Tensor]:
     """Yield what is written and hashed at a time: the parts of a tensor made so, the slices of stacked experts, or all of it."""
     if not isinstance(tensor, PartedTensor):
-        yield from tensor if ".experts." in name and tensor.dim() > 1 else (tensor,)
+        yield from tensor if _has_parts(name, tensor.dim()) else (tensor,)
         return
     count = 0
     for part in tensor.parts():

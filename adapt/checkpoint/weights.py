@@ -29,7 +29,7 @@ from adapt.checkpoint.paged_weights import PagedWeights
 from adapt.checkpoint.parted import AnyTensor
 from adapt.checkpoint.shard_format import ByteRange
 from adapt.checkpoint.store import Store, open_store, read_json
-from adapt.checkpoint.store_writer import write_tensors
+from adapt.checkpoint.store_writer import add_sums, write_tensors
 from adapt.checkpoint.streaming import stream
 from adapt.checkpoint.vocabulary import has_tokenizer
 from adapt.core.artifacts import Artifact
@@ -46,6 +46,7 @@ from adapt.text.contract import TextTokenizer
 from adapt.text.hf_tokenizer import TOKENIZER_FILES
 
 BARE_STAGE = "checkpoint"
+SHARD_SUFFIX = ".safetensors"
 
 
 def is_router(name: str) -> bool:
@@ -77,7 +78,8 @@ def is_bare_checkpoint(directory: Path) -> bool:
 def open_bare_checkpoint(directory: Path) -> Artifact:
     """Open a checkpoint without a manifest (copied by hand, or shipped) as an artifact named by its files' contents.
 
-    Shards whose sums stand in the index are not read for it: the index names them.
+    Configuration and tokenizer are compared with the sums that the index records, if it does. Shards whose sums stand in the index
+    are not read for it: the index names them.
 
     Raises:
         CheckpointError: its configuration or a shard is damaged.
@@ -108,6 +110,7 @@ def save_trained(
     for name, content in model.config_files.items():
         (directory / name).write_bytes(content)
     tokenizer.save(directory)
+    record_sums(directory)
 
 
 def rounded(weights: Iterable[tuple[str, AnyTensor]], precision: Precision) -> Iterator[tuple[str, AnyTensor]]:
@@ -130,6 +133,21 @@ def save_model(
     (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save(directory)
+    record_sums(directory)
+
+
+def record_sums(directory: Path) -> tuple[int, int]:
+    """Record in a checkpoint's index the sums of configuration and tokenizer, and of its tensors where they have none.
+
+    Returns how many tensors and files have sums. The tensors of a Hugging Face directory are left as they are.
+
+    Raises:
+        CheckpointError: it has no index, it is damaged, or another process is writing there.
+    """
+    if not (directory / INDEX_FILE).is_file():
+        raise CheckpointError(f"{directory}: has no {INDEX_FILE}, where the sums of a checkpoint are recorded")
+    files = [file for file in checkpoint_files(directory) if file.name != INDEX_FILE and file.suffix != SHARD_SUFFIX]
+    return add_sums(directory, files, with_tensors=not is_hf_directory(directory)), len(files)
 
 
 def iterate_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:

@@ -83,12 +83,13 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class StageKey:
-    """What decides whether a stage's result can be taken as it is."""
+    """What decides whether a stage's result can be taken as it is; `version` is that of the stage's algorithm."""
 
     stage: str
     config: Any
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # user files by name -> sha256
+    version: int = 1
 
     def digest(self) -> str:
         inputs = {name: artifact.digest for name, artifact in self.inputs.items()}
@@ -96,6 +97,7 @@ class StageKey:
             {
                 "schema": SCHEMA_VERSION,
                 "stage": self.stage,
+                "version": self.version,
                 "config": self.config,
                 "inputs": inputs,
                 "files": self.files,
@@ -130,7 +132,9 @@ def open_artifact(path: Path) -> Artifact:
         if not file.is_file():
             raise CheckpointError(f"{path}: {entry['path']} is missing; run its stage again with force=true")
         if file.stat().st_size != entry["size"]:
-            raise CheckpointError(f"{file}: has {file.stat().st_size} bytes, its manifest says {entry['size']}")
+            raise CheckpointError(
+                f"{file}: has {file.stat().st_size} bytes, its manifest says {entry['size']}; run its stage again with force=true"
+            )
         if entry["size"] <= _ALWAYS_HASHED_BYTES and sha256_of_file(file) != entry["sha256"]:
             raise CheckpointError(f"{file}: its content differs from its manifest; run its stage again with force=true")
     return Artifact(
@@ -151,7 +155,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{path}: is not a complete artifact (no {MANIFEST})") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path / MANIFEST}: not valid JSON ({error})") from error
+        raise CheckpointError(f"{path / MANIFEST}: not valid JSON ({error}); delete it and run its stage again") from error
     if not isinstance(manifest, dict):
         raise CheckpointError(f"{path / MANIFEST}: expected a JSON object")
     if manifest.get("schema_version") != SCHEMA_VERSION:
@@ -175,6 +179,7 @@ def write_manifest(path: Path, key: StageKey, metrics: Mapping[str, Any], create
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "stage": key.stage,
+        "version": key.version,
         "key": key.digest(),
         "digest": digest_of(content),
         "config": key.config,

@@ -14,6 +14,8 @@ from tiny_models import tiny_config
 from torch import Tensor
 
 import adapt.checkpoint.store_writer
+from adapt.checkpoint.integrity import Verify
+from adapt.checkpoint.store import open_store
 from adapt.checkpoint.store_writer import UNFINISHED
 from adapt.checkpoint.weights import (
     CONFIG_FILE,
@@ -23,6 +25,7 @@ from adapt.checkpoint.weights import (
     iterate_tensors,
     load_model,
     open_bare_checkpoint,
+    record_sums,
     save_model,
     save_trained,
 )
@@ -31,6 +34,8 @@ from adapt.core.precision import Precision
 from adapt.core.typed import to_plain
 from adapt.model.gpt import GPT, materialize
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
+from pipelines.plain_options import run_plainly
+from pipelines.record_sums import RecordConfig, record
 
 
 @pytest.fixture
@@ -153,6 +158,7 @@ def test_other_contents_have_another_digest(checkpoint: Path, sparse_model: GPT,
     else:
         config = json.loads((place / CONFIG_FILE).read_text(encoding="utf-8"))
         (place / CONFIG_FILE).write_text(json.dumps({**config, "norm_eps": 2e-5}), encoding="utf-8")
+    record_sums(place)
     assert open_bare_checkpoint(place).digest != digest
 
 
@@ -192,3 +198,75 @@ def test_a_damaged_json_file_is_named(checkpoint: Path, name: str, content: str)
     assert is_bare_checkpoint(checkpoint)
     with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
         open_bare_checkpoint(checkpoint)
+
+
+def without_sums(checkpoint: Path) -> Path:
+    """Return a copy whose index is as an older program wrote it."""
+    place = copied(checkpoint, "older")
+    content = json.loads((place / INDEX_FILE).read_text(encoding="utf-8"))
+    (place / INDEX_FILE).write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": content["weight_map"]}), encoding="utf-8"
+    )
+    return place
+
+
+@pytest.mark.parametrize("name", [MODEL_FILE, CONFIG_FILE])
+@pytest.mark.parametrize("damage", ["another byte", "one more byte", "absent"])
+def test_configuration_and_tokenizer_are_those_that_were_written(checkpoint: Path, name: str, damage: str) -> None:
+    content = (checkpoint / name).read_bytes()
+    if damage == "absent":
+        (checkpoint / name).unlink()
+    elif damage == "another byte":
+        changed = content.replace(b"0.1", b"0.2") if name == CONFIG_FILE else content[:-1] + bytes([content[-1] ^ 1])
+        assert changed != content
+        (checkpoint / name).write_bytes(changed)
+    else:
+        (checkpoint / name).write_bytes(content + b"\n")
+    for opened in (open_bare_checkpoint, load_model):
+        with pytest.raises(CheckpointError, match=name):
+            opened(checkpoint)
+
+
+def test_sums_can_be_recorded_of_a_checkpoint_that_has_none(checkpoint: Path) -> None:
+    place = without_sums(checkpoint)
+    assert not open_store(place, Verify.ALWAYS).sums
+    assert record_sums(place) == (len(open_store(place).tensors), 2)
+    ours, wanted = (json.loads((p / INDEX_FILE).read_text(encoding="utf-8")) for p in (place, checkpoint))
+    assert ours["tensors"] == wanted["tensors"]
+    assert ours["files"] == wanted["files"] and set(ours["files"]) == {CONFIG_FILE, MODEL_FILE}
+    assert load_model(place, verify=Verify.ALWAYS)
+    shard = shards(place)[0]
+    tensor = max((t for t in open_store(place).tensors.values() if t.file == shard), key=lambda t: t.n_bytes)
+    content = bytearray(shard.read_bytes())
+    content[tensor.offset] ^= 1
+    shard.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match=rf"{shard.name}: damaged"):
+        load_model(place, verify=Verify.ALWAYS)
+
+
+def test_sums_of_a_changed_tokenizer_can_be_recorded_and_those_of_weights_stay(checkpoint: Path) -> None:
+    before = json.loads((checkpoint / INDEX_FILE).read_text(encoding="utf-8"))
+    (checkpoint / MODEL_FILE).write_bytes((checkpoint / MODEL_FILE).read_bytes() + b"\n")
+    record_sums(checkpoint)
+    after = json.loads((checkpoint / INDEX_FILE).read_text(encoding="utf-8"))
+    assert after["tensors"] == before["tensors"]
+    assert after["files"][MODEL_FILE] != before["files"][MODEL_FILE]
+    assert open_bare_checkpoint(checkpoint)
+
+
+def test_the_command_records_sums_and_refuses_what_it_cannot_record(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = without_sums(checkpoint)
+
+    def run(directory: Path) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["pipelines.record_sums", f"checkpoint={directory}"])
+        code = run_plainly(RecordConfig, record, "")
+        return code, "".join(capsys.readouterr())
+
+    assert run(place) == (0, f"{place}: sums of {len(open_store(place).tensors)} tensors and 2 files recorded\n")
+    for wrong, word in [(tmp_path / "nowhere", INDEX_FILE), (checkpoint, "manifest.json")]:
+        if wrong is checkpoint:
+            (wrong / "manifest.json").write_text("{}", encoding="utf-8")
+        code, said = run(wrong)
+        assert code == 2 and said.startswith(f"error: {wrong}") and word in said and said.count("\n") == 1

@@ -27,7 +27,7 @@ from adapt.checkpoint.parted import PartedTensor
 from adapt.checkpoint.shard_format import PADDING_PREFIX, PAGE_BYTES, read_header
 from adapt.checkpoint.store import INDEX_SCHEMA, open_store
 from adapt.checkpoint.store_writer import UNFINISHED, write_tensors
-from adapt.checkpoint.weights import load_model, save_model
+from adapt.checkpoint.weights import load_model, record_sums, save_model
 from adapt.core.errors import CheckpointError
 from adapt.core.precision import Precision
 from adapt.core.typed import to_plain
@@ -175,6 +175,7 @@ def test_what_is_wrong_is_said_before_anything_is_computed(
     else:
         other = to_plain(tiny_config(hidden_size=64))
         (checkpoint / "config.json").write_text(json.dumps(other), encoding="utf-8")
+        record_sums(checkpoint)
         expected = r"embedding\.weight has shape \(2400, 32\), the model needs \(2400, 64\)"
     monkeypatch.setattr("adapt.checkpoint.weights.stream", lambda store: pytest.fail("weights were read"))
     monkeypatch.setattr("adapt.checkpoint.weights.PagedWeights", lambda *_: pytest.fail("weights were read"))

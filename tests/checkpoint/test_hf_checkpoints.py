@@ -55,6 +55,10 @@ def test_trained_weights_are_written_as_the_base_was(family: str, tied: bool, tm
     again = AutoModelForCausalLM.from_pretrained(result, dtype=torch.float32).state_dict()
     for name, weight in AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).state_dict().items():
         assert torch.equal(again[name], weight * 1.5), name
+    (result / "tokenizer.json").write_bytes((result / "tokenizer.json").read_bytes() + b"\n")
+    for opened in (open_hf_directory, load_model):
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json: damaged"):
+            opened(result)
 
 
 def test_many_shards_give_the_weights_of_one(tmp_path: Path) -> None:

@@ -278,7 +278,7 @@ def test_the_key_changes_with_all_that_a_stage_reads_and_with_nothing_else(tmp_p
     soup, stew = make(store), make(store, StageKey(stage="cooking", config={"salt": 2}), "stew")
     base: dict[str, Any] = {"stage": "eating", "config": {"n": 1, "m": 2}, "inputs": {"food": soup}, "files": {"menu": "a"}}
     changes: list[dict[str, Any]] = [{"stage": "tasting"}, {"config": {"n": 2, "m": 2}}, {"files": {"menu": "b"}}, {"files": {}}]
-    changes += [{"inputs": {"food": stew}}, {"inputs": {"meal": soup}}, {"inputs": {}}]
+    changes += [{"inputs": {"food": stew}}, {"inputs": {"meal": soup}}, {"inputs": {}}, {"version": 2}]
     keys = [StageKey(**{**base, **change}).digest() for change in [{}, *changes]]
     assert len(set(keys)) == len(keys)
     moved = make(ArtifactStore(tmp_path / "elsewhere"))

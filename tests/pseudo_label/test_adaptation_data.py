@@ -36,7 +36,7 @@ def given(task: TaskConfig, count: int) -> tuple[list[TaskRow], list[PseudoLabel
 
 def label_of(line: int, label: str, *, is_selected: bool = True, is_held_out: bool = False) -> PseudoLabel:
     sure: dict[str, Any] = {"margin": 1.0, "confidence": 1.0, "agreement": 1.0, "scores": [], "probabilities": []}
-    return PseudoLabel(line=line, label=label, is_selected=is_selected, is_held_out=is_held_out, **sure)
+    return PseudoLabel(text_digest=f"line {line}", line=line, label=label, is_selected=is_selected, is_held_out=is_held_out, **sure)
 
 
 @pytest.mark.parametrize(

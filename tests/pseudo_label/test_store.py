@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adapt.core.errors import CheckpointError
+from adapt.core.errors import CheckpointError, DataError
 from adapt.core.spans import LabelForm, Span
 from pseudo_label.coarse_to_fine import CoarseToFine
 from pseudo_label.criteria.contract import CandidateScores, Null, get_criterion
@@ -23,6 +23,8 @@ from pseudo_label.store import (
     labels_of,
     read_labels,
     read_scores,
+    reading_digest,
+    rows_of_labels,
     write_labels,
     write_scores,
 )
@@ -233,6 +235,7 @@ def labels_for(rows: list[TaskRow]) -> list[PseudoLabel]:
     random = np.random.default_rng(1)
     return [
         PseudoLabel(
+            text_digest=reading_digest(row),
             line=row.line,
             label="abc"[i % 3],
             margin=float(random.random()),
@@ -292,3 +295,26 @@ def test_a_truncated_or_overwritten_file_is_refused(tmp_path: Path, place_of_dam
     place.write_bytes(bytes(content))
     with pytest.raises(CheckpointError):
         read_scores(place, task_of(), rows_of(40))
+
+
+def test_labels_find_their_rows_by_their_texts_in_any_order_also_where_texts_repeat() -> None:
+    rows = [replace(row, texts={**row.texts, "text": f"文本 {i % 3}"}) for i, row in enumerate(rows_of(8))]
+    labels = labels_for(rows)
+    found = rows_of_labels(labels, rows[::-1], "unlabeled.json")
+    assert [row.texts for row in found] == [row.texts for row in rows]
+    assert sorted(row.line for row in found) == sorted(row.line for row in rows), "each row is taken once"
+
+
+@pytest.mark.parametrize("changes", [{"texts": {"text": "文本0", "note": ""}}, {"candidates": ("词1", "词0")}])
+def test_rows_that_differ_in_white_space_or_candidates_are_told_apart(changes: dict[str, Any]) -> None:
+    row = replace(rows_of(1)[0], candidates=("词0", "词1"))
+    other = replace(row, **changes)
+    assert rows_of_labels(labels_for([row]), [other, row], "unlabeled.json") == [row]
+
+
+@pytest.mark.parametrize("left", [[0, 1, 3], [0, 1, 2, 3]])
+def test_a_row_that_is_not_there_any_more_is_named(left: list[int]) -> None:
+    rows = rows_of(4)
+    labels = labels_for([*rows, rows[0]])
+    with pytest.raises(DataError, match=r"^data/unlabeled\.json: lacks the row that was line \d when .*pipelines\.pseudo_label"):
+        rows_of_labels(labels, [rows[i] for i in left], "data/unlabeled.json")

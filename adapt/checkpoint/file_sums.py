@@ -1,0 +1,40 @@
+"""The small files of a checkpoint, configuration and tokenizer, by the sizes and sums that its index records of them.
+
+Tensors have sums of their own there. An index without these entries (of an older checkpoint, or another program's) checks nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adapt.core.artifacts import sha256_of_file
+from adapt.core.errors import CheckpointError
+
+FILES_ENTRY = "files"
+
+
+def sums_of_files(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Return size and sha256 by name, as an index records them."""
+    return {file.name: {"size": file.stat().st_size, "sha256": sha256_of_file(file)} for file in sorted(files)}
+
+
+def check_files(index: Path, content: Mapping[str, Any]) -> None:
+    """Compare the files beside an index with what it records of them.
+
+    Raises:
+        CheckpointError: one is missing or has other bytes, or the entries are damaged.
+    """
+    entries = content.get(FILES_ENTRY, {})
+    if not isinstance(entries, dict) or not all(isinstance(e, dict) and {"size", "sha256"} <= set(e) for e in entries.values()):
+        raise CheckpointError(f"{index}: its sums of files are damaged; fetch or make the checkpoint again")
+    for name, entry in entries.items():
+        file = index.parent / Path(name).name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: is missing, and {index.name} names it; fetch or make the checkpoint again")
+        if file.stat().st_size != entry["size"] or sha256_of_file(file) != entry["sha256"]:
+            raise CheckpointError(
+                f"{file}: damaged (not the bytes that {index.name} records); fetch or make it again, or, if you changed it, run "
+                f"`python -m pipelines.record_sums checkpoint={index.parent}`"
+            )

@@ -15,7 +15,7 @@ from adapt.core.errors import DataError
 from adapt.core.typed import to_plain
 from pipelines.criteria_table import CRITERIA_FILE, compare_criteria, criteria_pairs, pooled
 from pipelines.other_tasks import OTHER_TASKS_FILE, other_tasks, say_other_task
-from pipelines.rows import LABELLED_SPLITS, existing, is_labelled
+from pipelines.rows import LABELLED_SPLITS, existing, is_labelled, labelled_part
 from pipelines.scores import Scored, scores_of
 from pipelines.stage import Plan, Walk, order_of, plain_settings
 from pipelines.subject import Subject, prompts_of, subject_of
@@ -58,6 +58,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             exclude=config.exclude_eval.splits,
             splits=splits,
             precision=config.scorer.precision,
+            seed=config.seed,
         ),
         inputs=inputs,
         files=files,
@@ -71,11 +72,12 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         rows_by_split = {split: read_split(walk.data_root(), task, split) for split in splits}
         for split, rows in rows_by_split.items():
             _refuse_repeated_ids(split_path(walk.data_root(), task, split), rows)
+        measured = {split: labelled_part(walk, task, split, rows) for split, rows in rows_by_split.items()}
         found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": [], "answers": []}
         methods = list(dict.fromkeys([*settings.methods, settings.method]))
         for name, model in models.items():
             subject = subject_of(walk, task, name, model, methods, settings.criteria)
-            for part, lines in _measure(walk, task, subject, rows_by_split).items():
+            for part, lines in _measure(walk, task, subject, measured).items():
                 found[part] += lines
         # The last model is the one that counts: it predicts, and its decision is exported.
         _write_predictions(walk, result, task, subject, rows_by_split)
@@ -131,7 +133,7 @@ def _refuse_repeated_ids(path: Path, rows: list[TaskRow]) -> None:
 def _measure(
     walk: Walk, task: TaskConfig, subject: Subject, rows_by_split: Mapping[str, list[TaskRow]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return accuracies and answers by split and method, criteria beside each other, and what coarse-to-fine loses."""
+    """Return accuracies and answers on labelled rows, criteria beside each other, and what coarse-to-fine loses."""
     settings = walk.config.evaluate
     names = prompts_of(task, subject.scoring, list(subject.decisions))
     pairs = [*subject.scoring.pairs(task, names), *criteria_pairs(task, settings.criteria)]
@@ -139,7 +141,7 @@ def _measure(
     table, answers, coarse = [], [], []
     pool: list[tuple[list[TaskRow], Scored]] = []
     for split, rows in rows_by_split.items():
-        if not is_labelled(rows):
+        if not rows:
             continue
         scored = scores_of(walk, task, subject.model, split, rows, passes)
         keys = subject.scoring.keys(scored.passes, task, names)

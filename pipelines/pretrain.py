@@ -46,7 +46,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     check_memory(model, config.engine)
     if model.even_routing:
         raise ConfigError("model.even_routing: is for measuring random weights; a router trained under it would decide nothing")
-    files = find_corpus(config.data.corpus, config.data.domain_field)
+    files = find_corpus(config.data.corpus, config.data.domain_field, config.data.encoding)
     domains = domains_of(files)
     repeats = config.pretrain.repeats or {}
     strange = sorted(set(repeats) - set(domains))
@@ -60,6 +60,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             model=model,
             pretrain=config.pretrain,
             domain_field=config.data.domain_field,
+            **config.data.reading(),
             balance=config.objective.balance,
             **config.engine.numerics(),
             seed=config.seed,

@@ -50,6 +50,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             form=label_form(config),
             exclude=config.exclude_eval.splits,
             precision=config.scorer.precision,
+            seed=config.seed,
         ),
         inputs={"base": base, "labeller": labeller},
         files=walk.split_digests(task, list(dict.fromkeys(["unlabeled", *config.exclude_eval.splits, *measured_on]))),

@@ -18,10 +18,10 @@ PER_TASK = False
 
 
 def plan(walk: Walk, task: TaskConfig | None) -> Plan:
-    """Train on `data.corpus`; nothing else of the configuration matters."""
-    config = walk.config.tokenizer
-    files = find_corpus(walk.config.data.corpus)
-    key = StageKey(stage=NAME, config=plain_settings(tokenizer=config), files=corpus_digests(files))
+    """Train on `data.corpus`, read in `data.encoding`; nothing else of the configuration matters."""
+    config, data = walk.config.tokenizer, walk.config.data
+    files = find_corpus(data.corpus, encoding=data.encoding)
+    key = StageKey(stage=NAME, config=plain_settings(tokenizer=config, **data.reading()), files=corpus_digests(files))
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
         sizes = {"documents": 0, "characters": 0}
@@ -45,8 +45,11 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
 
 
 def corpus_digests(files: list[CorpusFile]) -> dict[str, str]:
-    """Return the sha256 of every corpus file, by name."""
-    return {file.path.name: sha256_of_file(file.path) for file in files}
+    """Return the sha256 of every corpus file, by its place among them and its name: two files of one name both count.
+
+    Directories are left out, so that a corpus can be moved as a whole.
+    """
+    return {f"{place} {file.path.name}": sha256_of_file(file.path) for place, file in enumerate(files)}
 
 
 if __name__ == "__main__":

@@ -139,20 +139,24 @@ def _long_form(argument: str, config_name: str) -> str:
         return f"{import_checkpoint.NAME}.{argument}"
     if key != "task" or not equals:
         return argument
-    return "tasks=" + ",".join(f"[{name}]" for name in value.split(","))
+    names = (
+        name if re.fullmatch(r"[\w.-]+", name, re.ASCII) or name[:1] in _QUOTES else _in_quotes(name) for name in value.split(",")
+    )
+    return "tasks=" + ",".join(f"[{name}]" for name in names)
 
 
 def _quoted(argument: str, *, is_sweep: bool) -> str:
     """Put the value of `key=value` into quotes where Hydra cannot read it as it is: Chinese names, parentheses, equals signs.
 
-    A comma in the name of a file or directory is part of it, unless a sweep was asked for.
+    What looks like a number or several values is part of the name of a file or directory, unless a sweep was asked for.
     """
     key, equals, value = argument.partition("=")
     if not equals or not re.fullmatch(r"\+{0,2}[\w./@]+", key) or value[:1] in ("", *_QUOTES):
         return argument
     try:
         override = OverridesParser.create().parse_override(argument)
-        if is_sweep or key not in _PLACES or not override.is_sweep_override():
+        is_name = key in _PLACES and not is_sweep
+        if not is_name or (not override.is_sweep_override() and isinstance(override.value(), str | None)):
             return argument
     except Exception:  # Hydra's own, or its lexer's
         if value.startswith("[") and value.endswith("]"):

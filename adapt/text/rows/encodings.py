@@ -15,6 +15,7 @@ import logging
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import IO, TextIO
 
 from adapt.core.errors import ConfigError, DataError
@@ -53,6 +54,11 @@ def check_encoding(name: str | None, key: str) -> None:
     except (LookupError, UnicodeError, ValueError) as error:
         hint = "give utf-8, gb18030, utf-16, big5, latin-1 or another that Python knows"
         raise ConfigError(f"{key}: '{name}' is not a text encoding; {hint}") from error
+
+
+def settled(file: RowsFile) -> RowsFile:
+    """Return a file with its encoding, so that it is not looked for at each reading. Raises DataError as `lines_of` does."""
+    return replace(file, encoding=_encoding_of(file))
 
 
 def lines_of(file: RowsFile) -> Iterator[tuple[int, str]]:

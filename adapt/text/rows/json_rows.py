@@ -14,7 +14,7 @@ from typing import Any
 
 from adapt.core.errors import DataError
 from adapt.text.rows.contract import MAX_CHARACTERS, Row, RowsFile
-from adapt.text.rows.encodings import lines_of, pieces_of
+from adapt.text.rows.encodings import lines_of, pieces_of, settled
 
 MAX_DEPTH = 32
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -32,6 +32,7 @@ def json_rows(file: RowsFile) -> Iterator[Row]:
     Raises:
         DataError: something in it is not an object, or not JSON, by line.
     """
+    file = settled(file)
     if _is_array(file):
         yield from _array_rows(file)
         return

@@ -17,6 +17,7 @@ import hydra
 import omegaconf
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +31,7 @@ from adapt.model.gpt import GPTConfig
 from adapt.model.hf import HFConfig
 from adapt.model.routers.contract import all_routers
 from adapt.model.routers.top1 import Top1Config
+from adapt.text.rows.writing import STANDARD
 from pipelines import import_checkpoint
 from pipelines.hosts import check_hosts
 from pipelines.launch import USER_ERROR_CODE, Terminated, terminate
@@ -41,6 +43,19 @@ from pipelines.walk import places, walk
 
 _LONGEST_NAME = 120
 _FOREIGN = "hf"
+_QUOTES = ("'", '"')
+_PLACES = (
+    "input",
+    "output",
+    "checkpoint",
+    "source",
+    "task_dir",
+    "data.root",
+    "run.dir",
+    "run.name",
+    "model.path",
+    "prompt_search.file",
+)
 
 
 def main(config_name: str, act: Callable[[PipelineConfig, str | None], None] | None = None) -> NoReturn:
@@ -49,7 +64,8 @@ def main(config_name: str, act: Callable[[PipelineConfig, str | None], None] | N
     signal.signal(signal.SIGTERM, terminate)
     # With this set Hydra raises its errors instead of printing several lines and exiting by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv[1:] = [_long_form(argument, config_name) for argument in sys.argv[1:]]
+    is_sweep = any(argument in ("-m", "--multirun") for argument in sys.argv[1:])
+    sys.argv[1:] = [_quoted(_long_form(argument, config_name), is_sweep=is_sweep) for argument in sys.argv[1:]]
     is_composed = False
 
     def task(config: DictConfig) -> None:
@@ -123,7 +139,34 @@ def _long_form(argument: str, config_name: str) -> str:
         return f"{import_checkpoint.NAME}.{argument}"
     if key != "task" or not equals:
         return argument
-    return "tasks=" + ",".join(f"[{name}]" for name in value.split(","))
+    names = (
+        name if re.fullmatch(r"[\w.-]+", name, re.ASCII) or name[:1] in _QUOTES else _in_quotes(name) for name in value.split(",")
+    )
+    return "tasks=" + ",".join(f"[{name}]" for name in names)
+
+
+def _quoted(argument: str, *, is_sweep: bool) -> str:
+    """Put the value of `key=value` into quotes where Hydra cannot read it as it is: Chinese names, parentheses, equals signs.
+
+    What looks like a number or several values is part of the name of a file or directory, unless a sweep was asked for.
+    """
+    key, equals, value = argument.partition("=")
+    if not equals or not re.fullmatch(r"\+{0,2}[\w./@]+", key) or value[:1] in ("", *_QUOTES):
+        return argument
+    try:
+        override = OverridesParser.create().parse_override(argument)
+        is_name = key in _PLACES and not is_sweep
+        if not is_name or (not override.is_sweep_override() and isinstance(override.value(), str | None)):
+            return argument
+    except Exception:  # Hydra's own, or its lexer's
+        if value.startswith("[") and value.endswith("]"):
+            items = [item.strip() for item in value[1:-1].split(",")]
+            return f"{key}=[{','.join(item if item[:1] in _QUOTES else _in_quotes(item) for item in items)}]"
+    return f"{key}={_in_quotes(value)}"
+
+
+def _in_quotes(text: str) -> str:
+    return "'" + text.replace("'", "\\'") + "'"
 
 
 def _act_on(config: DictConfig, act: Callable[[PipelineConfig, str | None], None]) -> None:
@@ -146,8 +189,9 @@ def _point_name() -> str:
 def _walk(config: PipelineConfig, point: str | None) -> None:
     done = walk(config, point)
     ends = (teachers_table(done), accuracy_table(done), criteria_table(done), coarse_table(done), verdicts(done), places(done))
-    sys.stdout.write("".join(f"{text}\n" for text in ends if text))
-    sys.stdout.flush()
+    stream = sys.stderr if config.output == STANDARD else sys.stdout  # where rows go out, nothing else does
+    stream.write("".join(f"{text}\n" for text in ends if text))
+    stream.flush()
 
 
 def _register() -> None:

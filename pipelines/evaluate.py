@@ -18,7 +18,7 @@ from adapt.core.typed import to_plain
 from pipelines.criteria_table import CRITERIA_FILE, compare_criteria, criteria_pairs, pooled
 from pipelines.lexical_answers import LexicalAnswers
 from pipelines.other_tasks import OTHER_TASKS_FILE, other_tasks, say_other_task
-from pipelines.rows import LABELLED_SPLITS, existing, is_labelled
+from pipelines.rows import LABELLED_SPLITS, existing, is_labelled, labelled_part
 from pipelines.scores import Scored, scores_of
 from pipelines.stage import Plan, Walk, order_of, plain_settings
 from pipelines.subject import ADAPTED, BASE, Subject, prompts_of, subject_of
@@ -78,15 +78,16 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         rows_by_split = {split: read_split(walk.data_root(), task, split) for split in splits}
         for split, rows in rows_by_split.items():
             _refuse_repeated_ids(split_path(walk.data_root(), task, split), rows)
+        measured = {split: labelled_part(walk, task, split, rows) for split, rows in rows_by_split.items()}
         found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": [], "answers": []}
         methods = list(dict.fromkeys([*settings.methods, settings.method]))
-        lexical = LexicalAnswers.of(walk, task, rows_by_split) if any(method.needs_lexical for method in methods) else None
+        lexical = LexicalAnswers.of(walk, task) if any(method.needs_lexical for method in methods) else None
         if lexical is not None and Method.LEXICAL in methods:
-            for part, lines in lexical.measure(task).items():
+            for part, lines in lexical.measure(task, measured).items():
                 found[part] += lines
         for name, model in models.items():
             subject = subject_of(walk, task, name, model, methods, settings.criteria)
-            for part, lines in _measure(walk, task, subject, rows_by_split, lexical).items():
+            for part, lines in _measure(walk, task, subject, measured, lexical).items():
                 found[part] += lines
         # The last model is the one that counts: it predicts, and its decision is exported.
         decision = _decision(walk, task, subject, lexical)
@@ -165,7 +166,7 @@ def _measure(
     rows_by_split: Mapping[str, list[TaskRow]],
     lexical: LexicalAnswers | None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return accuracies and answers by split and method, criteria beside each other, and what coarse-to-fine loses."""
+    """Return accuracies and answers on labelled rows, criteria beside each other, and what coarse-to-fine loses."""
     settings = walk.config.evaluate
     names = prompts_of(task, subject.scoring, list(subject.decisions), is_trained=subject.name == ADAPTED)
     pairs = [*subject.scoring.pairs(task, names), *criteria_pairs(task, settings.criteria)]
@@ -173,13 +174,13 @@ def _measure(
     table, answers, coarse = [], [], []
     pool: list[tuple[list[TaskRow], Scored]] = []
     for split, rows in rows_by_split.items():
-        if not is_labelled(rows):
+        if not rows:
             continue
         scored = scores_of(walk, task, subject.model, split, rows, passes)
         keys = subject.scoring.keys(scored.passes, task, names)
         for method in subject.decisions:
             decision = subject.decisions[method]
-            scores = decision.scores(keys, task, _lexical_scores(lexical, decision, split))
+            scores = decision.scores(keys, task, _lexical_scores(lexical, decision, rows))
             line, given = _accuracy(task, subject, split, rows, keys, scores, method, scored.seconds)
             table.append(line)
             answers.append(given)
@@ -220,8 +221,8 @@ def _accuracy(
     return line, {**who, "answers": guesses, "gold": gold}
 
 
-def _lexical_scores(lexical: LexicalAnswers | None, decision: Decision, split: str) -> FloatArray | None:
-    return lexical.scores[split] if lexical is not None and decision.needs_lexical else None
+def _lexical_scores(lexical: LexicalAnswers | None, decision: Decision, rows: list[TaskRow]) -> FloatArray | None:
+    return lexical.labeller.scores(rows) if lexical is not None and decision.needs_lexical else None
 
 
 def _coarse_losses(
@@ -257,7 +258,7 @@ def _write_predictions(
         passes = passes_for(pairs, subject.scoring.form, with_groups=subject.scoring.with_groups)
         scored = scores_of(walk, task, subject.model, split, rows, passes)
         keys = subject.scoring.keys(scored.passes, task, decision.prompts) if decision.prompts else []
-        scores = decision.scores(keys, task, _lexical_scores(lexical, decision, split))
+        scores = decision.scores(keys, task, _lexical_scores(lexical, decision, rows))
         guesses = predictions(scores, rows, task) if rows else []
         name = submission_name(task)
         if has_gold or (split != "test" and (result / name).exists()):

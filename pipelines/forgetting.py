@@ -67,13 +67,18 @@ def general_text(walk: Walk, base: Artifact) -> Artifact | None:
     if not config.data.corpus:
         _refuse_needed(config)
         return None
-    files = find_corpus(config.data.corpus, config.data.domain_field)
+    files = find_corpus(config.data.corpus, config.data.domain_field, config.data.encoding)
     share, wants_training = config.pretrain.held_out_share, config.continue_pretrain.replay_share > 0
     place = weights_of(base)
     key = StageKey(
         stage=NAME,
         version=VERSION,
-        config={"held_out_share": share, "wants_training": wants_training, "domain_field": config.data.domain_field},
+        config={
+            "held_out_share": share,
+            "wants_training": wants_training,
+            "domain_field": config.data.domain_field,
+            **config.data.reading(),
+        },
         inputs={"base": base},
         files=corpus_digests(files),
     )

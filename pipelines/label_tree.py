@@ -77,6 +77,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             precision=walk.scorer.precision,
             scoring=scoring if reads_rows else None,
             exclude=config.exclude_eval.splits if reads_rows else None,
+            seed=config.seed if reads_rows else None,
         ),
         inputs={"base": base},
         files=walk.split_digests(task, ["unlabeled", *config.exclude_eval.splits, *LABELLED_SPLITS]) if reads_rows else {},

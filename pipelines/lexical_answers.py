@@ -1,4 +1,4 @@
-"""The lexical labeller under evaluation: its scores of every split, and the row that stands in every table beside the models.
+"""The lexical labeller under evaluation: the row that stands in every table beside the models.
 
 Legend: N rows, C labels.
 """
@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapt.core.artifacts import Artifact
-from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
-from pipelines.rows import is_labelled
 from pipelines.stage import Walk
 from pipelines.teachers import lexical_artifact
 from pseudo_label.accuracy import accuracy_of, balance_of
@@ -27,34 +25,27 @@ MODEL = "lexical"  # what stands in a table's column of models
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LexicalAnswers:
-    """The labeller's artifact, and its standardised scores [N, C] of each split's rows with the seconds they took."""
+    """The labeller, and the artifact with its files."""
 
     artifact: Artifact
-    rows: Mapping[str, list[TaskRow]]
-    scores: Mapping[str, FloatArray]
-    seconds: Mapping[str, float]
+    labeller: lexical_files.Lexical
 
     @classmethod
-    def of(cls, walk: Walk, task: TaskConfig, rows_by_split: Mapping[str, list[TaskRow]]) -> LexicalAnswers | None:
-        """Fit the labeller, or take the one that is there, and ask it; None where there are no unlabeled rows."""
+    def of(cls, walk: Walk, task: TaskConfig) -> LexicalAnswers | None:
+        """Fit the labeller, or take the one that is there; None where there are no unlabeled rows."""
         artifact = lexical_artifact(walk, task)
-        if artifact is None:
-            return None
-        labeller = lexical_files.load(artifact.path, task)
-        scores, seconds = {}, {}
-        for split, rows in rows_by_split.items():
-            started = time.monotonic()
-            scores[split] = labeller.scores(rows)
-            seconds[split] = time.monotonic() - started
-        return cls(artifact=artifact, rows=rows_by_split, scores=scores, seconds=seconds)
+        return None if artifact is None else cls(artifact=artifact, labeller=lexical_files.load(artifact.path, task))
 
-    def measure(self, task: TaskConfig) -> dict[str, list[dict[str, Any]]]:
-        """Return accuracies and answers of the labelled splits, as lines like those of the models."""
+    def measure(self, task: TaskConfig, rows_by_split: Mapping[str, list[TaskRow]]) -> dict[str, list[dict[str, Any]]]:
+        """Return accuracies and answers on labelled rows, as lines like those of the models; splits without any are left out."""
         table, answers = [], []
-        for split, rows in self.rows.items():
-            if not is_labelled(rows):
+        for split, rows in rows_by_split.items():
+            if not rows:
                 continue
-            guesses, gold = predictions(self.scores[split], rows, task), [row.label or "" for row in rows]
+            started = time.monotonic()
+            scores_NC = self.labeller.scores(rows)
+            seconds = time.monotonic() - started
+            guesses, gold = predictions(scores_NC, rows, task), [row.label or "" for row in rows]
             who = {"task": task.name, "split": split, "model": MODEL, "method": Method.LEXICAL.value}
             table.append(
                 {
@@ -63,8 +54,8 @@ class LexicalAnswers:
                     "criterion": "",
                     "form": "",
                     **to_plain(accuracy_of(guesses, gold)),
-                    **to_plain(balance_of(self.scores[split], guesses, gold)),
-                    "seconds": round(self.seconds[split], 2),
+                    **to_plain(balance_of(scores_NC, guesses, gold)),
+                    "seconds": round(seconds, 2),
                 }
             )
             answers.append({**who, "answers": guesses, "gold": gold})

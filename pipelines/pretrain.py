@@ -47,7 +47,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     check_memory(model, walk.engine)
     if model.even_routing:
         raise ConfigError("model.even_routing: is for measuring random weights; a router trained under it would decide nothing")
-    files = find_corpus(config.data.corpus, config.data.domain_field)
+    files = find_corpus(config.data.corpus, config.data.domain_field, config.data.encoding)
     domains = domains_of(files)
     repeats = config.pretrain.repeats or {}
     strange = sorted(set(repeats) - set(domains))
@@ -62,6 +62,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             model=model,
             pretrain=config.pretrain,
             domain_field=config.data.domain_field,
+            **config.data.reading(),
             balance=config.objective.balance,
             **walk.engine.numerics(),
             seed=config.seed,

@@ -24,7 +24,7 @@ from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
 from adapt.report.figures import Point, bar_chart, scatter_chart
 from adapt.report.page import Section, note, page, table
-from pipelines.rows import LABELLED_SPLITS, adaptation_rows, is_labelled, labelled_rows
+from pipelines.rows import LABELLED_SPLITS, adaptation_rows, labelled_part, labelled_rows, sample_rows
 from pipelines.scores import scores_of
 from pipelines.scoring_choice import label_form
 from pipelines.stage import Plan, Walk, plain_settings, weights_of
@@ -87,6 +87,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             precision=walk.scorer.precision,
             exclude=config.exclude_eval.splits,
             split=config.split,
+            seed=config.seed,
         ),
         inputs={"base": base},
         files=walk.split_digests(judged, ["unlabeled", *measured_on, *config.exclude_eval.splits]),
@@ -159,11 +160,15 @@ def _labelled_rows(walk: Walk, task: TaskConfig) -> dict[str, list[TaskRow]]:
     if split is None:
         found = labelled_rows(walk, task)
     else:
-        found = {split: read_split(walk.data_root(), task, split)}
-        if not is_labelled(found[split]):
-            place = split_path(walk.data_root(), task, split)
-            raise DataError(f"{place}: not every row has a label; leave split= out or name another")
-    return {name: rows[:limit] for name, rows in found.items() if rows[:limit]}
+        found = {split: labelled_part(walk, task, split, read_split(walk.data_root(), task, split))}
+        if not found[split]:
+            raise DataError(f"{split_path(walk.data_root(), task, split)}: no row has a label; leave split= out or name another")
+    if limit is None:
+        return found
+    sampled = {name: sample_rows(rows, task, limit, walk.config.seed)[0] for name, rows in found.items()}
+    for name, rows in sampled.items():
+        walk.say_once(f"{task.name} {name}: measured on {len(rows):,} of {len(found[name]):,} labelled rows")
+    return {name: rows for name, rows in sampled.items() if rows}
 
 
 def _merges(walk: Walk, task: TaskConfig, base: Artifact, rows: Sequence[TaskRow]) -> dict[str, tuple[list[str], int]]:

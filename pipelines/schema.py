@@ -17,6 +17,7 @@ from adapt.model.gpt import GPTConfig
 from adapt.model.hf import HFConfig
 from adapt.objective import ObjectiveConfig
 from adapt.scoring.layout import ScorerConfig
+from adapt.text.rows.encodings import check_encoding
 from adapt.text.tokenizer import TokenizerConfig
 from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer import OptimizerConfig
@@ -41,12 +42,21 @@ class RunConfig:
 class DataConfig:
     """Input data: a directory in the CLUE layout, and corpus files or patterns.
 
-    A corpus text's domain is its file's name up to the first underscore, or what the field `domain_field` of its line says.
+    A corpus text's domain is its file's name up to the first underscore, or what the field `domain_field` of its row says.
+    `encoding` is that of all files of rows and texts (absent: UTF-8, GB18030 and UTF-16 are recognised).
     """
 
     root: str | None = None
     corpus: list[str] = field(default_factory=list)
     domain_field: str | None = None
+    encoding: str | None = None
+
+    def __post_init__(self) -> None:
+        check_encoding(self.encoding, "encoding")
+
+    def reading(self) -> dict[str, str]:
+        """Return what the key of a stage that reads corpus files needs beside their content."""
+        return {} if self.encoding is None else {"encoding": self.encoding}
 
 
 class ExcludeEval(enum.Enum):
@@ -265,6 +275,13 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Labelling rows: `prefix` stands before the names of the columns that are added, `prediction` and `probability`."""
+
+    prefix: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelTreeConfig:
     """A proposed label tree: `groups` (absent: as many as the task has, else the root of its labels) of `min_size` to `max_size`.
 
@@ -349,6 +366,7 @@ class PipelineConfig:
     continue_pretrain: AdaptConfig = field(default_factory=AdaptConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
     label_tree: LabelTreeConfig = field(default_factory=LabelTreeConfig)
     prompt_search: PromptSearchConfig = field(default_factory=PromptSearchConfig)
     study: StudyConfig = field(default_factory=StudyConfig)

@@ -6,6 +6,7 @@ n-th chunk. Chunks are the same whatever the number of ranks, and so are the sco
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from adapt.checkpoint.offload import OffloadConfig
 from adapt.checkpoint.opening import open_checkpoint
-from adapt.core.artifacts import Artifact, StageKey, writable
+from adapt.core.artifacts import Artifact, StageKey, writable, write_atomically
 from adapt.core.errors import DataError
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import digest_of, from_plain, to_plain
@@ -24,6 +25,7 @@ from pipelines.launch import launch
 from pipelines.rows import domain_texts
 from pipelines.stage import Walk, order_of, weights_of
 from pseudo_label.labelling import ScoringConfig, TaskScorer, content_free_rows
+from pseudo_label.prompts import Prompt
 from pseudo_label.store import SCORES_FILE, join_scores, read_scores, write_scores
 from pseudo_label.tasks import TaskConfig, TaskRow, read_rows, split_path
 from pseudo_label.zero_shot import PassScores, PromptKeys, ScoringPass
@@ -31,6 +33,7 @@ from pseudo_label.zero_shot import PassScores, PromptKeys, ScoringPass
 NAME = "score"
 VERSION = 1
 _CHUNK_ROWS = 256
+_ROOM_FOR_PROMPT = 256  # tokens
 _TASK_KEYS = ("fields", "label_words", "label_tree", "shorten", "candidates")
 
 
@@ -74,7 +77,7 @@ def scores_of(
     job = ScoreJob(
         task=task,
         weights=str(weights_of(model).resolve()),
-        source=str(split_path(walk.data_root(), task, split).resolve()),
+        source=str(split_path(walk.data_root(), task, split).absolute()),  # not where a link leads: the ending says the kind
         lines=[row.line for row in rows],
         passes=list(passes),
         domain=domain_texts(walk, task, (what.null for what in passes)),
@@ -95,10 +98,17 @@ def scores_of(
             _score_chunks(whole, rows, range(whole.n_chunks))
         else:
             launch({"stage": NAME, "job": to_plain(whole)}, work, walk.config.engine, n_ranks)
-        join_scores(result / SCORES_FILE, [whole.place(chunk) for chunk in range(whole.n_chunks)])
-        return {"rows": len(rows), "passes": [what.name for what in passes], "seconds": time.monotonic() - started}
+        places = [whole.place(chunk) for chunk in range(whole.n_chunks)]
+        join_scores(result / SCORES_FILE, places)
+        seconds = time.monotonic() - started
+        return {"rows": len(rows), "passes": [what.name for what in passes], "seconds": seconds, **_cut_rows(places)}
 
     artifact = walk.produce(key, build, f"{NAME}/{task.name}/{split}-{model.stage}")
+    if found := artifact.metrics.get("cut"):
+        walk.say_once(
+            f"{task.name} {split}: {found:,} of {len(rows):,} rows are longer than the model's context of "
+            f"{artifact.metrics['context']} tokens and were cut (the longest has {artifact.metrics['longest']:,})"
+        )
     return Scored(passes=read_scores(artifact.file(SCORES_FILE), task, rows), seconds=float(artifact.metrics["seconds"]))
 
 
@@ -127,6 +137,7 @@ def _score_chunks(job: ScoreJob, rows: Sequence[TaskRow], chunks: range) -> None
     opened = open_checkpoint(Path(job.weights), job.scorer, job.offload)
     config = ScoringConfig(prompts=list(dict.fromkeys(what.prompt for what in job.passes)), domain=job.domain)
     scorer = TaskScorer(job.task, config, opened.scorer, opened.tokenizer)
+    prompt = Prompt(job.task, job.passes[0].prompt, opened.tokenizer, opened.scorer.context_length)
     for chunk in left:
         some = rows[chunk * _CHUNK_ROWS : (chunk + 1) * _CHUNK_ROWS]
         place = job.place(chunk)
@@ -135,9 +146,29 @@ def _score_chunks(job: ScoreJob, rows: Sequence[TaskRow], chunks: range) -> None
             scored = scorer.score(some, job.passes)
         except DataError as error:
             raise DataError(f"{job.source}: {error}") from error
+        lengths = [prompt.length(row) for row in some if _may_be_cut(row, prompt)]
+        cut = [length for length in lengths if length > prompt.context_length]
+        counted = {"cut": len(cut), "longest": max(cut, default=0), "context": prompt.context_length}
         with writable(place.parent):
+            write_atomically(place.with_suffix(".json"), json.dumps(counted))
             write_scores(unfinished, job.task, some, scored, job.checkpoint)
             unfinished.replace(place)
+
+
+def _may_be_cut(row: TaskRow, prompt: Prompt) -> bool:
+    """Say whether a row could be longer than the context: no text has more tokens than bytes."""
+    return sum(len(text.encode()) for text in row.texts.values()) + _ROOM_FOR_PROMPT > prompt.context_length
+
+
+def _cut_rows(places: Sequence[Path]) -> dict[str, int]:
+    """Return how many rows were cut, and how long the longest of them is, beside the context's length."""
+    files = [place.with_suffix(".json") for place in places]
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    return {
+        "cut": sum(counted["cut"] for counted in found),
+        "longest": max((counted["longest"] for counted in found), default=0),
+        "context": max((counted["context"] for counted in found), default=0),
+    }
 
 
 def _settings(

@@ -66,6 +66,7 @@ class Walk:
         self.group = config.run.name
         self.labellers: dict[str, Artifact] = {}
         self._produced: set[str] = set()
+        self._said: set[str] = set()
 
     @property
     def directory(self) -> Path:
@@ -96,18 +97,28 @@ class Walk:
     def load_tasks(self, names: Sequence[str]) -> list[TaskConfig]:
         """Load tasks by name, from `task_dir` first. Raises ConfigError for one that is unknown or broken."""
         own = [Path(self.config.task_dir)] if self.config.task_dir else []
-        return [load_task(name, [*own, conf_dir() / "task"]) for name in names]
+        tasks = [load_task(name, [*own, conf_dir() / "task"]) for name in names]
+        chosen = self.config.data.encoding
+        return tasks if chosen is None else [replace(task, encoding=chosen) for task in tasks]
 
     def data_root(self) -> Path:
         """Return data.root. Raises ConfigError where none is given."""
         if self.config.data.root is None:
-            raise ConfigError("data.root is not set; give a directory in the CLUE layout (<task>/{dev,unlabeled,test}.json)")
+            raise ConfigError(
+                "data.root is not set; give a directory in the CLUE layout (<task>/{dev,unlabeled,test}.{json,csv,...})"
+            )
         return Path(self.config.data.root)
 
     def split_digests(self, task: TaskConfig, splits: list[str]) -> dict[str, str]:
-        """Return sha256 by split name for those splits of a task that exist."""
-        paths = {split: split_path(self.data_root(), task, split) for split in splits}
-        return {f"{task.name}/{split}": sha256_of_file(path) for split, path in paths.items() if path.is_file()}
+        """Return sha256 by split name for those splits of a task that exist; an ending other than .json is part of the name."""
+        paths = [split_path(self.data_root(), task, split) for split in splits]
+        return {f"{task.name}/{path.name.removesuffix('.json')}": sha256_of_file(path) for path in paths if path.is_file()}
+
+    def say_once(self, message: str) -> None:
+        """Log a message that several stages have reason to log."""
+        if message not in self._said:
+            self._said.add(message)
+            logger.info("%s", message)
 
     def say_if_treeless(self, task: TaskConfig, *, wants_groups: bool) -> None:
         """Say that coarse to fine has no effect on a task without a label tree."""

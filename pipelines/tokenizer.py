@@ -19,10 +19,12 @@ PER_TASK = False
 
 
 def plan(walk: Walk, task: TaskConfig | None) -> Plan:
-    """Train on `data.corpus`; nothing else of the configuration matters."""
-    config = walk.config.tokenizer
-    files = find_corpus(walk.config.data.corpus)
-    key = StageKey(stage=NAME, version=VERSION, config=plain_settings(tokenizer=config), files=corpus_digests(files))
+    """Train on `data.corpus`, read in `data.encoding`; nothing else of the configuration matters."""
+    config, data = walk.config.tokenizer, walk.config.data
+    files = find_corpus(data.corpus, encoding=data.encoding)
+    key = StageKey(
+        stage=NAME, version=VERSION, config=plain_settings(tokenizer=config, **data.reading()), files=corpus_digests(files)
+    )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
         sizes = {"documents": 0, "characters": 0}

@@ -62,17 +62,16 @@ class Predictor:
         """
         return self.predict_rows([self.read(row, "rows", i) for i, row in enumerate(rows, start=1)])
 
-    def read(self, record: Mapping[str, Any], where: str, line: int) -> TaskRow:
-        """Turn a mapping into a row of the task; `where` and `line` name it in errors.
+    def read(self, record: Mapping[str, Any], where: str, line: int, unit: str = "line") -> TaskRow:
+        """Turn a mapping into a row of the task; `where`, `unit` and `line` name it in errors.
 
         Raises:
             DataError: it is no mapping, or lacks a field.
         """
         task = self.spec.task
         if not isinstance(record, Mapping):
-            raise DataError(f"{where}, line {line}: expected a mapping with {', '.join(task.fields)}, found {record!r}")
-        label = task.label_path.split(".")[0]
-        return row_from({key: value for key, value in record.items() if key != label}, task, where, line)
+            raise DataError(f"{where}, {unit} {line}: expected a mapping with {', '.join(task.fields)}, found {record!r}")
+        return row_from(record, task, where, line, unit, reads_label=False)
 
     def predict_rows(self, rows: Sequence[TaskRow]) -> list[Prediction]:
         """Label rows that were read already."""

@@ -47,6 +47,7 @@ from adapt.text.contract import TextTokenizer
 from pseudo_label.criteria.contract import get_criterion
 from pseudo_label.decision import Method, fit_decision, margins, softmax
 from pseudo_label.prompts import parse_template
+from pseudo_label.task_yaml import read_yaml
 from pseudo_label.tasks import PromptConfig, TaskConfig, TaskRow
 from pseudo_label.zero_shot import PromptKeys
 
@@ -213,15 +214,7 @@ def _ranks(values: FloatArray) -> FloatArray:
 
 def _read_entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return (where it stands, entry) for every entry; each has a name and known keys only."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); prompt_search.file takes a YAML list of prompts") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{path}{line}: not valid YAML ({problem})") from error
+    content = read_yaml(path)
     if not isinstance(content, list):
         raise ConfigError(f"{path}: expected a list of entries ('- {{name: ..., template: ...}}')")
     entries = []

@@ -7,7 +7,6 @@ candidates of a row are cut alike.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +15,7 @@ from adapt.core.spans import LabelForm, Reading, Span, SpannedText, join_parts, 
 from adapt.text.contract import TextTokenizer
 from pseudo_label.criteria.contract import get_criterion
 from pseudo_label.tasks import TaskConfig, TaskRow
-
-LABEL_SLOT = "label"
+from pseudo_label.templates import LABEL_SLOT, template_pieces
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +102,12 @@ class Prompt:
         candidates = list(self._label_ids.values())
         return self._render(row, candidates)[list(self._label_ids).index(label)]
 
+    def length(self, row: TaskRow) -> int:
+        """Return how many tokens a row has before it is cut, with its longest candidate."""
+        words = row.candidates
+        candidates = list(self._label_ids.values()) if words is None else [self._encode_label(word) for word in words]
+        return 1 + self._longest(candidates) + sum(len(piece.ids) for piece in self._pieces(row))
+
     def null_row(self, row: TaskRow) -> TaskRow:
         """Return the row with every field empty (a blank stays): the null context of pointwise mutual information."""
         texts = {name: self.task.fields[name].blank or "" for name in row.texts}
@@ -121,16 +125,20 @@ class Prompt:
         return TaskRow(id=row.id, texts=cut, label=None, candidates=row.candidates, line=row.line)
 
     def _render(self, row: TaskRow, candidates: Sequence[list[int]]) -> list[SpannedText]:
-        pieces = self._pieces(row)
-        # Groups and further words count where they are not scored too, so that a row is cut alike for scoring and for training.
-        longest = max(len(ids) for ids in [*candidates, *self._group_ids.values(), *self._synonym_ids])
-        pieces = self._fit(pieces, self.context_length - 1 - longest, row)
+        pieces = self._fit(self._pieces(row), self.context_length - 1 - self._longest(candidates), row)
         bos = ([self._tokenizer.bos_id], Span.CONTEXT)
         texts = []
         for ids in candidates:
             parts = [(ids, Span.LABEL) if piece.kind is Span.LABEL else (piece.ids, piece.kind) for piece in pieces]
             texts.append(join_parts([bos, *parts]))
         return texts
+
+    def _longest(self, candidates: Sequence[list[int]]) -> int:
+        """Return the length of the longest candidate.
+
+        Groups and further words count where they are not scored too, so that a row is cut alike for scoring and for training.
+        """
+        return max(len(ids) for ids in [*candidates, *self._group_ids.values(), *self._synonym_ids])
 
     def _pieces(self, row: TaskRow) -> list[_Piece]:
         pieces = []
@@ -215,22 +223,19 @@ def parse_template(task: TaskConfig, name: str) -> list[Part]:
     """
     where = f"task '{task.name}', prompts.{name}.template"
     parts: list[Part] = []
-    try:
-        pieces = list(string.Formatter().parse(task.prompts[name].template))
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
     slots = 0
-    for literal, field_name, _, _ in pieces:
-        if literal:
-            parts.append(Part(kind=Span.PROMPT, text=literal))
-        if field_name == LABEL_SLOT:
-            parts.append(Part(kind=Span.LABEL))
-            slots += 1
-        elif field_name is not None:
-            if field_name not in task.fields:
-                raise ConfigError(f"{where}: unknown field '{field_name}'; there are: {', '.join(task.fields)}")
-            parts.append(Part(kind=Span.CONTEXT, field=field_name))
-            slots += task.fields[field_name].blank is not None
+    try:
+        for literal, field_name in template_pieces(task.prompts[name].template, task.fields):
+            if literal:
+                parts.append(Part(kind=Span.PROMPT, text=literal))
+            if field_name == LABEL_SLOT:
+                parts.append(Part(kind=Span.LABEL))
+                slots += 1
+            elif field_name is not None:
+                parts.append(Part(kind=Span.CONTEXT, field=field_name))
+                slots += task.fields[field_name].blank is not None
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
     if slots != 1:
         raise ConfigError(f"{where}: needs exactly one place for the label, has {slots}")
     return parts

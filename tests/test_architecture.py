@@ -45,9 +45,11 @@ ONE_FILE = {
     "transformers": "adapt/model/hf.py",
     "tokenizers": "adapt/text/hf_tokenizer.py",
     "sklearn": "pseudo_label/teachers/bag_of_words.py",
+    "openpyxl": "adapt/text/rows/xlsx_rows.py",
 }
-# A benchmark's baseline is another package's own code.
+# A benchmark's baseline is another package's own code; Parquet is written in one place and read from users in another.
 ALSO_IN = {
+    ("pyarrow", "adapt/text/rows/parquet_rows.py"),
     ("transformers", "pipelines/bench/lm_eval_baseline.py"),
     ("tokenizers", "pipelines/bench/lm_eval_baseline.py"),
     ("deepspeed", "pipelines/bench/moe_peers.py"),

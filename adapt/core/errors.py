@@ -2,7 +2,13 @@
 
 
 class AdaptError(Exception):
-    """Base of every error that is the input's fault, not the program's."""
+    """Base of every error that is the input's fault, not the program's.
+
+    Its message is one line, whatever of the input is in it: characters that a terminal would act on are written as escapes.
+    """
+
+    def __str__(self) -> str:
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
 
 
 class ConfigError(AdaptError):

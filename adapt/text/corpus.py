@@ -1,32 +1,35 @@
-"""Corpus readers: jsonl, jsonl.gz and txt files to documents, with errors named by file and line.
+"""Corpus readers: files of rows and txt files to documents, with errors named by file and line.
 
+Rows (JSON lines, csv and the other kinds of `adapt/text/rows`) have a field `text`; a txt file has a document a line.
 A document's domain is a small integer: its place in the sorted list of domain names. A domain is the file name up to its first
-underscore or dot (`formal_licensed.jsonl.gz` -> `formal`), or what a field of the document's line says, so that losses, routers and
+underscore or dot (`formal_licensed.jsonl.gz` -> `formal`), or what a field of the document's row says, so that losses, routers and
 the mix of pretraining can tell domains apart.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adapt.core.errors import DataError
+from adapt.text.rows.contract import Kind, RowsFile
+from adapt.text.rows.encodings import lines_of
+from adapt.text.rows.reading import ENDINGS, endings_of, open_rows, rows_of
 
-_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".txt", ".txt.gz")
+_PLAIN_ENDINGS = (".txt", ".txt.gz")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusFile:
-    """A corpus file and the domain of its documents, or the field of their lines that says it."""
+    """A corpus file and the domain of its documents, or the field of their rows that says it; its encoding if not recognised."""
 
     path: Path
     domain: str
     domain_field: str | None = None
+    encoding: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,8 @@ class Document:
     domain: str
 
 
-def find_corpus(patterns: list[str], domain_field: str | None = None) -> list[CorpusFile]:
-    """Expand file names and globs, sorted, each file once; `domain_field` names the field of a line that says its domain.
+def find_corpus(patterns: list[str], domain_field: str | None = None, encoding: str | None = None) -> list[CorpusFile]:
+    """Expand file names and globs, sorted, each file once; `domain_field` names the field of a row that says its domain.
 
     Raises:
         DataError: a pattern matches nothing, or a file is of an unknown kind.
@@ -51,74 +54,52 @@ def find_corpus(patterns: list[str], domain_field: str | None = None) -> list[Co
         if not matches:
             raise DataError(f"data.corpus: nothing matches {pattern}")
         for match in matches:
-            if not match.name.endswith(_SUFFIXES):
-                raise DataError(f"{match}: not a corpus file; known endings: {', '.join(_SUFFIXES)}")
-            if domain_field is not None and ".json" not in match.name:
+            if not _is_plain(match) and not endings_of(match.name):
+                raise DataError(f"{match}: not a corpus file; known endings: {', '.join((*ENDINGS, *_PLAIN_ENDINGS))}")
+            if domain_field is not None and _is_plain(match):
                 raise DataError(f"{match}: plain text has no field '{domain_field}'; set data.domain_field=null")
             domain = match.name.split(".")[0].split("_")[0]
-            found[match.resolve()] = CorpusFile(path=match, domain=domain, domain_field=domain_field)
+            found[match.resolve()] = CorpusFile(path=match, domain=domain, domain_field=domain_field, encoding=encoding)
     return [found[path] for path in sorted(found)]
 
 
 def read_documents(file: CorpusFile) -> Iterator[Document]:
-    """Yield the non-empty documents of one file: `text` of each JSON line, or each line of a text file.
+    """Yield the non-empty documents of one file: `text` of each row, or each line of a text file.
 
     Raises:
-        DataError: a line is not valid JSON, or has no text or domain, by file and line.
+        DataError: a row is malformed, or has no text or domain, by file and line.
     """
-    is_json = ".json" in file.path.name
-    for number, line in read_lines(file.path):
-        if not line.strip():
-            continue
-        row: dict[str, object] = parse_json_line(line, file.path, number) if is_json else {"text": line}
-        text = _string_of(row, "text", file.path, number)
+    if _is_plain(file.path):
+        for _, line in read_lines(file.path, file.encoding):
+            if text := line.strip():
+                yield Document(text=text, domain=file.domain)
+        return
+    for row in rows_of(open_rows(file.path, encoding=file.encoding)):
+        where = f"{file.path}, {row.place}"
+        text = _string_of(row.record, "text", where)
         if text.strip():
-            domain = file.domain if file.domain_field is None else _string_of(row, file.domain_field, file.path, number)
+            domain = file.domain if file.domain_field is None else _string_of(row.record, file.domain_field, where)
             yield Document(text=text.strip(), domain=domain)
 
 
 def domains_of(files: list[CorpusFile]) -> list[str]:
-    """Return the sorted names of the documents' domains; files whose lines say theirs are read for it."""
+    """Return the sorted names of the documents' domains; files whose rows say theirs are read for it."""
     named = {file.domain for file in files if file.domain_field is None}
     said = {document.domain for file in files if file.domain_field is not None for document in read_documents(file)}
     return sorted(named | said)
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end); a BOM, CRLF and gzip are taken care of.
+def read_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line without its end) of a text file; a BOM, line ends and gzip are taken care of.
 
     Raises:
-        DataError: the file is missing, not UTF-8, or a damaged archive.
+        DataError: the file is missing, not text, has a NUL character, or is a damaged archive.
     """
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
-            for number, raw in enumerate(stream, start=1):
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                yield number, line.rstrip("\r\n")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise DataError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}, line {number}: not UTF-8") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}, after line {number}: a damaged gzip file") from error
-
-
-def parse_json_line(line: str, path: Path, number: int) -> dict[str, object]:
-    """Parse one JSON object.
-
-    Raises:
-        DataError: it is not one.
-    """
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        what = f"not valid JSON ({error.msg.removesuffix(' at')}, column {error.colno})"
-        raise DataError(f"{path}, line {number}: {what}; mend the line or take it out") from error
-    if not isinstance(row, dict):
-        found = type(row).__name__
-        raise DataError(f"{path}, line {number}: expected a JSON object, found {found}; every line is one, in braces")
-    return row
+    is_gzipped = path.name.lower().endswith(".gz")
+    for number, line in lines_of(RowsFile(path=path, name=str(path), kind=Kind.PLAIN, is_gzipped=is_gzipped, encoding=encoding)):
+        if "\x00" in line:
+            raise DataError(f"{path}, line {number}: has a NUL character, which is no text; take it out")
+        yield number, line
 
 
 def text_digest(text: str) -> str:
@@ -142,12 +123,12 @@ def _expand(pattern: str) -> list[Path]:
         raise DataError(f"data.corpus: '{pattern}' is not a pattern of files ({error})") from error
 
 
-def _string_of(row: dict[str, object], field: str, path: Path, number: int) -> str:
+def _is_plain(path: Path) -> bool:
+    return path.name.lower().endswith(_PLAIN_ENDINGS)
+
+
+def _string_of(row: Mapping[str, Any], field: str, where: str) -> str:
     text = row.get(field)
     if not isinstance(text, str):
-        raise DataError(f"{path}, line {number}: has no {field} field of type string")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{path}, line {number}: its {field} has half a surrogate pair") from error
+        raise DataError(f"{where}: has no {field} field of type string")
     return text

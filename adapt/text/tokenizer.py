@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from adapt.core.runtime import generator_for
 PAD, UNK, BOS, EOS, MASK = "<pad>", "<unk>", "<s>", "</s>", "<mask>"
 MODEL_FILE = "tokenizer.model"
 _MAX_SENTENCE_BYTES = 8192
+_MAX_PIECE = _MAX_SENTENCE_BYTES // 4  # characters, of four bytes at most
+_SENTENCE_END = re.compile(r"[。！？；…!?;\s]+|[.,，、](?=.)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +102,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, where: str) -
 
     def lines() -> Iterator[str]:
         try:
-            yield from _sample((line for text in texts for line in text.split("\n") if line), config.max_sentences)
+            yield from _sample((piece for text in texts for piece in _pieces(text)), config.max_sentences)
         except AdaptError as error:  # SentencePiece would wrap it in an error of its own
             failures.append(error)
             raise
@@ -140,6 +143,18 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, where: str) -
             f"{where}: cannot train a vocabulary of {config.vocab_size} ({reason}); change tokenizer.vocab_size or give more text"
         ) from error
     return Tokenizer(writer.getvalue(), where)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Yield a text's lines, long ones in pieces: SentencePiece passes over what is longer than its limit."""
+    for line in text.split("\n"):
+        while len(line.encode()) > _MAX_SENTENCE_BYTES:
+            ends = [match.end() for match in _SENTENCE_END.finditer(line, 0, _MAX_PIECE)]
+            end = ends[-1] if ends else _MAX_PIECE
+            yield line[:end]
+            line = line[end:]
+        if line:
+            yield line
 
 
 def _sample(lines: Iterable[str], size: int) -> list[str]:

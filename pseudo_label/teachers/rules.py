@@ -16,7 +16,8 @@ import numpy as np
 
 from adapt.core.scorer import FloatArray
 from pseudo_label.decision import match_prior
-from pseudo_label.tasks import Measure, RuleConfig, TaskConfig, TaskRow
+from pseudo_label.lexical_config import Measure, RuleConfig
+from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.teachers.bag_of_words import Unit, unit_of
 from pseudo_label.teachers.contract import row_centred, spread_of
 

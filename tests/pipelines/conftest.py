@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from command_line import SMALLEST, in_process, run
+from tiny_exports import write_export
 
+from adapt.model.gpt import GPT
 from adapt.scoring.tree_scorer import TreeScorer
+from adapt.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +23,12 @@ def smallest_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stderr
     (place / "output.txt").write_text(done.stdout, encoding="utf-8")
     return place / "demo"
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tmp_path_factory: pytest.TempPathFactory, sparse_model: GPT, tokenizer: Tokenizer) -> Path:
+    """Return an export of demo_reviews with random weights, which serves as a checkpoint too."""
+    return write_export(tmp_path_factory.mktemp("export"), sparse_model, tokenizer)
 
 
 @pytest.fixture

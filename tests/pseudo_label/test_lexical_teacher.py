@@ -9,7 +9,8 @@ import pytest
 
 from adapt.core.errors import CheckpointError
 from adapt.core.scorer import FloatArray
-from pseudo_label.tasks import FieldConfig, LexicalConfig, PromptConfig, TaskConfig, TaskRow, labels_of
+from pseudo_label.lexical_config import LexicalConfig
+from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow, labels_of
 from pseudo_label.teachers import lexical_files
 from pseudo_label.teachers.bag_of_words import Unit, unit_of
 from pseudo_label.teachers.lexical import surest_of_each

@@ -11,7 +11,8 @@ import pytest
 
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.scorer import FloatArray
-from pseudo_label.tasks import FieldConfig, LexicalConfig, Measure, PromptConfig, RuleConfig, TaskConfig, TaskRow, load_task
+from pseudo_label.lexical_config import LexicalConfig, Measure, RuleConfig
+from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow, load_task
 from pseudo_label.teachers import lexical_files
 from pseudo_label.teachers.contract import row_centred, spread_of
 from pseudo_label.teachers.embedding import fit_embedding

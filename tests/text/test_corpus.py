@@ -16,11 +16,11 @@ from adapt.text.corpus import (
     domains_of,
     find_corpus,
     is_held_out,
-    parse_json_line,
     read_documents,
     read_lines,
     text_digest,
 )
+from adapt.text.rows.json_rows import parse_object
 
 TEXTS = ["第一篇，完。", "second text", "三\n行"]
 JSON_LINES = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS)
@@ -115,10 +115,10 @@ def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path, name: str) -
         list(read_lines(tmp_path / name))
 
 
-def test_json_is_parsed_with_its_column_in_the_error(tmp_path: Path) -> None:
-    assert parse_json_line('{"a": [1]}', tmp_path, 1) == {"a": [1]}
+def test_json_is_parsed_with_its_column_in_the_error() -> None:
+    assert parse_object('{"a": [1]}', "here, line 1") == {"a": [1]}
     with pytest.raises(DataError, match="line 7: not valid JSON .*, column 6"):
-        parse_json_line('{"a":}', tmp_path, 7)
+        parse_object('{"a":}', "here, line 7")
 
 
 @pytest.fixture

@@ -1,0 +1,94 @@
+"""The one reader of rows: JSON lines, a JSON array, csv, tsv, Parquet or xlsx by the ending of a file's name.
+
+As many rows come out as are in the file, or an error names file and line; memory holds one row, or one batch of Parquet. Endings
+count in upper case too. JSON, csv, tsv and plain text may be gzipped (`.gz` at the end).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from adapt.core.errors import DataError
+from adapt.text.rows.contract import Kind, Row, RowsFile
+from adapt.text.rows.encodings import check_encoding
+from adapt.text.rows.json_rows import json_rows
+from adapt.text.rows.table_rows import table_header, table_rows
+
+ENDINGS = {
+    ".jsonl": Kind.JSON,
+    ".json": Kind.JSON,
+    ".ndjson": Kind.JSON,
+    ".csv": Kind.CSV,
+    ".tsv": Kind.TSV,
+    ".parquet": Kind.PARQUET,
+    ".xlsx": Kind.XLSX,
+}
+_GZIP = ".gz"
+_AS_TABLE = "save it as .xlsx or .csv"
+_MENDS = {".xls": _AS_TABLE, ".ods": _AS_TABLE, ".zip": "unpack it", ".arrow": "save it as .parquet"}
+
+
+def endings_of(name: str) -> str:
+    """Return the part of a file's name that says its kind, in lower case: `.csv`, `.jsonl.gz`; empty where nothing does."""
+    lower = name.lower()
+    packed = _GZIP if lower.endswith(_GZIP) else ""
+    ending = Path(lower.removesuffix(packed)).suffix
+    return ending + packed if ending in ENDINGS else ""
+
+
+def open_rows(path: Path, *, encoding: str | None = None, name: str | None = None) -> RowsFile:
+    """Say how a file of rows is read; `name` is what messages call it.
+
+    Raises:
+        DataError: its name does not say what it is, or there is no such file.
+        ConfigError: there is no such encoding.
+    """
+    called = name or str(path)
+    check_encoding(encoding, "data.encoding")
+    ending = endings_of(path.name)
+    if not path.is_file():
+        raise DataError(f"{called}: no such file")
+    if not ending:
+        mend = _MENDS.get(path.suffix.lower(), "let it end in " + ", ".join(ENDINGS))
+        raise DataError(f"{called}: its name does not say what kind of rows it holds; {mend}")
+    is_gzipped = ending.endswith(_GZIP)
+    kind = ENDINGS[ending.removesuffix(_GZIP)]
+    if is_gzipped and not kind.is_text:
+        raise DataError(f"{called}: {kind.value} is packed already; unpack the file")
+    return RowsFile(path=path, name=called, kind=kind, is_gzipped=is_gzipped, encoding=encoding)
+
+
+def rows_of(file: RowsFile) -> Iterator[Row]:
+    """Yield a file's rows in its order.
+
+    Raises:
+        DataError: something in it is no row, by line.
+        ConfigError: a package that reads it is not installed.
+    """
+    if file.kind is Kind.JSON:
+        return json_rows(file)
+    if file.kind is Kind.PARQUET:
+        from adapt.text.rows.parquet_rows import parquet_rows  # takes 0.3 s that other kinds do without
+
+        return parquet_rows(file)
+    if file.kind is Kind.XLSX:
+        from adapt.text.rows.xlsx_rows import xlsx_rows
+
+        return xlsx_rows(file)
+    return table_rows(file)
+
+
+def header_of(file: RowsFile) -> list[str] | None:
+    """Return the names of a table's columns; None for JSON, and for a file without anything. Raises as `rows_of` does."""
+    if file.kind is Kind.JSON:
+        return None
+    if file.kind is Kind.PARQUET:
+        from adapt.text.rows.parquet_rows import parquet_header
+
+        return parquet_header(file)
+    if file.kind is Kind.XLSX:
+        from adapt.text.rows.xlsx_rows import xlsx_header
+
+        return xlsx_header(file)
+    return table_header(file)

@@ -1,0 +1,136 @@
+"""What does not fit together in a task, found when it is loaded: prompts and fields, labels and words, names of files."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from adapt.core.errors import ConfigError
+from adapt.core.registry import suggest
+from adapt.text.rows.encodings import check_encoding
+from pseudo_label.lexical_config import Measure
+from pseudo_label.splits import refuse_no_name
+from pseudo_label.task_config import PromptConfig, TaskConfig
+from pseudo_label.templates import LABEL_SLOT, template_pieces
+
+
+def problems_of(task: TaskConfig) -> list[str]:
+    """Return all that does not fit together in a task, each with its dotted path."""
+    problems = _name_problems(task)
+    if not task.label_words and task.candidates is None:
+        problems.append("label_words: empty, and rows bring no candidates of their own")
+    if "" in task.label_words:
+        problems.append("label_words: a label has no name; rows with an empty label have none")
+    if task.candidates is not None and task.label_tree is not None:
+        problems.append("label_tree: rows bring candidates of their own, which no tree can group; leave one of the two out")
+    if LABEL_SLOT in task.fields:
+        problems.append("fields.label: {label} is the place of the answer in templates; give the field another name")
+    if task.reference not in task.prompts:
+        problems.append(f"reference: there is no prompt '{task.reference}'")
+    if not 0 < task.ensemble_scale < math.inf:
+        problems.append(f"ensemble_scale: {task.ensemble_scale:g} is no factor; give a number above 0")
+    problems.extend(f"ensemble: there is no prompt '{name}'" for name in task.ensemble_names() if name not in task.prompts)
+    problems.extend(f"shorten: there is no field '{name}'" for name in task.shorten if name not in task.fields)
+    problems.extend(_word_problems("label_words", task.label_words, {}))
+    for name, prompt in task.prompts.items():
+        problems.extend(_prompt_problems(task, name, prompt))
+    problems.extend(_rule_problems(task))
+    if task.label_tree is not None:
+        grouped = [label for labels in task.label_tree.values() for label in labels]
+        problems.extend(f"label_tree: group '{group}' has no labels" for group, labels in task.label_tree.items() if not labels)
+        problems.extend(f"label_tree: label '{label}' is in no group" for label in task.labels if label not in grouped)
+        problems.extend(f"label_tree: unknown label '{label}'" for label in grouped if label not in task.label_words)
+        problems.extend(
+            f"label_tree: label '{label}' is in several groups" for label in {x for x in grouped if grouped.count(x) > 1}
+        )
+    return problems
+
+
+def _name_problems(task: TaskConfig) -> list[str]:
+    """Return what is wrong with names of files and directories, and of the encoding."""
+    problems = []
+    folder = Path(task.folder or task.name)
+    if folder.is_absolute() or ".." in folder.parts:
+        problems.append(f"folder: {task.folder!r} leads out of data.root; give a name below it")
+    try:
+        refuse_no_name("name", task.name)
+        refuse_no_name("submission_file", task.submission_file or task.name)
+        check_encoding(task.encoding, "encoding")
+    except ConfigError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _prompt_problems(task: TaskConfig, name: str, prompt: PromptConfig) -> list[str]:
+    where = f"prompts.{name}"
+    problems = []
+    try:
+        slots = [field for _, field in template_pieces(prompt.template, task.fields) if field is not None]
+        blanks = [field for field in slots if field != LABEL_SLOT and task.fields[field].blank is not None]
+        if len(blanks) + slots.count(LABEL_SLOT) != 1:
+            problems.append(f"{where}.template: needs exactly one place for the label, has {len(blanks) + slots.count(LABEL_SLOT)}")
+    except ConfigError as error:
+        problems.append(f"{where}.template: {error}")
+    words = prompt.label_words or task.label_words
+    problems.extend(f"{where}.label_words: label '{label}' has no label word" for label in task.labels if label not in words)
+    problems.extend(
+        f"{where}.label_words: unknown label '{label}'{suggest(label, task.labels)}"
+        for label in words
+        if label not in task.label_words
+    )
+    if prompt.synonyms and task.candidates is not None:
+        return [*problems, f"{where}.synonyms: rows bring candidates of their own; leave the synonyms out"]
+    for label, more in (prompt.synonyms or {}).items():
+        if label not in task.label_words:
+            problems.append(f"{where}.synonyms: unknown label '{label}'{suggest(label, task.labels)}")
+        if not more or not all(word.strip() for word in more):
+            problems.append(f"{where}.synonyms: label '{label}' has an empty list or word; give words, or leave the label out")
+    if prompt.label_words is not None or prompt.synonyms:
+        problems.extend(_word_problems(f"{where}.label_words", words, prompt.synonyms or {}))
+    return problems
+
+
+def _word_problems(where: str, words: Mapping[str, str], synonyms: Mapping[str, list[str]]) -> list[str]:
+    """Return what is wrong with the words of labels under one prompt: one is empty, or two are the same."""
+    problems = [f"{where}: label '{label}' has an empty label word" for label, word in words.items() if not word.strip()]
+    said: dict[str, str] = {}
+    for label, word in [*words.items(), *((label, word) for label, more in synonyms.items() for word in more)]:
+        if word.strip() and word in said:
+            problems.append(f"{where}: labels '{said[word]}' and '{label}' have the same word '{word}'; give them different ones")
+        said.setdefault(word, label)
+    return problems
+
+
+def _rule_problems(task: TaskConfig) -> list[str]:
+    problems: list[str] = []
+    for number, rule in enumerate(task.rules):
+        where = f"rules[{number}]"
+        problems.extend(f"{where}.fields: there is no field '{name}'" for name in rule.fields if name not in task.fields)
+        problems.extend(
+            f"{where}.weights: unknown label '{x}'{suggest(x, task.labels)}" for x in rule.weights if x not in task.labels
+        )
+        if not rule.fields or (rule.measure is Measure.OVERLAP and len(rule.fields) != 2):
+            problems.append(f"{where}.fields: '{rule.measure.value}' takes {'two fields' if rule.fields else 'at least one field'}")
+        if rule.measure is Measure.WORDS and not all([rule.words, *rule.words]):
+            problems.append(f"{where}.words: an empty list or word")
+        if rule.measure is Measure.PATTERN:
+            problems.extend(f"{where}.pattern: {problem}" for problem in _pattern_problem(rule.pattern))
+        if task.candidates is not None:
+            problems.append(f"{where}: rows bring candidates of their own, which no rule can weigh; leave the rules out")
+    if task.lexical.unit not in ("auto", "characters", "words"):
+        problems.append(f"lexical.unit: '{task.lexical.unit}' is none of auto, characters, words")
+    if not task.lexical.uses_words and not task.rules and task.candidates is None:
+        problems.append("lexical.uses_words: false, and there are no rules: nothing to label by; add rules, or leave it out")
+    if not 0 < task.lexical.share <= 1 or task.lexical.rounds < 0:
+        problems.append(f"lexical: share={task.lexical.share:g} is not in (0, 1], or rounds={task.lexical.rounds} is negative")
+    return problems
+
+
+def _pattern_problem(pattern: str | None) -> list[str]:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        return [f"not a regular expression ({error})"]
+    return [] if pattern else ["missing"]

@@ -1,0 +1,185 @@
+"""`predict` from file to file: every row and column comes out, in the format that the output's name says, or one line says why."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import in_process, refused
+
+from adapt.core.errors import DataError
+from adapt.text.rows.reading import open_rows, rows_of
+from pipelines import predict
+
+ADDED = ["prediction", "probability"]
+Patch = pytest.MonkeyPatch
+Capture = pytest.CaptureFixture[str]
+Predict = Callable[..., str]
+
+
+@pytest.fixture
+def predict_here(tiny_export: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> Predict:
+    """Return a function that predicts with the tiny export and demands success."""
+
+    def go(source: Path | str, output: Path | str, *more: str) -> str:
+        arguments = [f"checkpoint={tiny_export}", f"input={source}", f"output={output}", f"run.dir={tmp_path}/runs", *more]
+        code, text = in_process("predict", arguments, monkeypatch, capsys)
+        assert code == 0, text
+        return text
+
+    return go
+
+
+def planted(place: Path, text: str) -> Path:
+    place.write_bytes(text.encode())
+    return place
+
+
+def read(path: Path) -> list[dict[str, object]]:
+    return [dict(row.record) for row in rows_of(open_rows(path))]
+
+
+@pytest.mark.parametrize("output", ["o.csv", "o.tsv", "o.jsonl"])
+def test_every_row_and_column_comes_out(tmp_path: Path, predict_here: Predict, output: str) -> None:
+    source = planted(tmp_path / "rows.csv", 'no,sentence,label,who\r\n1,"菜不错\r\n就是慢",x,\r\n2,"""好""评",,b\r\n')
+    predict_here(source, tmp_path / output)
+    rows = read(tmp_path / output)
+    assert [{name: row[name] for name in row if name not in ADDED} for row in rows] == read(source)
+    assert [list(row)[-2:] for row in rows] == [ADDED, ADDED]
+    assert {row["prediction"] for row in rows} <= {"Positive", "Negative"}
+    assert all(0.5 <= float(str(row["probability"])) <= 1 for row in rows)
+
+
+def test_rows_are_answered_in_parts_alike_and_go_on_after_a_kill(
+    tmp_path: Path, predict_here: Predict, monkeypatch: Patch, scorings: list[str]
+) -> None:
+    source = planted(tmp_path / "rows.jsonl", "".join(json.dumps({"sentence": f"菜 {n} 不错"}) + "\n" for n in range(10)))
+    predict_here(source, tmp_path / "whole.jsonl")
+    monkeypatch.setattr(predict, "_PART_ROWS", 3)
+    original = predict._lines
+    calls: list[int] = []
+
+    def killed(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            raise DataError("killed here")
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(predict, "_lines", killed)
+    with pytest.raises(AssertionError, match="killed here"):
+        predict_here(source, tmp_path / "parts.jsonl", "force=true")
+    assert not (tmp_path / "parts.jsonl").exists()
+    scorings.clear()
+    predict_here(source, tmp_path / "parts.jsonl", "force=true")
+    assert len(read(tmp_path / "parts.jsonl")) == 10
+    assert (tmp_path / "parts.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_no_rows_give_no_rows(tmp_path: Path, predict_here: Predict) -> None:
+    predict_here(planted(tmp_path / "rows.csv", "id,sentence\n"), tmp_path / "o.csv")
+    assert (tmp_path / "o.csv").read_text() == "id,sentence,prediction,probability\n"
+    predict_here(planted(tmp_path / "rows.jsonl", ""), tmp_path / "o.jsonl")
+    assert (tmp_path / "o.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("rows.csv", "", ["rows.csv", "is empty", "no rows"]),
+        ("rows.tsv", "菜不错\t1\n", ["rows.tsv", "no column 'sentence'", "菜不错"]),
+        ("rows.csv", "id,sentence,prediction\n0,x,y\n", ["a column 'prediction'", "predict.prefix="]),
+        ("rows.jsonl", '{"sentence": "x"}\n{"sentence": "y", "probability": 1}\n', ["a column 'probability'", "predict.prefix="]),
+        ("rows.jsonl", '{"sentence": "x", "n": 1e999}\n', ["rows.jsonl, line 1", "infinite number"]),
+        ("rows.jsonl", '{"sentence": NaN}\n', ["rows.jsonl, line 1", "is nan, which is no text"]),
+        ("rows.jsonl", '{"sentence": "x"}\n{"sentence": ["a", null]}\n', ["rows.jsonl, line 2", "item 1: is null"]),
+        ("rows.json", '[{"sentence": "x"}, {"text": "y"}]', ["rows.json, row 2", "has no 'sentence'"]),
+        ("rows.doc", "x", ["rows.doc", "does not say what kind"]),
+    ],
+)
+def test_rows_that_cannot_be_labelled_are_one_line(
+    tmp_path: Path, tiny_export: Path, name: str, content: str, words: list[str], monkeypatch: Patch, capsys: Capture
+) -> None:
+    source = planted(tmp_path / name, content)
+    arguments = [f"checkpoint={tiny_export}", f"input={source}", f"output={tmp_path}/o.csv", f"run.dir={tmp_path}/runs"]
+    refused("predict", arguments, words, monkeypatch, capsys)
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_a_prefix_keeps_columns_of_ones_own(tmp_path: Path, predict_here: Predict) -> None:
+    source = planted(tmp_path / "rows.csv", "sentence,prediction,probability\n好,人工,0.1\n")
+    predict_here(source, tmp_path / "o.csv", "predict.prefix=model_")
+    (row,) = read(tmp_path / "o.csv")
+    assert list(row) == ["sentence", "prediction", "probability", "model_prediction", "model_probability"]
+    assert (row["prediction"], row["probability"]) == ("人工", "0.1")
+
+
+def test_a_kept_column_without_a_value_stays_without_one(tmp_path: Path, predict_here: Predict) -> None:
+    source = planted(tmp_path / "rows.jsonl", '{"sentence": "好", "n": NaN, "m": [NaN, 1], "k": null}\n')
+    predict_here(source, tmp_path / "o.jsonl")
+    (row,) = read(tmp_path / "o.jsonl")
+    assert {name: row[name] for name in ("n", "m", "k")} == {"n": None, "m": [None, 1], "k": None}
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_a_link_to_the_input_is_the_input(
+    tmp_path: Path, tiny_export: Path, link: str, monkeypatch: Patch, capsys: Capture
+) -> None:
+    source, other = planted(tmp_path / "rows.csv", "sentence\n好\n"), tmp_path / "other.csv"
+    getattr(other, link)(source)
+    arguments = [f"checkpoint={tiny_export}", f"input={source}", f"output={other}", f"run.dir={tmp_path}/runs"]
+    refused("predict", arguments, ["is the input"], monkeypatch, capsys)
+    assert source.read_text() == "sentence\n好\n"
+
+
+@pytest.mark.parametrize("output", ["o.parquet", "o.xlsx", "o.txt"])
+def test_an_output_of_another_kind_is_refused(
+    tmp_path: Path, tiny_export: Path, output: str, monkeypatch: Patch, capsys: Capture
+) -> None:
+    source = planted(tmp_path / "rows.csv", "sentence\n好\n")
+    arguments = [f"checkpoint={tiny_export}", f"input={source}", f"output={tmp_path}/{output}", f"run.dir={tmp_path}/runs"]
+    refused("predict", arguments, [output, ".csv"], monkeypatch, capsys)
+
+
+def test_a_pipe_is_read_and_nothing_is_left_of_it(tmp_path: Path, predict_here: Predict) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(b'{"sentence": "a"}\n{"sentence": "b"}\n'))
+    writer.start()
+    predict_here(pipe, tmp_path / "o.jsonl")
+    writer.join()
+    assert [row["sentence"] for row in read(tmp_path / "o.jsonl")] == ["a", "b"]
+    assert not list((tmp_path / "runs").glob(".input*"))
+
+
+def test_standard_input_and_output(
+    tmp_path: Path, tiny_export: Path, monkeypatch: Patch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = planted(tmp_path / "rows.jsonl", '{"sentence": "好"}\n{"sentence": "坏"}\n')
+    saved = os.dup(0)
+    with source.open("rb") as stream:
+        os.dup2(stream.fileno(), 0)
+    try:
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        code, text = in_process(
+            "predict", [f"checkpoint={tiny_export}", "input=-", "output=-", f"run.dir={tmp_path}/runs"], monkeypatch, capfd
+        )
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
+    assert code == 0, text
+    rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    assert [(row["sentence"], set(ADDED) <= set(row)) for row in rows] == [("好", True), ("坏", True)]
+    assert not (tmp_path / "-").exists()
+
+
+@pytest.mark.parametrize("name", ["评论 数据.csv", "rows (1).csv", "rows,2.csv", "a=b.csv", "it's.csv", "[1].csv", "{x}.csv"])
+def test_files_of_any_name_need_no_quotes(tmp_path: Path, predict_here: Predict, name: str) -> None:
+    source = planted(tmp_path / name, "sentence\n好\n")
+    predict_here(source, tmp_path / f"out {name}")
+    assert [row["sentence"] for row in read(tmp_path / f"out {name}")] == ["好"]

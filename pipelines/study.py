@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,12 @@ from typing import Any
 from adapt.core.artifacts import Artifact, is_artifact, open_artifact, writable, write_atomically
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.registry import suggest
-from adapt.report.figures import Interval, interval_chart
-from adapt.report.page import Section, note, page, table
 from pipelines import continue_pretrain, evaluate, pseudo_label
 from pipelines.criteria_table import CRITERIA_FILE
 from pipelines.pretrain import token_loss
 from pipelines.rows import LABELLED_SPLITS
 from pipelines.schema import PipelineConfig
+from pipelines.study_page import Table, markdown, study_page
 from pipelines.study_statistics import (
     ADAPTED_RAW,
     LEXICAL,
@@ -43,35 +41,13 @@ from pipelines.study_statistics import (
     variant_of,
 )
 from pipelines.walk import STAGES
-from pseudo_label.comparison import RESAMPLES, Difference
+from pseudo_label.comparison import Difference
 from pseudo_label.decision import Method
 
 NAME = "study"
 _GAINS = ("raw", "combined")
 _MOST_NAMED = 30
 _MOST_SEEDS_LISTED = 3
-_LONGEST_CHART_NAME = 30
-_LEGEND = (
-    "Accuracies are in %, over dev and few together, with their 95 % interval: Wilson's where there is one list of answers, else a "
-    "bootstrap over rows of the mean over seeds; in parentheses the seeds' own values (of many, the smallest and the largest).",
-    f"Differences are in points, paired by row, with a bootstrap interval over rows ({RESAMPLES:,} resamples); '=' marks intervals "
-    "that include 0. Intervals say nothing of other seeds: compare the seeds' own values for that. p is McNemar's (exact, "
-    "two-sided), where both variants have one seed.",
-    "'Lexical' is the labeller without a model. 'Best without adapting' is the best of it and of the base under any method, chosen "
-    "on the rows that are measured, which favours it.",
-    "Held-out loss is in nats per token of all parts, before -> after adaptation. Entropy, largest share and share drift are those "
-    "of the adapted model's raw answers. Label accuracy is that of labelled rows as sure as the selected ones. Scoring is that of "
-    "dev and few by the adapted model. Beside accuracies, values are means over seeds; - stands for what a run does not say.",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Text cells under a header, for Markdown and for the page."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 def show(config: PipelineConfig, point: str | None) -> None:
@@ -95,10 +71,10 @@ def show(config: PipelineConfig, point: str | None) -> None:
         task: [t for t in (_accuracies(found, summaries[task], baseline), _criteria(found)) if t] for task, found in results.items()
     }
     ends = [f"Left out, not finished: {'; '.join(unfinished)}."] if unfinished else []
-    text = _markdown(tables, ends)
+    text = markdown(tables, ends)
     if target is not None:
         with writable(target.parent):
-            write_atomically(target.with_suffix(".html"), _page(tables, summaries, baseline, ends))
+            write_atomically(target.with_suffix(".html"), study_page(tables, summaries, baseline, ends))
             write_atomically(target, text)
     sys.stdout.write(text)
     sys.stdout.flush()
@@ -344,61 +320,6 @@ def _with_interval(value: float, ci95: Sequence[float]) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-def _markdown(tables: Mapping[str, Sequence[Table]], ends: Sequence[str]) -> str:
-    parts = ["# Study", *_LEGEND]
-    for task, some in tables.items():
-        for found in some:
-            parts += [f"## {task} {found.title}", _markdown_table(found)]
-    return "\n\n".join([*parts, *ends]) + "\n"
-
-
-def _markdown_table(found: Table) -> str:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (found.header, *found.rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(found.header))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
-
-
-def _page(
-    tables: Mapping[str, Sequence[Table]], summaries: Mapping[str, Sequence[Summary]], baseline: str | None, ends: Sequence[str]
-) -> str:
-    sections = [Section(title="How to read this", parts=[note(text) for text in _LEGEND])]
-    for task, some in tables.items():
-        charts = [_accuracy_chart(summaries[task]), _difference_chart(summaries[task], baseline)]
-        sections.append(Section(title=f"{task} {some[0].title}", parts=[*charts, table(some[0].header, some[0].rows)]))
-        sections += [Section(title=f"{task} {t.title}", parts=[table(t.header, t.rows)]) for t in some[1:]]
-    if ends:
-        sections.append(Section(title="Left out", parts=[note(text) for text in ends]))
-    return page("Study", sections)
-
-
-def _accuracy_chart(summaries: Sequence[Summary]) -> str:
-    intervals = [
-        Interval(row=_short(s.variant), series=" ".join(who), value=100 * x.value, low=100 * x.ci95[0], high=100 * x.ci95[1])
-        for who in dict.fromkeys(who for s in summaries for who in s.scores)
-        for s in summaries
-        if (x := s.scores.get(who)) is not None
-    ]
-    return interval_chart("Accuracy with 95 % interval, by variant", intervals, 0, 100, " %")
-
-
-def _difference_chart(summaries: Sequence[Summary], baseline: str | None) -> str:
-    intervals = [
-        Interval(row=_short(s.variant), series="adapted raw", value=100 * x.value, low=100 * x.ci95[0], high=100 * x.ci95[1])
-        for s in summaries
-        if s.variant != baseline and (x := s.difference) is not None
-    ]
-    if not intervals:
-        return ""
-    low, high = min(0.0, *(item.low for item in intervals)), max(0.0, *(item.high for item in intervals))
-    return interval_chart(f"Points over {baseline}, with 95 % interval", intervals, low, max(high, low + 1), "")
-
-
-def _short(variant: str) -> str:
-    """Return a name that fits beside a chart, by its end, where sweeps say what they vary."""
-    return variant if len(variant) <= _LONGEST_CHART_NAME else "…" + variant[1 - _LONGEST_CHART_NAME :]
 
 
 if __name__ == "__main__":

@@ -132,7 +132,10 @@ class Topics:
     def fit(cls, tfidf_NV: SparseMatrix, components: int, seed: int) -> Topics:
         """Find at most `components` directions; fewer where there are fewer texts or features."""
         most = min(components, min(tfidf_NV.shape) - 1)
-        model = TruncatedSVD(max(most, 1), random_state=seed).fit(tfidf_NV)
+        if most < 1:
+            return cls(np.zeros((1, tfidf_NV.shape[1]), np.float16))
+        with np.errstate(invalid="ignore", divide="ignore"):  # texts that are all the same have no variance to explain
+            model = TruncatedSVD(most, random_state=seed).fit(tfidf_NV)
         return cls(np.ascontiguousarray(model.components_, dtype=np.float16))
 
     def vectors(self, tfidf_NV: SparseMatrix) -> FloatArray:

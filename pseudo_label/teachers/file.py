@@ -1,7 +1,8 @@
 """A file of labels as a teacher: an annotator's, another model's, an API's answers.
 
-JSON lines, each with a row's `id` (as in the task's file) or all its texts by field, and either a `label` or `probabilities` by
-label. Rows that the file does not name get the same score for every label: the other teachers decide on them.
+Rows of any kind that `adapt/text/rows` reads (JSON lines, csv, Parquet, ...), each with a row's `id` (as in the task's file) or all
+its texts by field, and either a `label` or, in JSON and Parquet, `probabilities` by label. Rows that the file does not name get the
+same score for every label: the other teachers decide on them.
 
 Legend: N rows, C labels.
 """
@@ -19,7 +20,7 @@ import numpy as np
 from adapt.core.errors import DataError
 from adapt.core.registry import suggest
 from adapt.core.scorer import FloatArray
-from adapt.text.corpus import parse_json_line, read_lines
+from adapt.text.rows.reading import open_rows, rows_of
 from pseudo_label.tasks import TaskConfig, TaskRow, labels_of
 from pseudo_label.teachers.contract import padded, row_centred
 
@@ -68,17 +69,13 @@ def read_label_file(path: Path, task: TaskConfig) -> LabelFile:
     Raises:
         DataError: it is missing, a line is malformed, names no row, a row twice, or a label that the task does not have.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; pseudo_label.teacher_file takes JSON lines with id and label")
     answers: dict[str, Any] = {}
-    for number, line in read_lines(path):
-        if not line.strip():
-            continue
-        record, where = parse_json_line(line, path, number), f"{path}, line {number}"
-        key = _key_of(record, task, where)
+    for row in rows_of(open_rows(path)):
+        where = f"{path}, {row.place}"
+        key = _key_of(row.record, task, where)
         if key in answers:
-            raise DataError(f"{where}: its row was named before; keep one of the two lines")
-        answers[key] = _answer_of(record, task, where)
+            raise DataError(f"{where}: its row was named before; keep one of the two")
+        answers[key] = _answer_of(row.record, task, where)
     return LabelFile(task=task, answers=answers)
 
 
@@ -92,7 +89,7 @@ def _key_of(record: Mapping[str, Any], task: TaskConfig, where: str) -> str:
 
 
 def _answer_of(record: Mapping[str, Any], task: TaskConfig, where: str) -> Any:
-    given = record.get("probabilities", record.get("label"))
+    given = record.get("probabilities") or record.get("label")
     if isinstance(given, dict):
         if not all(isinstance(p, int | float) and not isinstance(p, bool) and 0 <= p <= 1 for p in given.values()):
             raise DataError(f"{where}: probabilities that are no numbers between 0 and 1")
@@ -109,7 +106,7 @@ def _answer_of(record: Mapping[str, Any], task: TaskConfig, where: str) -> Any:
 
 
 def _id_key(row_id: Any) -> str:
-    return "id " + json.dumps(row_id, ensure_ascii=False)
+    return f"id {row_id}"  # a table's ids are text, a task's may be numbers
 
 
 def _text_key(texts: Mapping[str, str]) -> str:

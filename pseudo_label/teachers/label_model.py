@@ -1,8 +1,11 @@
 """Several teachers to one: how right each is, estimated without labels, and the sum of their scores weighted by that.
 
-A teacher's accuracy is estimated by the others' surest rows: where another teacher is surest, it is nearly always right, so a
-teacher is right about as often as it agrees with it there. The estimate is a lower bound as far as the other errs on those rows
-too, and it is too high as far as both make the same mistakes. A single teacher has no estimate.
+Accuracies follow from how often teachers agree. Under independent errors that are spread evenly over the wrong labels, teachers of
+accuracies p and q agree with probability 1 / C + C / (C - 1) (p - 1 / C)(q - 1 / C). Three agreements therefore give three
+accuracies (the triplet method, Fu et al. 2020, arXiv:2002.11955, with one parameter for each teacher). Two teachers have one
+agreement: there the weaker one is right about as often as it agrees with the other one's surest rows, which are nearly always
+right, and the better one follows from the agreement, unless the weaker one is so near chance that it says little. Estimates are too
+high as far as teachers make the same mistakes. A single teacher has none.
 
 A teacher that is right with probability p among C labels weighs log(p (C - 1) / (1 - p)), which is what a vote is worth under
 independent errors spread evenly over the wrong labels (Dawid and Skene 1979, with one parameter for each teacher).
@@ -12,18 +15,21 @@ Legend: N rows, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from adapt.core.scorer import FloatArray
+from adapt.core.spans import IntArray
 from pseudo_label.decision import margins, softmax
 from pseudo_label.teachers.contract import row_centred, spread_of
 
 _SUREST_SHARE = 0.1
 _LEAST_LEAD = 0.02  # above chance: a teacher at chance keeps a little weight, so that no weight is 0 or negative
 _MOST = 0.98
+_LEAST_TOLD = 0.08  # above chance: below it a weak teacher's agreement says nothing of the better one
 _TEMPERATURES = np.geomspace(0.05, 20.0, 200)
 
 
@@ -67,14 +73,38 @@ def estimated_accuracies(views: Mapping[str, FloatArray]) -> dict[str, float]:
     names = list(views)
     if len(names) < 2 or not len(views[names[0]]):
         return {}
+    n_labels = max(float(np.isfinite(views[names[0]]).sum(axis=1).mean()), 2.0)
     answers = {name: view.argmax(axis=1) for name, view in views.items()}
-    surest = {name: _surest(view) for name, view in views.items()}
-    chance = 1.0 / max(float(np.isfinite(views[names[0]]).sum(axis=1).mean()), 2.0)
-    estimates = {}
-    for name in names:
-        agreed = [float((answers[name] == answers[other])[surest[other]].mean()) for other in names if other != name]
-        estimates[name] = min(max([*agreed, chance + _LEAST_LEAD]), _MOST)
-    return estimates
+    leads = {
+        frozenset(pair): float((answers[pair[0]] == answers[pair[1]]).mean()) - 1 / n_labels
+        for pair in itertools.combinations(names, 2)
+    }
+    if len(names) == 2:
+        found = _of_two(views, answers, next(iter(leads.values())), n_labels)
+    else:
+        found = {name: _of_three(name, [other for other in names if other != name], leads, n_labels) for name in names}
+    return {name: min(max(value, 1 / n_labels + _LEAST_LEAD), _MOST) for name, value in found.items()}
+
+
+def _of_two(views: Mapping[str, FloatArray], answers: Mapping[str, IntArray], lead: float, n_labels: float) -> dict[str, float]:
+    """Estimate two teachers: the weaker one by the other's surest rows, the better one from how often both agree."""
+    one, other = views
+    same_N = answers[one] == answers[other]
+    seen_by = {one: float(same_N[_surest(views[other])].mean()), other: float(same_N[_surest(views[one])].mean())}
+    weaker, better = sorted((one, other), key=seen_by.__getitem__)
+    weak_lead = seen_by[weaker] - 1 / n_labels
+    told = 1 / n_labels + lead * (n_labels - 1) / n_labels / weak_lead if weak_lead > _LEAST_TOLD else 0.0
+    return {weaker: seen_by[weaker], better: max(told, seen_by[better])}
+
+
+def _of_three(name: str, others: Sequence[str], leads: Mapping[frozenset[str], float], n_labels: float) -> float:
+    """Estimate one of three or more teachers: the median over pairs of the others."""
+    values = []
+    for one, other in itertools.combinations(others, 2):
+        beside, to_one, to_other = (leads[frozenset(pair)] for pair in ((one, other), (name, one), (name, other)))
+        if min(beside, to_one, to_other) > 0:
+            values.append(1 / n_labels + np.sqrt((n_labels - 1) / n_labels * to_one * to_other / beside))
+    return float(np.median(values)) if values else 0.0
 
 
 def _surest(scores_NC: FloatArray) -> FloatArray:

@@ -28,6 +28,7 @@ from pseudo_label.teachers.contract import row_centred, spread_of
 from pseudo_label.teachers.rules import FittedRules, fit_rules
 
 _TOPICS = 200
+_LEAST_SPREAD = 1e-4
 _SEED_WEIGHT = 0.5  # of the seeds beside what was learnt, when the next round's rows are chosen
 
 
@@ -143,7 +144,7 @@ def _word_seeds(task: TaskConfig, bags: BagOfWords, tfidf_NV: Any) -> Linear:
     """Return cosines to the labels' words as a linear model, centred and scaled by label over the rows."""
     words_CV = np.stack([mean_vectors(bags.tfidf(task.words_of(label))) for label in task.labels])
     cosines_NC = np.asarray(tfidf_NV @ words_CV.T)
-    means_C, spreads_C = cosines_NC.mean(axis=0), cosines_NC.std(axis=0) + 1e-9
+    means_C, spreads_C = cosines_NC.mean(axis=0), _spreads(cosines_NC)
     weights_CV = (words_CV / spreads_C[:, None]).astype(np.float16)
     return Linear(weights_CV=weights_CV, biases_C=(-means_C / spreads_C).astype(np.float32))
 
@@ -153,4 +154,10 @@ def _topic_seeds(task: TaskConfig, bags: BagOfWords, tfidf_NV: Any, seed: int) -
     topics = Topics.fit(tfidf_NV, _TOPICS, seed)
     words_CK = np.stack([topics.vectors(bags.tfidf(task.words_of(label))).mean(axis=0) for label in task.labels])
     cosines_NC = topics.vectors(tfidf_NV) @ (words_CK / (np.linalg.norm(words_CK, axis=1, keepdims=True) + 1e-9)).T
-    return np.asarray((cosines_NC - cosines_NC.mean(axis=0)) / (cosines_NC.std(axis=0) + 1e-9))
+    return np.asarray((cosines_NC - cosines_NC.mean(axis=0)) / _spreads(cosines_NC))
+
+
+def _spreads(cosines_NC: FloatArray) -> FloatArray:
+    """Return each label's standard deviation, 1 where all rows are alike."""
+    spreads_C = cosines_NC.std(axis=0)
+    return np.where(spreads_C > _LEAST_SPREAD, spreads_C, 1.0)

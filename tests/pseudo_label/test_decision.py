@@ -11,11 +11,23 @@ import pytest
 from adapt.core.errors import DataError
 from adapt.core.typed import from_plain, to_plain
 from pseudo_label.coarse_to_fine import CoarseRule, CoarseToFine
-from pseudo_label.decision import Decision, FittedScores, Method, fit_decision, margins, match_prior, refuse_collapse, softmax
+from pseudo_label.decision import (
+    Decision,
+    FittedScores,
+    Method,
+    fit_combined,
+    fit_decision,
+    margins,
+    match_prior,
+    refuse_collapse,
+    softmax,
+)
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig
+from pseudo_label.teachers.contract import row_centred
 from pseudo_label.zero_shot import PromptKeys
 
-METHODS = pytest.mark.parametrize("method", list(Method))
+FITTED = [method for method in Method if not method.needs_lexical]
+METHODS = pytest.mark.parametrize("method", FITTED)
 TREE = {"生活": ["a", "d"], "产业": ["b", "c", "e"]}
 
 
@@ -91,7 +103,7 @@ def test_raw_leaves_the_keys_of_the_reference_prompt_as_they_are() -> None:
 def test_prior_and_ensemble_mend_a_lean_that_raw_keeps() -> None:
     keys, task = three_prompts(), task_of()
     shares = {}
-    for method in Method:
+    for method in FITTED:
         scores = fit_decision(method, keys, task, coarse_to_fine=None).scores(keys, task)
         shares[method] = np.bincount(scores.argmax(axis=1), minlength=3).max() / len(scores)
     assert shares[Method.RAW] > 0.8
@@ -259,3 +271,25 @@ def test_corrected_decisions_own_candidates_and_no_rows_never_collapse() -> None
         refuse_collapse(scores, raw_decision(method), task_of(), limit=0.5)
     refuse_collapse(scores, raw_decision(), task_of(candidates="candidates"), limit=0.5)
     refuse_collapse(np.empty((0, 3)), raw_decision(), task_of(), limit=0.5)
+
+
+def test_combined_adds_the_lexical_scores_to_the_models_at_unit_spread() -> None:
+    random = np.random.default_rng(0)
+    task = task_of()
+    n_labels = len(task.labels)
+    keys = [PromptKeys(prompt=name, criterion="sum", labels_NC=7 * random.normal(size=(60, n_labels))) for name in task.prompts]
+    lexical_NC = random.normal(size=(60, n_labels))
+    for is_trained, method in ((False, Method.ENSEMBLE), (True, Method.RAW)):
+        combined = fit_combined(keys, task, is_trained=is_trained, lexical_weight=0.5)
+        own_NC = row_centred(fit_decision(method, keys, task).scores(keys, task))
+        wanted_NC = own_NC / own_NC.std() + 0.5 * lexical_NC
+        np.testing.assert_allclose(combined.scores(keys, task, lexical_NC), wanted_NC)
+        again: Decision = from_plain(Decision, to_plain(combined), "decision.json")
+        np.testing.assert_array_equal(again.scores(keys, task, lexical_NC), combined.scores(keys, task, lexical_NC))
+
+
+def test_combined_without_unlabeled_rows_is_the_reference_prompt_as_it_is() -> None:
+    decision = fit_combined([], task_of(), is_trained=False, lexical_weight=1.0)
+    assert not decision.needs_lexical
+    assert decision.prompts == [task_of().reference]
+    assert decision.n_fitted == 0

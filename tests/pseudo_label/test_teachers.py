@@ -192,10 +192,19 @@ def test_estimates_rank_teachers_as_their_accuracies_do(n_labels: int) -> None:
     assert (together.argmax(axis=1) == gold).mean() > best
 
 
-def test_a_teacher_at_chance_among_two_weighs_less_than_a_good_one() -> None:
+def test_of_two_teachers_the_better_one_weighs_more() -> None:
+    views, _ = simulated({"good": 0.85, "weak": 0.65}, 4000, 2)
+    estimates = estimated_accuracies(views)
+    assert estimates["good"] == pytest.approx(0.85, abs=0.1)
+    assert estimates["weak"] == pytest.approx(0.65, abs=0.05)
+    weights = fit_combination(views).weights
+    assert weights["good"] > 1.5 * weights["weak"] > 0
+
+
+def test_beside_a_teacher_at_chance_nothing_is_known_of_the_other() -> None:
     views, _ = simulated({"good": 0.85, "chance": 0.5}, 4000, 2)
     weights = fit_combination(views).weights
-    assert weights["good"] > 3 * weights["chance"] > 0
+    assert 0.4 < weights["good"] / weights["chance"] < 2.5
 
 
 def test_given_weights_are_taken_and_the_sum_has_unit_spread_before_it_is_sharpened() -> None:

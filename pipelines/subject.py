@@ -53,7 +53,7 @@ def subject_of(
     passes = passes_for(pairs, scoring.form, with_groups=scoring.with_groups)
     fitted_on = scores_of(walk, task, model, "unlabeled", fit_rows, passes)
     coarse = coarse_of(task, settings.coarse_to_fine, settings.coarse)
-    decisions = {}
+    decisions: dict[Method, Decision] = {}
     for method in methods:
         names = prompts_of(task, scoring, [method], is_trained=is_trained)
         keys = scoring.keys(fitted_on.passes, task, names) if fit_rows else []

@@ -39,7 +39,7 @@ class FittedCloze:
     bags: BagOfWords
     topics: Topics
     candidates: Mapping[str, int]
-    texts_WK: FloatArray
+    texts_WK: np.ndarray
     spread: float
 
     def scores(self, rows: Sequence[TaskRow]) -> FloatArray:

@@ -18,18 +18,14 @@ import numpy as np
 
 from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.checkpoint.vocabulary import load_tokenizer
-from adapt.checkpoint.weights import load_config, load_model
 from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain, to_plain
-from adapt.model.expert_parallel import check_share
-from adapt.model.gpt import GPT
-from adapt.objective import ObjectiveConfig
+from adapt.objective_config import ObjectiveConfig
 from adapt.text.mixing import Ingredient, RowList, mixed
 from adapt.text.packing import RowSource
 from adapt.train.engine_config import EngineConfig
-from adapt.train.memory_plan import check_memory
 from pipelines.forgetting import general_perplexity, general_text, held_out_rows, is_rolled_back, replayed_rows
 from pipelines.launch import launch
 from pipelines.pretrain import describe_training, train_config, training_job, training_metrics
@@ -122,6 +118,11 @@ def _check_engine(base: Artifact, engine: EngineConfig, objective: ObjectiveConf
             "engine.expert_parallel to 1"
         )
     if not is_hf_directory(weights_of(base)):
+        from adapt.checkpoint.weights import load_config  # these import torch
+        from adapt.model.expert_parallel import check_share
+        from adapt.model.gpt import GPT
+        from adapt.train.memory_plan import check_memory
+
         model = load_config(weights_of(base))
         check_share(GPT(model).expert_counts, engine.expert_parallel)
         check_memory(model, engine)
@@ -224,6 +225,7 @@ def _describe(artifact: Artifact) -> str:
 
 def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     """Adapt on one rank."""
+    from adapt.checkpoint.weights import load_model
     from adapt.train.job import TrainData, TrainJob, run_training  # imports DeepSpeed, which parents do without
 
     spec: TrainJob = from_plain(TrainJob, job["job"], "job.yaml")

@@ -22,14 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import Span
-from adapt.model.inputs import ModelInputs
 from pipelines.pseudo_label import scoring_of
 from pipelines.rows import LABELLED_SPLITS, adaptation_rows, labelled_rows
 from pipelines.scores import scores_of
@@ -123,6 +120,11 @@ def _sizes(walk: Walk, task: TaskConfig) -> GroupSizes:
 
 def _likeness_of_words(walk: Walk, task: TaskConfig, base: Artifact) -> FloatArray:
     """Compare the labels' words as the model reads them in the reference prompt."""
+    import torch
+
+    from adapt.checkpoint.opening import open_checkpoint
+    from adapt.model.inputs import ModelInputs
+
     opened = open_checkpoint(weights_of(base), walk.config.scorer, walk.config.offload)
     prompt = Prompt(task, task.reference, opened.tokenizer, opened.model.context_length)
     empty = prompt.null_row(TaskRow(id=None, texts=dict.fromkeys(task.fields, ""), label=None, candidates=None, line=0))

@@ -15,15 +15,13 @@ from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain, to_plain
-from adapt.model.expert_parallel import check_share, own_experts
-from adapt.model.gpt import GPT, GPTConfig, materialize
-from adapt.objective import ObjectiveConfig, PartWeights
+from adapt.model.config import GPTConfig
+from adapt.objective_config import ObjectiveConfig, PartWeights
 from adapt.text.corpus import domains_of, find_corpus
 from adapt.text.packing import PackedCorpus, RowSource, SomeRows
 from adapt.text.tokenized_corpus import open_tokenized, tokenize_corpus
 from adapt.text.tokenizer import Tokenizer
 from adapt.train.engine_config import check_optimizer
-from adapt.train.memory_plan import check_memory
 from adapt.train.train_config import TrainConfig
 from pipelines.launch import launch
 from pipelines.stage import Plan, Walk, plain_settings
@@ -37,6 +35,10 @@ PER_TASK = False
 
 def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     """Pretrain `model` on `data.corpus`: next-token loss, a small share of masked spans, and the run's balance loss."""
+    from adapt.model.expert_parallel import check_share  # these import torch
+    from adapt.model.gpt import GPT
+    from adapt.train.memory_plan import check_memory
+
     config = walk.config
     model = walk.own_model()
     tokenizer_artifact = walk.require("tokenizer")
@@ -100,6 +102,8 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
 
 def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     """Pretrain on one rank."""
+    from adapt.model.expert_parallel import own_experts
+    from adapt.model.gpt import GPT, materialize
     from adapt.train.job import TrainData, TrainJob, run_training  # imports DeepSpeed, which parents do without
 
     spec: TrainJob = from_plain(TrainJob, job["job"], "job.yaml")

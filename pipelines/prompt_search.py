@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.scorer import FloatArray
@@ -172,6 +171,8 @@ def _merges(walk: Walk, task: TaskConfig, base: Artifact, rows: Sequence[TaskRow
     Raises:
         ConfigError: a prompt cannot be used with this tokenizer, or not in this form of the label.
     """
+    from adapt.checkpoint.opening import open_checkpoint  # imports torch
+
     opened = open_checkpoint(weights_of(base), walk.config.scorer, walk.config.offload)
     for name in task.prompts:
         prompt = Prompt(task, name, opened.tokenizer, opened.model.context_length)

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adapt.checkpoint.hf_directory import CONFIG_FILE, open_hf_directory
-from adapt.checkpoint.weights import has_weights, is_bare_checkpoint, open_bare_checkpoint
 from adapt.core.artifacts import MANIFEST, Artifact, ArtifactStore, StageKey, is_artifact, open_artifact, sha256_of_file
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.typed import to_plain
-from adapt.model.gpt import GPTConfig
-from adapt.model.hf import HFConfig
+from adapt.model.config import GPTConfig, HFConfig
 from pipelines.locations import conf_dir
 from pipelines.schema import PipelineConfig
 from pseudo_label.tasks import TaskConfig, load_task, split_path
@@ -179,6 +177,8 @@ def open_model_artifact(path: Path, key: str = "checkpoint") -> Artifact:
     Raises:
         CheckpointError: there is none, or it has no weights.
     """
+    from adapt.checkpoint.weights import is_bare_checkpoint, open_bare_checkpoint
+
     if not path.is_dir():
         raise CheckpointError(
             f"{path}: no such directory; {key}= takes an artifact or export that holds a model, or a Hugging Face directory"
@@ -197,6 +197,8 @@ def open_model_artifact(path: Path, key: str = "checkpoint") -> Artifact:
 
 def weights_of(artifact: Artifact) -> Path:
     """Return the directory with an artifact's weights: its own, or, where nothing was adapted, its base's."""
+    from adapt.checkpoint.weights import has_weights
+
     if has_weights(artifact.path):
         return artifact.path
     base = artifact.inputs.get("base")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,8 +15,10 @@ from adapt.core.errors import ConfigError
 from adapt.core.spans import LabelForm, LabelLoss, Reading, Span, SpannedText, read_with_targets, readings_for_training
 from adapt.text.contract import TextTokenizer
 from pseudo_label.prompts import Prompt
-from pseudo_label.store import PseudoLabel
 from pseudo_label.tasks import TaskConfig, TaskRow, labels_of
+
+if TYPE_CHECKING:
+    from pseudo_label.store import PseudoLabel  # imports pyarrow, and `ReadingConfig` is part of every configuration
 
 
 @dataclass(frozen=True, kw_only=True)

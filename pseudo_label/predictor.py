@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from adapt.checkpoint.offload import OffloadConfig
-from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.errors import CheckpointError, DataError
 from adapt.core.typed import from_plain, to_plain
-from adapt.scoring.layout import ScorerConfig
+from adapt.scoring.scorer_config import ScorerConfig
 from pseudo_label.decision import Decision, softmax
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.tasks import TaskConfig, TaskRow, labels_of, row_from
@@ -92,6 +91,8 @@ def load(directory: str | Path, scorer: ScorerConfig | None = None, offload: Off
     Raises:
         CheckpointError: it is not an export, or it is damaged.
     """
+    from adapt.checkpoint.opening import open_checkpoint  # imports torch
+
     place = Path(directory)
     try:
         content = json.loads((place / PREDICTOR_FILE).read_text(encoding="utf-8"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class Precision(enum.Enum):
@@ -19,6 +21,8 @@ class Precision(enum.Enum):
 
     @property
     def dtype(self) -> torch.dtype:
+        import torch  # configurations name a precision without it
+
         return {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}[self]
 
     @property

@@ -10,49 +10,18 @@ tail in a second one: the same work in two passes, for what is decided between t
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from adapt.core.errors import ConfigError
-from adapt.core.precision import Precision
 from adapt.model.inputs import ModelInputs, Past
+from adapt.scoring.scorer_config import Layout
 from adapt.scoring.tree import PrefixTree
 
 # Measured by `python -m pipelines.bench scoring_layouts`: attending to this many positions for each unit of hidden size takes
 # about as long as all other work on a token.
 _POSITIONS_PER_HIDDEN_UNIT = 3.0
-
-
-class Layout(enum.Enum):
-    """A way to lay out a tree; `auto` takes the one that costs least."""
-
-    AUTO = "auto"
-    PACKED = "packed"
-    ROWS = "rows"
-    CACHE = "cache"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScorerConfig:
-    """Batching and layout of the scorer: they change speed and memory, never a score.
-
-    `precision` does change scores, by rounding: bf16 is about twice as fast, and a few close decisions turn out otherwise. fp16
-    rounds less and is for GPUs: models whose activations overflow it are refused.
-    """
-
-    max_batch_tokens: int = 4096
-    window: int = 512
-    logit_rows: int = 256
-    layout: Layout = Layout.AUTO
-    precision: Precision = Precision.FP32
-
-    def __post_init__(self) -> None:
-        if min(self.max_batch_tokens, self.window, self.logit_rows) < 1:
-            raise ConfigError("max_batch_tokens, window and logit_rows must be at least 1")
 
 
 def best_layout(tree: PrefixTree, layout: Layout, hidden_size: int) -> Layout:

@@ -16,7 +16,7 @@ from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state
 from adapt.train.engine import MOMENTS, Engine, StepOutcome
 from adapt.train.engine_config import EngineConfig
-from adapt.train.optimizer import OptimizerConfig
+from adapt.train.optimizer_config import OptimizerConfig
 
 
 def open_engine(model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo) -> Engine:

@@ -18,8 +18,10 @@ from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span, SpannedText, j
 from adapt.model.batches import collate
 from adapt.model.hf import FAMILIES, SPARSE_FAMILIES, HFModel
 from adapt.model.inputs import ModelInputs
-from adapt.objective import BalanceConfig, BalanceScope, ObjectiveConfig, contribution, part_counts
-from adapt.scoring.layout import Layout, ScorerConfig
+from adapt.objective import BalanceScope, ObjectiveConfig, contribution, part_counts
+from adapt.objective_config import BalanceConfig
+from adapt.scoring.layout import Layout
+from adapt.scoring.scorer_config import ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 
 VOCAB = 60

@@ -8,7 +8,7 @@ from command_line import composed
 from adapt.checkpoint.opening import open_checkpoint
 from adapt.checkpoint.weights import is_bare_checkpoint, is_router, iterate_tensors, load_config
 from adapt.model.counting import count_parameters
-from adapt.scoring.layout import ScorerConfig
+from adapt.scoring.scorer_config import ScorerConfig
 from pipelines.locations import demo_dir
 
 BASE = demo_dir() / "base"

@@ -16,7 +16,7 @@ import pseudo_label.prompts
 import pseudo_label.tasks
 from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.artifacts import open_artifact
-from adapt.scoring.layout import ScorerConfig
+from adapt.scoring.scorer_config import ScorerConfig
 from adapt.text.tokenizer import Tokenizer
 from pipelines.locations import conf_dir, demo_dir
 

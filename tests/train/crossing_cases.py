@@ -13,7 +13,8 @@ from rank_cases import Killed, plain_rows, train_on_ranks
 
 from adapt.core.runtime import rank_from_environment
 from adapt.model.routers.top1 import Top1Config
-from adapt.objective import BalanceConfig, ObjectiveConfig
+from adapt.objective import ObjectiveConfig
+from adapt.objective_config import BalanceConfig
 from adapt.train.engine_config import EngineConfig
 
 STEPS = 8

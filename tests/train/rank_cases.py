@@ -22,7 +22,8 @@ from adapt.model.routers.large_margin import LargeMarginConfig
 from adapt.model.routers.s_base import SBaseConfig
 from adapt.model.routers.sigmoid_bias import SigmoidBiasConfig
 from adapt.model.routers.top1 import Top1Config
-from adapt.objective import BalanceConfig, BalanceScope, ObjectiveConfig, PartSchedules, WeightSchedule
+from adapt.objective import BalanceScope, ObjectiveConfig
+from adapt.objective_config import BalanceConfig, PartSchedules, WeightSchedule
 from adapt.text.mixing import RowList
 from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer import Algorithm, OptimizerConfig

@@ -72,7 +72,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         walk.say_if_treeless(task, wants_groups=settings.coarse_to_fine)
         rows_by_split = {split: read_split(walk.data_root(), task, split) for split in splits}
         for split, rows in rows_by_split.items():
-            _refuse_repeated_ids(split_path(walk.data_root(), task, split), rows)
+            refuse_repeated_ids(split_path(walk.data_root(), task, split), rows)
         found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": [], "answers": []}
         methods = list(dict.fromkeys([*settings.methods, settings.method]))
         for name, model in models.items():
@@ -120,7 +120,7 @@ def adapted_artifact(walk: Walk, task: TaskConfig, base: Artifact) -> Artifact |
     return artifact if artifact is not None and artifact.inputs["base"].digest == base.digest else None
 
 
-def _refuse_repeated_ids(path: Path, rows: list[TaskRow]) -> None:
+def refuse_repeated_ids(path: Path, rows: list[TaskRow]) -> None:
     """Raise DataError, before anything is scored, when rows to be submitted cannot be told apart."""
     if is_labelled(rows):
         return

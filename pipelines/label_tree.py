@@ -61,7 +61,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     """
     assert task is not None
     config, settings = walk.config, walk.config.label_tree
-    sizes = _sizes(walk, task)
+    sizes = group_sizes(walk, task)
     base = walk.base()
     reads_rows = settings.source is TreeSource.CONFUSIONS
     scoring = replace(scoring_of(config, task), with_groups=False)
@@ -100,7 +100,8 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     return Plan(key=key, build=build, describe=_describe, deliver=deliver)
 
 
-def _sizes(walk: Walk, task: TaskConfig) -> GroupSizes:
+def group_sizes(walk: Walk, task: TaskConfig) -> GroupSizes:
+    """Return how many groups of what size are asked for. Raises ConfigError for settings that no tree can have."""
     settings = walk.config.label_tree
     if task.candidates is not None:
         raise ConfigError(f"task '{task.name}': its rows bring their own candidates, so it has no labels to group; leave it out")

@@ -42,9 +42,7 @@ def other_tasks(walk: Walk, others: Sequence[TaskConfig], models: Mapping[str, A
         return []
     found = []
     for task in others:
-        rows_by_split = labelled_rows(walk, task)
-        if not rows_by_split:
-            raise DataError(f"evaluate.other_tasks: {task.name} has no labelled rows in dev or few; leave it out")
+        rows_by_split = labelled_rows_of(walk, task)
         right = {name: _right(walk, task, name, models[name], rows_by_split) for name in (_BASE, _ADAPTED)}
         difference = paired_difference(right[_ADAPTED], right[_BASE])
         found.append(
@@ -58,6 +56,14 @@ def other_tasks(walk: Walk, others: Sequence[TaskConfig], models: Mapping[str, A
             }
         )
     return found
+
+
+def labelled_rows_of(walk: Walk, task: TaskConfig) -> dict[str, list[TaskRow]]:
+    """Return the labelled rows of another task by split. Raises DataError where it has none."""
+    rows_by_split = labelled_rows(walk, task)
+    if not rows_by_split:
+        raise DataError(f"evaluate.other_tasks: {task.name} has no labelled rows in dev or few; leave it out")
+    return rows_by_split
 
 
 def say_other_task(line: Mapping[str, Any]) -> str:

@@ -34,9 +34,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         export = open_model_artifact(Path(config.checkpoint))
     else:
         export = walk.require("export", task)
-    source = _source(walk, task)
-    if config.output is not None and Path(config.output).resolve() == source.resolve():
-        raise ConfigError(f"{source}: is the input; give output= another name, so that your rows stay")
+    source = source_of(walk, task)
     key = StageKey(
         stage=NAME,
         version=VERSION,
@@ -92,6 +90,19 @@ def _table_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if None in record or None in record.values():
             raise DataError(f"{path}, line {reader.line_num}: has not as many columns as the header")
         yield reader.line_num, dict(record)
+
+
+def source_of(walk: Walk, task: TaskConfig | None) -> Path:
+    """Return the file to label: `input`, else the task's test split, else its dev.
+
+    Raises:
+        ConfigError: there is no task either, or what is written would replace it.
+        DataError: there is no such file.
+    """
+    source, output = _source(walk, task), walk.config.output
+    if output is not None and Path(output).resolve() == source.resolve():
+        raise ConfigError(f"{source}: is the input; give output= another name, so that your rows stay")
+    return source
 
 
 def _source(walk: Walk, task: TaskConfig | None) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from adapt.text.corpus import domains_of, find_corpus
 from adapt.text.packing import PackedCorpus, RowSource, SomeRows
 from adapt.text.tokenized_corpus import open_tokenized, tokenize_corpus
 from adapt.text.tokenizer import Tokenizer
-from adapt.train.engine_config import check_optimizer
+from adapt.train.engine_config import EngineConfig, check_optimizer
 from adapt.train.train_config import TrainConfig
 from pipelines.launch import launch
 from pipelines.stage import Plan, Walk, plain_settings
@@ -35,28 +35,16 @@ PER_TASK = False
 
 def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     """Pretrain `model` on `data.corpus`: next-token loss, a small share of masked spans, and the run's balance loss."""
-    from adapt.model.expert_parallel import check_share  # these import torch
-    from adapt.model.gpt import GPT
-    from adapt.train.memory_plan import check_memory
-
     config = walk.config
     model = walk.own_model()
     tokenizer_artifact = walk.require("tokenizer")
     tokenizer = Tokenizer.load(tokenizer_artifact.path)
     check_vocabulary(tokenizer, model)
-    # Refuses impossible sizes before anything is read.
-    check_share(GPT(model).expert_counts, config.engine.expert_parallel)
-    check_memory(model, config.engine)
-    if model.even_routing:
-        raise ConfigError("model.even_routing: is for measuring random weights; a router trained under it would decide nothing")
+    check_model(model, config.engine)
     files = find_corpus(config.data.corpus, config.data.domain_field)
     domains = domains_of(files)
     repeats = config.pretrain.repeats or {}
-    strange = sorted(set(repeats) - set(domains))
-    if strange:
-        raise ConfigError(f"pretrain.repeats: the corpus has no domain {strange[0]}; it has {', '.join(domains)}")
-    if not any(repeats.get(domain, 1) for domain in domains):
-        raise ConfigError("pretrain.repeats: every domain of the corpus is left out; give one of them at least 1")
+    check_repeats(repeats, domains)
     key = StageKey(
         stage=NAME,
         version=VERSION,
@@ -98,6 +86,27 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         return training_metrics(result, work)
 
     return Plan(key=key, build=build, describe=describe_training)
+
+
+def check_model(model: GPTConfig, engine: EngineConfig) -> None:
+    """Raise ConfigError for a model that cannot be, cannot be shared or held as the engine says, or would learn nothing."""
+    from adapt.model.expert_parallel import check_share  # these import torch
+    from adapt.model.gpt import GPT
+    from adapt.train.memory_plan import check_memory
+
+    check_share(GPT(model).expert_counts, engine.expert_parallel)
+    check_memory(model, engine)
+    if model.even_routing:
+        raise ConfigError("model.even_routing: is for measuring random weights; a router trained under it would decide nothing")
+
+
+def check_repeats(repeats: Mapping[str, int], domains: Sequence[str]) -> None:
+    """Raise ConfigError where domains are to be repeated that the corpus has not, or all are left out."""
+    strange = sorted(set(repeats) - set(domains))
+    if strange:
+        raise ConfigError(f"pretrain.repeats: the corpus has no domain {strange[0]}; it has {', '.join(domains)}")
+    if not any(repeats.get(domain, 1) for domain in domains):
+        raise ConfigError("pretrain.repeats: every domain of the corpus is left out; give one of them at least 1")
 
 
 def train_rank(job: dict[str, Any], rank: RankInfo) -> None:

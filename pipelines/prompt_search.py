@@ -25,6 +25,7 @@ from adapt.report.figures import Point, bar_chart, scatter_chart
 from adapt.report.page import Section, note, page, table
 from pipelines.pseudo_label import label_form
 from pipelines.rows import LABELLED_SPLITS, adaptation_rows, is_labelled, labelled_rows
+from pipelines.schema import PromptSearchConfig
 from pipelines.scores import scores_of
 from pipelines.stage import Plan, Walk, plain_settings, weights_of
 from pseudo_label.accuracy import accuracy_of
@@ -70,9 +71,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     """
     assert task is not None
     config, settings = walk.config, walk.config.prompt_search
-    if settings.rows < 1 or settings.top < 1 or (settings.labelled_rows or 0) < 0:
-        raise ConfigError("prompt_search: rows and top must be at least 1, labelled_rows at least 0")
-    judged = _judged_task(task, settings.file)
+    judged = judged_task(task, settings)
     base = walk.base()
     measured_on = list(LABELLED_SPLITS) if config.split is None else [config.split]
     key = StageKey(
@@ -109,10 +108,17 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     return Plan(key=key, build=build, describe=_describe, deliver=deliver)
 
 
-def _judged_task(task: TaskConfig, file: str | None) -> TaskConfig:
-    if file is None:
+def judged_task(task: TaskConfig, settings: PromptSearchConfig) -> TaskConfig:
+    """Return the task with the prompts to judge: those of a file, or its own.
+
+    Raises:
+        ConfigError: an entry of the file is malformed, or a setting makes no sense.
+    """
+    if settings.rows < 1 or settings.top < 1 or (settings.labelled_rows or 0) < 0:
+        raise ConfigError("prompt_search: rows and top must be at least 1, labelled_rows at least 0")
+    if settings.file is None:
         return task
-    prompts = load_prompts(Path(file), task)
+    prompts = load_prompts(Path(settings.file), task)
     return replace(task, prompts=prompts, reference=next(iter(prompts)), ensemble=None)
 
 

@@ -81,10 +81,14 @@ class Walk:
         return [load_task(name, [*own, conf_dir() / "task"]) for name in names]
 
     def data_root(self) -> Path:
-        """Return data.root. Raises ConfigError where none is given."""
+        """Return data.root. Raises ConfigError where none is given or it is no directory."""
+        wanted = "give a directory in the CLUE layout (<task>/{dev,unlabeled,test}.json)"
         if self.config.data.root is None:
-            raise ConfigError("data.root is not set; give a directory in the CLUE layout (<task>/{dev,unlabeled,test}.json)")
-        return Path(self.config.data.root)
+            raise ConfigError(f"data.root is not set; {wanted}")
+        root = Path(self.config.data.root)
+        if not root.is_dir():
+            raise ConfigError(f"data.root: {root} is no directory; {wanted}")
+        return root
 
     def split_digests(self, task: TaskConfig, splits: list[str]) -> dict[str, str]:
         """Return sha256 by split name for those splits of a task that exist."""

@@ -10,6 +10,7 @@ from adapt.core.artifacts import is_artifact
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
 from adapt.model.config import HFConfig
+from pipelines.preflight import check_ahead
 from pipelines.schema import PipelineConfig
 from pipelines.stage import Stage, Walk
 
@@ -48,11 +49,7 @@ def walk(config: PipelineConfig, point: str | None = None) -> Walk:
     is_direct_prediction = config.checkpoint is not None and config.stages == ["predict"]
     needs_tasks = any(stage.PER_TASK for stage in wanted) and not is_direct_prediction
     tasks = current.tasks() if needs_tasks else []
-    current.load_tasks(config.evaluate.other_tasks)  # refuses unknown ones before anything is trained
-    if "pretrain" in names:
-        from adapt.model.gpt import GPT
-
-        GPT(current.own_model())  # refuses impossible sizes and routers' settings before the tokenizer is trained
+    check_ahead(current, names, tasks)
     for stage in wanted:
         for task in tasks if stage.PER_TASK and tasks else [None]:
             current.run_stage(stage, task)

@@ -35,7 +35,7 @@ def train_only(model: nn.Module, trained: Trained) -> None:
         Trained.HEAD: _head(base),
     }[trained]
     if not chosen:
-        raise ConfigError(f"trains: this model has no parameters of kind '{trained.value}'")
+        raise ConfigError(f"trains={trained.value}: this model has no parameters of that kind; use all, or another one")
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
 

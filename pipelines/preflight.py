@@ -16,7 +16,7 @@ from adapt.core.spans import LabelLoss
 from adapt.model.config import GPTConfig, HFConfig
 from adapt.train.engine_config import check_optimizer
 from adapt.train.train_config import Trained
-from pipelines.rows import LABELLED_SPLITS, existing, is_labelled
+from pipelines.rows import LABELLED_SPLITS, existing
 from pipelines.schema import MomentsStart, PipelineConfig
 from pipelines.stage import Walk, weights_of
 from pseudo_label.adaptation_data import refuse_unreadable
@@ -165,11 +165,11 @@ def check_rows(ahead: Ahead) -> None:
 
     walk = ahead.walk
     for task in ahead.tasks:
-        evaluated = splits_of(walk, task) if ahead.has("evaluate") else []
-        for split in dict.fromkeys([*_needed_splits(ahead), *evaluated, *existing(walk, task, _read_where_there(ahead))]):
-            rows = read_split(walk.data_root(), task, split)
-            if split in evaluated and not is_labelled(rows):
-                refuse_repeated_ids(split_path(walk.data_root(), task, split), rows)
+        splits = dict.fromkeys([*_needed_splits(ahead), *existing(walk, task, _read_where_there(ahead))])
+        rows = {split: read_split(walk.data_root(), task, split) for split in splits}
+        for split in splits_of(walk, task) if ahead.has("evaluate") else []:
+            found = rows.get(split) or read_split(walk.data_root(), task, split)
+            refuse_repeated_ids(split_path(walk.data_root(), task, split), found)
 
 
 def _needed_splits(ahead: Ahead) -> list[str]:

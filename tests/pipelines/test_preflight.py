@@ -79,7 +79,7 @@ def stays_empty(tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> Callable
         # data
         (["data.root=null"], ["data.root is not set", "CLUE"]),
         (["data.root=/nowhere/at/all"], ["data.root: /nowhere/at/all is no directory"]),
-        ([f"data.root={DEMO}"], ["demo_reviews: has none of the splits", "check data.root"]),
+        ([f"data.root={DEMO}"], ["demo_reviews/unlabeled.json: no such file", "data.root="]),
         (["evaluate.splits=[dve]"], ["none of the splits dve", "evaluate.splits"]),
         (["split=nosuch"], ["nosuch.json", "no such file"]),
         (["input=/nowhere/rows.csv"], ["/nowhere/rows.csv", "no such file"]),

@@ -31,17 +31,18 @@ from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state, saved_buffers
+from adapt.model.config import Recompute
 from adapt.model.expert_parallel import is_stack, own_experts, own_part
 from adapt.model.experts import Experts
 from adapt.model.gpt import GPT
 from adapt.model.grouped_gemm import GroupedGemm, wants_brought
 from adapt.model.moe import MoELayer
-from adapt.model.recompute import Recompute
 from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.expert_peers import GroupPeers
 from adapt.train.guards import where_gradients_break
 from adapt.train.loss_scale import LossScale
-from adapt.train.optimizer import MOMENTS, OptimizerConfig, make_optimizer, moments_at, parameter_groups
+from adapt.train.optimizer import MOMENTS, make_optimizer, moments_at, parameter_groups
+from adapt.train.optimizer_config import OptimizerConfig
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

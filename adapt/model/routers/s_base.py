@@ -14,29 +14,15 @@ Balance loss: none, the plan is even already.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from adapt.core.errors import ConfigError
 from adapt.model.inputs import RouterInputs, RouterTraits, Routing
-from adapt.model.routers.contract import ROUTERS, RouterConfig, RouterEntry
+from adapt.model.routers.contract import ROUTERS, RouterEntry
 from adapt.model.routers.gates import LinearGate, routing_of
 from adapt.model.routers.groups import numbered
-
-
-@dataclass(frozen=True, kw_only=True)
-class SBaseConfig(RouterConfig):
-    """Settings of S-BASE: Sinkhorn's `iterations`, and the `temperature` that divides the logits in it."""
-
-    name: str = "s_base"
-    iterations: int = 50
-    temperature: float = 0.3
-
-    def __post_init__(self) -> None:
-        if self.iterations < 1 or not 0 < self.temperature < float("inf"):
-            raise ConfigError("iterations must be at least 1, and temperature above 0")
+from adapt.model.routers.settings import SBaseConfig
 
 
 class SBaseRouter(LinearGate):

@@ -150,7 +150,7 @@ def test_a_label_word_with_the_tokens_of_another_is_refused(
 ) -> None:
     mine = write_task(
         tmp_path / "tasks",
-        "folder: demo_reviews\nfields: {s: {path: sentence}}\nlabel_words: {Negative: 好, Positive: 好}\n"
+        "folder: demo_reviews\nfields: {s: {path: sentence}}\nlabel_words: {Negative: 好 坏, Positive: 好▁坏}\n"
         "prompts:\n  reference: {template: '{s}{label}'}\n",
     )
     words = ["task 'mine'", "labels 'Negative' and 'Positive' have the same tokens", "different label words"]

@@ -5,8 +5,8 @@ by accumulation is switched off and its average over ranks is undone by the obje
 gathered and set by parameter name, with all experts in their order, so that a training state does not know how ZeRO and expert
 parallelism cut them.
 
-In fp16 DeepSpeed scales the loss and decides which steps to skip; its scaler's numbers are given and taken like the rest of the
-state.
+Gradients are summed over ranks in fp32, unless `engine.gradient_communication` says otherwise. In fp16 DeepSpeed scales the loss
+and decides which steps to skip; its scaler's numbers are given and taken like the rest of the state.
 
 Where ranks share experts, a MoE layer becomes one of DeepSpeed's when the engine is made: that is how DeepSpeed learns to reduce
 the experts' gradients over those ranks alone that hold the same experts, and to add up their norms over all.
@@ -37,7 +37,7 @@ from adapt.model.gpt import GPT
 from adapt.model.grouped_gemm import GroupedGemm, wants_brought
 from adapt.model.moe import MoELayer
 from adapt.model.recompute import Recompute
-from adapt.train.engine_config import EngineConfig, deepspeed_config
+from adapt.train.engine_config import EngineConfig, GradientCommunication, deepspeed_config
 from adapt.train.expert_peers import GroupPeers
 from adapt.train.guards import where_gradients_break
 from adapt.train.loss_scale import LossScale
@@ -116,6 +116,9 @@ class Engine:
                 config=deepspeed_config(config, optimizer),
                 dist_init_required=False,
             )
+        if is_rounded and config.gradient_communication is GradientCommunication.FP32:
+            # What is summed lies in fp32 too: DeepSpeed would round it to the model's format, and divide it by the ranks in that.
+            self._zero._gradient_reduction_buffer_dtype = lambda: torch.float32
         self._watch_overflow()
         self._create_moments(0)
         if is_rounded:

@@ -24,7 +24,7 @@ from adapt.model.recompute import Recompute
 from adapt.model.routers.top2 import Top2Config
 from adapt.objective import Contribution, ObjectiveConfig, contribution, part_counts
 from adapt.train import memory_plan
-from adapt.train.engine_config import EngineConfig
+from adapt.train.engine_config import EngineConfig, GradientCommunication
 from adapt.train.memory_plan import check_memory, plan_activations, plan_memory
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "context_length": 128, "vocab_size": 500}
@@ -95,6 +95,13 @@ def test_weights_and_states_of_the_16b_model_on_eight_ranks(expert_parallel: int
     assert (plan["weights"] + in_16_bit + plan["master"] + plan["moments"]) / 1e9 == pytest.approx(gigabytes, abs=0.1)
 
 
+def test_buckets_are_planned_in_the_format_that_gradients_are_summed_in() -> None:
+    counts = count_parameters(BIG)
+    by_how = {how: plan_memory(counts, replace(NODE, gradient_communication=how))["buckets"] for how in GradientCommunication}
+    n_elements = NODE.bucket_elements
+    assert by_how == {GradientCommunication.FP32: n_elements * (4 + 4 + 2), GradientCommunication.MODEL: n_elements * (2 + 2 + 2)}
+
+
 def test_zero_1_keeps_whole_gradients_of_what_a_rank_holds() -> None:
     counts = count_parameters(BIG)
     plan = plan_memory(counts, replace(NODE, expert_parallel=4, zero_stage=1))
@@ -110,7 +117,7 @@ def test_zero_1_keeps_whole_gradients_of_what_a_rank_holds() -> None:
         (replace(NODE, micro_batch=1, zero_stage=1), 75, "engine.zero_stage=2"),
         (
             replace(NODE, micro_batch=1),
-            25,
+            26,
             "engine.world_size=16 engine.expert_parallel=8 engine.activation_checkpointing=selective",
         ),
     ],

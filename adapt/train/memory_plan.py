@@ -28,7 +28,7 @@ _MOST_RANKS = 1024
 def plan_memory(counts: ParameterCounts, engine: EngineConfig) -> dict[str, float]:
     """Return bytes per rank by kind, without activations.
 
-    A rank holds the whole dense part, and its share of the experts. Master weights (fp32) and the two moments are
+    A rank holds the whole dense part (routers in fp32), and its share of the experts. Master weights (fp32) and the two moments are
     split over all ranks that hold the same weights, gradients (fp32) too from ZeRO stage 2 on: in the end over all ranks. A bucket
     of gradients, the copy of it that is summed over ranks, and an all-gather bucket come on top.
     """
@@ -39,7 +39,7 @@ def plan_memory(counts: ParameterCounts, engine: EngineConfig) -> dict[str, floa
     summed = 4 if engine.gradient_communication is GradientCommunication.FP32 else width
     state_share = engine.world_size if engine.zero_stage else 1
     return {
-        "weights": held * width,
+        "weights": held * width + counts.by_kind["router"] * (4 - width),
         "gradients": 4 * (counts.total / engine.world_size if engine.zero_stage >= 2 else held),
         "master": counts.total * 4 / engine.world_size if engine.zero_stage else 0.0,
         "moments": counts.total * 8 / state_share,

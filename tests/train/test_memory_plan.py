@@ -95,6 +95,12 @@ def test_weights_and_states_of_the_16b_model_on_eight_ranks(expert_parallel: int
     assert (plan["weights"] + in_16_bit + plan["master"] + plan["moments"]) / 1e9 == pytest.approx(gigabytes, abs=0.1)
 
 
+def test_routers_are_planned_in_fp32_whatever_the_others_are_in() -> None:
+    counts = count_parameters(BIG)
+    routers, others = counts.by_kind["router"], counts.total - counts.by_kind["router"]
+    assert plan_memory(counts, NODE)["weights"] == 4 * routers + 2 * others
+
+
 def test_buckets_are_planned_in_the_format_that_gradients_are_summed_in() -> None:
     counts = count_parameters(BIG)
     by_how = {how: plan_memory(counts, replace(NODE, gradient_communication=how))["buckets"] for how in GradientCommunication}

@@ -16,8 +16,10 @@ from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
 from adapt.core.runtime import generator_for
 from adapt.core.spans import LabelForm, SpannedText, read_with_targets
+from adapt.core.typed import from_plain
 from adapt.model.batches import Batch, collate
 from adapt.model.counting import count_parameters
+from adapt.model.expert_parallel import check_share
 from adapt.model.gpt import GPT, GPTConfig, materialize
 from adapt.model.grouped_gemm import torch_gemm
 from adapt.model.recompute import Recompute
@@ -36,6 +38,9 @@ MODELS = {
 }
 BIG = GPTConfig(**yaml.safe_load((ROOT / "conf" / "model" / "16b_pyramid.yaml").read_text(encoding="utf-8")))
 NODE = EngineConfig(world_size=8, precision=Precision.BF16)
+SHIPPED: EngineConfig = from_plain(
+    EngineConfig, yaml.safe_load((ROOT / "conf" / "engine" / "node8.yaml").read_text(encoding="utf-8")), "node8.yaml"
+)
 
 
 def full_rows(config: GPTConfig, rows: int) -> Batch:
@@ -93,6 +98,15 @@ def test_weights_and_states_of_the_16b_model_on_eight_ranks(expert_parallel: int
     plan = plan_memory(counts, replace(NODE, expert_parallel=expert_parallel))
     in_16_bit = plan["gradients"] / 2  # the figures are for 16-bit gradients; ours add up in fp32
     assert (plan["weights"] + in_16_bit + plan["master"] + plan["moments"]) / 1e9 == pytest.approx(gigabytes, abs=0.1)
+
+
+def test_the_largest_model_fits_the_shipped_node_of_80_gb_with_room_to_spare() -> None:
+    model = GPT(BIG)
+    check_share(model.expert_counts, SHIPPED.expert_parallel)
+    planned = plan_memory(count_parameters(BIG), SHIPPED)
+    planned |= plan_activations(BIG, SHIPPED, model.router_traits.experts_per_token)
+    assert sum(planned.values()) < 70e9  # the CUDA context, NCCL and uneven routing come on top
+    check_memory(BIG, replace(SHIPPED, memory_gb=70))
 
 
 def test_routers_are_planned_in_fp32_whatever_the_others_are_in() -> None:

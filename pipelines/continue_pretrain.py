@@ -115,10 +115,12 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
 
 def _check_engine(base: Artifact, engine: EngineConfig) -> None:
     """Raise ConfigError where a base's experts cannot be shared as asked, or its training does not fit into memory."""
-    if not is_hf_directory(weights_of(base)):
-        model = load_config(weights_of(base))
-        check_share(GPT(model).expert_counts, engine.expert_parallel)
-        check_memory(model, engine)
+    if is_hf_directory(weights_of(base)):
+        check_share((), engine.expert_parallel)
+        return
+    model = load_config(weights_of(base))
+    check_share(GPT(model).expert_counts, engine.expert_parallel)
+    check_memory(model, engine)
 
 
 def labels_name(task: TaskConfig, is_joint: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,15 +14,23 @@ from adapt.train.loss_scale import LossScaleConfig
 from adapt.train.optimizer import Algorithm, OptimizerConfig
 
 
+class GradientCommunication(enum.Enum):
+    """The format in which ranks sum their gradients: fp32, or that of the model's weights, which halves the traffic in bf16."""
+
+    FP32 = "fp32"
+    MODEL = "model"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How a step is computed: none of these changes what it computes (precision aside).
 
     At `zero_stage` 0 every rank keeps the whole optimizer, at 1 a part of it, at 2 a part of the gradients too. Gradients are
-    added up over micro-batches in fp32 at any precision. `micro_batch` is in rows per rank; `threads` per rank, absent for an even
-    share of the cores. `expert_parallel` is how many neighbouring ranks share the experts of every layer (1: each has them all).
-    `activation_checkpointing`: what the backward pass computes again. `memory_gb`: what a rank has; what needs more is refused
-    before anything is allocated. `loss_scale` is what fp16 is trained with. `resolved` replaces the precision `auto`.
+    added up over micro-batches in fp32 at any precision, and over ranks as `gradient_communication` says. `micro_batch` is in rows
+    per rank; `threads` per rank, absent for an even share of the cores. `expert_parallel` is how many neighbouring ranks share the
+    experts of every layer (1: each has them all). `activation_checkpointing`: what the backward pass computes again. `memory_gb`:
+    what a rank has; what needs more is refused before anything is allocated. `loss_scale` is what fp16 is trained with. `resolved`
+    replaces the precision `auto`.
 
     `hostfile` names hosts to train on together (lines `host slots=n`, as many slots as `world_size`), reached by `remote_shell`;
     the ranks meet at `master_address` (absent: the first host). Without it, all ranks are on this machine.
@@ -32,6 +41,7 @@ class EngineConfig:
     activation_checkpointing: Recompute = Recompute.NONE
     zero_stage: int = 2
     precision: Precision = Precision.AUTO
+    gradient_communication: GradientCommunication = GradientCommunication.FP32
     micro_batch: int = 8
     pad_multiple: int = 1
     threads: int | None = None
@@ -77,7 +87,9 @@ class EngineConfig:
     def numerics(self) -> dict[str, Any]:
         """Return the settings that results depend on, for a stage's key."""
         assert self.precision is not Precision.AUTO, "auto must be resolved first"
-        return {"precision": self.precision} | ({"loss_scale": self.loss_scale} if self.precision is Precision.FP16 else {})
+        rounded = {"gradient_communication": self.gradient_communication} if self.precision.is_rounded else {}
+        scaled = {"loss_scale": self.loss_scale} if self.precision is Precision.FP16 else {}
+        return {"precision": self.precision} | rounded | scaled
 
     def expert_share(self, rank: int) -> ExpertShare:
         """Return which experts of every layer a rank owns."""
@@ -108,6 +120,9 @@ def deepspeed_config(config: EngineConfig, optimizer: OptimizerConfig) -> dict[s
         "bf16": {"enabled": config.precision is Precision.BF16},
         "fp16": {"enabled": is_scaled, **(config.loss_scale.for_deepspeed() if is_scaled else {})},
         "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32"
+        if config.gradient_communication is GradientCommunication.FP32
+        else config.precision.value,
         "zero_optimization": {
             "stage": config.zero_stage,
             "contiguous_gradients": True,

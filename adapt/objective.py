@@ -17,124 +17,24 @@ coefficient may follow a schedule over the run: a function of the step alone.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from adapt.core.errors import ConfigError, TrainingError
-from adapt.core.spans import LabelLoss
-from adapt.core.typed import check_not_negative
+from adapt.core.errors import TrainingError
 from adapt.model.batches import Batch
 from adapt.model.health import LayerSums
 from adapt.model.inputs import CausalBase, LayerRouting, ModelOutput
 from adapt.model.nll import nll_of_logits
+from adapt.objective_config import BalanceScope, ObjectiveConfig
 
 PARTS = ("context", "prompt", "pseudo_label", "balance")
 _BALANCE = PARTS.index("balance")
 LOGIT_ELEMENTS = 1 << 27  # 512 MB of fp32 logits at a time
-
-
-class BalanceScope(enum.Enum):
-    """Over what the token shares F_e of the balance loss are taken."""
-
-    STEP = "step"
-    SEQUENCE = "sequence"
-    MICROBATCH = "microbatch"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartWeights:
-    """Coefficients of the token losses."""
-
-    context: float = 1.0
-    prompt: float = 1.0
-    pseudo_label: float = 1.0
-
-    def __post_init__(self) -> None:
-        for part in fields(self):
-            check_not_negative(part.name, getattr(self, part.name), "a part of weight 0 is left out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightSchedule:
-    """A factor on a part's weight: `start` up to the share `begins_at` of the run, `end` from `ends_at` on, linear in between."""
-
-    start: float = 1.0
-    end: float = 1.0
-    begins_at: float = 0.0
-    ends_at: float = 1.0
-
-    def __post_init__(self) -> None:
-        if min(self.start, self.end) < 0:
-            raise ConfigError("start and end are factors on a weight and cannot be negative")
-        if not 0 <= self.begins_at <= self.ends_at <= 1:
-            raise ConfigError("begins_at and ends_at are shares of the run: 0 <= begins_at <= ends_at <= 1")
-
-    def at(self, done: float) -> float:
-        """Return the factor where the share `done` of the run's steps lies behind."""
-        if done >= self.ends_at:
-            return self.end
-        if done <= self.begins_at:
-            return self.start
-        return self.start + (self.end - self.start) * (done - self.begins_at) / (self.ends_at - self.begins_at)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartSchedules:
-    """How the weight of each part goes over an adaptation (the default: it stays)."""
-
-    context: WeightSchedule = field(default_factory=WeightSchedule)
-    prompt: WeightSchedule = field(default_factory=WeightSchedule)
-    pseudo_label: WeightSchedule = field(default_factory=WeightSchedule)
-    balance: WeightSchedule = field(default_factory=WeightSchedule)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BalanceConfig:
-    """Coefficient and scope of the balance loss."""
-
-    weight: float = 0.01
-    scope: BalanceScope = BalanceScope.STEP
-
-    def __post_init__(self) -> None:
-        check_not_negative("weight", self.weight, "0 leaves the balance loss out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """The loss: how labels are predicted and how much each part counts.
-
-    Every `gradient_shares_every_steps` steps (0: never) each part's share in the gradient is measured.
-    """
-
-    pseudo_label: LabelLoss = LabelLoss.CLM
-    weights: PartWeights = field(default_factory=PartWeights)
-    balance: BalanceConfig = field(default_factory=BalanceConfig)
-    schedules: PartSchedules = field(default_factory=PartSchedules)
-    gradient_shares_every_steps: int = 0
-
-    def __post_init__(self) -> None:
-        if self.gradient_shares_every_steps < 0:
-            raise ConfigError(f"gradient_shares_every_steps: {self.gradient_shares_every_steps} is negative; 0 never measures")
-
-    def at(self, done: float) -> ObjectiveConfig:
-        """Return the objective as it is where the share `done` of the run's steps lies behind, without schedules."""
-        if self.schedules == PartSchedules():
-            return self
-        factors = {part.name: getattr(self.schedules, part.name).at(done) for part in fields(self.schedules)}
-        balance = replace(self.balance, weight=self.balance.weight * factors.pop("balance"))
-        weights = PartWeights(**{part: getattr(self.weights, part) * factor for part, factor in factors.items()})
-        return replace(self, weights=weights, balance=balance, schedules=PartSchedules())
-
-    def part_weights(self, model: CausalBase) -> Tensor:
-        """Return the coefficient of every part, in the order of `parts_of`."""
-        w, own = self.weights, model.router_traits.loss_weights.values()
-        return torch.tensor([w.context, w.prompt, w.pseudo_label, self.balance.weight, *own], dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +66,12 @@ class Contribution:
 def parts_of(model: CausalBase) -> tuple[str, ...]:
     """Return the names of all parts: those of every model, then its routers' own losses."""
     return (*PARTS, *model.router_traits.loss_weights)
+
+
+def part_weights(model: CausalBase, config: ObjectiveConfig) -> Tensor:
+    """Return the coefficient of every part, in the order of `parts_of`."""
+    w, own = config.weights, model.router_traits.loss_weights.values()
+    return torch.tensor([w.context, w.prompt, w.pseudo_label, config.balance.weight, *own], dtype=torch.float64)
 
 
 def part_counts(model: CausalBase, batch: Batch) -> Tensor:
@@ -201,7 +107,7 @@ def contribution(
         balance = _balance_sum(output.routing, lagged_shares_LE, config.balance.scope, zero)
     own = [_router_loss_sum(output.routing, name, zero) for name in model.router_traits.loss_weights]
     sums = [*_token_sums(model, batch, output), balance, *own]
-    scale = config.part_weights(model) / counts_P.clamp_min(1.0) * (counts_P > 0)
+    scale = part_weights(model, config) / counts_P.clamp_min(1.0) * (counts_P > 0)
     losses = torch.stack([part * s for part, s in zip(sums, scale.tolist(), strict=True)]) * world_size
     return Contribution(
         losses_P=losses,
@@ -214,7 +120,7 @@ def ledger_from(
     model: CausalBase, sums_P: Tensor, counts_P: Tensor, layers: Sequence[LayerSums], config: ObjectiveConfig
 ) -> dict[str, PartValue]:
     """Build the step's ledger from global sums; balance is E * sum_e P_e * F_e of the step itself, whatever the scope."""
-    weights = config.part_weights(model)
+    weights = part_weights(model, config)
     sums = sums_P.tolist()
     if layers:
         sums[_BALANCE] = sum(layer.balance() for layer in layers) / len(layers) * float(counts_P[_BALANCE])

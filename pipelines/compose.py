@@ -27,22 +27,17 @@ from adapt.core.errors import AdaptError, ConfigError
 from adapt.core.registry import suggest
 from adapt.core.runtime import set_up_logging
 from adapt.core.typed import defaults_of, digest_of, from_plain, to_plain
-from adapt.model.gpt import GPTConfig
-from adapt.model.hf import HFConfig
-from adapt.model.routers.contract import all_routers
-from adapt.model.routers.top1 import Top1Config
+from adapt.model.config import GPTConfig, HFConfig
+from adapt.model.routers.settings import RouterConfig, Top1Config
 from adapt.text.rows.writing import STANDARD
-from pipelines import import_checkpoint
 from pipelines.hosts import check_hosts
 from pipelines.launch import USER_ERROR_CODE, Terminated, terminate
 from pipelines.locations import conf_dir, demo_dir
 from pipelines.schema import PipelineConfig
-from pipelines.tables import accuracy_table, coarse_table, criteria_table, teachers_table
-from pipelines.verdict import verdicts
-from pipelines.walk import places, walk
 
 _LONGEST_NAME = 120
 _FOREIGN = "hf"
+_IMPORT = "import_checkpoint"
 _QUOTES = ("'", '"')
 _PLACES = (
     "input",
@@ -135,8 +130,8 @@ def _long_form(argument: str, config_name: str) -> str:
     Hydra itself would take `task` for the configuration group of that name.
     """
     key, equals, value = argument.partition("=")
-    if key == "tokenizer" and config_name == import_checkpoint.NAME:
-        return f"{import_checkpoint.NAME}.{argument}"
+    if key == "tokenizer" and config_name == _IMPORT:
+        return f"{_IMPORT}.{argument}"
     if key != "task" or not equals:
         return argument
     names = (
@@ -187,6 +182,10 @@ def _point_name() -> str:
 
 
 def _walk(config: PipelineConfig, point: str | None) -> None:
+    from pipelines.tables import accuracy_table, coarse_table, criteria_table, teachers_table  # all that composing does without
+    from pipelines.verdict import verdicts
+    from pipelines.walk import places, walk
+
     done = walk(config, point)
     ends = (teachers_table(done), accuracy_table(done), criteria_table(done), coarse_table(done), verdicts(done), places(done))
     stream = sys.stderr if config.output == STANDARD else sys.stdout  # where rows go out, nothing else does
@@ -197,8 +196,8 @@ def _walk(config: PipelineConfig, point: str | None) -> None:
 def _register() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=_schema(omegaconf.MISSING))
-    for name in all_routers():
-        store.store(group="model/router", name=name, node=defaults_of(all_routers().get(name).config, omegaconf.MISSING))
+    for name, settings in RouterConfig.choices().items():
+        store.store(group="model/router", name=name, node=defaults_of(settings, omegaconf.MISSING))
     if not OmegaConf.has_resolver("demo"):
         OmegaConf.register_new_resolver("demo", lambda path: str(demo_dir() / path))
 

@@ -18,21 +18,18 @@ import numpy as np
 
 from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.checkpoint.vocabulary import load_tokenizer
-from adapt.checkpoint.weights import load_config, load_model
 from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain, to_plain
-from adapt.model.expert_parallel import check_share
-from adapt.model.gpt import GPT
+from adapt.model.config import GPTConfig
 from adapt.text.mixing import Ingredient, RowList, mixed
 from adapt.text.packing import RowSource
 from adapt.train.engine_config import EngineConfig
-from adapt.train.memory_plan import check_memory
 from pipelines.forgetting import general_perplexity, general_text, held_out_rows, is_rolled_back, replayed_rows
 from pipelines.launch import launch
 from pipelines.pretrain import describe_training, train_config, training_job, training_metrics
-from pipelines.schema import AdaptConfig, MomentsStart
+from pipelines.schema import AdaptConfig, MomentsStart, PipelineConfig
 from pipelines.stage import Plan, Walk, plain_settings, weights_of
 from pseudo_label.adaptation_data import ReadingConfig, training_rows
 from pseudo_label.store import LABELS_FILE, read_labels, rows_of_labels
@@ -60,11 +57,11 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     config = walk.config
     settings = config.continue_pretrain
     base = walk.base()
-    _check_engine(base, walk.engine)
+    check_training(own_model_of(base), walk.engine)
     members = _members(walk, task, base)
     is_joint = _is_joint(settings, task)
     name = "joint" if is_joint else task.name
-    moments = _moments_of(base, settings)
+    moments = moments_of(base, settings)
     general = general_text(walk, base)
     tasks = {f"task {member.task.name}" if is_joint else "task": member.task for member in members}
     key = StageKey(
@@ -113,14 +110,24 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     return Plan(key=key, build=build, describe=_describe)
 
 
-def _check_engine(base: Artifact, engine: EngineConfig) -> None:
-    """Raise ConfigError where a base's experts cannot be shared as asked, or its training does not fit into memory."""
+def own_model_of(base: Artifact) -> GPTConfig | None:
+    """Return the model configuration of a base of this project; None of a Hugging Face one."""
     if is_hf_directory(weights_of(base)):
-        check_share((), engine.expert_parallel)
-        return
-    model = load_config(weights_of(base))
-    check_share(GPT(model).expert_counts, engine.expert_parallel)
-    check_memory(model, engine)
+        return None
+    from adapt.checkpoint.weights import load_config  # imports torch
+
+    return load_config(weights_of(base))
+
+
+def check_training(model: GPTConfig | None, engine: EngineConfig) -> None:
+    """Raise ConfigError where a base's experts cannot be shared as asked, or its training does not fit into memory."""
+    from adapt.model.expert_parallel import check_share  # these import torch
+    from adapt.model.gpt import GPT
+    from adapt.train.memory_plan import check_memory
+
+    check_share(() if model is None else GPT(model).expert_counts, engine.expert_parallel)
+    if model is not None:
+        check_memory(model, engine)
 
 
 def labels_name(task: TaskConfig, is_joint: bool) -> str:
@@ -146,12 +153,8 @@ def _members(walk: Walk, task: TaskConfig, base: Artifact) -> list[_Member]:
         DataError: labels come from another model.
     """
     config = walk.config
+    check_joint(config)
     joint = config.continue_pretrain.joint or {}
-    missing = sorted(set(joint) - set(config.tasks))
-    if missing:
-        raise ConfigError(f"continue_pretrain.joint: task '{missing[0]}' is not in tasks={config.tasks}; add it there")
-    if joint and config.pseudo_label.rounds.count > 1:
-        raise ConfigError("pseudo_label.rounds.count: tasks in continue_pretrain.joint are adapted in one round; set it to 1")
     together = [other for other in walk.tasks() if other.name in joint] if task.name in joint else [task]
     members = []
     for member in together:
@@ -167,7 +170,17 @@ def _members(walk: Walk, task: TaskConfig, base: Artifact) -> list[_Member]:
     return members
 
 
-def _moments_of(base: Artifact, settings: AdaptConfig) -> Path | None:
+def check_joint(config: PipelineConfig) -> None:
+    """Raise ConfigError where tasks are to be adapted together that the run has not, or in rounds."""
+    joint = config.continue_pretrain.joint or {}
+    missing = sorted(set(joint) - set(config.tasks))
+    if missing:
+        raise ConfigError(f"continue_pretrain.joint: task '{missing[0]}' is not in tasks={config.tasks}; add it there")
+    if joint and config.pseudo_label.rounds.count > 1:
+        raise ConfigError("pseudo_label.rounds.count: tasks in continue_pretrain.joint are adapted in one round; set it to 1")
+
+
+def moments_of(base: Artifact, settings: AdaptConfig) -> Path | None:
     """Return where the base's optimizer moments are, if they are to be kept.
 
     Raises:
@@ -220,6 +233,7 @@ def _describe(artifact: Artifact) -> str:
 
 def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     """Adapt on one rank."""
+    from adapt.checkpoint.weights import load_model
     from adapt.train.job import TrainData, TrainJob, run_training  # imports DeepSpeed, which parents do without
 
     spec: TrainJob = from_plain(TrainJob, job["job"], "job.yaml")

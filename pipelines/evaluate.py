@@ -77,7 +77,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         walk.say_if_treeless(task, wants_groups=settings.coarse_to_fine)
         rows_by_split = {split: read_split(walk.data_root(), task, split) for split in splits}
         for split, rows in rows_by_split.items():
-            _refuse_repeated_ids(split_path(walk.data_root(), task, split), rows)
+            refuse_repeated_ids(split_path(walk.data_root(), task, split), rows)
         measured = {split: labelled_part(walk, task, split, rows) for split, rows in rows_by_split.items()}
         found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": [], "answers": []}
         methods = list(dict.fromkeys([*settings.methods, settings.method]))
@@ -134,7 +134,7 @@ def adapted_artifact(walk: Walk, task: TaskConfig, base: Artifact) -> Artifact |
     return artifact if artifact is not None and artifact.inputs["base"].digest == base.digest else None
 
 
-def _refuse_repeated_ids(path: Path, rows: list[TaskRow]) -> None:
+def refuse_repeated_ids(path: Path, rows: list[TaskRow]) -> None:
     """Raise DataError, before anything is scored, when rows to be submitted cannot be told apart."""
     if is_labelled(rows):
         return
@@ -155,8 +155,13 @@ def _decision(walk: Walk, task: TaskConfig, subject: Subject, lexical: LexicalAn
     if method is not Method.LEXICAL:
         return subject.decisions[method]
     if lexical is None:
-        raise DataError(f"evaluate.method=lexical: task '{task.name}' has no unlabeled rows to learn from; choose another method")
+        raise no_rows_to_learn_from(task)
     return lexical_decision(int(lexical.artifact.metrics["rows"]))
+
+
+def no_rows_to_learn_from(task: TaskConfig) -> DataError:
+    """Return the error of a task that the lexical labeller alone is to decide, without unlabeled rows."""
+    return DataError(f"evaluate.method=lexical: task '{task.name}' has no unlabeled rows to learn from; choose another method")
 
 
 def _measure(

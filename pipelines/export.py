@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from adapt.checkpoint.hf_directory import INDEX_FILE
-from adapt.checkpoint.weights import checkpoint_files, record_sums
 from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey
 from adapt.core.errors import DataError
 from adapt.core.typed import from_plain, to_plain
@@ -39,6 +38,8 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
+        from adapt.checkpoint.weights import checkpoint_files, record_sums  # imports torch
+
         weights = weights_of(adapted if adapted is not None and adapted.metrics["is_adapted"] else base)
         for file in checkpoint_files(weights):
             shutil.copyfile(file, result / file.name)

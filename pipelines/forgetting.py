@@ -9,7 +9,6 @@ Legend: R rows, S resamples.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from adapt.checkpoint.hf_directory import CONFIG_FILE
-from adapt.checkpoint.vocabulary import load_tokenizer
+from adapt.checkpoint.vocabulary import tokenizer_of
 from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.scorer import FloatArray
@@ -52,11 +50,6 @@ class GeneralPerplexity:
         return f"general perplexity {self.before:.1f} -> {self.after:.1f} ({change})"
 
 
-@dataclass(frozen=True)
-class _Vocabulary:
-    vocab_size: int
-
-
 def general_text(walk: Walk, base: Artifact) -> Artifact | None:
     """Return the general text of this run in the base's tokens; None where no `data.corpus` is given.
 
@@ -65,7 +58,7 @@ def general_text(walk: Walk, base: Artifact) -> Artifact | None:
     """
     config = walk.config
     if not config.data.corpus:
-        _refuse_needed(config)
+        refuse_needed(config)
         return None
     files = find_corpus(config.data.corpus, config.data.domain_field, config.data.encoding)
     share, wants_training = config.pretrain.held_out_share, config.continue_pretrain.replay_share > 0
@@ -84,14 +77,15 @@ def general_text(walk: Walk, base: Artifact) -> Artifact | None:
     )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
-        tokenizer = load_tokenizer(place, _vocabulary(place))
+        tokenizer = tokenizer_of(place)
         places = tokenize_corpus(files, tokenizer, result / "tokens", share, wants_training=wants_training)
         return {path.name: len(open_tokenized(path).lengths_D) for path in places if path.is_dir()}
 
     return walk.produce(key, build, NAME)
 
 
-def _refuse_needed(config: PipelineConfig) -> None:
+def refuse_needed(config: PipelineConfig) -> None:
+    """Raise ConfigError for settings that need general text, where there is none."""
     needs = {
         "gate.max_general_ppl_increase": config.gate.max_general_ppl_increase is not None,
         "continue_pretrain.replay_share": config.continue_pretrain.replay_share > 0,
@@ -145,9 +139,3 @@ def is_rolled_back(gate: GateConfig, found: GeneralPerplexity) -> bool:
 
 def _opened(general: Path, part: str) -> TokenizedCorpus:
     return open_tokenized(general / "tokens" / part)
-
-
-def _vocabulary(place: Path) -> _Vocabulary:
-    """Read a checkpoint's vocabulary size, which both forms of checkpoints have in their configuration."""
-    config = json.loads((place / CONFIG_FILE).read_text(encoding="utf-8"))
-    return _Vocabulary(vocab_size=int(config["vocab_size"]))

@@ -16,13 +16,14 @@ from adapt.core.runtime import generator_for
 from adapt.core.spans import LabelForm, SpannedText, read_with_targets
 from adapt.model.attention import Attention, Seen, attention_mask, seen_by
 from adapt.model.batches import Batch, collate
+from adapt.model.config import GPTConfig, Recompute
 from adapt.model.experts import Experts
-from adapt.model.gpt import GPT, GPTConfig, materialize
+from adapt.model.gpt import GPT, materialize
 from adapt.model.grouped_gemm import wants_brought
 from adapt.model.places import TokenPlaces
-from adapt.model.recompute import Recompute
-from adapt.model.routers.contract import RouterConfig
-from adapt.objective import ObjectiveConfig, contribution, part_counts
+from adapt.model.routers.settings import RouterConfig
+from adapt.objective import contribution, part_counts
+from adapt.objective_config import ObjectiveConfig
 
 _FP32_BOUND, _BF16_BOUND, _MODEL_BOUND = 1e-5, 0.03, 1e-3
 _VOCABULARY, _MASK = 200, 4

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.checkpoint.hf_directory import artifact_of_files
-from adapt.checkpoint.importers.contract import all_importers
 from adapt.checkpoint.vocabulary import check_vocabulary, open_tokenizer
-from adapt.checkpoint.weights import save_model
 from adapt.core.artifacts import Artifact, StageKey, writable
 from adapt.core.errors import AdaptError, CheckpointError, ConfigError
 from adapt.core.typed import to_plain
@@ -32,6 +30,8 @@ _PROBE = "今天天气很好，我们一起去公园散步。这句话表达的�
 
 def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     """Import `source`, written by `importer`, with the tokenizer that was given, if any."""
+    from adapt.checkpoint.importers.contract import all_importers  # imports torch
+
     config = walk.config
     settings = config.import_checkpoint
     names = all_importers()
@@ -58,6 +58,8 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
+        from adapt.checkpoint.weights import save_model
+
         try:
             with writable(result):
                 save_model(result, foreign.config, foreign.tensors(), tokenizer)

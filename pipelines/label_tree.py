@@ -22,14 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import Span
-from adapt.model.inputs import ModelInputs
 from pipelines.rows import LABELLED_SPLITS, adaptation_rows, labelled_rows
 from pipelines.scores import scores_of
 from pipelines.scoring_choice import scoring_of
@@ -64,7 +61,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     """
     assert task is not None
     config, settings = walk.config, walk.config.label_tree
-    sizes = _sizes(walk, task)
+    sizes = group_sizes(walk, task)
     base = walk.base()
     reads_rows = settings.source is TreeSource.CONFUSIONS
     scoring = replace(scoring_of(config, task), with_groups=False)
@@ -104,7 +101,8 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     return Plan(key=key, build=build, describe=_describe, deliver=deliver)
 
 
-def _sizes(walk: Walk, task: TaskConfig) -> GroupSizes:
+def group_sizes(walk: Walk, task: TaskConfig) -> GroupSizes:
+    """Return how many groups of what size are asked for. Raises ConfigError for settings that no tree can have."""
     settings = walk.config.label_tree
     if task.candidates is not None:
         raise ConfigError(f"task '{task.name}': its rows bring their own candidates, so it has no labels to group; leave it out")
@@ -124,6 +122,11 @@ def _sizes(walk: Walk, task: TaskConfig) -> GroupSizes:
 
 def _likeness_of_words(walk: Walk, task: TaskConfig, base: Artifact) -> FloatArray:
     """Compare the labels' words as the model reads them in the reference prompt."""
+    import torch
+
+    from adapt.checkpoint.opening import open_checkpoint
+    from adapt.model.inputs import ModelInputs
+
     opened = open_checkpoint(weights_of(base), walk.scorer, walk.config.offload)
     prompt = Prompt(task, task.reference, opened.tokenizer, opened.model.context_length)
     empty = prompt.null_row(TaskRow(id=None, texts=dict.fromkeys(task.fields, ""), label=None, candidates=None, line=0))

@@ -18,6 +18,7 @@ from adapt.core.errors import DataError
 from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
 from pipelines.rows import labelled_rows
+from pipelines.schema import PipelineConfig
 from pipelines.scores import scores_of
 from pipelines.stage import Walk
 from pipelines.subject import subject_of
@@ -43,16 +44,14 @@ def other_tasks(walk: Walk, others: Sequence[TaskConfig], models: Mapping[str, A
         return []
     found = []
     for task in others:
-        rows_by_split = labelled_rows(walk, task)
-        if not rows_by_split:
-            raise DataError(f"evaluate.other_tasks: {task.name} has no labelled rows in dev or few; leave it out")
+        rows_by_split = labelled_rows_of(walk, task)
         right = {name: _right(walk, task, name, models[name], rows_by_split) for name in (_BASE, _ADAPTED)}
         difference = paired_difference(right[_ADAPTED], right[_BASE])
         found.append(
             {
                 "task": task.name,
                 "n": len(right[_BASE]),
-                "method": _model_method(walk).value,
+                "method": model_method(walk.config).value,
                 "before": float(right[_BASE].mean()),
                 "after": float(right[_ADAPTED].mean()),
                 "difference": to_plain(difference),
@@ -61,9 +60,17 @@ def other_tasks(walk: Walk, others: Sequence[TaskConfig], models: Mapping[str, A
     return found
 
 
-def _model_method(walk: Walk) -> Method:
+def labelled_rows_of(walk: Walk, task: TaskConfig) -> dict[str, list[TaskRow]]:
+    """Return the labelled rows of another task by split. Raises DataError where it has none."""
+    rows_by_split = labelled_rows(walk, task)
+    if not rows_by_split:
+        raise DataError(f"evaluate.other_tasks: {task.name} has no labelled rows in dev or few; leave it out")
+    return rows_by_split
+
+
+def model_method(config: PipelineConfig) -> Method:
     """Return the method that the model is asked by: what it unlearnt shows without the lexical labeller's help."""
-    method = walk.config.evaluate.method
+    method = config.evaluate.method
     return Method.PRIOR if method.needs_lexical else method
 
 
@@ -76,7 +83,7 @@ def say_other_task(line: Mapping[str, Any]) -> str:
 
 def _right(walk: Walk, task: TaskConfig, name: str, model: Artifact, rows_by_split: Mapping[str, list[TaskRow]]) -> FloatArray:
     """Return which rows a model answers rightly [N], 1 or 0."""
-    method = _model_method(walk)
+    method = model_method(walk.config)
     subject = subject_of(walk, task, name, model, [method])
     decision = subject.decisions[method]
     passes = passes_for(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.core.errors import CheckpointError
 from adapt.core.precision import say_precision
-from adapt.model.counting import ParameterCounts, count_hf_parameters, count_parameters
-from adapt.model.expert_parallel import check_share
-from adapt.model.gpt import GPT, GPTConfig
-from adapt.train.memory_plan import check_memory, plan_activations, plan_memory
+from adapt.model.config import GPTConfig
 from pipelines.schema import PipelineConfig
+
+if TYPE_CHECKING:
+    from adapt.model.counting import ParameterCounts
 
 
 def show(config: PipelineConfig, point: str | None) -> None:
@@ -21,6 +22,10 @@ def show(config: PipelineConfig, point: str | None) -> None:
     Raises:
         ConfigError: the experts cannot be shared so, or it does not fit in `engine.memory_gb`.
     """
+    from adapt.model.expert_parallel import check_share  # these import torch
+    from adapt.model.gpt import GPT
+    from adapt.train.memory_plan import check_memory, plan_activations, plan_memory
+
     counts = _counts(config)
     lines = [f"{'parameters':<14} {'count':>16} {'billions':>9}"]
     for name, count in [
@@ -53,6 +58,8 @@ def show(config: PipelineConfig, point: str | None) -> None:
 
 
 def _counts(config: PipelineConfig) -> ParameterCounts:
+    from adapt.model.counting import count_hf_parameters, count_parameters
+
     if isinstance(config.model, GPTConfig):
         return count_parameters(config.model)
     place = Path(config.model.path)

@@ -26,9 +26,10 @@ from adapt.core.progress import progress
 from adapt.text.rows.contract import Row, RowsFile
 from adapt.text.rows.reading import ENDINGS, endings_of, header_of, open_rows, rows_of
 from adapt.text.rows.writing import STANDARD, kind_of_output, write_rows
+from pipelines.schema import PipelineConfig
 from pipelines.stage import Plan, Walk, open_model_artifact, plain_settings
 from pseudo_label.predictor import PREDICTOR_FILE, Prediction, Predictor, load
-from pseudo_label.tasks import TaskConfig, refuse_headless, split_path
+from pseudo_label.tasks import TaskConfig, refuse_headless, row_from, split_path
 
 NAME = "predict"
 VERSION = 1
@@ -54,25 +55,20 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         export = open_model_artifact(Path(config.checkpoint))
     else:
         export = walk.require("export", task)
-    if config.output is not None:
-        kind_of_output(config.output)  # refuses what cannot be written before anything is scored
     kept = ExitStack()  # what was read from a pipe, until this process ends
-    source = _source(walk, task, kept)
-    if config.output is not None and _is_same(Path(config.output), source.path):
-        raise ConfigError(f"{source.name}: is the input; give output= another name, so that your rows stay")
-    prefix = config.predict.prefix
-    added = [f"{prefix}prediction", f"{prefix}probability"]
+    source = source_of(walk, task, kept)
+    added = added_columns(config)
     key = StageKey(
         stage=NAME,
         version=VERSION,
-        config=plain_settings(precision=walk.scorer.precision, prefix=prefix, **config.data.reading()),
+        config=plain_settings(precision=walk.scorer.precision, prefix=config.predict.prefix, **config.data.reading()),
         inputs={"export": export},
         files={Path(source.name).name: sha256_of_file(source.path), **_answering(export)},
     )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
         predictor = load(export.path, walk.scorer, config.offload)
-        survey = _survey(source, predictor, added)
+        survey = survey_of(source, predictor.spec.task, added)
         parts = [work / f"part-{number:06d}.jsonl" for number in range(math.ceil(survey.n_rows / _PART_ROWS))]
         _answer(source, predictor, survey, parts, added)
         with writable(result), (result / PREDICTIONS_FILE).open("wb") as joined:
@@ -92,7 +88,36 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     return Plan(key=key, build=build, describe=describe, deliver=deliver)
 
 
-def _survey(source: RowsFile, predictor: Predictor, added: list[str]) -> Survey:
+def source_of(walk: Walk, task: TaskConfig | None, kept: ExitStack) -> RowsFile:
+    """Return the file to label: `input`, else the task's test split, else its dev. `kept` keeps what was read from a pipe.
+
+    Raises:
+        ConfigError: there is no task either, or what is to be written cannot be, or would replace the input.
+        DataError: there is no such file.
+    """
+    output = walk.config.output
+    if output is not None:
+        kind_of_output(output)  # refuses what cannot be written before anything is scored
+    source = _source(walk, task, kept)
+    if output is not None and _is_same(Path(output), source.path):
+        raise ConfigError(f"{source.name}: is the input; give output= another name, so that your rows stay")
+    return source
+
+
+def is_piped(given: str | None) -> bool:
+    """Say whether rows come from standard input or a pipe, which can be read once."""
+    if given is None or given == STANDARD:
+        return given is not None
+    place = Path(given)
+    return place.exists() and not place.is_file() and not place.is_dir()
+
+
+def added_columns(config: PipelineConfig) -> list[str]:
+    """Return the names of the columns that are added."""
+    return [f"{config.predict.prefix}prediction", f"{config.predict.prefix}probability"]
+
+
+def survey_of(source: RowsFile, task: TaskConfig, added: list[str]) -> Survey:
     """Read all rows once.
 
     Raises:
@@ -101,7 +126,7 @@ def _survey(source: RowsFile, predictor: Predictor, added: list[str]) -> Survey:
     columns = dict.fromkeys(header_of(source) or [])
     n_rows = 0
     for row in rows_of(source):
-        _read(row, source, predictor)
+        row_from(row.record, task, source.name, row.number, row.unit, reads_label=False)
         columns.update(dict.fromkeys(row.record))
         n_rows += 1
     taken = next((name for name in added if name in columns), None)
@@ -113,7 +138,7 @@ def _survey(source: RowsFile, predictor: Predictor, added: list[str]) -> Survey:
     if not n_rows and source.kind.is_table:
         if not columns:
             raise DataError(f"{source.name}: is empty: no header line and no rows; a table without rows has its header")
-        refuse_headless(list(columns), predictor.spec.task, source.name)
+        refuse_headless(list(columns), task, source.name)
     return Survey(n_rows=n_rows, columns=list(columns))
 
 
@@ -134,10 +159,6 @@ def _answer(source: RowsFile, predictor: Predictor, survey: Survey, parts: list[
             left_s = (said - started) / n_done * (len(parts) - number - 1)
             n_rows = min((number + 1) * _PART_ROWS, survey.n_rows)
             logger.info("predict: %s of %s rows, about %d min left", f"{n_rows:,}", f"{survey.n_rows:,}", math.ceil(left_s / 60))
-
-
-def _read(row: Row, source: RowsFile, predictor: Predictor) -> None:
-    predictor.read(row.record, source.name, row.number, row.unit)
 
 
 def _lines(rows: list[Row], answers: list[Prediction], source: RowsFile, added: list[str]) -> Iterator[str]:
@@ -169,7 +190,7 @@ def _source(walk: Walk, task: TaskConfig | None, kept: ExitStack) -> RowsFile:
     encoding = walk.config.data.encoding
     if walk.config.input is not None:
         given = Path(walk.config.input)
-        if walk.config.input == STANDARD or (given.exists() and not given.is_file() and not given.is_dir()):
+        if is_piped(walk.config.input):
             return _spooled(walk, kept)
         if not given.is_file():
             raise DataError(f"{given}: no such file; give input=FILE.jsonl, FILE.csv or another kind of rows")

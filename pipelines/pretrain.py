@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,13 @@ from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain, to_plain
-from adapt.model.expert_parallel import check_share, own_experts
-from adapt.model.gpt import GPT, GPTConfig, materialize
-from adapt.objective import ObjectiveConfig, PartWeights
+from adapt.model.config import GPTConfig
+from adapt.objective_config import ObjectiveConfig, PartWeights
 from adapt.text.corpus import domains_of, find_corpus
 from adapt.text.packing import PackedCorpus, RowSource, SomeRows
 from adapt.text.tokenized_corpus import open_tokenized, tokenize_corpus
 from adapt.text.tokenizer import Tokenizer
-from adapt.train.engine_config import check_optimizer
-from adapt.train.memory_plan import check_memory
+from adapt.train.engine_config import EngineConfig, check_optimizer
 from adapt.train.train_config import TrainConfig
 from pipelines.launch import launch
 from pipelines.stage import Plan, Walk, plain_settings
@@ -42,19 +40,11 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     tokenizer_artifact = walk.require("tokenizer")
     tokenizer = Tokenizer.load(tokenizer_artifact.path)
     check_vocabulary(tokenizer, model)
-    # Refuses impossible sizes before anything is read.
-    check_share(GPT(model).expert_counts, walk.engine.expert_parallel)
-    check_memory(model, walk.engine)
-    if model.even_routing:
-        raise ConfigError("model.even_routing: is for measuring random weights; a router trained under it would decide nothing")
+    check_model(model, walk.engine)  # before anything is read
     files = find_corpus(config.data.corpus, config.data.domain_field, config.data.encoding)
     domains = domains_of(files)
     repeats = config.pretrain.repeats or {}
-    strange = sorted(set(repeats) - set(domains))
-    if strange:
-        raise ConfigError(f"pretrain.repeats: the corpus has no domain {strange[0]}; it has {', '.join(domains)}")
-    if not any(repeats.get(domain, 1) for domain in domains):
-        raise ConfigError("pretrain.repeats: every domain of the corpus is left out; give one of them at least 1")
+    check_repeats(repeats, domains)
     key = StageKey(
         stage=NAME,
         version=VERSION,
@@ -99,8 +89,31 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     return Plan(key=key, build=build, describe=describe_training)
 
 
+def check_model(model: GPTConfig, engine: EngineConfig) -> None:
+    """Raise ConfigError for a model that cannot be, cannot be shared or held as the engine says, or would learn nothing."""
+    from adapt.model.expert_parallel import check_share  # these import torch
+    from adapt.model.gpt import GPT
+    from adapt.train.memory_plan import check_memory
+
+    check_share(GPT(model).expert_counts, engine.expert_parallel)
+    check_memory(model, engine)
+    if model.even_routing:
+        raise ConfigError("model.even_routing: is for measuring random weights; a router trained under it would decide nothing")
+
+
+def check_repeats(repeats: Mapping[str, int], domains: Sequence[str]) -> None:
+    """Raise ConfigError where domains are to be repeated that the corpus has not, or all are left out."""
+    strange = sorted(set(repeats) - set(domains))
+    if strange:
+        raise ConfigError(f"pretrain.repeats: the corpus has no domain {strange[0]}; it has {', '.join(domains)}")
+    if not any(repeats.get(domain, 1) for domain in domains):
+        raise ConfigError("pretrain.repeats: every domain of the corpus is left out; give one of them at least 1")
+
+
 def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     """Pretrain on one rank."""
+    from adapt.model.expert_parallel import own_experts
+    from adapt.model.gpt import GPT, materialize
     from adapt.train.job import TrainData, TrainJob, run_training  # imports DeepSpeed, which parents do without
 
     spec: TrainJob = from_plain(TrainJob, job["job"], "job.yaml")

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.scorer import FloatArray
@@ -25,6 +24,7 @@ from adapt.core.typed import to_plain
 from adapt.report.figures import Point, bar_chart, scatter_chart
 from adapt.report.page import Section, note, page, table
 from pipelines.rows import LABELLED_SPLITS, adaptation_rows, labelled_part, labelled_rows, sample_rows
+from pipelines.schema import PromptSearchConfig
 from pipelines.scores import scores_of
 from pipelines.scoring_choice import label_form
 from pipelines.stage import Plan, Walk, plain_settings, weights_of
@@ -71,9 +71,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     """
     assert task is not None
     config, settings = walk.config, walk.config.prompt_search
-    if settings.rows < 1 or settings.top < 1 or (settings.labelled_rows or 0) < 0:
-        raise ConfigError("prompt_search: rows and top must be at least 1, labelled_rows at least 0")
-    judged = _judged_task(task, settings.file)
+    judged = judged_task(task, settings)
     base = walk.base()
     measured_on = list(LABELLED_SPLITS) if config.split is None else [config.split]
     key = StageKey(
@@ -111,10 +109,17 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     return Plan(key=key, build=build, describe=_describe, deliver=deliver)
 
 
-def _judged_task(task: TaskConfig, file: str | None) -> TaskConfig:
-    if file is None:
+def judged_task(task: TaskConfig, settings: PromptSearchConfig) -> TaskConfig:
+    """Return the task with the prompts to judge: those of a file, or its own.
+
+    Raises:
+        ConfigError: an entry of the file is malformed, or a setting makes no sense.
+    """
+    if settings.rows < 1 or settings.top < 1 or (settings.labelled_rows or 0) < 0:
+        raise ConfigError("prompt_search: rows and top must be at least 1, labelled_rows at least 0")
+    if settings.file is None:
         return task
-    prompts = load_prompts(Path(file), task)
+    prompts = load_prompts(Path(settings.file), task)
     return replace(task, prompts=prompts, reference=next(iter(prompts)), ensemble=None)
 
 
@@ -177,6 +182,8 @@ def _merges(walk: Walk, task: TaskConfig, base: Artifact, rows: Sequence[TaskRow
     Raises:
         ConfigError: a prompt cannot be used with this tokenizer, or not in this form of the label.
     """
+    from adapt.checkpoint.opening import open_checkpoint  # imports torch
+
     opened = open_checkpoint(weights_of(base), walk.scorer, walk.config.offload)
     for name in task.prompts:
         prompt = Prompt(task, name, opened.tokenizer, opened.model.context_length)

@@ -10,9 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from adapt.checkpoint.random_weights import random_weights
 from adapt.checkpoint.vocabulary import check_vocabulary, open_tokenizer
-from adapt.checkpoint.weights import has_weights, rounded, save_model
 from adapt.core.artifacts import writable
 from adapt.core.errors import ConfigError
 from pipelines.schema import PipelineConfig
@@ -27,6 +25,9 @@ def make(config: PipelineConfig, point: str | None) -> None:
     Raises:
         ConfigError: there is no place for it, or there is a checkpoint already.
     """
+    from adapt.checkpoint.random_weights import random_weights  # these import torch
+    from adapt.checkpoint.weights import has_weights, rounded, save_model
+
     walk = Walk(config, point)
     model = walk.own_model()
     if config.output is None:

@@ -8,21 +8,20 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from adapt.checkpoint.importers.contract import ImportOptions
+from adapt.checkpoint.import_options import ImportOptions
 from adapt.checkpoint.offload import OffloadConfig
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
 from adapt.core.spans import LabelForm
-from adapt.model.gpt import GPTConfig
-from adapt.model.hf import HFConfig
-from adapt.objective import ObjectiveConfig
-from adapt.scoring.layout import ScorerConfig
+from adapt.model.config import GPTConfig, HFConfig
+from adapt.objective_config import ObjectiveConfig
+from adapt.scoring.scorer_config import ScorerConfig
 from adapt.text.rows.encodings import check_encoding
 from adapt.text.tokenizer import TokenizerConfig
 from adapt.train.engine_config import EngineConfig
-from adapt.train.optimizer import OptimizerConfig
+from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.tracking import TrackerConfig
-from adapt.train.trained import Trained
+from adapt.train.train_config import Trained
 from pseudo_label.adaptation_data import ReadingConfig
 from pseudo_label.coarse_to_fine import CoarseToFine
 from pseudo_label.decision import Method

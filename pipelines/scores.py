@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from adapt.checkpoint.offload import OffloadConfig
-from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.artifacts import Artifact, StageKey, writable, write_atomically
 from adapt.core.errors import DataError
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import digest_of, from_plain, to_plain
-from adapt.scoring.layout import ScorerConfig
+from adapt.scoring.scorer_config import ScorerConfig
 from pipelines.launch import launch
 from pipelines.rows import domain_texts
 from pipelines.stage import Walk, order_of, weights_of
@@ -114,6 +113,8 @@ def scores_of(
 
 def content_free_keys(walk: Walk, task: TaskConfig, model: Artifact, scoring: ScoringConfig) -> list[PromptKeys]:
     """Return the reference prompt's keys of texts that say nothing; none for tasks whose rows bring their own candidates."""
+    from adapt.checkpoint.opening import open_checkpoint  # imports torch
+
     if task.candidates is not None:
         return []
     opened = open_checkpoint(weights_of(model), walk.scorer, walk.config.offload)
@@ -131,6 +132,8 @@ def score_rank(content: dict[str, Any], rank: RankInfo) -> None:
 
 
 def _score_chunks(job: ScoreJob, rows: Sequence[TaskRow], chunks: range) -> None:
+    from adapt.checkpoint.opening import open_checkpoint
+
     left = [chunk for chunk in chunks if not job.place(chunk).is_file()]
     if not left:
         return

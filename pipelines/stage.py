@@ -7,18 +7,17 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from adapt.checkpoint.hf_directory import CONFIG_FILE, open_hf_directory
-from adapt.checkpoint.weights import has_weights, is_bare_checkpoint, open_bare_checkpoint
 from adapt.core.artifacts import MANIFEST, Artifact, ArtifactStore, StageKey, is_artifact, open_artifact, sha256_of_file
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.precision import say_precision
 from adapt.core.typed import to_plain
-from adapt.model.gpt import GPTConfig
-from adapt.model.hf import HFConfig
-from adapt.scoring.layout import ScorerConfig
+from adapt.model.config import GPTConfig, HFConfig
+from adapt.scoring.scorer_config import ScorerConfig
 from adapt.train.engine_config import EngineConfig
 from pipelines.locations import conf_dir
 from pipelines.schema import PipelineConfig
@@ -56,11 +55,13 @@ class Stage(Protocol):
 
 
 class Walk:
-    """One run through stages. Its `config` holds resolved precisions, so that keys and frozen jobs never say `auto`."""
+    """One run through stages. `engine` and `scorer` hold resolved precisions, so that keys and frozen jobs never say `auto`.
+
+    They are resolved when they are first asked for, since that imports torch; `config` holds what was set.
+    """
 
     def __init__(self, config: PipelineConfig, point: str | None = None) -> None:
-        self._auto_engine, self._auto_scorer = config.engine.auto_precision(), config.scorer.auto_precision()
-        self.config = replace(config, engine=config.engine.resolved(), scorer=config.scorer.resolved())
+        self.config = config
         self.store = ArtifactStore(Path(config.run.dir))
         self.name = config.run.name if point is None else f"{config.run.name}/{point}"
         self.group = config.run.name
@@ -75,14 +76,23 @@ class Walk:
     @property
     def engine(self) -> EngineConfig:
         """Return how to train; what `engine.precision=auto` came to is said."""
-        say_precision(self._auto_engine)
-        return self.config.engine
+        say_precision(self.config.engine.auto_precision())
+        return self.quiet_engine
 
     @property
     def scorer(self) -> ScorerConfig:
         """Return how to score; what `scorer.precision=auto` came to is said."""
-        say_precision(self._auto_scorer)
-        return self.config.scorer
+        say_precision(self.config.scorer.auto_precision())
+        return self._scorer
+
+    @cached_property
+    def quiet_engine(self) -> EngineConfig:
+        """What `engine` is, for checks: nothing is said."""
+        return self.config.engine.resolved()
+
+    @cached_property
+    def _scorer(self) -> ScorerConfig:
+        return self.config.scorer.resolved()
 
     def tasks(self) -> list[TaskConfig]:
         """Load the run's tasks.
@@ -102,12 +112,14 @@ class Walk:
         return tasks if chosen is None else [replace(task, encoding=chosen) for task in tasks]
 
     def data_root(self) -> Path:
-        """Return data.root. Raises ConfigError where none is given."""
+        """Return data.root. Raises ConfigError where none is given or it is no directory."""
+        wanted = "give a directory in the CLUE layout (<task>/{dev,unlabeled,test}.{json,csv,...})"
         if self.config.data.root is None:
-            raise ConfigError(
-                "data.root is not set; give a directory in the CLUE layout (<task>/{dev,unlabeled,test}.{json,csv,...})"
-            )
-        return Path(self.config.data.root)
+            raise ConfigError(f"data.root is not set; {wanted}")
+        root = Path(self.config.data.root)
+        if not root.is_dir():
+            raise ConfigError(f"data.root: {root} is no directory; {wanted}")
+        return root
 
     def split_digests(self, task: TaskConfig, splits: list[str]) -> dict[str, str]:
         """Return sha256 by split name for those splits of a task that exist; an ending other than .json is part of the name."""
@@ -206,6 +218,8 @@ def open_model_artifact(path: Path, key: str = "checkpoint") -> Artifact:
     Raises:
         CheckpointError: there is none, or it has no weights.
     """
+    from adapt.checkpoint.weights import is_bare_checkpoint, open_bare_checkpoint
+
     if not path.is_dir():
         raise CheckpointError(
             f"{path}: no such directory; {key}= takes an artifact or export that holds a model, or a Hugging Face directory"
@@ -224,6 +238,8 @@ def open_model_artifact(path: Path, key: str = "checkpoint") -> Artifact:
 
 def weights_of(artifact: Artifact) -> Path:
     """Return the directory with an artifact's weights: its own, or, where nothing was adapted, its base's."""
+    from adapt.checkpoint.weights import has_weights
+
     if has_weights(artifact.path):
         return artifact.path
     base = artifact.inputs.get("base")

@@ -12,15 +12,14 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.artifacts import Artifact, sha256_of_file
-from adapt.core.errors import ConfigError, DataError
+from adapt.core.errors import CheckpointError, ConfigError, DataError
 from adapt.core.scorer import FloatArray
-from adapt.scoring.encoder import MeanEncoder
-from pipelines.schema import Teacher
+from pipelines.schema import PipelineConfig, Teacher
 from pipelines.scores import content_free_keys, scores_of
 from pipelines.stage import Walk, weights_of
 from pipelines.teachers import Views, lexical_of
@@ -31,10 +30,13 @@ from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.teachers import lexical_files
 from pseudo_label.teachers.contract import FittedTeacher, row_centred, spread_of
 from pseudo_label.teachers.embedding import fit_embedding
-from pseudo_label.teachers.file import read_label_file
+from pseudo_label.teachers.file import LabelFile, read_label_file
 from pseudo_label.teachers.label_model import Combination, fit_combination
 from pseudo_label.teachers.rules import fit_rules
 from pseudo_label.zero_shot import PassScores, PromptKeys, ScoringPass
+
+if TYPE_CHECKING:
+    from adapt.scoring.encoder import MeanEncoder
 
 logger = logging.getLogger("pipelines")
 _FLIP_LIMIT = 0.3  # share of labels that a round of teaching may change
@@ -102,6 +104,7 @@ def fit_panel(
         DataError: the file of labels is missing or malformed.
     """
     settings = walk.config.pseudo_label
+    check_teachers(walk.config, task)
     scores: dict[str, FloatArray] = {}
     ask: dict[str, Ask] = {}
     model: ModelTeacher | None = None
@@ -119,6 +122,22 @@ def fit_panel(
     combination = None if is_alone else fit_combination(scores, settings.teacher_weights)
     panel = Panel(task=task, unlabeled=views, ask=ask, combination=combination, model=model)
     return _taught(walk, panel)
+
+
+def check_teachers(config: PipelineConfig, task: TaskConfig) -> None:
+    """Raise ConfigError where a teacher cannot serve a task."""
+    teachers = config.pseudo_label.teachers
+    if Teacher.RULES in teachers and not task.rules:
+        raise ConfigError(f"pseudo_label.teachers: task '{task.name}' has no rules; add them to its file, or leave 'rules' out")
+    if Teacher.EMBEDDING in teachers and task.candidates is not None:
+        raise ConfigError(f"pseudo_label.teachers: 'embedding' has no labels to learn in task '{task.name}'; leave it out")
+
+
+def check_encoder(config: PipelineConfig) -> None:
+    """Raise CheckpointError where the encoder's directory is not there."""
+    place = config.pseudo_label.encoder
+    if Teacher.EMBEDDING in config.pseudo_label.teachers and place is not None and not Path(place).is_dir():
+        raise CheckpointError(f"pseudo_label.encoder: {place}: no such directory; give a checkpoint or a Hugging Face directory")
 
 
 def _model_teacher(
@@ -172,20 +191,19 @@ def _fit_other(
         assert lexical is not None, "there are unlabeled rows"
         return lexical, lexical.scores(rows)
     if teacher is Teacher.RULES:
-        if not task.rules:
-            raise ConfigError(f"pseudo_label.teachers: task '{task.name}' has no rules; add them to its file, or leave 'rules' out")
         rules = fit_rules(task, rows)
         return rules, rules.scores(rows)
     if teacher is Teacher.FILE:
-        file = read_label_file(Path(_teacher_file(walk)), task).fitted(rows)
+        file = given_labels(walk.config, task).fitted(rows)
         logger.info("pseudo_label %s: the file of labels names %.0f %% of the rows", task.name, 100 * file.coverage(rows))
         return file, file.scores(rows)
-    if task.candidates is not None:
-        raise ConfigError(f"pseudo_label.teachers: 'embedding' has no labels to learn in task '{task.name}'; leave it out")
     return fit_embedding(task, rows, _encoder(walk, labeller).encode, walk.config.seed)
 
 
 def _encoder(walk: Walk, labeller: Artifact) -> MeanEncoder:
+    from adapt.checkpoint.opening import open_checkpoint  # these import torch
+    from adapt.scoring.encoder import MeanEncoder
+
     place = walk.config.pseudo_label.encoder
     opened = open_checkpoint(weights_of(labeller) if place is None else Path(place), walk.scorer, walk.config.offload)
     return MeanEncoder(opened.model, opened.tokenizer, opened.device)
@@ -200,14 +218,19 @@ def teacher_files(walk: Walk) -> dict[str, str]:
     """
     if Teacher.FILE not in walk.config.pseudo_label.teachers:
         return {}
-    place = Path(_teacher_file(walk))
+    place = Path(_teacher_file(walk.config))
     if not place.is_file():
         raise DataError(f"{place}: no such file; pseudo_label.teacher_file takes JSON lines with id and label")
     return {"teacher_file": sha256_of_file(place)}
 
 
-def _teacher_file(walk: Walk) -> str:
-    place = walk.config.pseudo_label.teacher_file
+def given_labels(config: PipelineConfig, task: TaskConfig) -> LabelFile:
+    """Read the file of labels. Raises as `teacher_files` does, and DataError where it is malformed."""
+    return read_label_file(Path(_teacher_file(config)), task)
+
+
+def _teacher_file(config: PipelineConfig) -> str:
+    place = config.pseudo_label.teacher_file
     if place is None:
         raise ConfigError("pseudo_label.teacher_file: not set; the teacher 'file' needs a file of labels")
     return place

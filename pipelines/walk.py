@@ -2,48 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+from typing import cast
 
 from adapt.core.artifacts import is_artifact
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
-from adapt.model.gpt import GPT
-from adapt.model.hf import HFConfig
-from pipelines import (
-    continue_pretrain,
-    evaluate,
-    export,
-    import_checkpoint,
-    label_tree,
-    predict,
-    pretrain,
-    prompt_search,
-    pseudo_label,
-    report,
-    rounds,
-    tokenizer,
-)
+from adapt.model.config import HFConfig
+from pipelines.preflight import check_ahead
 from pipelines.schema import PipelineConfig
 from pipelines.stage import Stage, Walk
 
 logger = logging.getLogger("pipelines")
-STAGES: dict[str, Stage] = {
-    stage.NAME: stage
-    for stage in (
-        tokenizer,
-        pretrain,
-        import_checkpoint,
-        label_tree,
-        prompt_search,
-        pseudo_label,
-        continue_pretrain,
-        evaluate,
-        export,
-        predict,
-        report,
-    )
-}
-_BASE_STAGES = (tokenizer.NAME, pretrain.NAME)
+# In the order data flows; each is the module of its name, imported once a run wants it.
+STAGES = (
+    "tokenizer",
+    "pretrain",
+    "import_checkpoint",
+    "label_tree",
+    "prompt_search",
+    "pseudo_label",
+    "continue_pretrain",
+    "evaluate",
+    "export",
+    "predict",
+    "report",
+)
+_BASE_STAGES = ("tokenizer", "pretrain")
 
 
 def walk(config: PipelineConfig, point: str | None = None) -> Walk:
@@ -58,35 +44,43 @@ def walk(config: PipelineConfig, point: str | None = None) -> Walk:
             f"stages: unknown stage '{unknown[0]}'{suggest(unknown[0], list(STAGES))}; there are: {', '.join(STAGES)}"
         )
     current = Walk(config, point)
-    wanted = _without_base_stages(current, [stage for name, stage in STAGES.items() if name in config.stages])
-    is_direct_prediction = config.checkpoint is not None and config.stages == [predict.NAME]
+    names = _without_base_stages(current, [name for name in STAGES if name in config.stages])
+    wanted = [stage_named(name) for name in names]
+    is_direct_prediction = config.checkpoint is not None and config.stages == ["predict"]
     needs_tasks = any(stage.PER_TASK for stage in wanted) and not is_direct_prediction
     tasks = current.tasks() if needs_tasks else []
-    current.load_tasks(config.evaluate.other_tasks)  # refuses unknown ones before anything is trained
-    if pretrain in wanted:
-        GPT(current.own_model())  # refuses impossible sizes and routers' settings before the tokenizer is trained
+    check_ahead(current, names, tasks)
     for stage in wanted:
         for task in tasks if stage.PER_TASK and tasks else [None]:
             current.run_stage(stage, task)
-            if stage is continue_pretrain and pseudo_label in wanted and task is not None:
-                rounds.further_rounds(current, task)
+            if stage.NAME == "continue_pretrain" and "pseudo_label" in names and task is not None:
+                from pipelines.rounds import further_rounds
+
+                further_rounds(current, task)
     return current
 
 
-def _without_base_stages(current: Walk, wanted: list[Stage]) -> list[Stage]:
+def stage_named(name: str) -> Stage:
+    """Import a stage of `STAGES`."""
+    return cast(Stage, importlib.import_module(f"pipelines.{name}"))
+
+
+def _without_base_stages(current: Walk, wanted: list[str]) -> list[str]:
     """Leave out the stages that make a base where `model` is one already; refuse them where nothing else was asked for."""
     if not isinstance(current.config.model, HFConfig):
         return wanted
-    rest = [stage for stage in wanted if stage.NAME not in _BASE_STAGES]
+    rest = [name for name in wanted if name not in _BASE_STAGES]
     if wanted and not rest:
         current.own_model()
     if len(rest) < len(wanted):
-        logger.info("%s: left out, model=hf brings its own", ", ".join(s.NAME for s in wanted if s not in rest))
+        logger.info("%s: left out, model=hf brings its own", ", ".join(name for name in wanted if name not in rest))
     return rest
 
 
 def places(current: Walk) -> str:
     """Return where a run's report and exports are."""
+    from pipelines import export, report
+
     lines = []
     page = current.directory / report.NAME / report.PAGE_FILE
     if page.is_file():

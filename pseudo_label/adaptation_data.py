@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adapt.core.errors import ConfigError
 from adapt.core.spans import LabelForm, LabelLoss, Reading, Span, SpannedText, read_with_targets, readings_for_training
 from adapt.text.contract import TextTokenizer
-from pseudo_label.prompts import Prompt
-from pseudo_label.store import PseudoLabel
+from pseudo_label.prompts import Prompt, label_stands_first
 from pseudo_label.tasks import TaskConfig, TaskRow, labels_of
+
+if TYPE_CHECKING:
+    from pseudo_label.store import PseudoLabel  # imports pyarrow, and `ReadingConfig` is part of every configuration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ def training_rows(
         ConfigError: the prompt's label stands where the loss, or a row without a label, cannot be read with it.
     """
     prompt = Prompt(task, config.prompt or task.reference, tokenizer, context_length)
-    _refuse_unreadable(prompt, loss, config)
+    refuse_unreadable(task, prompt.name, loss, config)
     training: list[list[Reading]] = []
     held_out: list[list[Reading]] = []
     for row, label in zip(rows, labels, strict=True):
@@ -67,11 +70,13 @@ def training_rows(
     return training, held_out
 
 
-def _refuse_unreadable(prompt: Prompt, loss: LabelLoss, config: ReadingConfig) -> None:
-    where = f"task '{prompt.task.name}': prompt '{prompt.name}'"
-    if loss is LabelLoss.CHANNEL and not prompt.is_label_first:
+def refuse_unreadable(task: TaskConfig, name: str, loss: LabelLoss, config: ReadingConfig) -> None:
+    """Raise ConfigError where the loss, or a row without a label, cannot be read with a prompt of the task."""
+    where = f"task '{task.name}': prompt '{name}'"
+    is_label_first = label_stands_first(task, name)
+    if loss is LabelLoss.CHANNEL and not is_label_first:
         raise ConfigError(f"{where} has its label behind a text; objective.pseudo_label=channel needs one with its label first")
-    if config.reads_unselected and prompt.is_label_first:
+    if config.reads_unselected and is_label_first:
         raise ConfigError(
             f"{where} has its label first, so a row without a label cannot be read with it; "
             "use continue_pretrain.reads_unselected=false"

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from adapt.checkpoint.offload import OffloadConfig
-from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.errors import CheckpointError, DataError
 from adapt.core.precision import say_precision
 from adapt.core.typed import from_plain, to_plain
-from adapt.scoring.layout import ScorerConfig
+from adapt.scoring.scorer_config import ScorerConfig
 from pseudo_label.decision import Decision, softmax
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.tasks import TaskConfig, TaskRow, labels_of, row_from
@@ -96,6 +95,23 @@ def save_spec(directory: Path, spec: PredictorSpec) -> None:
     (directory / PREDICTOR_FILE).write_text(text, encoding="utf-8")
 
 
+def read_spec(directory: Path) -> PredictorSpec:
+    """Read what an export says about answering.
+
+    Raises:
+        CheckpointError: it is not an export, or it is damaged.
+    """
+    place = directory / PREDICTOR_FILE
+    try:
+        content = json.loads(place.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory}: is not an export (no {PREDICTOR_FILE}); make one with `pipelines.export`") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{place}: not valid JSON ({error})") from error
+    spec: PredictorSpec = from_plain(PredictorSpec, content, str(place))
+    return spec
+
+
 def load(directory: str | Path, scorer: ScorerConfig | None = None, offload: OffloadConfig | None = None) -> Predictor:
     """Load an export. `scorer.precision` is `auto` unless set: bf16 where this machine multiplies in it, else fp32.
 
@@ -103,16 +119,12 @@ def load(directory: str | Path, scorer: ScorerConfig | None = None, offload: Off
         CheckpointError: it is not an export, or it is damaged.
     """
     place = Path(directory)
-    try:
-        content = json.loads((place / PREDICTOR_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{place}: is not an export (no {PREDICTOR_FILE}); make one with `pipelines.export`") from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{place / PREDICTOR_FILE}: not valid JSON ({error})") from error
-    spec: PredictorSpec = from_plain(PredictorSpec, content, str(place / PREDICTOR_FILE))
+    spec = read_spec(place)
     lexical = lexical_files.load(place, spec.task) if spec.decision.needs_lexical else None
     if not spec.decision.method.needs_model:
         return Predictor(spec, None, lexical)
+    from adapt.checkpoint.opening import open_checkpoint  # imports torch
+
     scorer = scorer or ScorerConfig()
     say_precision(scorer.auto_precision())
     opened = open_checkpoint(place, scorer.resolved(), offload)

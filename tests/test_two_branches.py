@@ -16,7 +16,8 @@ from adapt.core.spans import read_with_targets as read
 from adapt.model.batches import Batch, collate
 from adapt.model.gpt import GPT, materialize
 from adapt.model.inputs import CausalBase
-from adapt.objective import BalanceConfig, ObjectiveConfig, PartWeights, contribution, part_counts
+from adapt.objective import contribution, part_counts
+from adapt.objective_config import BalanceConfig, ObjectiveConfig, PartWeights
 
 VOCAB, MASK = 60, 59
 LABEL_ALONE = PartWeights(context=0.0, prompt=0.0)

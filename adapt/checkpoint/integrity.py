@@ -6,26 +6,18 @@ than the sample is hashed whole.
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from adapt.checkpoint.offload import Verify
 from adapt.checkpoint.reading import bytes_of
 from adapt.checkpoint.shard_format import ByteRange
 from adapt.core.errors import CheckpointError
 from adapt.core.progress import progress
 
 SAMPLE_BYTES = 256 << 20
-
-
-class Verify(enum.Enum):
-    """How much of a checkpoint is hashed when it is opened."""
-
-    ALWAYS = "always"
-    SAMPLE = "sample"
-    NEVER = "never"
 
 
 @dataclass(frozen=True, kw_only=True)

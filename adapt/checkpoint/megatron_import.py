@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapt.checkpoint.importers.contract import ForeignCheckpoint, ImportOptions, ImportReport, ResidualAxis
+from adapt.checkpoint.import_options import ImportOptions, ResidualAxis
+from adapt.checkpoint.importers.contract import ForeignCheckpoint, ImportReport
 from adapt.checkpoint.megatron_names import (
     EXPERT_PARTS,
     LAST_BIAS,
@@ -31,7 +32,8 @@ from adapt.checkpoint.pickled_files import check_sums, flattened, read_pickled
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.progress import progress
 from adapt.model.activation import Gelu
-from adapt.model.gpt import GPT, GPTConfig
+from adapt.model.config import GPTConfig
+from adapt.model.gpt import GPT
 
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PADDED_TO = 128

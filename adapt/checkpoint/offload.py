@@ -5,8 +5,15 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from adapt.checkpoint.integrity import Verify
 from adapt.core.errors import ConfigError
+
+
+class Verify(enum.Enum):
+    """How much of a checkpoint is hashed when it is opened."""
+
+    ALWAYS = "always"
+    SAMPLE = "sample"
+    NEVER = "never"
 
 
 class WeightsIn(enum.Enum):

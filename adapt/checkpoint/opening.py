@@ -8,14 +8,13 @@ from pathlib import Path
 import torch
 
 from adapt.checkpoint.hf_directory import is_hf_directory
-from adapt.checkpoint.integrity import Verify
-from adapt.checkpoint.offload import OffloadConfig, WeightsIn
+from adapt.checkpoint.offload import OffloadConfig, Verify, WeightsIn
 from adapt.checkpoint.store import open_store
 from adapt.checkpoint.vocabulary import load_tokenizer
 from adapt.checkpoint.weights import load_config, load_model, open_paged
 from adapt.core.errors import ConfigError
 from adapt.model.inputs import CausalBase
-from adapt.scoring.layout import ScorerConfig
+from adapt.scoring.scorer_config import ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.contract import TextTokenizer
 

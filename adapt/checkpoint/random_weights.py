@@ -15,7 +15,8 @@ from torch import Tensor
 
 from adapt.checkpoint.parted import AnyTensor, PartedTensor
 from adapt.model.buffers import saved_buffers
-from adapt.model.gpt import GPT, GPTConfig, initial_part
+from adapt.model.config import GPTConfig
+from adapt.model.gpt import GPT, initial_part
 
 _AHEAD = 2
 

@@ -23,8 +23,7 @@ from adapt.checkpoint.hf_directory import (
     config_files_of,
     is_hf_directory,
 )
-from adapt.checkpoint.integrity import Verify
-from adapt.checkpoint.offload import OffloadConfig
+from adapt.checkpoint.offload import OffloadConfig, Verify
 from adapt.checkpoint.paged_weights import PagedWeights
 from adapt.checkpoint.parted import AnyTensor
 from adapt.checkpoint.shard_format import ByteRange
@@ -37,9 +36,10 @@ from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.precision import Precision
 from adapt.core.typed import from_plain, to_plain
 from adapt.model.buffers import named_state
+from adapt.model.config import GPTConfig
 from adapt.model.exchange import ExpertShare
 from adapt.model.expert_parallel import check_share, is_stack, own_experts
-from adapt.model.gpt import GPT, GPTConfig
+from adapt.model.gpt import GPT
 from adapt.model.hf import HFModel, load_hf_model
 from adapt.model.paged_gpt import PagedGPT
 from adapt.text.contract import TextTokenizer

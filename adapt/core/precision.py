@@ -14,10 +14,12 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from adapt.core.runtime import ONCE
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 _CPU_FLAGS = Path("/proc/cpuinfo")
@@ -42,12 +44,15 @@ class Precision(enum.Enum):
     @property
     def dtype(self) -> torch.dtype:
         assert self is not Precision.AUTO, "auto must be resolved first"
+        import torch  # configurations name a precision without it
+
         return {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}[self]
 
     @property
     def is_rounded(self) -> bool:
         """Whether weights in it are rounded forms of fp32 masters."""
-        return self.dtype is not torch.float32
+        assert self is not Precision.AUTO, "auto must be resolved first"
+        return self is not Precision.FP32
 
 
 FORMATS = (Precision.FP32, Precision.BF16, Precision.FP16)
@@ -66,6 +71,8 @@ class AutoPrecision:
 
 def auto_precision() -> AutoPrecision:
     """Return what `auto` comes to on this process's device."""
+    import torch
+
     if torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return AutoPrecision(precision=Precision.BF16, reason="this GPU multiplies in bf16")
@@ -93,5 +100,7 @@ def _cpu_flags() -> set[str]:
             name, _, flags = line.partition(":")
             if name.strip() in ("flags", "Features"):  # x86, ARM
                 return set(flags.split())
+    import torch
+
     list_capabilities = getattr(torch.cpu, "get_capabilities", dict)
     return {name for name, is_there in list_capabilities().items() if is_there is True}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Generic, TypeVar
 
 from adapt.core.errors import ConfigError
@@ -59,7 +59,8 @@ class Registry(Generic[T]):
         return iter(self.names())
 
 
-def import_folder(package: str, paths: list[str]) -> None:
+def import_folder(package: str, paths: list[str], leaving_out: Collection[str] = ()) -> None:
     """Import every module of a package, so that each registers itself; errors in them are raised, never hidden."""
     for module in pkgutil.iter_modules(paths):
-        importlib.import_module(f"{package}.{module.name}")
+        if module.name not in leaving_out:
+            importlib.import_module(f"{package}.{module.name}")

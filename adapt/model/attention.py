@@ -12,7 +12,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention.varlen import varlen_attn
 
 from adapt.model.inputs import ModelInputs
 from adapt.model.places import TokenPlaces
@@ -87,6 +86,8 @@ def _has_kernel(device: torch.device) -> bool:
 
 def _attend_in_runs(qkv_N3AD: Tensor, runs: TokenPlaces) -> Tensor:
     """Attend causally within each run."""
+    from torch.nn.attention.varlen import varlen_attn  # imports torch's compiler, which takes longer than torch itself
+
     q_NAD, k_NAD, v_NAD = qkv_N3AD.unbind(1)
     starts_R, longest = runs.starts_R, runs.longest
     mixed_NAD = varlen_attn(q_NAD, k_NAD, v_NAD, starts_R, starts_R, longest, longest, window_size=(-1, 0))

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapt.model.gpt import GPT, GPTConfig
+from adapt.model.config import GPTConfig
+from adapt.model.gpt import GPT
 from adapt.model.hf import shapes_of
 
 KINDS = ("embedding", "attention", "mlp", "residual mix", "norm", "router", "experts")

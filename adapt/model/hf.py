@@ -11,7 +11,6 @@ recurrent state, which this wrapper would get wrong without a sign; so they are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,6 @@ SPARSE_FAMILIES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 FAMILIES = (*DENSE_FAMILIES, *SPARSE_FAMILIES)
 _NOISE = ("dropout", "pdrop", "jitter_noise")
 _PREFIX = "causal."
-
-
-@dataclass(frozen=True, kw_only=True)
-class HFConfig:
-    """A base that is a Hugging Face directory; its sizes are in its own config.json."""
-
-    path: str
 
 
 class HFModel(ExactBuffers):

@@ -21,7 +21,8 @@ from adapt.model.expert_residual import ExpertResidual
 from adapt.model.experts import Experts, count_pairs
 from adapt.model.hashing import mixed
 from adapt.model.inputs import LayerRouting, ModelInputs, RouterInputs, Routing
-from adapt.model.routers.contract import RouterConfig, build_router
+from adapt.model.routers.contract import build_router
+from adapt.model.routers.settings import RouterConfig
 
 
 class DenseMLP(nn.Module):

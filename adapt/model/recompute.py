@@ -9,7 +9,6 @@ Source: Chen et al. 2016 (Training Deep Nets with Sublinear Memory Cost), arXiv:
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -23,14 +22,6 @@ _PICKING = (
     "argmax argmin max min topk kthvalue sort searchsorted bucketize multinomial bernoulli bernoulli_ nonzero lt le gt ge eq ne"
 )
 _DECISIONS = frozenset(getattr(torch.ops.aten, name) for name in _PICKING.split())
-
-
-class Recompute(enum.Enum):
-    """What is computed again: nothing, the feed-forward part of each block (which holds most), or whole blocks."""
-
-    NONE = "none"
-    SELECTIVE = "selective"
-    FULL = "full"
 
 
 def recomputed(run: Callable[..., Result], *args: Any) -> Result:

@@ -22,7 +22,8 @@ from adapt.core.scorer import FloatArray, TwoStepScores
 from adapt.core.spans import IntArray, Reading, Span
 from adapt.model.inputs import CausalBase, Past
 from adapt.model.paging import PassesTogether
-from adapt.scoring.layout import Layout, ScorerConfig, best_layout, columns_of, leading_inputs, packed_inputs, tail_inputs
+from adapt.scoring.layout import best_layout, columns_of, leading_inputs, packed_inputs, tail_inputs
+from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree import PrefixTree, build_tree
 
 Choose = Callable[[int, FloatArray], Sequence[int]]

@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 
 from adapt.core.artifacts import sha256_of_file
@@ -20,7 +19,6 @@ from adapt.text.contract import TextTokenizer
 from adapt.text.corpus import CorpusFile, domains_of, is_held_out, read_documents
 
 _ENCODE_BATCH = 512
-_FEATURES = {"ids": datasets.List(datasets.Value("int32")), "domain": datasets.Value("int32")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +58,7 @@ def tokenize_corpus(
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     domains = domains_of(files)
-    datasets.disable_progress_bars()
+    _datasets().disable_progress_bars()
     for place, wants_held_out in wanted:
         what = "tokenizing held-out text" if wants_held_out else "tokenizing"
         rows = _tokenized(files, tokenizer, domains, held_out_share, wants_held_out)
@@ -74,8 +72,9 @@ def tokenize_corpus(
 
 def open_tokenized(place: Path) -> TokenizedCorpus:
     """Open what `tokenize_corpus` wrote; the ids stay on disk until they are read."""
+    datasets = _datasets()
     if not any(place.glob("*.arrow")):  # an empty one has no file of rows, which `datasets` cannot open
-        documents = datasets.Dataset.from_dict({"ids": [], "domain": []}, features=datasets.Features(_FEATURES))
+        documents = datasets.Dataset.from_dict({"ids": [], "domain": []}, features=_features())
         return TokenizedCorpus(documents=documents, lengths_D=np.zeros(0, np.int64), domains_D=np.zeros(0, np.int64))
     documents = datasets.load_from_disk(str(place))
     table = documents.data
@@ -85,8 +84,20 @@ def open_tokenized(place: Path) -> TokenizedCorpus:
     return TokenizedCorpus(documents=documents, lengths_D=np.diff(offsets).astype(np.int64), domains_D=domains)
 
 
+def _datasets() -> Any:
+    """Return the library, which imports pandas: what composes a configuration or reads rows does without it."""
+    import datasets
+
+    return datasets
+
+
+def _features() -> Any:
+    datasets = _datasets()
+    return datasets.Features({"ids": datasets.List(datasets.Value("int32")), "domain": datasets.Value("int32")})
+
+
 def _from_rows(rows: Iterator[dict[str, Any]], cache: Path) -> Any:
-    features = datasets.Features(_FEATURES)
+    datasets, features = _datasets(), _features()
     writer = datasets.arrow_writer.ArrowWriter(path=_prepared(cache), features=features)
     for row in rows:
         writer.write(row)

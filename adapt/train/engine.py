@@ -40,7 +40,8 @@ from adapt.train.engine_config import EngineConfig, GradientCommunication, deeps
 from adapt.train.expert_peers import GroupPeers
 from adapt.train.guards import where_gradients_break
 from adapt.train.loss_scale import LossScale
-from adapt.train.optimizer import MOMENTS, OptimizerConfig, make_optimizer, moments_at, parameter_groups
+from adapt.train.optimizer import MOMENTS, make_optimizer, moments_at, parameter_groups
+from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.preparing import check_is_scaled, groups_by_format, kept_exact, router_parameters, set_recompute
 
 if not torch.cuda.is_available():

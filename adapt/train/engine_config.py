@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adapt.core.errors import ConfigError
 from adapt.core.precision import AutoPrecision, Precision, auto_precision
-from adapt.model.exchange import ExpertShare
-from adapt.model.recompute import Recompute
+from adapt.model.config import Recompute
 from adapt.train.loss_scale import LossScaleConfig
-from adapt.train.optimizer import Algorithm, OptimizerConfig
+from adapt.train.optimizer_config import Algorithm, OptimizerConfig
+
+if TYPE_CHECKING:
+    from adapt.model.exchange import ExpertShare
 
 
 class GradientCommunication(enum.Enum):
@@ -93,6 +95,8 @@ class EngineConfig:
 
     def expert_share(self, rank: int) -> ExpertShare:
         """Return which experts of every layer a rank owns."""
+        from adapt.model.exchange import ExpertShare  # imports torch
+
         return ExpertShare(index=rank % self.expert_parallel, of=self.expert_parallel)
 
 

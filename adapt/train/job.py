@@ -16,7 +16,8 @@ from adapt.core.runtime import RankInfo
 from adapt.core.typed import to_plain
 from adapt.model.gpt import GPT
 from adapt.model.hf import HFModel
-from adapt.objective import ObjectiveConfig, PartValue
+from adapt.objective import PartValue
+from adapt.objective_config import ObjectiveConfig
 from adapt.text.contract import TextTokenizer
 from adapt.text.packing import RowSource, StepOrder
 from adapt.train.engine_config import EngineConfig, deepspeed_config

@@ -23,22 +23,23 @@ from adapt.model.inputs import CausalBase
 from adapt.objective import (
     PARTS,
     Contribution,
-    ObjectiveConfig,
     PartValue,
     check_balance_gradient,
     contribution,
     ledger_from,
     ledger_total,
     part_counts,
+    part_weights,
     parts_of,
     token_nll,
 )
+from adapt.objective_config import ObjectiveConfig
 from adapt.text.packing import RowSource, StepOrder
 from adapt.train.engine import Engine, StepOutcome
 from adapt.train.engine_config import EngineConfig
 from adapt.train.gradient_shares import gradient_shares
 from adapt.train.guards import check_losses
-from adapt.train.optimizer import learning_rate
+from adapt.train.optimizer_config import learning_rate
 from adapt.train.stopping import Stopped, StopRequest, stop_requests
 from adapt.train.tracking import Tracker
 from adapt.train.train_config import TrainConfig
@@ -235,7 +236,7 @@ class Trainer:
         return gradient_shares(
             self._engine.module,
             parts_of(self._base),
-            objective.part_weights(self._base),
+            part_weights(self._base, objective),
             micro_batches,
             contribute,
             self._engine.norm_over_ranks,

@@ -14,10 +14,10 @@ from dataclasses import replace
 
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
+from adapt.model.config import GPTConfig, Recompute
 from adapt.model.counting import ParameterCounts, count_parameters
 from adapt.model.expert_parallel import check_share
-from adapt.model.gpt import GPT, GPTConfig
-from adapt.model.recompute import Recompute
+from adapt.model.gpt import GPT
 from adapt.objective import LOGIT_ELEMENTS
 from adapt.train.engine_config import EngineConfig, GradientCommunication
 

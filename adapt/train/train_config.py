@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field
 
 from adapt.core.precision import Precision
-from adapt.train.optimizer import OptimizerConfig
-from adapt.train.trained import Trained
+from adapt.train.optimizer_config import OptimizerConfig
+
+
+class Trained(enum.Enum):
+    """The kind of parameters that an adaptation changes."""
+
+    ALL = "all"
+    DENSE = "dense"
+    EXPERTS = "experts"
+    ROUTER = "router"
+    HEAD = "head"
+
+    @property
+    def has_routers(self) -> bool:
+        return self in (Trained.ALL, Trained.ROUTER)
 
 
 @dataclass(frozen=True, kw_only=True)

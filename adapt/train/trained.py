@@ -6,7 +6,6 @@ the embedding too), `dense` whatever is neither expert nor gate: attention, norm
 
 from __future__ import annotations
 
-import enum
 from typing import Any, cast
 
 import torch
@@ -14,20 +13,7 @@ from torch import Tensor, nn
 
 from adapt.core.errors import ConfigError
 from adapt.model.inputs import CausalBase
-
-
-class Trained(enum.Enum):
-    """The kind of parameters that an adaptation changes."""
-
-    ALL = "all"
-    DENSE = "dense"
-    EXPERTS = "experts"
-    ROUTER = "router"
-    HEAD = "head"
-
-    @property
-    def has_routers(self) -> bool:
-        return self in (Trained.ALL, Trained.ROUTER)
+from adapt.train.train_config import Trained
 
 
 def train_only(model: nn.Module, trained: Trained) -> None:
@@ -49,7 +35,7 @@ def train_only(model: nn.Module, trained: Trained) -> None:
         Trained.HEAD: _head(base),
     }[trained]
     if not chosen:
-        raise ConfigError(f"trains: this model has no parameters of kind '{trained.value}'")
+        raise ConfigError(f"trains={trained.value}: this model has no parameters of that kind; use all, or another one")
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in chosen)
 

@@ -16,7 +16,8 @@ from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state
 from adapt.train.engine import Engine, StepOutcome
 from adapt.train.engine_config import EngineConfig
-from adapt.train.optimizer import MOMENTS, OptimizerConfig, moments_at
+from adapt.train.optimizer import MOMENTS, moments_at
+from adapt.train.optimizer_config import OptimizerConfig
 
 
 def open_engine(model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo) -> Engine:

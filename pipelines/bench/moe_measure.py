@@ -20,7 +20,7 @@ from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo
 from adapt.model.moe import DenseMLP
 from adapt.train.engine_config import EngineConfig
-from adapt.train.optimizer import OptimizerConfig
+from adapt.train.optimizer_config import OptimizerConfig
 from pipelines.bench.child import STATUS, private_growth_mib
 from pipelines.bench.contract import Stopwatch, cpu_seconds, cuda_seconds, interleaved_medians, wall_seconds
 from pipelines.bench.moe_cases import (

@@ -8,7 +8,7 @@ from pathlib import Path
 from adapt.checkpoint.opening import OpenCheckpoint, open_checkpoint
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
-from adapt.scoring.layout import ScorerConfig
+from adapt.scoring.scorer_config import ScorerConfig
 from pipelines.locations import conf_dir
 from pseudo_label.leakage import EvaluationTexts
 from pseudo_label.tasks import TaskConfig, TaskRow, load_task, read_split, split_path

@@ -25,8 +25,8 @@ import yaml
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
 from adapt.core.typed import from_plain
+from adapt.model.config import GPTConfig
 from adapt.model.counting import count_parameters
-from adapt.model.gpt import GPTConfig
 from pipelines.bench.contract import Benchmark, register
 from pipelines.bench.options import number, only, some_of
 from pipelines.bench.paging_measure import measure_ranks, measure_read, measure_score, measure_write

@@ -26,7 +26,7 @@ from adapt.checkpoint.store_writer import write_tensors
 from adapt.checkpoint.streaming import stream
 from adapt.checkpoint.weights import open_paged, rounded, save_model
 from adapt.core.precision import Precision
-from adapt.model.gpt import GPTConfig
+from adapt.model.config import GPTConfig
 from adapt.model.inputs import ModelInputs
 from pipelines.bench.child import GIVE_BACK, as_a_rank, in_child, memory_mib
 

@@ -17,9 +17,9 @@ from adapt.core.errors import ConfigError
 from adapt.core.spans import NO_TARGET, Reading, Span
 from adapt.model.batches import collate
 from adapt.model.gpt import GPT
-from adapt.scoring.layout import Layout
+from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree import build_tree
-from adapt.scoring.tree_scorer import ScorerConfig, TreeScorer
+from adapt.scoring.tree_scorer import TreeScorer
 from pipelines.bench.contract import Benchmark, interleaved_medians, register
 from pipelines.bench.lm_eval_baseline import (
     BATCH_ROWS,

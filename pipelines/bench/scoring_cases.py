@@ -6,7 +6,8 @@ import numpy as np
 
 from adapt.core.runtime import generator_for
 from adapt.core.spans import LabelForm, Reading, Span, SpannedText, read_with_targets
-from adapt.model.gpt import GPT, GPTConfig, materialize
+from adapt.model.config import GPTConfig
+from adapt.model.gpt import GPT, materialize
 
 VOCAB = 8192
 SHAPE = "12 layers x 512 hidden, vocabulary 8,192, fp32, dense; labels of 2-6 random tokens"

@@ -18,8 +18,9 @@ import torch
 from adapt.core.errors import ConfigError
 from adapt.core.spans import Reading
 from adapt.model.gpt import GPT
+from adapt.scoring.scorer_config import ScorerConfig
 from adapt.scoring.tree import build_tree
-from adapt.scoring.tree_scorer import ScorerConfig, TreeScorer
+from adapt.scoring.tree_scorer import TreeScorer
 from pipelines.bench.child import GIVE_BACK, STATUS, forget_peak, in_child, memory_mib
 from pipelines.bench.contract import Benchmark, interleaved_medians, register
 from pipelines.bench.options import number, only

@@ -12,8 +12,10 @@ from typing import Any
 
 from adapt.core.runtime import generator_for
 from adapt.core.spans import LabelForm, Reading, Span, join_parts, read_with_targets
-from adapt.model.gpt import GPT, GPTConfig, materialize
-from adapt.scoring.layout import Layout, ScorerConfig, best_layout
+from adapt.model.config import GPTConfig
+from adapt.model.gpt import GPT, materialize
+from adapt.scoring.layout import best_layout
+from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree import build_tree
 from adapt.scoring.tree_scorer import TreeScorer
 from pipelines.bench.contract import Benchmark, interleaved_medians, register

@@ -24,7 +24,8 @@ from adapt.core.errors import ConfigError
 from adapt.core.precision import FORMATS, Precision
 from adapt.core.registry import suggest
 from adapt.core.typed import from_plain
-from adapt.model.gpt import GPT, GPTConfig
+from adapt.model.config import GPTConfig
+from adapt.model.gpt import GPT
 from pipelines.bench.child import as_a_rank, in_child
 from pipelines.bench.contract import Benchmark, register
 from pipelines.bench.options import device_of, is_cpu_time, number, only, some_of

@@ -25,10 +25,12 @@ from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo, generator_for
 from adapt.core.spans import LabelForm, Reading, Span, SpannedText, read_with_targets
 from adapt.model.batches import Batch, collate
+from adapt.model.config import GPTConfig
 from adapt.model.counting import count_parameters
-from adapt.model.gpt import GPT, GPTConfig, materialize
+from adapt.model.gpt import GPT, materialize
 from adapt.model.inputs import CausalBase
-from adapt.objective import ObjectiveConfig, PartWeights, contribution, part_counts
+from adapt.objective import contribution, part_counts
+from adapt.objective_config import ObjectiveConfig, PartWeights
 from adapt.text.corpus import find_corpus, read_documents
 from adapt.text.packing import PackedCorpus, RowSource, StepOrder
 from adapt.text.tokenized_corpus import open_tokenized, tokenize_corpus

@@ -1,7 +1,7 @@
 """Bags of words: texts to counts and TF-IDF vectors, and the linear models that are trained on them.
 
 Words are n-grams of characters where texts have no spaces (Chinese, Japanese, Thai), else words and pairs of words. This is the
-only file that imports scikit-learn.
+only file that imports scikit-learn, and it does so when something is fitted or read back.
 
 Sources: TF-IDF with sublinear counts as in Manning, Raghavan and Schuetze 2008 (Introduction to Information Retrieval, 6.4); latent
 semantic analysis, Deerwester et al. 1990; complement naive Bayes, Rennie et al. 2003 (ICML).
@@ -15,17 +15,15 @@ import enum
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
-from sklearn.naive_bayes import ComplementNB
-from sklearn.preprocessing import normalize
-from sklearn.svm import LinearSVC
 
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import IntArray
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 SparseMatrix = Any
 _SMOOTHING = 0.5  # pseudo-counts of naive Bayes
@@ -108,6 +106,8 @@ class Linear:
 
 def naive_bayes(counts_NV: SparseMatrix, labels_N: IntArray, n_labels: int) -> Linear:
     """Fit a complement naive Bayes model; a label that no row has gets a score far below the others'."""
+    from sklearn.naive_bayes import ComplementNB
+
     model = ComplementNB(alpha=_SMOOTHING).fit(counts_NV, labels_N)
     weights, biases = model.feature_log_prob_, np.zeros(len(model.classes_))
     return _spread_over(model.classes_, weights, biases, n_labels)
@@ -115,6 +115,8 @@ def naive_bayes(counts_NV: SparseMatrix, labels_N: IntArray, n_labels: int) -> L
 
 def linear_svm(tfidf_NV: SparseMatrix, labels_N: IntArray, n_labels: int, seed: int) -> Linear:
     """Fit a linear support vector machine, one label against the rest."""
+    from sklearn.svm import LinearSVC
+
     model = LinearSVC(C=_SVM_COST, random_state=seed).fit(tfidf_NV, labels_N)
     weights, biases = model.coef_, np.broadcast_to(model.intercept_, len(model.coef_))
     if len(model.classes_) == 2:
@@ -131,6 +133,8 @@ class Topics:
     @classmethod
     def fit(cls, tfidf_NV: SparseMatrix, components: int, seed: int) -> Topics:
         """Find at most `components` directions; fewer where there are fewer texts or features."""
+        from sklearn.decomposition import TruncatedSVD
+
         most = min(components, min(tfidf_NV.shape) - 1)
         if most < 1:
             return cls(np.zeros((1, tfidf_NV.shape[1]), np.float16))
@@ -140,11 +144,15 @@ class Topics:
 
     def vectors(self, tfidf_NV: SparseMatrix) -> FloatArray:
         """Return vectors [N, K] of length 1 (0 for a text without a known word)."""
+        from sklearn.preprocessing import normalize
+
         return np.asarray(normalize(np.asarray(tfidf_NV @ self.components_KV.astype(np.float64).T)))
 
 
 def mean_vectors(tfidf_NV: SparseMatrix) -> FloatArray:
     """Return the mean of vectors [V], scaled to length 1."""
+    from sklearn.preprocessing import normalize
+
     return np.asarray(normalize(np.asarray(tfidf_NV.mean(axis=0)).reshape(1, -1))[0])
 
 
@@ -157,10 +165,14 @@ def _spread_over(classes: IntArray, weights: FloatArray, biases: FloatArray, n_l
 
 
 def _count_vectoriser(unit: Unit, **settings: Any) -> CountVectorizer:
+    from sklearn.feature_extraction.text import CountVectorizer
+
     return CountVectorizer(**_analysis(unit, longest=2), binary=True, dtype=np.float64, **settings)
 
 
 def _tfidf_vectoriser(unit: Unit, **settings: Any) -> TfidfVectorizer:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     return TfidfVectorizer(**_analysis(unit, longest=3 if unit is Unit.CHARACTERS else 2), sublinear_tf=True, **settings)
 
 

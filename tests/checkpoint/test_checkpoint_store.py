@@ -32,7 +32,7 @@ from adapt.core.errors import CheckpointError
 from adapt.core.precision import Precision
 from adapt.core.typed import to_plain
 from adapt.model.gpt import GPT, materialize
-from adapt.scoring.layout import ScorerConfig
+from adapt.scoring.scorer_config import ScorerConfig
 from adapt.text.tokenizer import Tokenizer
 
 SHAPES = {"a.odd": (3, 5), "b.experts.up": (4, 64, 32), "c.scalar": (), "d.empty": (0, 7), "e.page": (1024,), "f.last": (9,)}

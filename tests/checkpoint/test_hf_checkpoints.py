@@ -22,7 +22,7 @@ from adapt.checkpoint.weights import checkpoint_files, has_weights, load_model, 
 from adapt.core.errors import AdaptError, CheckpointError, ConfigError
 from adapt.core.precision import Precision
 from adapt.model.hf import FAMILIES, HFModel
-from adapt.scoring.layout import ScorerConfig
+from adapt.scoring.scorer_config import ScorerConfig
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
 
 FP32 = ScorerConfig(precision=Precision.FP32)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from foreign_checkpoints import EXPERT_KEY, Foreign, make_weights, megatron_args, pai_config, write_megatron, write_pai
 
-from adapt.checkpoint.importers.contract import ImportOptions, all_importers
+from adapt.checkpoint.import_options import ImportOptions
+from adapt.checkpoint.importers.contract import all_importers
 from adapt.checkpoint.parted import PartedTensor
 from adapt.checkpoint.pickled_files import read_pickled
 from adapt.core.errors import CheckpointError, ConfigError
@@ -226,7 +227,7 @@ def test_options_that_no_import_can_serve_are_refused(tmp_path: Path) -> None:
     both = Foreign(experts=(3, 4), is_residual=True, has_network=True)
     place = write_pai(tmp_path, both, make_weights(both))
     with pytest.raises(ConfigError, match="residual_axis: batch cannot be imported exactly"):
-        from adapt.checkpoint.importers.contract import ResidualAxis
+        from adapt.checkpoint.import_options import ResidualAxis
 
         all_importers().get("pai_gpt_moe")(place, ImportOptions(residual_axis=ResidualAxis.BATCH), None)
 

@@ -23,7 +23,8 @@ from foreign_checkpoints import (
 from torch import Tensor
 
 import adapt.checkpoint.store_writer
-from adapt.checkpoint.importers.contract import ForeignCheckpoint, ImportOptions, ResidualAxis, all_importers
+from adapt.checkpoint.import_options import ImportOptions, ResidualAxis
+from adapt.checkpoint.importers.contract import ForeignCheckpoint, all_importers
 from adapt.checkpoint.megatron_import import UNUSED_EXPERT_BIAS, UNUSED_MIX, UNUSED_RESIDUAL_BIAS
 from adapt.checkpoint.parted import AnyTensor, PartedTensor
 from adapt.checkpoint.weights import load_model, save_model

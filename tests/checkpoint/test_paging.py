@@ -27,7 +27,7 @@ from adapt.model.inputs import CausalBase, ModelInputs
 from adapt.model.paged_gpt import PagedGPT
 from adapt.model.routers.sigmoid_bias import SigmoidBiasConfig
 from adapt.model.routers.top2 import Top2Config
-from adapt.scoring.layout import Layout, ScorerConfig
+from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.tokenizer import Tokenizer
 from pipelines.bench.scoring_cases import LABEL_KINDS, label_example

@@ -12,9 +12,9 @@ import torch
 
 import adapt.core.precision
 from adapt.core.precision import Precision, auto_precision
-from adapt.scoring.layout import ScorerConfig
+from adapt.scoring.scorer_config import ScorerConfig
 from adapt.train.engine_config import EngineConfig, check_optimizer
-from adapt.train.optimizer import Algorithm, OptimizerConfig
+from adapt.train.optimizer_config import Algorithm, OptimizerConfig
 
 Patch = pytest.MonkeyPatch
 ROOT = Path(__file__).resolve().parents[2]

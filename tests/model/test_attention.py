@@ -17,7 +17,8 @@ from adapt.model.attention import attention_mask
 from adapt.model.batches import Batch, collate
 from adapt.model.gpt import GPT, materialize
 from adapt.model.inputs import ModelInputs
-from adapt.objective import BalanceConfig, ObjectiveConfig, contribution, part_counts
+from adapt.objective import contribution, part_counts
+from adapt.objective_config import BalanceConfig, ObjectiveConfig
 
 ROWS, HEADS, LENGTH, SIZE = 3, 2, 19, 8
 MASK = 59

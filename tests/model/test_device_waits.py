@@ -14,11 +14,12 @@ import adapt.model.experts
 from adapt.core.runtime import generator_for
 from adapt.core.spans import NO_TARGET, LabelForm, Span, SpannedText, read_with_targets
 from adapt.model.batches import Batch, collate
+from adapt.model.config import Recompute
 from adapt.model.gpt import GPT, materialize
 from adapt.model.grouped_gemm import torch_gemm
 from adapt.model.places import TargetPlaces, TokenPlaces
-from adapt.model.recompute import Recompute
-from adapt.objective import BalanceConfig, BalanceScope, Contribution, ObjectiveConfig, contribution, part_counts
+from adapt.objective import Contribution, contribution, part_counts
+from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig
 
 CPU = torch.device("cpu")
 # These look at whole sequences in training: how many there are, and of what length, they ask the device.

@@ -18,11 +18,12 @@ from adapt.core.spans import LabelForm, Span, SpannedText, read_with_targets
 from adapt.model import attention
 from adapt.model.attention import Attention, attention_mask, seen_by, takes_runs
 from adapt.model.batches import Batch, collate
+from adapt.model.config import Recompute
 from adapt.model.gpt import GPT, materialize
 from adapt.model.inputs import Past
 from adapt.model.places import TokenPlaces
-from adapt.model.recompute import Recompute
-from adapt.objective import ObjectiveConfig, contribution, part_counts
+from adapt.objective import contribution, part_counts
+from adapt.objective_config import ObjectiveConfig
 
 ROWS = ((20, 30), (41,), (9, 11, 13), (1, 1, 2))
 
@@ -79,7 +80,7 @@ def in_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return by_sequence(*args, **options)
 
     monkeypatch.setattr(attention, "takes_runs", lambda inputs, dtype, head_size: inputs.is_packed)
-    monkeypatch.setattr(attention, "varlen_attn", counted)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", counted)
     return calls
 
 

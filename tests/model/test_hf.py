@@ -18,8 +18,9 @@ from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span, SpannedText, j
 from adapt.model.batches import collate
 from adapt.model.hf import FAMILIES, SPARSE_FAMILIES, HFModel
 from adapt.model.inputs import ModelInputs
-from adapt.objective import BalanceConfig, BalanceScope, ObjectiveConfig, contribution, part_counts
-from adapt.scoring.layout import Layout, ScorerConfig
+from adapt.objective import contribution, part_counts
+from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig
+from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 
 VOCAB = 60

@@ -13,11 +13,12 @@ from torch import Tensor
 from adapt.core.runtime import generator_for
 from adapt.core.spans import LabelForm, Span, SpannedText, read_with_targets
 from adapt.model.batches import Batch, collate
+from adapt.model.config import Recompute
 from adapt.model.experts import Experts
 from adapt.model.gpt import GPT, materialize
-from adapt.model.recompute import Recompute
 from adapt.model.routers.contract import all_routers
-from adapt.objective import BalanceConfig, BalanceScope, Contribution, ObjectiveConfig, contribution, part_counts
+from adapt.objective import Contribution, contribution, part_counts
+from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig
 
 AGAIN = [Recompute.SELECTIVE, Recompute.FULL]
 OBJECTIVE = ObjectiveConfig(balance=BalanceConfig(weight=0.1, scope=BalanceScope.MICROBATCH))

@@ -19,7 +19,8 @@ from adapt.model.gpt import GPT, materialize
 from adapt.model.inputs import RouterInputs, Routing
 from adapt.model.routers.expert_choice import ExpertChoiceConfig
 from adapt.model.routers.top1 import Top1Config, Top1Router
-from adapt.objective import BalanceConfig, ObjectiveConfig, check_balance_gradient, ledger_total, part_counts, parts_of
+from adapt.objective import check_balance_gradient, ledger_total, part_counts, parts_of
+from adapt.objective_config import BalanceConfig, ObjectiveConfig
 
 OBJECTIVE = ObjectiveConfig(balance=BalanceConfig(weight=0.3))
 STEP = 2

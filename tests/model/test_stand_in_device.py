@@ -19,18 +19,16 @@ import adapt.model.experts
 from adapt.core.runtime import generator_for
 from adapt.core.spans import LabelForm, Span, SpannedText, read_with_targets
 from adapt.model.batches import Batch, collate
+from adapt.model.config import Recompute
 from adapt.model.gpt import GPT, materialize
 from adapt.model.grouped_gemm import torch_gemm
-from adapt.model.recompute import Recompute
 from adapt.objective import (
-    BalanceConfig,
-    BalanceScope,
     Contribution,
-    ObjectiveConfig,
     check_balance_gradient,
     contribution,
     part_counts,
 )
+from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig
 
 ROUNDING = 1e-5
 

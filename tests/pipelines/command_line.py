@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from adapt.core.precision import Precision
-from adapt.scoring.layout import ScorerConfig
+from adapt.scoring.scorer_config import ScorerConfig
 from pipelines.compose import _register, checked
 from pipelines.locations import conf_dir, demo_dir
 from pipelines.schema import PipelineConfig

@@ -12,15 +12,16 @@ import torch
 import yaml
 from command_line import SMALLEST, composed, in_process
 
+import adapt.checkpoint.opening
 import adapt.core.precision
 import pseudo_label.predictor
 from adapt.core.precision import Precision
-from adapt.scoring.layout import ScorerConfig
+from adapt.scoring.scorer_config import ScorerConfig
 from pipelines import pretrain, scores
 from pipelines.locations import conf_dir, demo_dir
 from pipelines.schema import PipelineConfig
 from pipelines.stage import Walk
-from pipelines.walk import STAGES
+from pipelines.walk import STAGES, stage_named
 from pseudo_label.tasks import read_split
 from pseudo_label.zero_shot import passes_for
 
@@ -72,7 +73,7 @@ def test_keys_hold_what_auto_came_to(copied_run: Path, machine: Machine, precisi
     explicit = [f"engine.precision={precision.value}", f"scorer.precision={precision.value}"]
     auto, given = (Walk(config_of(copied_run, *settings)) for settings in (AUTO, explicit))
     with_precision = set()
-    for stage in STAGES.values():
+    for stage in map(stage_named, STAGES):
         if stage.NAME == "import_checkpoint":
             continue
         task = auto.tasks()[0] if stage.PER_TASK else None
@@ -167,13 +168,13 @@ def test_an_export_resolves_on_loading(
     smallest_run: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
     asked: list[Precision] = []
-    original = pseudo_label.predictor.open_checkpoint
+    original = adapt.checkpoint.opening.open_checkpoint
 
     def watched(place: Path, scorer: ScorerConfig, *rest: Any) -> Any:
         asked.append(scorer.precision)
         return original(place, scorer, *rest)
 
-    monkeypatch.setattr(pseudo_label.predictor, "open_checkpoint", watched)
+    monkeypatch.setattr(adapt.checkpoint.opening, "open_checkpoint", watched)
     machine(precision)
     place = smallest_run / "export" / TASK
     pseudo_label.predictor.load(place)

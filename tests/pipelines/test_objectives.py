@@ -18,7 +18,8 @@ from adapt.core.artifacts import open_artifact
 from adapt.core.spans import NO_TARGET, LabelLoss, Span, join_parts, read_for_training
 from adapt.model.batches import Batch, collate
 from adapt.model.gpt import GPT, materialize
-from adapt.objective import BalanceConfig, ObjectiveConfig, contribution, part_counts
+from adapt.objective import contribution, part_counts
+from adapt.objective_config import BalanceConfig, ObjectiveConfig
 from pipelines.locations import conf_dir
 
 TASK = "demo_reviews"

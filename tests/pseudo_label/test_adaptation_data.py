@@ -14,8 +14,9 @@ from adapt.core.errors import ConfigError
 from adapt.core.spans import NO_TARGET, LabelLoss, Span
 from adapt.model.batches import collate
 from adapt.model.gpt import GPT, materialize
-from adapt.objective import BalanceConfig, ObjectiveConfig, PartWeights, contribution, part_counts
-from adapt.scoring.layout import ScorerConfig
+from adapt.objective import contribution, part_counts
+from adapt.objective_config import BalanceConfig, ObjectiveConfig, PartWeights
+from adapt.scoring.scorer_config import ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.tokenizer import Tokenizer
 from pipelines.locations import conf_dir

@@ -9,7 +9,7 @@ import pytest
 
 from adapt.core.spans import LabelForm
 from adapt.model.gpt import GPT
-from adapt.scoring.layout import ScorerConfig
+from adapt.scoring.scorer_config import ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.tokenizer import Tokenizer
 from pipelines.locations import conf_dir

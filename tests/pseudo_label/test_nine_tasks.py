@@ -16,7 +16,7 @@ from tiny_models import ROOT, tiny_config
 
 from adapt.core.spans import LabelForm
 from adapt.model.gpt import GPT, materialize
-from adapt.scoring.layout import Layout, ScorerConfig
+from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.tokenizer import Tokenizer
 from pseudo_label.coarse_to_fine import CoarseToFine

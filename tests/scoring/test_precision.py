@@ -11,7 +11,7 @@ from adapt.core.errors import AdaptError, CheckpointError, ConfigError
 from adapt.core.precision import Precision
 from adapt.core.spans import LabelForm, Reading, Span, SpannedText, read_with_targets
 from adapt.model.gpt import GPT, materialize
-from adapt.scoring.layout import ScorerConfig
+from adapt.scoring.scorer_config import ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 
 KINDS = frozenset({Span.LABEL})

@@ -9,7 +9,7 @@ from tiny_models import tiny_config
 
 from adapt.core.spans import LabelForm, Reading, Span, join_parts, read_with_targets
 from adapt.model.gpt import GPT, materialize
-from adapt.scoring.layout import Layout, ScorerConfig
+from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 
 KINDS = [EVERY, frozenset({Span.LABEL}), frozenset({Span.PROMPT})]

@@ -14,7 +14,7 @@ from adapt.core.scorer import FloatArray
 from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span, join_parts, read_bidirectionally, read_with_targets
 from adapt.model.gpt import GPT, materialize
 from adapt.model.inputs import ModelInputs
-from adapt.scoring.layout import Layout, ScorerConfig
+from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 
 SMALL, MASK, BOS = 60, 59, 2

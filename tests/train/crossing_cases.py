@@ -14,7 +14,7 @@ from rank_cases import Killed, plain_rows, train_on_ranks
 from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
 from adapt.model.routers.top1 import Top1Config
-from adapt.objective import BalanceConfig, ObjectiveConfig
+from adapt.objective_config import BalanceConfig, ObjectiveConfig
 from adapt.train.engine_config import EngineConfig
 
 STEPS = 8

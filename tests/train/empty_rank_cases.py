@@ -10,8 +10,8 @@ from expert_parallel_cases import MODEL, ROUTERS, ROWS
 from rank_cases import train_on_ranks
 
 from adapt.core.runtime import rank_from_environment
-from adapt.model.recompute import Recompute
-from adapt.objective import BalanceConfig, ObjectiveConfig
+from adapt.model.config import Recompute
+from adapt.objective_config import BalanceConfig, ObjectiveConfig
 from adapt.train.engine_config import EngineConfig
 
 STEPS = 3

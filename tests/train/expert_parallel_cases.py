@@ -11,7 +11,7 @@ from rank_cases import SPARSE, Killed, plain_rows, train_on_ranks
 
 from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
-from adapt.model.recompute import Recompute
+from adapt.model.config import Recompute
 from adapt.model.routers.contract import RouterConfig
 from adapt.model.routers.hard import HardConfig
 from adapt.model.routers.hash import HashConfig
@@ -20,7 +20,7 @@ from adapt.model.routers.random_groups import RandomGroupsConfig
 from adapt.model.routers.sigmoid_bias import SigmoidBiasConfig
 from adapt.model.routers.top1 import Top1Config
 from adapt.model.routers.top2 import Top2Config
-from adapt.objective import BalanceConfig, ObjectiveConfig
+from adapt.objective_config import BalanceConfig, ObjectiveConfig
 from adapt.train.engine_config import EngineConfig
 
 STEPS = 5

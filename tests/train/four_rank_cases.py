@@ -13,7 +13,7 @@ from rank_cases import MODELS, STEPS, plain_rows, train_on_ranks
 from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
 from adapt.core.spans import LabelLoss
-from adapt.objective import BalanceConfig, BalanceScope, ObjectiveConfig
+from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig
 from adapt.train.engine_config import EngineConfig
 
 WORLD_SIZE = 4

@@ -19,7 +19,7 @@ from adapt.core.runtime import rank_from_environment
 from adapt.model.gpt import GPT, GPTConfig, materialize
 from adapt.model.routers.sigmoid_bias import SigmoidBiasConfig
 from adapt.model.routers.top2 import Top2Config
-from adapt.objective import BalanceConfig, ObjectiveConfig
+from adapt.objective_config import BalanceConfig, ObjectiveConfig
 from adapt.text.mixing import RowList
 from adapt.train.engine_config import EngineConfig
 from adapt.train.loss_scale import LossScaleConfig

@@ -11,7 +11,8 @@ from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT
 from adapt.train.engine import StepOutcome
-from adapt.train.optimizer import OptimizerConfig, parameter_groups
+from adapt.train.optimizer import parameter_groups
+from adapt.train.optimizer_config import OptimizerConfig
 
 
 class PlainEngine:

@@ -17,10 +17,13 @@ from adapt.core.spans import Reading
 from adapt.model.batches import Batch, collate
 from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT, GPTConfig, materialize
-from adapt.objective import ObjectiveConfig, contribution, ledger_from, part_counts, parts_of
+from adapt.objective import contribution, ledger_from, part_counts, part_weights, parts_of
+from adapt.objective_config import ObjectiveConfig
 from adapt.text.packing import StepOrder
-from adapt.train.optimizer import OptimizerConfig, learning_rate, make_optimizer
-from adapt.train.trained import Trained, train_only
+from adapt.train.optimizer import make_optimizer
+from adapt.train.optimizer_config import OptimizerConfig, learning_rate
+from adapt.train.train_config import Trained
+from adapt.train.trained import train_only
 from pipelines.ranks import LOOPBACK, Meeting, free_port, rank_environment
 
 TOLERANCE = 1e-5
@@ -84,7 +87,7 @@ def plain_loop(
 def part_norms(model: GPT, batch: Batch, counts_P: Tensor, shares: list[Tensor], objective: ObjectiveConfig) -> dict[str, float]:
     """Differentiate one part after the other by itself."""
     norms = {}
-    for place, (part, weight) in enumerate(zip(parts_of(model), objective.part_weights(model), strict=True)):
+    for place, (part, weight) in enumerate(zip(parts_of(model), part_weights(model, objective), strict=True)):
         if weight:
             model.zero_grad()
             contribution(model, batch, counts_P, shares, objective, world_size=1).losses_P[place].backward()

@@ -22,12 +22,12 @@ from adapt.model.routers.large_margin import LargeMarginConfig
 from adapt.model.routers.s_base import SBaseConfig
 from adapt.model.routers.sigmoid_bias import SigmoidBiasConfig
 from adapt.model.routers.top1 import Top1Config
-from adapt.objective import BalanceConfig, BalanceScope, ObjectiveConfig, PartSchedules, WeightSchedule
+from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig, PartSchedules, WeightSchedule
 from adapt.text.mixing import RowList
 from adapt.train.engine_config import EngineConfig
-from adapt.train.optimizer import Algorithm, OptimizerConfig
-from adapt.train.train_config import TrainConfig
-from adapt.train.trained import Trained, train_only
+from adapt.train.optimizer_config import Algorithm, OptimizerConfig
+from adapt.train.train_config import TrainConfig, Trained
+from adapt.train.trained import train_only
 
 STEPS = 4
 BATCH_ROWS = 9  # odd: with two ranks and micro-batches of 4, one rank has an empty micro-batch

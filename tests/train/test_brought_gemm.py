@@ -22,7 +22,7 @@ from adapt.model.gpt import GPT
 from adapt.model.moe import MoELayer
 from adapt.model.routers.top1 import Top1Config
 from adapt.train.engine_config import EngineConfig
-from adapt.train.optimizer import OptimizerConfig
+from adapt.train.optimizer_config import OptimizerConfig
 
 CPU = torch.device("cpu")
 

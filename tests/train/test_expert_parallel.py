@@ -11,10 +11,10 @@ from expert_parallel_cases import CROSSED, MEASURED, MODEL, OBJECTIVE, ROUTERS, 
 from plain_loop import assert_same_training, launch_ranks, plain_loop
 
 from adapt.core.errors import ConfigError
+from adapt.model.config import Recompute
 from adapt.model.exchange import ExpertShare
 from adapt.model.expert_parallel import own_experts, own_part
 from adapt.model.gpt import GPT, materialize
-from adapt.model.recompute import Recompute
 from adapt.train.engine_config import EngineConfig
 from adapt.train.preparing import set_recompute
 

@@ -15,7 +15,7 @@ from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
 from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.loss_scale import LossScaleConfig
-from adapt.train.optimizer import OptimizerConfig
+from adapt.train.optimizer_config import OptimizerConfig
 
 ROUNDING = 2e-3  # of fp16: 11 bits
 

@@ -20,13 +20,14 @@ from adapt.core.spans import LabelForm
 from adapt.model.batches import collate
 from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT, materialize
-from adapt.objective import ObjectiveConfig, token_nll
+from adapt.objective import token_nll
+from adapt.objective_config import ObjectiveConfig
 from adapt.text.packing import ReadingList
 from adapt.train.engine_config import EngineConfig
 from adapt.train.estimate import estimate
 from adapt.train.guards import first_bad_layer
 from adapt.train.loop import Trainer
-from adapt.train.optimizer import OptimizerConfig
+from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.tracking import NoTracker
 from adapt.train.train_config import TrainConfig
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
 from adapt.train.engine_config import EngineConfig, check_optimizer
-from adapt.train.optimizer import Algorithm, OptimizerConfig, make_optimizer
+from adapt.train.optimizer import make_optimizer
+from adapt.train.optimizer_config import Algorithm, OptimizerConfig
 
 LAMB = OptimizerConfig(algorithm=Algorithm.LAMB, lr=0.02, weight_decay=0.1)
 

@@ -18,13 +18,14 @@ from adapt.core.runtime import generator_for
 from adapt.core.spans import LabelForm, SpannedText, read_with_targets
 from adapt.core.typed import from_plain
 from adapt.model.batches import Batch, collate
+from adapt.model.config import Recompute
 from adapt.model.counting import count_parameters
 from adapt.model.expert_parallel import check_share
 from adapt.model.gpt import GPT, GPTConfig, materialize
 from adapt.model.grouped_gemm import torch_gemm
-from adapt.model.recompute import Recompute
 from adapt.model.routers.top2 import Top2Config
-from adapt.objective import Contribution, ObjectiveConfig, contribution, part_counts
+from adapt.objective import Contribution, contribution, part_counts
+from adapt.objective_config import ObjectiveConfig
 from adapt.train import memory_plan
 from adapt.train.engine_config import EngineConfig, GradientCommunication
 from adapt.train.memory_plan import check_memory, plan_activations, plan_memory

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from adapt.model.buffers import named_state
 from adapt.train.lamb import Lamb
-from adapt.train.optimizer import MOMENTS, Algorithm, OptimizerConfig, make_optimizer, moments_at
+from adapt.train.optimizer import MOMENTS, make_optimizer, moments_at
+from adapt.train.optimizer_config import Algorithm, OptimizerConfig
 
 BEGUN = (0, 7)
 ADAMW = OptimizerConfig(lr=1e-2)

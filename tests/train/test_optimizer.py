@@ -8,7 +8,8 @@ from tiny_models import tiny_config
 
 from adapt.core.errors import ConfigError
 from adapt.model.gpt import GPT
-from adapt.train.optimizer import OptimizerConfig, Schedule, learning_rate, parameter_groups
+from adapt.train.optimizer import parameter_groups
+from adapt.train.optimizer_config import OptimizerConfig, Schedule, learning_rate
 
 STEPS = 200
 every_schedule = pytest.mark.parametrize("schedule", list(Schedule))

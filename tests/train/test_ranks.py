@@ -10,7 +10,7 @@ from plain_loop import assert_same_training, launch_ranks, plain_loop
 from rank_cases import CASES, MODELS, OBJECTIVES, RESUMED, STEPS, TRAINED, WEIGHTED, optimizer_of, rows_of
 
 from adapt.model.gpt import GPT, materialize
-from adapt.train.trained import Trained
+from adapt.train.train_config import Trained
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])

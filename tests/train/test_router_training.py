@@ -15,6 +15,7 @@ from tiny_models import tiny_config
 from torch import Tensor
 
 import adapt.model.routers
+import adapt.model.routers.settings
 from adapt.checkpoint.weights import load_model, save_model, save_trained
 from adapt.core.errors import CheckpointError, TrainingError
 from adapt.core.precision import FORMATS, Precision
@@ -24,12 +25,13 @@ from adapt.model.gpt import GPT, materialize
 from adapt.model.routers.contract import ROUTERS, RouterConfig, all_routers
 from adapt.model.routers.sigmoid_bias import SigmoidBiasConfig
 from adapt.model.routers.top1 import Top1Config
-from adapt.objective import PARTS, BalanceConfig, ObjectiveConfig
+from adapt.objective import PARTS
+from adapt.objective_config import BalanceConfig, ObjectiveConfig
 from adapt.text.packing import ReadingList
 from adapt.text.tokenizer import Tokenizer
 from adapt.train.engine_config import EngineConfig
 from adapt.train.loop import Trainer
-from adapt.train.optimizer import OptimizerConfig, Schedule
+from adapt.train.optimizer_config import OptimizerConfig, Schedule
 from adapt.train.tracking import NoTracker
 from adapt.train.train_config import TrainConfig
 
@@ -185,6 +187,7 @@ def new_router(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
     monkeypatch.setattr(adapt.model.routers, "__path__", [*adapt.model.routers.__path__, str(tmp_path)])
     yield "last_digit"
     ROUTERS._entries.pop("last_digit", None)
+    adapt.model.routers.settings._CHOICES.pop("last_digit", None)
     sys.modules.pop("adapt.model.routers.last_digit", None)
 
 

@@ -14,14 +14,14 @@ from tiny_models import tiny_config
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.spans import LabelForm
 from adapt.model.gpt import GPT, materialize
-from adapt.objective import ObjectiveConfig
+from adapt.objective_config import ObjectiveConfig
 from adapt.text.packing import ReadingList
 from adapt.train.engine_config import EngineConfig
 from adapt.train.loop import Trainer
-from adapt.train.optimizer import OptimizerConfig
+from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.tracking import NoTracker
-from adapt.train.train_config import TrainConfig
-from adapt.train.trained import Trained, train_only
+from adapt.train.train_config import TrainConfig, Trained
+from adapt.train.trained import train_only
 from adapt.train.training_state import MOMENTS, load_moments, save_moments
 
 OPTIMIZER = OptimizerConfig(lr=1e-2, warmup_share=0.0)
@@ -59,7 +59,7 @@ def test_only_the_chosen_kind_of_parameters_moves(trains: Trained, tmp_path: Pat
 
 @pytest.mark.parametrize("trains", [Trained.EXPERTS, Trained.ROUTER])
 def test_a_kind_that_a_model_has_none_of_is_refused(trains: Trained) -> None:
-    with pytest.raises(ConfigError, match=f"no parameters of kind '{trains.value}'"):
+    with pytest.raises(ConfigError, match=f"trains={trains.value}: this model has no parameters of that kind"):
         train_only(made([0]), trains)
 
 

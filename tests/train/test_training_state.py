@@ -23,11 +23,11 @@ from adapt.core.spans import LabelForm
 from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT, materialize
 from adapt.model.routers.sigmoid_bias import SigmoidBiasConfig
-from adapt.objective import ObjectiveConfig
+from adapt.objective_config import ObjectiveConfig
 from adapt.text.packing import ReadingList
 from adapt.train.engine_config import EngineConfig
 from adapt.train.loop import Trainer
-from adapt.train.optimizer import OptimizerConfig
+from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.stopping import Stopped
 from adapt.train.tracking import NoTracker
 from adapt.train.train_config import TrainConfig

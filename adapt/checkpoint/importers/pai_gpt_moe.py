@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from adapt.checkpoint.importers.contract import IMPORTERS, ForeignCheckpoint, ImportOptions
+from adapt.checkpoint.import_options import ImportOptions
+from adapt.checkpoint.importers.contract import IMPORTERS, ForeignCheckpoint
 from adapt.checkpoint.megatron_files import find_main, module_of
 from adapt.checkpoint.megatron_import import MegatronFiles, MegatronSizes, open_megatron
 from adapt.checkpoint.megatron_settings import Settings

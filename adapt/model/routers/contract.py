@@ -15,18 +15,7 @@ from torch import Tensor
 from adapt.core.registry import Registry, import_folder
 from adapt.model.buffers import ExactBuffers
 from adapt.model.inputs import RouterInputs, RouterTraits, Routing
-
-
-@dataclass(frozen=True, kw_only=True)
-class RouterConfig:
-    """Base of every router's settings; `name` says which router."""
-
-    name: str = "top1"
-
-    @classmethod
-    def choices(cls) -> dict[str, type[RouterConfig]]:
-        """Map router names to their settings classes."""
-        return {name: all_routers().get(name).config for name in all_routers()}
+from adapt.model.routers.settings import RouterConfig
 
 
 class Router(ExactBuffers):

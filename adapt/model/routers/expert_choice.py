@@ -13,32 +13,18 @@ Balance loss: none, loads are equal by construction. Own loss: `margin`, which m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from adapt.core.typed import check_positive
 from adapt.model.expert_residual import ExpertResidual
 from adapt.model.inputs import RouterInputs, RouterTraits, Routing
 from adapt.model.routers.contract import ROUTERS, RouterEntry
 from adapt.model.routers.gates import routing_of
 from adapt.model.routers.groups import numbered
-from adapt.model.routers.margin import MarginConfig, MarginGate
+from adapt.model.routers.margin import MarginGate
+from adapt.model.routers.settings import ExpertChoiceConfig
 
 _RESIDUAL_LAYERS = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpertChoiceConfig(MarginConfig):
-    """Settings of expert choice: how many experts pick a token on average, and the margin's."""
-
-    name: str = "expert_choice"
-    picks_per_token: float = 2.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive("picks_per_token", self.picks_per_token)
 
 
 class ExpertChoiceRouter(MarginGate):

@@ -8,29 +8,17 @@ logsumexp(logits)^2, Zoph et al. 2022 (ST-MoE), equation 5, arXiv:2202.08906.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adapt.core.errors import ConfigError
 from adapt.model.hashing import uniform
 from adapt.model.inputs import RouterInputs, Routing
-from adapt.model.routers.contract import Router, RouterConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class SoftmaxGateConfig(RouterConfig):
-    """Settings of a softmax gate: `jitter` multiplies its input by up to 1 +- that much in training; both are off at 0."""
-
-    z_loss_weight: float = 0.0
-    jitter: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.z_loss_weight < float("inf") or not 0 <= self.jitter < 1:
-            raise ConfigError("z_loss_weight must be at least 0, and jitter from 0 to below 1")
+from adapt.model.routers.contract import Router
+from adapt.model.routers.settings import SoftmaxGateConfig
 
 
 class LinearGate(Router):

@@ -8,20 +8,12 @@ nothing is learned; loads are the domains' shares.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from adapt.model.inputs import RouterInputs, Routing
-from adapt.model.routers.contract import ROUTERS, RouterConfig, RouterEntry
+from adapt.model.routers.contract import ROUTERS, RouterEntry
 from adapt.model.routers.fixed import FixedRouter
-
-
-@dataclass(frozen=True, kw_only=True)
-class HardConfig(RouterConfig):
-    """Settings of the hard gate (none of its own)."""
-
-    name: str = "hard"
+from adapt.model.routers.settings import HardConfig
 
 
 class HardRouter(FixedRouter):

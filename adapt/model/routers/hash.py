@@ -8,22 +8,13 @@ evenly, tokens only as evenly as their ids occur.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from adapt.model.hashing import mixed
 from adapt.model.inputs import RouterInputs, Routing
-from adapt.model.routers.contract import ROUTERS, RouterConfig, RouterEntry
+from adapt.model.routers.contract import ROUTERS, RouterEntry
 from adapt.model.routers.fixed import FixedRouter
-
-
-@dataclass(frozen=True, kw_only=True)
-class HashConfig(RouterConfig):
-    """Settings of hash routing: the map's seed."""
-
-    name: str = "hash"
-    seed: int = 0
+from adapt.model.routers.settings import HashConfig
 
 
 class HashRouter(FixedRouter):

@@ -9,31 +9,13 @@ Looks ahead at: nothing. Balance loss: E * sum_e mean(p_e) * f_e on the plain pr
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from adapt.model.inputs import RouterInputs, RouterTraits, Routing
 from adapt.model.routers.contract import ROUTERS, RouterEntry
 from adapt.model.routers.gates import routing_of
-from adapt.model.routers.margin import MarginConfig, MarginGate
-
-
-class MarginEffect(enum.Enum):
-    """What the margin changes in training."""
-
-    GATE = "gate"
-    LOSS = "loss"
-    BOTH = "both"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LargeMarginConfig(MarginConfig):
-    """Settings of large-margin routing; `loss_weight` counts where the effect has a loss."""
-
-    name: str = "large_margin"
-    effect: MarginEffect = MarginEffect.BOTH
+from adapt.model.routers.margin import MarginGate
+from adapt.model.routers.settings import LargeMarginConfig, MarginEffect
 
 
 class LargeMarginRouter(MarginGate):

@@ -11,45 +11,15 @@ et al. 2018, arXiv:1803.05598, which some descriptions cite, is another method: 
 
 from __future__ import annotations
 
-import enum
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapt.core.errors import ConfigError
-from adapt.core.typed import check_not_negative
 from adapt.model.inputs import RouterInputs
-from adapt.model.routers.contract import RouterConfig
 from adapt.model.routers.gates import LinearGate
-
-_LARGEST_MARGIN = 16  # T_m amplifies the rounding of the cosine with m
-
-
-class MarginTarget(enum.Enum):
-    """Whose logit takes the margin: the expert with the largest plain logit, or position mod E (as public code has it)."""
-
-    ROUTED = "routed"
-    ROUND_ROBIN = "round_robin"
-
-
-@dataclass(frozen=True, kw_only=True)
-class MarginConfig(RouterConfig):
-    """Settings of the margin, 1 (none) to 16; beta is `beta_start * beta_decay ** step`."""
-
-    margin: int = 2
-    beta_start: float = 100.0
-    beta_decay: float = 0.99
-    target: MarginTarget = MarginTarget.ROUTED
-    loss_weight: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.margin <= _LARGEST_MARGIN or not 0 <= self.beta_decay <= 1:
-            raise ConfigError(f"margin must be from 1 to {_LARGEST_MARGIN}, and beta_decay from 0 to 1")
-        check_not_negative("beta_start", self.beta_start)
-        check_not_negative("loss_weight", self.loss_weight)
+from adapt.model.routers.settings import MarginConfig, MarginTarget
 
 
 class MarginGate(LinearGate):

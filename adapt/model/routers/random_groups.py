@@ -7,24 +7,14 @@ evenly as they can be. Looks ahead at: nothing. Balance loss: none, nothing is l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from adapt.core.errors import ConfigError
 from adapt.model.hashing import mixed
 from adapt.model.inputs import RouterInputs, Routing
-from adapt.model.routers.contract import ROUTERS, RouterConfig, RouterEntry
+from adapt.model.routers.contract import ROUTERS, RouterEntry
 from adapt.model.routers.fixed import FixedRouter
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandomGroupsConfig(RouterConfig):
-    """Settings of random routed experts: how many groups, and the maps' seed."""
-
-    name: str = "random_groups"
-    groups: int = 2
-    seed: int = 0
+from adapt.model.routers.settings import RandomGroupsConfig
 
 
 class RandomGroupsRouter(FixedRouter):

@@ -16,39 +16,20 @@ Balance loss: none, the plan is even already.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from adapt.core.errors import ConfigError
 from adapt.model.inputs import RouterInputs, RouterTraits, Routing
-from adapt.model.routers.contract import ROUTERS, RouterConfig, RouterEntry
+from adapt.model.routers.contract import ROUTERS, RouterEntry
 from adapt.model.routers.gates import LinearGate, routing_of
 from adapt.model.routers.groups import numbered
+from adapt.model.routers.settings import SBaseConfig
 
 _MILD = 8  # temperatures between a token's largest and smallest logit, where the search begins
 _MOST_AT_A_TEMPERATURE = 100  # rounds, before the last temperature
 _RELAXATION = 1.5
 _ASKED_EVERY = 8  # rounds after which a device is asked whether all sequences are done
 _LEAST_MASS = 1e-300
-
-
-@dataclass(frozen=True, kw_only=True)
-class SBaseConfig(RouterConfig):
-    """Settings of S-BASE: the `temperature` that divides the logits, and when a sequence's plan is good enough.
-
-    That is when at most the share `tolerance` of its tokens is above what experts have room for, or after `iterations` rounds.
-    """
-
-    name: str = "s_base"
-    iterations: int = 500
-    temperature: float = 0.3
-    tolerance: float = 0.02
-
-    def __post_init__(self) -> None:
-        if self.iterations < 1 or not 0 < self.temperature < float("inf") or not 0 < self.tolerance < 1:
-            raise ConfigError("iterations must be at least 1, temperature above 0, and tolerance between 0 and 1")
 
 
 class SBaseRouter(LinearGate):

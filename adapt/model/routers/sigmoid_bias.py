@@ -10,30 +10,16 @@ Looks ahead at: nothing within a step. Balance loss: none. Gate probabilities, f
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from adapt.core.errors import ConfigError
-from adapt.core.typed import check_not_negative
 from adapt.model.inputs import RouterInputs, RouterTraits, Routing
-from adapt.model.routers.contract import ROUTERS, RouterConfig, RouterEntry
+from adapt.model.routers.contract import ROUTERS, RouterEntry
 from adapt.model.routers.gates import LinearGate, routing_of
+from adapt.model.routers.settings import SigmoidBiasConfig
 
 _SMALLEST_SUM = 1e-20
-
-
-@dataclass(frozen=True, kw_only=True)
-class SigmoidBiasConfig(RouterConfig):
-    """Settings of bias balancing: experts per token, and by how much a bias moves at each step."""
-
-    name: str = "sigmoid_bias"
-    experts_per_token: int = 2
-    rate: float = 1e-3
-
-    def __post_init__(self) -> None:
-        check_not_negative("rate", self.rate, "0 never balances")
 
 
 class SigmoidBiasRouter(LinearGate):

@@ -7,20 +7,12 @@ Looks ahead at: nothing. Balance loss: E * sum_e mean(p_e) * f_e, f_e the share 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from adapt.model.inputs import RouterInputs, Routing
 from adapt.model.routers.contract import ROUTERS, RouterEntry
-from adapt.model.routers.gates import SoftmaxGate, SoftmaxGateConfig, routing_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Top1Config(SoftmaxGateConfig):
-    """Settings of top-1 routing: those of its gate."""
-
-    name: str = "top1"
+from adapt.model.routers.gates import SoftmaxGate, routing_of
+from adapt.model.routers.settings import Top1Config
 
 
 class Top1Router(SoftmaxGate):

@@ -9,20 +9,12 @@ choices alone), 1.0 when even; z-loss on request.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from adapt.model.inputs import RouterInputs, RouterTraits, Routing
 from adapt.model.routers.contract import ROUTERS, RouterEntry
-from adapt.model.routers.gates import SoftmaxGate, SoftmaxGateConfig, routing_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Top2Config(SoftmaxGateConfig):
-    """Settings of top-2 routing: those of its gate."""
-
-    name: str = "top2"
+from adapt.model.routers.gates import SoftmaxGate, routing_of
+from adapt.model.routers.settings import Top2Config
 
 
 class Top2Router(SoftmaxGate):

@@ -1,0 +1,70 @@
+"""What composes a configuration, refuses it or reads tasks imports neither a model nor what comes with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from command_line import ROOT
+
+from pipelines.walk import STAGES
+
+HEAVY = ("torch", "datasets", "pandas", "transformers", "wandb", "deepspeed", "sklearn", "scipy")
+SAY = f"import sys; print('heavy:', [name for name in {HEAVY} if name in sys.modules])"
+
+
+def heavy_imports(code: str) -> str:
+    """Run code in a process of its own; return what it imported of the heavy packages, as text."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+def command(stage: str, *arguments: str) -> str:
+    """Return code that does what `python -m pipelines.<stage>` does, and says what it imported."""
+    return f"""
+import runpy, sys
+sys.argv = [{stage!r}, *{arguments!r}]
+try:
+    runpy.run_module("pipelines.{stage}", run_name="__main__", alter_sys=True)
+except SystemExit as left:
+    print("code", left.code)
+{SAY}
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--cfg", "job"],
+        ["foo=1"],
+        ["model=smal"],
+        ["pretrain.steps=many", "model/router=expert_choice"],
+        ["stages=[pretrian]"],
+    ],
+    ids=" ".join,
+)
+def test_help_and_refusals_need_no_model(arguments: list[str]) -> None:
+    assert heavy_imports(command("run", *arguments)) == "heavy: []"
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "evaluate", "plan", "study"])
+def test_the_help_of_a_single_stage_needs_no_model(stage: str) -> None:
+    assert heavy_imports(command(stage, "--help")) == "heavy: []"
+
+
+def test_every_stage_can_be_found_without_a_model() -> None:
+    code = f"from pipelines.walk import STAGES, stage_named\nassert [stage_named(n).NAME for n in STAGES] == {list(STAGES)}\n{SAY}"
+    assert heavy_imports(code) == "heavy: []"
+
+
+def test_tasks_are_read_without_a_model_and_what_answers_is_there_when_it_is_asked_for() -> None:
+    assert heavy_imports(f"import pseudo_label.tasks\n{SAY}") == "heavy: []"
+    assert "numpy" not in heavy_imports("import sys, pseudo_label.tasks; print(sorted(sys.modules))")
+    assert heavy_imports("import pseudo_label; print(pseudo_label.load.__module__)") == "pseudo_label.predictor"
+
+
+def test_every_point_of_a_sweep_is_composed_without_a_model() -> None:
+    sweep = ["-m", "model/router=top1,large_margin", "tasks=[nowhere]", "stages=[evaluate]"]
+    assert heavy_imports(command("run", *sweep)) == "heavy: []"

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from adapt.core.errors import ConfigError
+from adapt.model.config import Recompute
 from adapt.model.gpt import GPT
-from adapt.model.recompute import Recompute
 from adapt.model.routers.contract import Router
 
 

@@ -59,6 +59,8 @@ class EngineConfig:
             raise ConfigError(f"zero_stage: {self.zero_stage} is not supported; use 0, 1 or 2")
         if self.zero_stage == 0 and self.precision not in (Precision.AUTO, Precision.FP32):
             raise ConfigError(f"zero_stage: 0 keeps no fp32 masters beside {self.precision.value} weights; use 1 or 2, or fp32")
+        if self.zero_stage == 1 and self.precision is Precision.BF16:
+            raise ConfigError("zero_stage: 1 in bf16 is another optimizer of DeepSpeed's, which is not served; use 2, or fp32")
         if self.zero_stage == 0 and self.expert_parallel > 1:
             raise ConfigError("zero_stage: 0 shares nothing, experts neither; use 1 or 2, or engine.expert_parallel=1")
         if not self.remote_shell.strip():

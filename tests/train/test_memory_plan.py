@@ -39,6 +39,7 @@ MODELS = {
 }
 BIG = GPTConfig(**yaml.safe_load((ROOT / "conf" / "model" / "16b_pyramid.yaml").read_text(encoding="utf-8")))
 NODE = EngineConfig(world_size=8, precision=Precision.BF16)
+IN_FP16 = replace(NODE, precision=Precision.FP16)
 SHIPPED: EngineConfig = from_plain(
     EngineConfig, yaml.safe_load((ROOT / "conf" / "engine" / "node8.yaml").read_text(encoding="utf-8")), "node8.yaml"
 )
@@ -125,7 +126,7 @@ def test_buckets_are_planned_in_the_format_that_gradients_are_summed_in() -> Non
 
 def test_zero_1_keeps_whole_gradients_of_what_a_rank_holds() -> None:
     counts = count_parameters(BIG)
-    plan = plan_memory(counts, replace(NODE, expert_parallel=4, zero_stage=1))
+    plan = plan_memory(counts, replace(IN_FP16, expert_parallel=4, zero_stage=1))
     experts = counts.by_kind["experts"]
     assert plan["gradients"] == 4 * (counts.total - experts + experts / 4)
 
@@ -135,7 +136,7 @@ def test_zero_1_keeps_whole_gradients_of_what_a_rank_holds() -> None:
     [
         (replace(NODE, micro_batch=8), 90, "engine.micro_batch=4"),
         (replace(NODE, micro_batch=1), 45, "engine.expert_parallel=8"),
-        (replace(NODE, micro_batch=1, zero_stage=1), 75, "engine.zero_stage=2"),
+        (replace(IN_FP16, micro_batch=1, zero_stage=1), 75, "engine.zero_stage=2"),
         (
             replace(NODE, micro_batch=1),
             26,

@@ -201,7 +201,7 @@ def _plain_member(walk: Walk, member: _Member) -> dict[str, Any]:
     return {
         "task": to_plain(member.task),
         "labels": str((member.labels.path / LABELS_FILE).resolve()),
-        "rows": str(split_path(walk.data_root(), member.task, "unlabeled").resolve()),
+        "rows": str(split_path(walk.data_root(), member.task, "unlabeled").absolute()),
         "rows_per_epoch": member.rows_per_epoch,
     }
 

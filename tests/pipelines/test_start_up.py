@@ -45,8 +45,8 @@ except SystemExit as left:
     ],
     ids=" ".join,
 )
-def test_help_and_refusals_need_no_model(arguments: str) -> None:
-    assert heavy_imports(command("run", *arguments.split())) == "heavy: []"
+def test_help_and_refusals_need_no_model(arguments: list[str]) -> None:
+    assert heavy_imports(command("run", *arguments)) == "heavy: []"
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "evaluate", "plan", "study"])

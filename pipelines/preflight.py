@@ -280,7 +280,7 @@ def check_own_model(ahead: Ahead) -> None:
 
 
 def check_earlier_stages(ahead: Ahead) -> None:
-    """What this walk does not make itself was made by an earlier command."""
+    """What this walk does not make itself was made by an earlier command, and is whole."""
     walk = ahead.walk
     if ahead.has("pretrain") and not ahead.has("tokenizer"):
         walk.require("tokenizer")
@@ -290,6 +290,9 @@ def check_earlier_stages(ahead: Ahead) -> None:
         if ahead.has(stage) and not ahead.has(earlier) and not (stage == "predict" and ahead.predicts_directly):
             for task in ahead.tasks:
                 walk.require(earlier, task)
+    if ahead.has("evaluate", "export") and not ahead.has("continue_pretrain"):
+        for task in ahead.tasks:
+            walk.find("continue_pretrain", task)
 
 
 def check_adaptation(ahead: Ahead) -> None:

@@ -16,7 +16,7 @@ from rank_cases import BATCH_ROWS, MODELS, readings
 from stand_in_device import on_the_cpu, stand_in_device
 from torch import Tensor, nn
 
-from adapt.core.precision import Precision
+from adapt.core.precision import FORMATS, Precision
 from adapt.core.spans import LabelForm
 from adapt.model.batches import Batch, collate
 from adapt.model.gpt import GPT, materialize
@@ -103,7 +103,7 @@ class Masters(nn.Module):
         return iter(self.masters.items())
 
 
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", FORMATS)
 def test_steps_elsewhere_are_those_of_the_cpu(precision: Precision) -> None:
     wanted = trained(precision, torch.device("cpu"))
     with stand_in_device() as device:

@@ -40,8 +40,9 @@ MODELS = {
 BIG = GPTConfig(**yaml.safe_load((ROOT / "conf" / "model" / "16b_pyramid.yaml").read_text(encoding="utf-8")))
 NODE = EngineConfig(world_size=8, precision=Precision.BF16)
 IN_FP16 = replace(NODE, precision=Precision.FP16)
-SHIPPED: EngineConfig = from_plain(
-    EngineConfig, yaml.safe_load((ROOT / "conf" / "engine" / "node8.yaml").read_text(encoding="utf-8")), "node8.yaml"
+SHIPPED = replace(
+    from_plain(EngineConfig, yaml.safe_load((ROOT / "conf" / "engine" / "node8.yaml").read_text(encoding="utf-8")), "node8.yaml"),
+    precision=Precision.BF16,  # what `auto` is on the GPUs that it is for
 )
 
 

@@ -9,7 +9,7 @@ import torch
 from plain_loop import launch_ranks
 from rounded_cases import CASES, COMPARED, RESUMED
 
-from adapt.core.precision import Precision
+from adapt.core.precision import FORMATS, Precision
 from adapt.model.gpt import GPT, materialize
 from adapt.train.engine_config import EngineConfig, GradientCommunication, deepspeed_config
 from adapt.train.optimizer import OptimizerConfig
@@ -82,7 +82,7 @@ def test_routers_alone_in_fp16_are_refused(results: dict[str, Any]) -> None:
     assert "fp16 scales the loss of fp16 weights; routers, which alone are trained, are fp32" in results["routers alone in fp16"]
 
 
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", FORMATS)
 @pytest.mark.parametrize("how", list(GradientCommunication))
 def test_deepspeed_is_told_how_gradients_are_summed(precision: Precision, how: GradientCommunication) -> None:
     engine = EngineConfig(precision=precision, gradient_communication=how)
@@ -91,7 +91,7 @@ def test_deepspeed_is_told_how_gradients_are_summed(precision: Precision, how: G
 
 
 def test_results_depend_on_how_gradients_are_summed_where_weights_are_rounded() -> None:
-    by_model = {p: EngineConfig(precision=p, gradient_communication=GradientCommunication.MODEL).numerics() for p in Precision}
+    by_model = {p: EngineConfig(precision=p, gradient_communication=GradientCommunication.MODEL).numerics() for p in FORMATS}
     for precision, numerics in by_model.items():
         is_same = numerics == EngineConfig(precision=precision).numerics()
         assert is_same is (precision is Precision.FP32)

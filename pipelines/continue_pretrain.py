@@ -121,12 +121,12 @@ def own_model_of(base: Artifact) -> GPTConfig | None:
 
 def check_training(model: GPTConfig | None, engine: EngineConfig) -> None:
     """Raise ConfigError where a base's experts cannot be shared as asked, or its training does not fit into memory."""
-    if model is not None:
-        from adapt.model.expert_parallel import check_share  # these import torch
-        from adapt.model.gpt import GPT
-        from adapt.train.memory_plan import check_memory
+    from adapt.model.expert_parallel import check_share  # these import torch
+    from adapt.model.gpt import GPT
+    from adapt.train.memory_plan import check_memory
 
-        check_share(GPT(model).expert_counts, engine.expert_parallel)
+    check_share(() if model is None else GPT(model).expert_counts, engine.expert_parallel)
+    if model is not None:
         check_memory(model, engine)
 
 
@@ -201,7 +201,7 @@ def _plain_member(walk: Walk, member: _Member) -> dict[str, Any]:
     return {
         "task": to_plain(member.task),
         "labels": str((member.labels.path / LABELS_FILE).resolve()),
-        "rows": str(split_path(walk.data_root(), member.task, "unlabeled").resolve()),
+        "rows": str(split_path(walk.data_root(), member.task, "unlabeled").absolute()),
         "rows_per_epoch": member.rows_per_epoch,
     }
 

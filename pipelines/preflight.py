@@ -1,7 +1,7 @@
-"""What the stages of a walk need, checked before the first of them builds, so that no night ends in its last stage's refusal.
+"""Checks of what a walk's stages need, made before the first of them builds: a long run must not end in a late refusal.
 
-One function per concern, from what costs least: settings, data, then what needs the model or the base. Each asks for the stages of
-this walk only. Nothing is written, and stages check again what they use.
+There is one function per concern, the cheap ones first: settings, then data, then what needs the model or the base. Each checks
+for the stages of this walk only. Nothing is written, and stages keep their own checks.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def check_ahead(walk: Walk, stages: list[str], tasks: list[TaskConfig]) -> None:
     """Refuse now what a later stage of this walk would refuse.
 
     Raises:
-        AdaptError: of the kind, and in the words, of that stage.
+        AdaptError: the same error that the stage would raise.
     """
     ahead = Ahead(walk=walk, stages=stages, tasks=tasks)
     for check in CHECKS:
@@ -280,7 +280,7 @@ def check_own_model(ahead: Ahead) -> None:
 
 
 def check_earlier_stages(ahead: Ahead) -> None:
-    """What this walk does not make itself was made by an earlier command."""
+    """What this walk does not make itself was made by an earlier command, and is whole."""
     walk = ahead.walk
     if ahead.has("pretrain") and not ahead.has("tokenizer"):
         walk.require("tokenizer")
@@ -290,6 +290,9 @@ def check_earlier_stages(ahead: Ahead) -> None:
         if ahead.has(stage) and not ahead.has(earlier) and not (stage == "predict" and ahead.predicts_directly):
             for task in ahead.tasks:
                 walk.require(earlier, task)
+    if ahead.has("evaluate", "export") and not ahead.has("continue_pretrain"):
+        for task in ahead.tasks:
+            walk.find("continue_pretrain", task)
 
 
 def check_adaptation(ahead: Ahead) -> None:

@@ -1,6 +1,4 @@
-"""A task's teachers in a run: each one's scores of unlabeled rows, and of any other rows by what was fitted on those.
-
-The lexical labeller and the base's embeddings are artifacts of their own, so that labelling, evaluation and export share them.
+"""What labelling and evaluation share of a task's teachers: their scores of rows, and the lexical labeller as an artifact.
 
 Legend: N rows, C labels.
 """
@@ -12,14 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.scorer import FloatArray
 from adapt.core.typed import digest_of, to_plain
 from pipelines.rows import adaptation_rows, existing
 from pipelines.stage import Walk, order_of
-from pseudo_label.labelling import predictions
 from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.teachers import lexical_files
 from pseudo_label.teachers.label_model import Combination
@@ -40,23 +35,11 @@ class Views:
         """Return the weighted sum of the teachers."""
         return combination.apply(self.scores)
 
-    def right(self, task: TaskConfig) -> dict[str, float]:
-        """Return each teacher's accuracy on these rows, which have labels."""
-        gold = [row.label for row in self.rows]
-        found = {}
-        for name, view in self.scores.items():
-            answers = predictions(view, self.rows, task)
-            found[name] = float(np.mean([answer == label for answer, label in zip(answers, gold, strict=True)]))
-        return found
-
 
 def lexical_artifact(walk: Walk, task: TaskConfig) -> Artifact | None:
     """Fit the lexical labeller on all unlabeled rows that may be adapted on; None where there are none.
 
     Linked under the run as `lexical/<task>`.
-
-    Raises:
-        ConfigError: the task has neither words nor rules to label by.
     """
     if not existing(walk, task, ["unlabeled"]):
         return None

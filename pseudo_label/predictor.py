@@ -113,7 +113,7 @@ def read_spec(directory: Path) -> PredictorSpec:
 
 
 def load(directory: str | Path, scorer: ScorerConfig | None = None, offload: OffloadConfig | None = None) -> Predictor:
-    """Load an export; answers are computed in `scorer.precision`, bf16 unless set where this machine multiplies in it.
+    """Load an export. `scorer.precision` is `auto` unless set: bf16 where this machine multiplies in it, else fp32.
 
     Raises:
         CheckpointError: it is not an export, or it is damaged.

@@ -75,7 +75,8 @@ class _Reading:
                 raise _problem("<< is not read here; write the keys out", key_node)
             if key in found:
                 raise _problem(f"key '{key}' stands twice; merge the two", key_node)
-            found[key] = self.value(value_node, depth=depth + 1, is_typed=is_typed or key in _AS_TYPED)
+            is_inside = key in _AS_TYPED and not isinstance(value_node, yaml.ScalarNode)  # `label_tree: null` is none
+            found[key] = self.value(value_node, depth=depth + 1, is_typed=is_typed or is_inside)
         return found
 
 

@@ -249,7 +249,7 @@ def test_weights_scale_the_parts(sparse: GPT) -> None:
 
 
 def sums_of(probs_E: list[float], counts_E: list[float]) -> LayerSums:
-    return LayerSums(torch.tensor([*probs_E, *counts_E, 0.0, 0.0, 0.0], dtype=torch.float64))
+    return LayerSums(torch.tensor([*probs_E, *counts_E, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64))
 
 
 def test_balance_is_1_for_even_routing_and_the_number_of_experts_for_full_collapse() -> None:

@@ -32,6 +32,8 @@ class OpenCheckpoint:
 def open_checkpoint(directory: Path, scorer: ScorerConfig, offload: OffloadConfig | None = None) -> OpenCheckpoint:
     """Open a checkpoint directory (an artifact with weights, an export, or a Hugging Face directory) on the GPU if there is one.
 
+    `scorer` must be resolved: its precision says what the model computes in.
+
     Raises:
         CheckpointError: it is incomplete or damaged, or its tokenizer is another model's.
         ConfigError: its weights cannot be held as `offload` says.

@@ -17,4 +17,4 @@ from adapt.model.inputs import RouterInputs, Routing
 def spread_evenly(routing: Routing, inputs: RouterInputs, n_experts: int, layer: int) -> Routing:
     """Return the routing with each token's experts shifted round by its hash; weights and probabilities stay."""
     shift_N = mixed(mixed(inputs.token_ids_N, layer) ^ inputs.positions_N, salt=3) % n_experts
-    return replace(routing, expert_K=(routing.expert_K + shift_N[routing.token_K]) % n_experts)
+    return replace(routing, expert_K=(routing.expert_K + shift_N[routing.token_K]) % n_experts, overload=None)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapt.model.inputs import LayerRouting
 
-_SCALARS = 3  # entropy, squared z, dropped pairs
+_SCALARS = 4  # entropy, squared z, dropped pairs, pairs above a router's room
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class LayerSums:
         probs_NE, exact = report.probs_NE, torch.float64
         entropy = torch.special.entr(probs_NE).sum(dtype=exact) / math.log(probs_NE.shape[1])
         z = torch.zeros_like(entropy) if report.logits_NE is None else report.logits_NE.logsumexp(-1).square().sum(dtype=exact)
-        scalars = torch.stack([entropy, z, report.dropped.to(exact)])
+        overload = torch.zeros_like(entropy) if report.overload is None else report.overload.to(exact)
+        scalars = torch.stack([entropy, z, report.dropped.to(exact), overload])
         return cls(torch.cat([probs_NE.sum(0, dtype=exact), report.counts_E.to(exact), scalars]))
 
     def __add__(self, other: LayerSums) -> LayerSums:
@@ -65,16 +66,21 @@ class LayerSums:
         return float(self.n_experts * (means_E * self.shares_E).sum())
 
     def health(self) -> dict[str, float]:
-        """Return load (fullest expert over the mean), experts without tokens, balance, gate entropy, mean z^2 and dropped share."""
-        entropy, z, dropped = self.values_S[2 * self.n_experts :].tolist()
+        """Return load (fullest expert over the mean), experts without tokens, balance, gate entropy, mean z^2, and shares of pairs.
+
+        These are pairs that were dropped, and those above the room that the router sets (0 where it sets none).
+        """
+        entropy, z, dropped, overload = self.values_S[2 * self.n_experts :].tolist()
         n_tokens = self._n_tokens()
+        n_pairs = max(float(self.counts_E.sum()), 1.0)
         return {
             "max_load": float(self.shares_E.max() * self.n_experts),
             "dead": float((self.counts_E == 0).sum()),
             "balance": self.balance(),
             "entropy": entropy / n_tokens,
             "z": z / n_tokens,
-            "dropped": dropped / max(float(self.counts_E.sum()), 1.0),
+            "dropped": dropped / n_pairs,
+            "overload": overload / n_pairs,
         }
 
     def _n_tokens(self) -> float:

@@ -96,7 +96,8 @@ class Routing:
     """A router's decision, flat: pair k sends token `token_K[k]` to expert `expert_K[k]` with weight `weight_K[k]`.
 
     `probs_NE` are the gate probabilities that the balance loss differentiates (fp32), `logits_NE` what they came from (absent
-    where there is no gate). `losses` are the router's own, each a sum over tokens, in training alone.
+    where there is no gate). `losses` are the router's own, each a sum over tokens, in training alone. `overload` counts the pairs
+    above the room that the router itself means experts to have (absent where it sets none).
     """
 
     token_K: Tensor
@@ -105,11 +106,15 @@ class Routing:
     probs_NE: Tensor
     logits_NE: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
+    overload: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRouting:
-    """What one MoE layer reports: its routing, how many tokens each expert was sent and how many of these pairs were dropped."""
+    """What one MoE layer reports: its routing, how many tokens each expert was sent, and how many of these pairs were dropped.
+
+    `overload` is the router's own count of pairs above its room.
+    """
 
     probs_NE: Tensor
     logits_NE: Tensor | None
@@ -119,6 +124,7 @@ class LayerRouting:
     token_K: Tensor
     sequence_ids_N: Tensor
     losses: Mapping[str, Tensor]
+    overload: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,6 +116,7 @@ class MoELayer(nn.Module):
             token_K=routing.token_K,
             sequence_ids_N=sent.router_inputs.sequence_ids_N,
             losses=routing.losses,
+            overload=routing.overload,
         )
         return out, report
 

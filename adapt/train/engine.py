@@ -5,8 +5,9 @@ by accumulation is switched off and its average over ranks is undone by the obje
 gathered and set by parameter name, with all experts in their order, so that a training state does not know how ZeRO and expert
 parallelism cut them.
 
-In fp16 DeepSpeed scales the loss and decides which steps to skip; its scaler's numbers are given and taken like the rest of the
-state.
+In bf16 and fp16 DeepSpeed rounds the model and keeps fp32 masters beside it; routers are not rounded, forward reads their masters.
+Gradients are summed over ranks in fp32, unless `engine.gradient_communication` says otherwise. In fp16 DeepSpeed also scales the
+loss and decides which steps to skip; its scaler's numbers are given and taken like the rest of the state.
 
 Where ranks share experts, a MoE layer becomes one of DeepSpeed's when the engine is made: that is how DeepSpeed learns to reduce
 the experts' gradients over those ranks alone that hold the same experts, and to add up their norms over all.
@@ -31,18 +32,17 @@ from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state, saved_buffers
-from adapt.model.config import Recompute
 from adapt.model.expert_parallel import is_stack, own_experts, own_part
 from adapt.model.experts import Experts
-from adapt.model.gpt import GPT
 from adapt.model.grouped_gemm import GroupedGemm, wants_brought
 from adapt.model.moe import MoELayer
-from adapt.train.engine_config import EngineConfig, deepspeed_config
+from adapt.train.engine_config import EngineConfig, GradientCommunication, deepspeed_config
 from adapt.train.expert_peers import GroupPeers
 from adapt.train.guards import where_gradients_break
 from adapt.train.loss_scale import LossScale
 from adapt.train.optimizer import MOMENTS, make_optimizer, moments_at, parameter_groups
 from adapt.train.optimizer_config import OptimizerConfig
+from adapt.train.preparing import check_is_scaled, groups_by_format, kept_exact, router_parameters, set_recompute
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -94,7 +94,7 @@ class Engine:
         self._share = config.expert_share(rank.rank)
         if self._share.of > 1:
             own_experts(model, self._share)
-        _set_recompute(model, config.activation_checkpointing)
+        set_recompute(model, config.activation_checkpointing)
         is_rounded = config.precision.is_rounded
         self._is_scaled = config.precision is Precision.FP16
         if self._is_scaled and self.device.type == "cpu":
@@ -109,14 +109,20 @@ class Engine:
             with contextlib.redirect_stdout(sys.stderr):
                 deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         self._peers = _share_experts(model, self._share.of) if self._share.of > 1 else None
-        groups = _split_groups(parameter_groups(model, optimizer))
-        with contextlib.redirect_stdout(sys.stderr):
+        routers = router_parameters(model) if is_rounded else {}
+        groups = groups_by_format(_split_groups(parameter_groups(model, optimizer)), routers.values())
+        if self._is_scaled:
+            check_is_scaled(groups, routers.values())
+        with contextlib.redirect_stdout(sys.stderr), kept_exact(model, {name: exact[name] for name in routers}, self.device):
             self._engine, self._zero, _, _ = deepspeed.initialize(
                 model=model,
                 optimizer=make_optimizer(model, optimizer, groups),
                 config=deepspeed_config(config, optimizer),
                 dist_init_required=False,
             )
+        if is_rounded and config.gradient_communication is GradientCommunication.FP32:
+            # What is summed lies in fp32 too: DeepSpeed would round it to the model's format, and divide it by the ranks in that.
+            self._zero._gradient_reduction_buffer_dtype = lambda: torch.float32
         self._watch_overflow()
         self._create_moments(0)
         if is_rounded:
@@ -374,16 +380,6 @@ def _share_experts(model: nn.Module, n_ranks: int) -> GroupPeers:
             for parameter in module.experts.parameters():
                 parameter.allreduce, parameter.group_name = False, name  # type: ignore[attr-defined]
     return peers
-
-
-def _set_recompute(model: nn.Module, what: Recompute) -> None:
-    if isinstance(model, GPT):
-        model.set_recompute(what)
-    elif what is not Recompute.NONE:
-        raise ConfigError(
-            f"engine.activation_checkpointing: {what.value} is for this project's own models; for a Hugging Face model set "
-            "it to none, and engine.micro_batch lower"
-        )
 
 
 def _split_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

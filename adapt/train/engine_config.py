@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,23 @@ if TYPE_CHECKING:
     from adapt.model.exchange import ExpertShare
 
 
+class GradientCommunication(enum.Enum):
+    """The format in which ranks sum their gradients: fp32, or that of the model's weights, which halves the traffic in bf16."""
+
+    FP32 = "fp32"
+    MODEL = "model"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How a step is computed: none of these changes what it computes (precision aside).
 
     At `zero_stage` 0 every rank keeps the whole optimizer, at 1 a part of it, at 2 a part of the gradients too. Gradients are
-    added up over micro-batches in fp32 at any precision. `micro_batch` is in rows per rank; `threads` per rank, absent for an even
-    share of the cores. `expert_parallel` is how many neighbouring ranks share the experts of every layer (1: each has them all).
-    `activation_checkpointing`: what the backward pass computes again. `memory_gb`: what a rank has; what needs more is refused
-    before anything is allocated. `loss_scale` is what fp16 is trained with. `resolved` replaces the precision `auto`.
+    added up over micro-batches in fp32 at any precision, and over ranks as `gradient_communication` says. `micro_batch` is in rows
+    per rank; `threads` per rank, absent for an even share of the cores. `expert_parallel` is how many neighbouring ranks share the
+    experts of every layer (1: each has them all). `activation_checkpointing`: what the backward pass computes again. `memory_gb`:
+    what a rank has; what needs more is refused before anything is allocated. `loss_scale` is what fp16 is trained with. `resolved`
+    replaces the precision `auto`.
 
     `hostfile` names hosts to train on together (lines `host slots=n`, as many slots as `world_size`), reached by `remote_shell`;
     the ranks meet at `master_address` (absent: the first host). Without it, all ranks are on this machine.
@@ -34,6 +43,7 @@ class EngineConfig:
     activation_checkpointing: Recompute = Recompute.NONE
     zero_stage: int = 2
     precision: Precision = Precision.AUTO
+    gradient_communication: GradientCommunication = GradientCommunication.FP32
     micro_batch: int = 8
     pad_multiple: int = 1
     threads: int | None = None
@@ -49,6 +59,8 @@ class EngineConfig:
             raise ConfigError(f"zero_stage: {self.zero_stage} is not supported; use 0, 1 or 2")
         if self.zero_stage == 0 and self.precision not in (Precision.AUTO, Precision.FP32):
             raise ConfigError(f"zero_stage: 0 keeps no fp32 masters beside {self.precision.value} weights; use 1 or 2, or fp32")
+        if self.zero_stage == 1 and self.precision is Precision.BF16:
+            raise ConfigError("zero_stage: 1 in bf16 is another optimizer of DeepSpeed's, which is not served; use 2, or fp32")
         if self.zero_stage == 0 and self.expert_parallel > 1:
             raise ConfigError("zero_stage: 0 shares nothing, experts neither; use 1 or 2, or engine.expert_parallel=1")
         if not self.remote_shell.strip():
@@ -79,7 +91,9 @@ class EngineConfig:
     def numerics(self) -> dict[str, Any]:
         """Return the settings that results depend on, for a stage's key."""
         assert self.precision is not Precision.AUTO, "auto must be resolved first"
-        return {"precision": self.precision} | ({"loss_scale": self.loss_scale} if self.precision is Precision.FP16 else {})
+        rounded = {"gradient_communication": self.gradient_communication} if self.precision.is_rounded else {}
+        scaled = {"loss_scale": self.loss_scale} if self.precision is Precision.FP16 else {}
+        return {"precision": self.precision} | rounded | scaled
 
     def expert_share(self, rank: int) -> ExpertShare:
         """Return which experts of every layer a rank owns."""
@@ -112,6 +126,9 @@ def deepspeed_config(config: EngineConfig, optimizer: OptimizerConfig) -> dict[s
         "bf16": {"enabled": config.precision is Precision.BF16},
         "fp16": {"enabled": is_scaled, **(config.loss_scale.for_deepspeed() if is_scaled else {})},
         "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32"
+        if config.gradient_communication is GradientCommunication.FP32
+        else config.precision.value,
         "zero_optimization": {
             "stage": config.zero_stage,
             "contiguous_gradients": True,

@@ -19,7 +19,7 @@ from adapt.model.counting import ParameterCounts, count_parameters
 from adapt.model.expert_parallel import check_share
 from adapt.model.gpt import GPT
 from adapt.objective import LOGIT_ELEMENTS
-from adapt.train.engine_config import EngineConfig
+from adapt.train.engine_config import EngineConfig, GradientCommunication
 
 _INDEX_BYTES = 48  # of a routed pair: token, expert, order
 _MOST_RANKS = 1024
@@ -28,21 +28,22 @@ _MOST_RANKS = 1024
 def plan_memory(counts: ParameterCounts, engine: EngineConfig) -> dict[str, float]:
     """Return bytes per rank by kind, without activations.
 
-    A rank holds the whole dense part, and its share of the experts. Master weights (fp32) and the two moments are split over all
-    ranks that hold the same weights, gradients (fp32) too from ZeRO stage 2 on: in the end over all ranks. A reduce bucket and an
-    all-gather bucket come on top.
+    A rank holds the whole dense part (routers in fp32), and its share of the experts. Master weights (fp32) and the two moments are
+    split over all ranks that hold the same weights, gradients (fp32) too from ZeRO stage 2 on: in the end over all ranks. A bucket
+    of gradients, the copy of it that is summed over ranks, and an all-gather bucket come on top.
     """
     width = _width(engine)
     experts = counts.by_kind["experts"]
     held = counts.total - experts + experts / engine.expert_parallel
     bucket = min(engine.bucket_elements, held)
+    summed = 4 if engine.gradient_communication is GradientCommunication.FP32 else width
     state_share = engine.world_size if engine.zero_stage else 1
     return {
-        "weights": held * width,
+        "weights": held * width + counts.by_kind["router"] * (4 - width),
         "gradients": 4 * (counts.total / engine.world_size if engine.zero_stage >= 2 else held),
         "master": counts.total * 4 / engine.world_size if engine.zero_stage else 0.0,
         "moments": counts.total * 8 / state_share,
-        "buckets": 2 * bucket * width,
+        "buckets": bucket * (2 * summed + width),
     }
 
 

@@ -116,13 +116,36 @@ def expert_choice(config: Any, weights: dict[str, Tensor], s: Sequence) -> Rulin
 def s_base(config: Any, weights: dict[str, Tensor], s: Sequence) -> Ruling:
     logits = torch.stack([weights["weight"] @ x for x in s.x])
     gates = list(logits.softmax(-1))
-    columns = torch.ones(logits.shape[1], dtype=torch.float64)
-    kernel = (logits.detach() / config.temperature).exp()
-    for _ in range(config.iterations if s.step is not None else 0):
-        rows = 1 / (kernel @ columns)
-        columns = (math.ceil(len(s.x) / logits.shape[1]) / (kernel.T @ rows)).clamp(max=1)
-    experts = (kernel * columns).argmax(-1).tolist()
+    prices = [0.0] * logits.shape[1]
+    if s.step is not None:
+        prices = sinkhorn_prices(config, logits.tolist())
+    experts = (logits.detach() - torch.tensor(prices, dtype=torch.float64)).argmax(-1).tolist()
     return [[(e, p[e])] for e, p in zip(experts, gates, strict=True)], gates, {}
+
+
+def sinkhorn_prices(config: Any, logits: list[list[float]]) -> list[float]:
+    n_tokens, n_experts = len(logits), len(logits[0])
+    room = math.ceil(n_tokens / n_experts)
+    prices = [0.0] * n_experts
+    heat = max(max(max(row) - min(row) for row in logits) / 8, config.temperature)
+    n_rounds = 0
+    for _ in range(config.iterations):
+        mass = [0.0] * n_experts
+        for row in logits:
+            best = max(value - price for value, price in zip(row, prices, strict=True))
+            parts = [math.exp((value - price - best) / heat) for value, price in zip(row, prices, strict=True)]
+            for expert, part in enumerate(parts):
+                mass[expert] += part / sum(parts)
+        is_good = sum(max(m - room, 0.0) for m in mass) <= config.tolerance * n_tokens
+        is_last = heat <= config.temperature
+        if is_good and is_last:
+            break
+        if not is_good:
+            prices = [max(price + 1.5 * heat * math.log(max(m, 1e-300) / room), 0.0) for price, m in zip(prices, mass, strict=True)]
+        n_rounds += 1
+        if not is_last and (is_good or n_rounds >= 100):
+            heat, n_rounds = max(heat / 2, config.temperature), 0
+    return prices
 
 
 def sigmoid_bias(config: Any, weights: dict[str, Tensor], s: Sequence) -> Ruling:

@@ -75,7 +75,7 @@ def in_process(
     from pipelines.plan import show
 
     GlobalHydra.instance().clear()
-    monkeypatch.setattr(sys, "argv", [f"pipelines.{stage}", *_in_fp32(arguments)])
+    monkeypatch.setattr(sys, "argv", [f"pipelines.{stage}", *in_fp32(arguments)])
     with pytest.raises(SystemExit) as left:
         main(stage, show if stage == "plan" else None)
     captured = capsys.readouterr()
@@ -107,7 +107,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 def command(stage: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", f"pipelines.{stage}", *_in_fp32(arguments)]
+    return [sys.executable, "-m", f"pipelines.{stage}", *in_fp32(arguments)]
 
 
 def run(stage: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -115,7 +115,7 @@ def run(stage: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(stage, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-def _in_fp32(arguments: Sequence[str]) -> list[str]:
+def in_fp32(arguments: Sequence[str]) -> list[str]:
     """Put `FP32` behind the flags, where Hydra wants settings, and before the test's own settings, which win."""
     n_flags = sum(1 for _ in takewhile(lambda argument: argument.startswith("-"), arguments))
     return [*arguments[:n_flags], *FP32, *arguments[n_flags:]]

@@ -99,6 +99,7 @@ def labelled(tmp_path: Path, sparse_model: GPT, tokenizer: Tokenizer) -> list[st
     base.mkdir()
     save_model(base, sparse_model.config, sparse_model.named_parameters(), tokenizer)
     write_texts(tmp_path, TEXTS)
+    shutil.copy(demo_dir() / "clue" / TASK / "dev.json", tmp_path / "clue" / TASK)
     arguments = [f"task={TASK}", f"data.root={tmp_path}/clue", f"checkpoint={base}", f"run.dir={tmp_path}/runs", "engine=cpu"]
     walk = Walk(composed("continue_pretrain", with_list(arguments)))
     task = load_task(TASK, [conf_dir() / "task"])

@@ -71,7 +71,9 @@ def test_no_rows_have_no_sample() -> None:
     assert sample_rows([], TASK, 5, 0) == ([], 0)
 
 
-def test_what_is_taken_of_a_file_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_taken_of_a_file_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(logging.getLogger("pipelines"), "info", lambda form, *values: said.append(form % values))
     place = tmp_path / "data" / "mine"
     place.mkdir(parents=True)
     texts = [f"text {n}" for n in range(1200)] + ["text 0", "text 1"]
@@ -79,13 +81,10 @@ def test_what_is_taken_of_a_file_is_said_once(tmp_path: Path, caplog: pytest.Log
     (place / "dev.jsonl").write_text(json.dumps({"s": "text 5", "label": "a"}))
     config = composed("run", [f"data.root={tmp_path}/data", f"run.dir={tmp_path}/runs", "seed=4"])
     walk = Walk(config)
-    logging.getLogger("pipelines").propagate = True
-    with caplog.at_level("INFO", logger="pipelines"):
-        found = adaptation_rows(walk, TASK, 1000)
-        again = adaptation_rows(walk, TASK, 1000)
+    found = adaptation_rows(walk, TASK, 1000)
+    again = adaptation_rows(walk, TASK, 1000)
     assert found == again
     assert (len(found.rows), found.n_excluded, found.n_copies, found.n_file) == (1000, 1, 2, 1202)
-    said = [line for line in caplog.messages if "unlabeled rows" in line]
     assert said == ["mine: 1,000 of 1,202 unlabeled rows (sampled with seed 4, 2 are copies of others and left out)"]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import ROOT, SMALLEST, in_process, on_base, records, run
+from command_line import ROOT, SMALLEST, in_fp32, in_process, on_base, records, run
 
 from adapt.core.artifacts import open_artifact
 from adapt.train.engine_config import EngineConfig
@@ -92,7 +92,7 @@ def test_killed_scoring_goes_on_behind_its_last_part(
     place = tmp_path / "killed"
     arguments = [*on_base(smallest_run, place, TASK), *ALL_ROWS]
     child = subprocess.Popen(
-        [sys.executable, "-c", IN_SMALL_CHUNKS, *arguments],
+        [sys.executable, "-c", IN_SMALL_CHUNKS, *in_fp32(arguments)],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + 60

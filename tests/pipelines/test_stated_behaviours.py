@@ -145,7 +145,7 @@ def test_a_text_that_may_not_be_cut_is_refused_by_line(
     assert not list(tmp_path.glob("runs/**/manifest.json"))
 
 
-def test_a_label_word_with_the_tokens_of_another_is_refused(
+def test_a_label_word_that_is_another_labels_is_refused(
     smallest_run: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     mine = write_task(
@@ -153,7 +153,7 @@ def test_a_label_word_with_the_tokens_of_another_is_refused(
         "folder: demo_reviews\nfields: {s: {path: sentence}}\nlabel_words: {Negative: 好 坏, Positive: 好▁坏}\n"
         "prompts:\n  reference: {template: '{s}{label}'}\n",
     )
-    words = ["task 'mine'", "labels 'Negative' and 'Positive' have the same tokens", "different label words"]
+    words = ["mine.yaml", "labels 'Negative' and 'Positive' have the same word '好'", "different ones"]
     refused("pseudo_label", [*on_base(smallest_run, tmp_path / "runs", "mine"), *mine], words, monkeypatch, capsys)
     assert not list(tmp_path.glob("runs/**/manifest.json"))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import SMALL_DEMO, on_base, records, refused
+from command_line import FP32_SCORES, SMALL_DEMO, on_base, records, refused
 
 import pseudo_label
 from adapt.core.artifacts import open_artifact
@@ -62,7 +62,7 @@ def test_the_lexical_labeller_is_a_row_of_every_table(smallest_run: Path) -> Non
 def test_an_export_answers_as_evaluation_did_with_the_lexical_labeller_it_carries(smallest_run: Path) -> None:
     answers = json.loads((smallest_run / "evaluate" / TASK / "answers.json").read_text(encoding="utf-8"))
     wanted = next(line["answers"] for line in answers if (line["model"], line["method"]) == ("adapted", "combined"))
-    predictor = pseudo_label.load(smallest_run / "export" / TASK)
+    predictor = pseudo_label.load(smallest_run / "export" / TASK, FP32_SCORES)
     assert (smallest_run / "export" / TASK / "lexical.safetensors").is_file()
     assert [answer.label for answer in predictor.predict(gold("dev"))] == wanted
 
@@ -77,7 +77,7 @@ def test_an_export_of_the_lexical_method_answers_without_the_model(smallest_run:
     run_here("run", own)
     answers = json.loads((tmp_path / "demo" / "evaluate" / TASK / "answers.json").read_text(encoding="utf-8"))
     assert [line["method"] for line in answers] == ["lexical"]
-    predictor = pseudo_label.load(tmp_path / "demo" / "export" / TASK)
+    predictor = pseudo_label.load(tmp_path / "demo" / "export" / TASK, FP32_SCORES)
     assert [answer.label for answer in predictor.predict(gold("dev"))] == answers[0]["answers"]
 
 

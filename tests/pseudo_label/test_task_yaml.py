@@ -83,8 +83,9 @@ def test_a_label_that_stands_twice_is_refused(tmp_path: Path, words: str) -> Non
 
 
 def test_settings_that_are_no_text_keep_their_types(tmp_path: Path) -> None:
-    text = TASK.replace("{s: {path: s}}", "{s: {path: s, is_optional: true, blank: null}}") + "ensemble_scale: 2\nencoding: ~\n"
-    task = load(tmp_path, text)
+    text = TASK.replace("{s: {path: s}}", "{s: {path: s, is_optional: true, blank: null}}")
+    task = load(tmp_path, text + "ensemble_scale: 2\nencoding: ~\nlabel_tree: null\nensemble: ~\n")
+    assert (task.label_tree, task.ensemble) == (None, None)
     assert (task.fields["s"].is_optional, task.fields["s"].blank, task.ensemble_scale, task.encoding) == (True, None, 2.0, None)
 
 

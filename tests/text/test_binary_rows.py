@@ -128,3 +128,9 @@ def test_a_file_that_is_not_there_and_a_directory_are_refused(tmp_path: Path) ->
     assert refusal(tmp_path / "a.csv") == ": no such file"
     (tmp_path / "b.csv").mkdir()
     assert refusal(tmp_path / "b.csv") == ": no such file"
+
+
+@pytest.mark.parametrize("name", ["rows", "rows.txt", "0a1b2c.blob"])
+@pytest.mark.parametrize(("text", "count"), [('{"s": "x"}\n', 1), ('\ufeff \n[{"s": "x"}]', 1), ("", 0)])
+def test_a_file_of_another_name_is_json_where_it_begins_like_that(tmp_path: Path, name: str, text: str, count: int) -> None:
+    assert len(records(planted(tmp_path / name, text))) == count

@@ -101,3 +101,10 @@ def test_an_unclosed_quote_does_not_read_the_whole_file_into_memory(tmp_path: Pa
     message = refusal(planted(tmp_path / "a.csv", 'id,s\n0,"x\n' + "some text\n" * 1000))
     assert message.startswith(", line 2: a cell of more than 1,000 characters (found out in line 10")
     csv.field_size_limit(1 << 25)
+
+
+def test_a_table_of_very_many_columns_is_read(tmp_path: Path) -> None:
+    names = [f"c{n}" for n in range(50_000)]
+    (row,) = records(planted(tmp_path / "a.csv", ",".join(names) + "\n" + "x," * 49_999 + "y\n"))
+    assert len(row) == 50_000
+    assert "two columns are called 'c0'" in refusal(planted(tmp_path / "b.csv", ",".join([*names, "c0"]) + "\n"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from expert_parallel_cases import MODEL, ROUTERS, ROWS
 from rank_cases import train_on_ranks
 
+from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
 from adapt.model.config import Recompute
 from adapt.objective_config import BalanceConfig, ObjectiveConfig
@@ -29,7 +30,13 @@ def main(place: Path) -> None:
     config = replace(MODEL, router=ROUTERS[ROUTER])
     results = {}
     for name, (size, again) in CASES.items():
-        engine = EngineConfig(world_size=rank.world_size, expert_parallel=size, activation_checkpointing=again, micro_batch=4)
+        engine = EngineConfig(
+            world_size=rank.world_size,
+            expert_parallel=size,
+            activation_checkpointing=again,
+            micro_batch=4,
+            precision=Precision.FP32,
+        )
         results[name] = train_on_ranks(config, OBJECTIVE, ROWS, engine, place / name, STEPS, batch_rows=BATCH_ROWS)
     if rank.is_main:
         torch.save(results, place / "results.pt")

@@ -16,6 +16,7 @@ from adapt.model.exchange import ExpertShare
 from adapt.model.expert_parallel import own_experts, own_part
 from adapt.model.gpt import GPT, materialize
 from adapt.train.engine_config import EngineConfig
+from adapt.train.preparing import set_recompute
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +113,7 @@ def test_a_size_that_does_not_divide_the_ranks_is_refused_with_the_nearest_setti
 
 
 def test_activation_checkpointing_of_a_foreign_model_is_refused() -> None:
-    from adapt.train.engine import _set_recompute  # imports DeepSpeed
-
     foreign = torch.nn.Linear(2, 2)
-    _set_recompute(foreign, Recompute.NONE)
+    set_recompute(foreign, Recompute.NONE)
     with pytest.raises(ConfigError, match=r"activation_checkpointing: full is for this project's own models; .* to none"):
-        _set_recompute(foreign, Recompute.FULL)
+        set_recompute(foreign, Recompute.FULL)

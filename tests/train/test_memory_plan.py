@@ -16,16 +16,18 @@ from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
 from adapt.core.runtime import generator_for
 from adapt.core.spans import LabelForm, SpannedText, read_with_targets
+from adapt.core.typed import from_plain
 from adapt.model.batches import Batch, collate
 from adapt.model.config import Recompute
 from adapt.model.counting import count_parameters
+from adapt.model.expert_parallel import check_share
 from adapt.model.gpt import GPT, GPTConfig, materialize
 from adapt.model.grouped_gemm import torch_gemm
 from adapt.model.routers.top2 import Top2Config
 from adapt.objective import Contribution, contribution, part_counts
 from adapt.objective_config import ObjectiveConfig
 from adapt.train import memory_plan
-from adapt.train.engine_config import EngineConfig
+from adapt.train.engine_config import EngineConfig, GradientCommunication
 from adapt.train.memory_plan import check_memory, plan_activations, plan_memory
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "context_length": 128, "vocab_size": 500}
@@ -37,6 +39,11 @@ MODELS = {
 }
 BIG = GPTConfig(**yaml.safe_load((ROOT / "conf" / "model" / "16b_pyramid.yaml").read_text(encoding="utf-8")))
 NODE = EngineConfig(world_size=8, precision=Precision.BF16)
+IN_FP16 = replace(NODE, precision=Precision.FP16)
+SHIPPED = replace(
+    from_plain(EngineConfig, yaml.safe_load((ROOT / "conf" / "engine" / "node8.yaml").read_text(encoding="utf-8")), "node8.yaml"),
+    precision=Precision.BF16,  # what `auto` is on the GPUs that it is for
+)
 
 
 def full_rows(config: GPTConfig, rows: int) -> Batch:
@@ -96,9 +103,31 @@ def test_weights_and_states_of_the_16b_model_on_eight_ranks(expert_parallel: int
     assert (plan["weights"] + in_16_bit + plan["master"] + plan["moments"]) / 1e9 == pytest.approx(gigabytes, abs=0.1)
 
 
+def test_the_largest_model_fits_the_shipped_node_of_80_gb_with_room_to_spare() -> None:
+    model = GPT(BIG)
+    check_share(model.expert_counts, SHIPPED.expert_parallel)
+    planned = plan_memory(count_parameters(BIG), SHIPPED)
+    planned |= plan_activations(BIG, SHIPPED, model.router_traits.experts_per_token)
+    assert sum(planned.values()) < 70e9  # the CUDA context, NCCL and uneven routing come on top
+    check_memory(BIG, replace(SHIPPED, memory_gb=70))
+
+
+def test_routers_are_planned_in_fp32_whatever_the_others_are_in() -> None:
+    counts = count_parameters(BIG)
+    routers, others = counts.by_kind["router"], counts.total - counts.by_kind["router"]
+    assert plan_memory(counts, NODE)["weights"] == 4 * routers + 2 * others
+
+
+def test_buckets_are_planned_in_the_format_that_gradients_are_summed_in() -> None:
+    counts = count_parameters(BIG)
+    by_how = {how: plan_memory(counts, replace(NODE, gradient_communication=how))["buckets"] for how in GradientCommunication}
+    n_elements = NODE.bucket_elements
+    assert by_how == {GradientCommunication.FP32: n_elements * (4 + 4 + 2), GradientCommunication.MODEL: n_elements * (2 + 2 + 2)}
+
+
 def test_zero_1_keeps_whole_gradients_of_what_a_rank_holds() -> None:
     counts = count_parameters(BIG)
-    plan = plan_memory(counts, replace(NODE, expert_parallel=4, zero_stage=1))
+    plan = plan_memory(counts, replace(IN_FP16, expert_parallel=4, zero_stage=1))
     experts = counts.by_kind["experts"]
     assert plan["gradients"] == 4 * (counts.total - experts + experts / 4)
 
@@ -108,10 +137,10 @@ def test_zero_1_keeps_whole_gradients_of_what_a_rank_holds() -> None:
     [
         (replace(NODE, micro_batch=8), 90, "engine.micro_batch=4"),
         (replace(NODE, micro_batch=1), 45, "engine.expert_parallel=8"),
-        (replace(NODE, micro_batch=1, zero_stage=1), 75, "engine.zero_stage=2"),
+        (replace(IN_FP16, micro_batch=1, zero_stage=1), 75, "engine.zero_stage=2"),
         (
             replace(NODE, micro_batch=1),
-            25,
+            26,
             "engine.world_size=16 engine.expert_parallel=8 engine.activation_checkpointing=selective",
         ),
     ],

@@ -40,7 +40,7 @@ STEPS = 20
 OPTIMIZER = OptimizerConfig(lr=1e-2, schedule=Schedule.CONSTANT, warmup_share=0.0, weight_decay=0.0)
 TRAIN = TrainConfig(steps=STEPS, batch_rows=9, optimizer=OPTIMIZER, save_every_steps=5)
 OBJECTIVE = ObjectiveConfig(balance=BalanceConfig(weight=0.05))
-HEALTH = ("max_load", "dead", "balance", "entropy", "dropped", "z")
+HEALTH = ("max_load", "dead", "balance", "entropy", "dropped", "overload", "z")
 every_router = pytest.mark.parametrize("name", list(all_routers()))
 
 

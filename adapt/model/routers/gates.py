@@ -68,7 +68,14 @@ class _ExactProduct(torch.autograd.Function):
         return dx_NH, d_weight_EH
 
 
-def routing_of(expert_Nk: Tensor, weight_Nk: Tensor, probs_NE: Tensor, logits_NE: Tensor, losses: dict[str, Tensor]) -> Routing:
+def routing_of(
+    expert_Nk: Tensor,
+    weight_Nk: Tensor,
+    probs_NE: Tensor,
+    logits_NE: Tensor,
+    losses: dict[str, Tensor],
+    overload: Tensor | None = None,
+) -> Routing:
     """Lay out k experts for each token as flat pairs."""
     n_tokens, k = expert_Nk.shape
     return Routing(
@@ -78,4 +85,5 @@ def routing_of(expert_Nk: Tensor, weight_Nk: Tensor, probs_NE: Tensor, logits_NE
         probs_NE=probs_NE,
         logits_NE=logits_NE,
         losses=losses,
+        overload=overload,
     )

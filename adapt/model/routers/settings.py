@@ -118,15 +118,19 @@ class ExpertChoiceConfig(MarginConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SBaseConfig(RouterConfig):
-    """Settings of S-BASE: Sinkhorn's `iterations`, and the `temperature` that divides the logits in it."""
+    """Settings of S-BASE: the `temperature` that divides the logits, and when a sequence's plan is good enough.
+
+    That is when at most the share `tolerance` of its tokens is above what experts have room for, or after `iterations` rounds.
+    """
 
     name: str = "s_base"
-    iterations: int = 50
+    iterations: int = 500
     temperature: float = 0.3
+    tolerance: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or not 0 < self.temperature < float("inf"):
-            raise ConfigError("iterations must be at least 1, and temperature above 0")
+        if self.iterations < 1 or not 0 < self.temperature < float("inf") or not 0 < self.tolerance < 1:
+            raise ConfigError("iterations must be at least 1, temperature above 0, and tolerance between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)

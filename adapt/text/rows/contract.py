@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,16 @@ class Row:
     @property
     def place(self) -> str:
         return f"{self.unit} {self.number}"
+
+
+def first_repeat(names: Iterable[str]) -> str | None:
+    """Return the first name that stands there a second time."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def unpacked_limit(packed_bytes: int) -> int:

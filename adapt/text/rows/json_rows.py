@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from adapt.core.errors import DataError
-from adapt.text.rows.contract import MAX_CHARACTERS, Row, RowsFile
+from adapt.text.rows.contract import MAX_CHARACTERS, Row, RowsFile, first_repeat
 from adapt.text.rows.encodings import lines_of, pieces_of, settled
 
 MAX_DEPTH = 32
@@ -159,9 +159,7 @@ class _ArrayReader:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _Unfit(f"has '{twice}' twice; keep one of them")
+        raise _Unfit(f"has '{first_repeat(name for name, _ in pairs)}' twice; keep one of them")
     return found
 
 

@@ -1,11 +1,13 @@
 """The one reader of rows: JSON lines, a JSON array, csv, tsv, Parquet or xlsx by the ending of a file's name.
 
 As many rows come out as are in the file, or an error names file and line; memory holds one row, or one batch of Parquet. Endings
-count in upper case too. JSON, csv, tsv and plain text may be gzipped (`.gz` at the end).
+count in upper case too. JSON, csv, tsv and plain text may be gzipped (`.gz` at the end). A file whose name has none of the endings
+is read as JSON where it begins like that.
 """
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,7 @@ ENDINGS = {
     ".xlsx": Kind.XLSX,
 }
 _GZIP = ".gz"
+_LOOKED_AT_BYTES = 4096
 _AS_TABLE = "save it as .xlsx or .csv"
 _MENDS = {".xls": _AS_TABLE, ".ods": _AS_TABLE, ".zip": "unpack it", ".arrow": "save it as .parquet"}
 
@@ -50,6 +53,8 @@ def open_rows(path: Path, *, encoding: str | None = None, name: str | None = Non
     if not path.is_file():
         raise DataError(f"{called}: no such file")
     if not ending:
+        if path.suffix.lower() not in _MENDS and _begins_like_json(path, called):
+            return RowsFile(path=path, name=called, kind=Kind.JSON, encoding=encoding)
         mend = _MENDS.get(path.suffix.lower(), "let it end in " + ", ".join(ENDINGS))
         raise DataError(f"{called}: its name does not say what kind of rows it holds; {mend}")
     is_gzipped = ending.endswith(_GZIP)
@@ -57,6 +62,16 @@ def open_rows(path: Path, *, encoding: str | None = None, name: str | None = Non
     if is_gzipped and not kind.is_text:
         raise DataError(f"{called}: {kind.value} is packed already; unpack the file")
     return RowsFile(path=path, name=called, kind=kind, is_gzipped=is_gzipped, encoding=encoding)
+
+
+def _begins_like_json(path: Path, called: str) -> bool:
+    """Say whether a file begins with an object or a list, or is empty: one that a link leads to may have any name."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_LOOKED_AT_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
+    except OSError as error:
+        raise DataError(f"{called}: cannot be read ({error.strerror})") from error
+    return head[:1] in (b"", b"{", b"[")
 
 
 def rows_of(file: RowsFile) -> Iterator[Row]:

@@ -11,7 +11,7 @@ import csv
 from collections.abc import Iterator
 
 from adapt.core.errors import DataError
-from adapt.text.rows.contract import MAX_CHARACTERS, Kind, Row, RowsFile
+from adapt.text.rows.contract import MAX_CHARACTERS, Kind, Row, RowsFile, first_repeat
 from adapt.text.rows.encodings import lines_with_ends
 
 _DELIMITERS = {Kind.CSV: ",", Kind.TSV: "\t"}
@@ -134,7 +134,7 @@ class _Table:
 
 def refuse_repeats(header: list[str], where: str) -> None:
     """Raise DataError where two columns have one name."""
-    twice = next((name for name in header if header.count(name) > 1), None)
+    twice = first_repeat(header)
     if twice is not None:
         what = f"two columns are called '{twice}'" if twice else "several columns have no name"
         raise DataError(f"{where}: {what}; rename or remove one")

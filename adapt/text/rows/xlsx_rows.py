@@ -18,7 +18,7 @@ try:
 except ImportError:
     openpyxl = None
 
-from adapt.core.errors import ConfigError, DataError
+from adapt.core.errors import AdaptError, ConfigError, DataError
 from adapt.text.rows.contract import Row, RowsFile, unpacked_limit
 from adapt.text.rows.table_rows import refuse_repeats
 
@@ -74,9 +74,9 @@ def _sheet(file: RowsFile) -> Iterator[Iterator[tuple[int, list[Any]]]]:
                 names = ", ".join(f"'{sheet.title}'" for sheet in filled)
                 raise DataError(f"{file.name}: has several sheets with rows ({names}); keep one")
             yield _values(file, filled[0]) if filled else iter(())
-    except (zipfile.BadZipFile, OSError, ValueError, KeyError, TypeError, SyntaxError, AttributeError, IndexError) as error:
-        if isinstance(error, FileNotFoundError | IsADirectoryError):
-            raise DataError(f"{file.name}: no such file") from None
+    except AdaptError:
+        raise
+    except Exception as error:  # whatever openpyxl and the XML parser raise at a damaged workbook
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{file.name}: not an xlsx workbook, or a damaged one ({reason})") from error
 

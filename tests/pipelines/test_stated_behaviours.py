@@ -150,7 +150,7 @@ def test_a_label_word_that_is_another_labels_is_refused(
 ) -> None:
     mine = write_task(
         tmp_path / "tasks",
-        "folder: demo_reviews\nfields: {s: {path: sentence}}\nlabel_words: {Negative: 好 坏, Positive: 好▁坏}\n"
+        "folder: demo_reviews\nfields: {s: {path: sentence}}\nlabel_words: {Negative: 好, Positive: 好}\n"
         "prompts:\n  reference: {template: '{s}{label}'}\n",
     )
     words = ["mine.yaml", "labels 'Negative' and 'Positive' have the same word '好'", "different ones"]

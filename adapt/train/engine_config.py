@@ -81,6 +81,8 @@ class EngineConfig:
             return None
         if self.zero_stage == 0:
             return AutoPrecision(precision=Precision.FP32, reason="for training: engine.zero_stage=0 keeps no fp32 masters")
+        if self.zero_stage == 1:
+            return AutoPrecision(precision=Precision.FP32, reason="for training: engine.zero_stage=1 does not train in bf16")
         return auto_precision()
 
     def resolved(self) -> EngineConfig:

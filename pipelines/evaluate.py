@@ -173,6 +173,8 @@ def _measure(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return accuracies and answers on labelled rows, criteria beside each other, and what coarse-to-fine loses."""
     settings = walk.config.evaluate
+    if not subject.decisions and not settings.criteria:
+        return {}
     names = prompts_of(task, subject.scoring, list(subject.decisions), is_trained=subject.name == ADAPTED)
     pairs = [*subject.scoring.pairs(task, names), *criteria_pairs(task, settings.criteria)]
     passes = passes_for(pairs, subject.scoring.form, with_groups=subject.scoring.with_groups)
@@ -261,8 +263,10 @@ def _write_predictions(
         extra = criteria_pairs(task, walk.config.evaluate.criteria) if has_gold else []
         pairs = [*subject.scoring.pairs(task, wanted), *extra]
         passes = passes_for(pairs, subject.scoring.form, with_groups=subject.scoring.with_groups)
-        scored = scores_of(walk, task, subject.model, split, rows, passes)
-        keys = subject.scoring.keys(scored.passes, task, decision.prompts) if decision.prompts else []
+        keys: list[PromptKeys] = []
+        if decision.prompts:
+            scored = scores_of(walk, task, subject.model, split, rows, passes)
+            keys = subject.scoring.keys(scored.passes, task, decision.prompts)
         scores = decision.scores(keys, task, _lexical_scores(lexical, decision, rows))
         guesses = predictions(scores, rows, task) if rows else []
         name = submission_name(task)

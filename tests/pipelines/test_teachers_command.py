@@ -77,6 +77,7 @@ def test_an_export_of_the_lexical_method_answers_without_the_model(smallest_run:
     run_here("run", own)
     answers = json.loads((tmp_path / "demo" / "evaluate" / TASK / "answers.json").read_text(encoding="utf-8"))
     assert [line["method"] for line in answers] == ["lexical"]
+    assert not (tmp_path / "demo" / "score").exists()
     predictor = pseudo_label.load(tmp_path / "demo" / "export" / TASK, FP32_SCORES)
     assert [answer.label for answer in predictor.predict(gold("dev"))] == answers[0]["answers"]
 

@@ -237,7 +237,7 @@ def _coarse_losses(
 ) -> list[dict[str, Any]]:
     found = []
     for method, decision in subject.decisions.items():
-        if decision.groups is not None:
+        if decision.groups is not None and not method.needs_lexical:  # what the lexical labeller adds knows no groups
             gold = [row.label or "" for row in rows]
             joined, flat, groups = decision.model_scores(keys, task), decision.flat_scores(keys), decision.group_scores(keys)
             losses = step_losses(joined, flat, groups, gold, task, decision.coarse)

@@ -19,8 +19,8 @@ from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.teachers import lexical_files
 from pseudo_label.teachers.label_model import Combination
 
-LEXICAL = "lexical"
-_ALGORITHM = 1  # raised when the same inputs give another labeller
+NAME = "lexical"
+VERSION = 1
 _TASK_KEYS = ("fields", "label_words", "candidates", "rules", "lexical")
 
 
@@ -48,9 +48,9 @@ def lexical_artifact(walk: Walk, task: TaskConfig) -> Artifact | None:
         return None
     plain = to_plain(task)
     key = StageKey(
-        stage=LEXICAL,
+        stage=NAME,
+        version=VERSION,
         config={
-            "algorithm": _ALGORITHM,
             **{name: plain[name] for name in _TASK_KEYS},
             "words": {label: task.words_of(label) for label in task.labels},
             "order": order_of(task),
@@ -63,7 +63,7 @@ def lexical_artifact(walk: Walk, task: TaskConfig) -> Artifact | None:
         lexical_files.save(result, lexical_files.fit(task, rows, walk.config.seed))
         return {"rows": len(rows)}
 
-    return walk.produce(key, build, f"{LEXICAL}/{task.name}")
+    return walk.produce(key, build, f"{NAME}/{task.name}")
 
 
 def lexical_of(walk: Walk, task: TaskConfig) -> lexical_files.Lexical | None:

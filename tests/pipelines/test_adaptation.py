@@ -87,8 +87,8 @@ def test_what_an_adaptation_does_to_another_task_is_measured_on_the_same_rows(
 def test_a_run_ends_with_a_verdict_on_each_task(smallest_run: Path) -> None:
     output = (smallest_run.parent / "output.txt").read_text(encoding="utf-8").splitlines()
     for task in TASKS:
-        (line,) = [line for line in output if line.startswith(f"{task}: ")]
-        assert " points [" in line and "rows); general perplexity " in line and " % [" in line
+        (line,) = [line for line in output if line.startswith(f"{task}: ") and "best without adapting" in line]
+        assert " points [" in line and " rows: adapted combined " in line and "; general perplexity " in line and " % [" in line
 
 
 def test_the_gate_stops_a_run_or_lets_it_pass() -> None:

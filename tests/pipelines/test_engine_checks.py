@@ -16,6 +16,7 @@ def test_experts_of_a_hugging_face_model_are_not_shared(tmp_path: Path, monkeypa
     monkeypatch.setattr(continue_pretrain, "weights_of", lambda base: tmp_path)
     monkeypatch.setattr(continue_pretrain, "is_hf_directory", lambda place: place == tmp_path)
     base: Any = None
+    model = continue_pretrain.own_model_of(base)
     with pytest.raises(ConfigError, match="no experts that ranks could share; set it to 1"):
-        continue_pretrain._check_engine(base, EngineConfig(world_size=8, expert_parallel=8))
-    continue_pretrain._check_engine(base, EngineConfig(world_size=8))
+        continue_pretrain.check_training(model, EngineConfig(world_size=8, expert_parallel=8))
+    continue_pretrain.check_training(model, EngineConfig(world_size=8))

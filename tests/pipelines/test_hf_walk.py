@@ -54,7 +54,7 @@ def test_a_walk_labels_adapts_and_evaluates(walked: tuple[Path, Path, str]) -> N
     assert "tokenizer, pretrain: left out, model=hf brings its own" in text
     assert not (place / "pretrain").exists()
     metrics = json.loads((place / "evaluate" / TASK / "metrics.json").read_text(encoding="utf-8"))
-    assert {row["model"] for row in metrics} == {"base", "adapted"}
+    assert {row["model"] for row in metrics} == {"lexical", "base", "adapted"}
     held_out = json.loads((place / "continue_pretrain" / TASK / "held_out.json").read_text(encoding="utf-8"))[TASK]
     assert held_out["after"]["context"]["value"] < held_out["before"]["context"]["value"]
 

@@ -108,7 +108,8 @@ def test_without_labels_there_is_a_score_and_no_accuracy(
 ) -> None:
     shutil.copytree(demo_dir() / "clue", tmp_path / "clue")
     if not more:
-        (tmp_path / "clue" / "demo_reviews" / "dev.json").unlink()
+        for split in ("dev", "few"):
+            (tmp_path / "clue" / "demo_reviews" / f"{split}.json").unlink()
     arguments = command_of(smallest_run, tmp_path / "runs", f"data.root={tmp_path}/clue", *more)
     code, text = in_process("prompt_search", arguments, monkeypatch, capsys)
     assert code == 0, text

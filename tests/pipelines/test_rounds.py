@@ -12,11 +12,16 @@ import pytest
 from command_line import in_process, on_base, records, run
 
 from adapt.core.artifacts import Artifact, open_artifact
-from pipelines import continue_pretrain, pseudo_label
+from pipelines import continue_pretrain, pseudo_label, teacher_panel
 from pseudo_label.decision import Decision, FittedScores, Method
 
 TASK = "demo_reviews"
-SHORT = ["stages=[pseudo_label,continue_pretrain]", "continue_pretrain.epochs=1", "pseudo_label.collapse_limit=1.0"]
+SHORT = [
+    "stages=[pseudo_label,continue_pretrain]",
+    "continue_pretrain.epochs=1",
+    "pseudo_label.collapse_limit=1.0",
+    "pseudo_label.teaching_rounds=0",
+]
 NEVER_STOPS = ["pseudo_label.rounds.min_change=0", "pseudo_label.rounds.max_noise_increase=1"]
 RunHere = Callable[[str, list[str]], str]
 
@@ -184,8 +189,9 @@ def test_raw_labels_that_collapse_in_a_later_round_leave_the_round_before(
         keys[0].labels_NC[:] = np.stack([by_row, -by_row], axis=1)  # both classes alike, but for the lean
         return Decision(method=method, labels=FittedScores(prompts=[task.reference], biases=next(leans)), groups=None, n_fitted=0)
 
-    monkeypatch.setattr(pseudo_label, "fit_decision", fit_decision)
+    monkeypatch.setattr(teacher_panel, "fit_decision", fit_decision)
     settings = ["pseudo_label.method=raw", "pseudo_label.collapse_limit=0.9", "pseudo_label.estimates_noise=false"]
+    settings.append("pseudo_label.teachers=[model]")
     text = run_here("run", rounds(smallest_run, place, 2, *settings))
     assert ", but one class took 100 % of the predictions: round 1 stands" in text
     assert_the_first_round_stands(place, smallest_run)

@@ -148,7 +148,7 @@ def test_one_runs_numbers_are_those_computed_by_hand(tmp_path: Path, study: Stud
     assert (row["largest share"], row["share drift"]) == ("0.50", "0.00")
     assert (row["selected"], row["label accuracy"]) == ("40 of 100", "75.0")
     assert (row["training, s"], row["scoring, s"]) == ("20", "6")
-    assert "Left out" not in text and "adapted raw -" not in text
+    assert "Left out" not in text and "adapted raw - context" not in text
 
 
 def test_differences_are_paired_and_marked_where_they_include_zero(tmp_path: Path, study: Study) -> None:

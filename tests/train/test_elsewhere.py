@@ -20,7 +20,7 @@ from adapt.core.precision import FORMATS, Precision
 from adapt.core.spans import LabelForm
 from adapt.model.batches import Batch, collate
 from adapt.model.gpt import GPT, materialize
-from adapt.objective import Contribution, ObjectiveConfig, contribution, part_counts, parts_of
+from adapt.objective import Contribution, ObjectiveConfig, contribution, part_counts, part_weights, parts_of
 from adapt.train.gradient_shares import gradient_shares
 from adapt.train.optimizer import OptimizerConfig, make_optimizer, moments_at, parameter_groups
 from adapt.train.preparing import router_parameters
@@ -134,7 +134,7 @@ def shares_at(place: torch.device) -> dict[str, float]:
     def norm(gradients: Mapping[str, Tensor]) -> float:
         return float(sum(gradient.double().square().sum() for gradient in gradients.values())) ** 0.5
 
-    return gradient_shares(model, parts_of(model), OBJECTIVE.part_weights(model), [batch], contribute, norm, 1, scale=8.0)
+    return gradient_shares(model, parts_of(model), part_weights(model, OBJECTIVE), [batch], contribute, norm, 1, scale=8.0)
 
 
 def test_shares_in_the_gradient_elsewhere_are_those_of_the_cpu() -> None:

@@ -91,7 +91,8 @@ def test_what_is_taken_of_a_file_is_said_once(tmp_path: Path, monkeypatch: pytes
 def test_another_seed_labels_other_rows(tmp_path: Path, tiny_export: Path, run_here: Callable[[str, list[str]], str]) -> None:
     arguments = [
         "experiment=demo_from_scratch", "task=demo_reviews", f"checkpoint={tiny_export}", f"run.dir={tmp_path}/runs",
-        f"data.root={SMALL_DEMO}", "pseudo_label.max_rows=20", "pseudo_label.estimates_noise=false", "pseudo_label.prompts=[reference]",
+        f"data.root={SMALL_DEMO}",
+        "pseudo_label.max_rows=20", "pseudo_label.estimates_noise=false", "pseudo_label.prompts=[reference]",
     ]  # fmt: skip
     assert "20 of 280 unlabeled rows (sampled with seed 0)" in run_here("pseudo_label", arguments)
     assert "skipped" in run_here("pseudo_label", arguments)

@@ -116,7 +116,7 @@ def test_labels_are_trained_both_ways_and_scored_as_clm(smallest_run: Path, tmp_
     history = [json.loads(line) for line in (here / "continue_pretrain" / TASK / "history.jsonl").read_text().splitlines()]
     assert all(line["loss/pseudo_label"] > 0 for line in history)
     table = read_json(here / "evaluate" / TASK / "metrics.json")
-    assert {row["model"] for row in table} == {"lexical", "base", "adapted"}
+    assert {row["model"] for row in table} == {"base", "adapted"}
     assert {row["form"] for row in table} == {"clm"}
 
 

@@ -220,7 +220,7 @@ def teacher_files(walk: Walk) -> dict[str, str]:
         return {}
     place = Path(_teacher_file(walk.config))
     if not place.is_file():
-        raise DataError(f"{place}: no such file; pseudo_label.teacher_file takes JSON lines with id and label")
+        raise DataError(f"{place}: no such file; pseudo_label.teacher_file takes rows with id and label")
     return {"teacher_file": sha256_of_file(place)}
 
 

@@ -14,7 +14,7 @@ Legend: N rows, C labels, V features, K topics.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ _SEED_WEIGHT = 0.5  # of the seeds beside what was learnt, when the next round's
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FittedLexical:
-    """Linear models over bags of words with the spreads of their scores, or, where nothing was learnt, rules or bare seeds."""
+    """Linear models over bags of words with the spreads of their scores; where nothing was learnt: words, rules or both as seeds."""
 
     task: TaskConfig
     bags: BagOfWords | None
@@ -48,15 +48,14 @@ class FittedLexical:
         return self._summed(rows) / self.spread
 
     def _summed(self, rows: Sequence[TaskRow]) -> FloatArray:
-        if self.bags is None:
-            assert self.rules is not None, "a labeller without words has rules"
-            return self.rules.scores(rows)
+        total = np.zeros((len(rows), len(self.task.labels))) if self.rules is None else self.rules.scores(rows)
+        if self.bags is None or not rows:
+            return total
         texts = [text_of(row) for row in rows]
-        if not texts:
-            return np.empty((0, len(self.task.labels)))
         inputs = {"naive_bayes": self.bags.counts(texts), "svm": self.bags.tfidf(texts), "seeds": self.bags.tfidf(texts)}
-        total = sum(row_centred(model.scores(inputs[name])) / self.spreads[name] for name, model in self.models.items())
-        return np.asarray(total)
+        for name, model in self.models.items():
+            total = total + row_centred(model.scores(inputs[name])) / self.spreads[name]
+        return total
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Return all that was fitted as plain values and arrays."""
@@ -119,9 +118,9 @@ def fit_lexical(task: TaskConfig, rows: Sequence[TaskRow], seed: int, guide_NC: 
         learnt = [row_centred(bayes.scores(counts_NV)), row_centred(svm.scores(tfidf_NV))]
         known_NC = np.asarray(sum(scores / spread_of(scores) for scores in learnt) + _SEED_WEIGHT * seeds_NC)
     spreads = {name: spread_of(model.scores(counts_NV if name == "naive_bayes" else tfidf_NV)) for name, model in models.items()}
-    fitted = FittedLexical(task=task, bags=bags, models=models, spreads=spreads, rules=None, spread=1.0)
-    summed = fitted._summed(rows)
-    return FittedLexical(task=task, bags=bags, models=models, spreads=spreads, rules=None, spread=spread_of(summed))
+    seeding_rules = None if "naive_bayes" in models or guide_NC is not None else rules
+    fitted = FittedLexical(task=task, bags=bags, models=models, spreads=spreads, rules=seeding_rules, spread=1.0)
+    return replace(fitted, spread=spread_of(fitted._summed(rows)))
 
 
 def text_of(row: TaskRow) -> str:

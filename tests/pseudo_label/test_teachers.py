@@ -82,6 +82,18 @@ def test_a_task_whose_rules_are_its_only_seeds_is_labelled_by_them() -> None:
     np.testing.assert_array_equal(lexical_files.fit(task, PAIRS, 0).scores(PAIRS), fit_rules(task, PAIRS).scores(PAIRS))
 
 
+@pytest.mark.parametrize("rounds", [0, 2])
+@pytest.mark.parametrize("uses_words", [True, False])
+def test_rules_count_where_nothing_is_learnt_from_them(rounds: int, uses_words: bool) -> None:
+    task = pair_task(OVERLAP, lexical=LexicalConfig(uses_words=uses_words, rounds=rounds))
+    one_label = [pair("你好", "你好", line) for line in range(4)]
+    for rows in (PAIRS, one_label):
+        scores = lexical_files.fit(task, rows, 0).scores(rows)
+        assert scores.shape == (4, 2) and np.isfinite(scores).all()
+    if rounds == 0:
+        assert lexical_files.fit(task, PAIRS, 0).scores(PAIRS).argmax(axis=1).tolist() == [1, 1, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

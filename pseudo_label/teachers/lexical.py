@@ -34,7 +34,7 @@ _SEED_WEIGHT = 0.5  # of the seeds beside what was learnt, when the next round's
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FittedLexical:
-    """Linear models over bags of words with the spreads of their scores; where nothing was learnt: words, rules or both as seeds."""
+    """Linear models over bags of words with the spreads of their scores; where nothing was learnt, those of the seeds."""
 
     task: TaskConfig
     bags: BagOfWords | None

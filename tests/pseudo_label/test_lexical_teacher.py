@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,14 +20,14 @@ from pseudo_label.teachers.lexical import surest_of_each
 SUBJECTS = {"ball": ["足球", "射门", "守门员", "联赛", "球迷"], "money": ["银行", "贷款", "利率", "存款", "债券"]}
 
 
-def task_of(**changes: object) -> TaskConfig:
-    settings: dict[str, object] = {
+def task_of(**changes: Any) -> TaskConfig:
+    settings: dict[str, Any] = {
         "name": "subjects",
         "fields": {"text": FieldConfig(path="text")},
         "label_words": {"ball": "足球", "money": "银行"},
         "prompts": {"reference": PromptConfig(template="{text}。{label}")},
     }
-    return TaskConfig(**{**settings, **changes})  # type: ignore[arg-type]
+    return TaskConfig(**{**settings, **changes})
 
 
 def row(text: str, line: int = 1, label: str | None = None, candidates: tuple[str, ...] | None = None) -> TaskRow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from pseudo_label.teachers.label_model import estimated_accuracies, fit_combinat
 from pseudo_label.teachers.rules import FittedRules, fit_rules
 
 
-def pair_task(*rules: RuleConfig, **changes: object) -> TaskConfig:
-    settings: dict[str, object] = {
+def pair_task(*rules: RuleConfig, **changes: Any) -> TaskConfig:
+    settings: dict[str, Any] = {
         "name": "pairs",
         "fields": {"one": FieldConfig(path="one"), "two": FieldConfig(path="two")},
         "label_words": {"0": "不同", "1": "相同"},
@@ -30,7 +31,7 @@ def pair_task(*rules: RuleConfig, **changes: object) -> TaskConfig:
         "rules": list(rules),
         "lexical": LexicalConfig(uses_words=False, rounds=0),
     }
-    return TaskConfig(**{**settings, **changes})  # type: ignore[arg-type]
+    return TaskConfig(**{**settings, **changes})
 
 
 def pair(one: str, two: str, line: int = 1) -> TaskRow:
@@ -161,17 +162,17 @@ def test_a_missing_file_of_labels_is_refused(tmp_path: Path) -> None:
 def test_embeddings_learn_from_the_nearest_label_words_and_from_a_guide() -> None:
     task = pair_task(label_words={"0": "天", "1": "地"}, lexical=LexicalConfig())
 
-    def encode(texts: list[str]) -> FloatArray:
+    def encode(texts: Sequence[str]) -> FloatArray:
         """Give each text the share of two characters, and a direction that says nothing."""
         return np.asarray([[t.count("天") + t.count("云"), t.count("地") + t.count("土"), 5.0 + len(t) % 3] for t in texts], float)
 
     random = np.random.default_rng(0)
     rows = [pair(str(random.choice(["天", "云"] if i % 2 else ["地", "土"])), "。" * int(random.integers(3)), i) for i in range(40)]
     wanted = np.asarray([0 if i % 2 else 1 for i in range(40)])
-    fitted, scores = fit_embedding(task, rows, encode, seed=0)  # type: ignore[arg-type]
+    fitted, scores = fit_embedding(task, rows, encode, seed=0)
     assert (scores.argmax(axis=1) == wanted).all()
     np.testing.assert_allclose(fitted.scores(rows), scores)
-    _, turned = fit_embedding(task, rows, encode, seed=0, guide_NC=-scores)  # type: ignore[arg-type]
+    _, turned = fit_embedding(task, rows, encode, seed=0, guide_NC=-scores)
     assert (turned.argmax(axis=1) == 1 - wanted).all()
 
 

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import IO, TextIO
+from typing import IO, Any, TextIO
 
 from adapt.core.errors import ConfigError, DataError
 from adapt.text.rows.contract import MAX_CHARACTERS, RowsFile, unpacked_limit
@@ -147,7 +147,7 @@ class _Bounded(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any, /) -> int:
         block = self._stream.read(len(buffer))
         self._read += len(block)
         if self._read > self._limit:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -24,6 +25,21 @@ _INCOMPLETE_TAIL = 16  # characters: a piece of a literal or of an escape at the
 
 class _Unfit(ValueError):
     """Valid JSON that no row may hold."""
+
+
+@contextmanager
+def _refused(where: str) -> Iterator[None]:
+    """Turn what no row may hold into an error of the place; what is no JSON at all passes through as it is."""
+    try:
+        yield
+    except json.JSONDecodeError:
+        raise
+    except _Unfit as error:
+        raise DataError(f"{where}: {error}") from error
+    except RecursionError:
+        raise DataError(f"{where}: {_too_deep()}") from None
+    except ValueError as error:
+        raise DataError(f"{where}: a number of thousands of digits; write it as text") from error
 
 
 def json_rows(file: RowsFile) -> Iterator[Row]:
@@ -48,16 +64,11 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
         DataError: it is not one, or holds what no row may hold.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
-        _refuse_odd(value, text)
+        with _refused(where):
+            value = json.loads(text, object_pairs_hook=_unique)
+            _refuse_odd(value, text)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: {_fault(error)}; mend the line or take it out") from error
-    except _Unfit as error:
-        raise DataError(f"{where}: {error}") from error
-    except RecursionError:
-        raise DataError(f"{where}: {_too_deep()}") from None
-    except ValueError as error:
-        raise DataError(f"{where}: a number of thousands of digits; write it as text") from error
     if not isinstance(value, dict):
         found = type(value).__name__
         raise DataError(f"{where}: expected a JSON object, found {found}; every line is one, in braces")
@@ -104,7 +115,9 @@ class _ArrayReader:
     def peek(self) -> str:
         """Return the next character that is no space, or nothing at the end."""
         while True:
-            end = _SPACE.match(self._text, self._place).end()  # type: ignore[union-attr]
+            space = _SPACE.match(self._text, self._place)
+            assert space is not None, "the pattern fits nothing too"
+            end = space.end()
             self._pass_to(end)
             if end < len(self._text) or not self._read_on():
                 return self._text[end : end + 1]
@@ -126,8 +139,9 @@ class _ArrayReader:
         step = 0
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._text, self._place)
-                _refuse_odd(value, self._text[self._place : end])
+                with _refused(where):
+                    value, end = self._decoder.raw_decode(self._text, self._place)
+                    _refuse_odd(value, self._text[self._place : end])
             except json.JSONDecodeError as error:
                 is_cut = error.msg.startswith("Unterminated") or error.pos >= len(self._text) - _INCOMPLETE_TAIL
                 if len(self._text) - self._place > MAX_CHARACTERS:
@@ -136,12 +150,6 @@ class _ArrayReader:
                     step += 1
                     continue
                 raise DataError(f"{where}: {_fault(error, with_column=False)}") from error
-            except _Unfit as error:
-                raise DataError(f"{where}: {error}") from error
-            except RecursionError:
-                raise DataError(f"{where}: {_too_deep()}") from None
-            except ValueError as error:
-                raise DataError(f"{where}: a number of thousands of digits; write it as text") from error
             self._pass_to(end)
             return dict(value)
 

@@ -19,7 +19,7 @@ from pipelines.rows import LABELLED_SPLITS, AdaptationRows, adaptation_rows, lab
 from pipelines.schema import PipelineConfig, Teacher
 from pipelines.scoring_choice import coarse_of, label_form, scoring_of
 from pipelines.stage import Plan, Walk, plain_settings
-from pipelines.teacher_panel import Panel, fit_panel, teacher_files
+from pipelines.teacher_panel import Panel, encoder_artifact, fit_panel, teacher_files
 from pseudo_label.accuracy import accuracy_of
 from pseudo_label.decision import margins, refuse_collapse, softmax
 from pseudo_label.labelling import predictions
@@ -29,7 +29,7 @@ from pseudo_label.tasks import TaskConfig, row_digest
 from pseudo_label.zero_shot import passes_for
 
 NAME = "pseudo_label"
-VERSION = 1
+VERSION = 2
 PER_TASK = True
 DECISION_FILE = "decision.json"
 
@@ -39,6 +39,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
     assert task is not None
     config, settings = walk.config, walk.config.pseudo_label
     base, labeller = walk.base(), walk.labeller(task)
+    encoder = encoder_artifact(walk)
     measured_on = LABELLED_SPLITS if settings.estimates_noise else ()
     key = StageKey(
         stage=NAME,
@@ -51,7 +52,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             exclude=config.exclude_eval.splits,
             precision=walk.scorer.precision,
         ),
-        inputs={"base": base, "labeller": labeller},
+        inputs={"base": base, "labeller": labeller, **({} if encoder is None else {"encoder": encoder})},
         files=teacher_files(walk)
         | walk.split_digests(task, list(dict.fromkeys(["unlabeled", *config.exclude_eval.splits, *measured_on]))),
     )

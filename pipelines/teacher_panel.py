@@ -21,7 +21,7 @@ from adapt.core.errors import CheckpointError, ConfigError, DataError
 from adapt.core.scorer import FloatArray
 from pipelines.schema import PipelineConfig, Teacher
 from pipelines.scores import content_free_keys, scores_of
-from pipelines.stage import Walk, weights_of
+from pipelines.stage import Walk, open_model_artifact, weights_of
 from pipelines.teachers import Views, lexical_of
 from pseudo_label.coarse_to_fine import CoarseToFine
 from pseudo_label.decision import Decision, Method, fit_decision
@@ -46,11 +46,14 @@ Ask = Callable[[str, Sequence[TaskRow]], FloatArray]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelTeacher:
-    """The model's own labels: its prompts' keys of the unlabeled rows and the decision fitted on them."""
+    """The model's own labels: its prompts' keys of the unlabeled rows and the decision fitted on them.
+
+    Its scores are divided by `spread`; by itself (None) they stay as they are.
+    """
 
     decision: Decision
     keys: list[PromptKeys]
-    spread: float
+    spread: float | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,7 +73,7 @@ class Panel:
 
     def scores(self) -> FloatArray:
         """Return the unlabeled rows' scores [N, C] that labels are made of."""
-        return self._decided(self.unlabeled)
+        return self.decided(self.unlabeled)
 
     def views(self, split: str, rows: Sequence[TaskRow]) -> Views:
         """Return what each teacher says of a split's rows."""
@@ -78,9 +81,6 @@ class Panel:
 
     def decided(self, views: Views) -> FloatArray:
         """Return the scores [N, C] of rows by all teachers together."""
-        return self._decided(views)
-
-    def _decided(self, views: Views) -> FloatArray:
         if self.combination is None:
             return next(iter(views.scores.values()))
         return views.combined(self.combination)
@@ -154,13 +154,12 @@ def _model_teacher(
     keys = scoring.keys(scores_of(walk, task, labeller, "unlabeled", rows, scoring.passes(task)).passes, task)
     fit_keys = content_free_keys(walk, task, labeller, scoring) if method is Method.CONTENT_FREE else keys
     decision = fit_decision(method, fit_keys, task, coarse_to_fine=coarse)
-    # By itself the model's scores stay as they are; beside others they come at unit spread.
-    return ModelTeacher(decision=decision, keys=keys, spread=0.0 if is_alone else spread_of(decision.scores(keys, task)))
+    return ModelTeacher(decision=decision, keys=keys, spread=None if is_alone else spread_of(decision.scores(keys, task)))
 
 
 def _model_scores(model: ModelTeacher, keys: list[PromptKeys], task: TaskConfig) -> FloatArray:
     scores_NC = model.decision.scores(keys, task)
-    return scores_NC if model.spread == 0 else row_centred(scores_NC) / model.spread
+    return scores_NC if model.spread is None else row_centred(scores_NC) / model.spread
 
 
 def _ask_model(
@@ -204,9 +203,16 @@ def _encoder(walk: Walk, labeller: Artifact) -> MeanEncoder:
     from adapt.checkpoint.opening import open_checkpoint  # these import torch
     from adapt.scoring.encoder import MeanEncoder
 
-    place = walk.config.pseudo_label.encoder
-    opened = open_checkpoint(weights_of(labeller) if place is None else Path(place), walk.scorer, walk.config.offload)
+    opened = open_checkpoint(weights_of(encoder_artifact(walk) or labeller), walk.scorer, walk.config.offload)
     return MeanEncoder(opened.model, opened.tokenizer, opened.device)
+
+
+def encoder_artifact(walk: Walk) -> Artifact | None:
+    """Return the model that the teacher `embedding` reads with, where it is another one than the labelling model."""
+    settings = walk.config.pseudo_label
+    if Teacher.EMBEDDING not in settings.teachers or settings.encoder is None:
+        return None
+    return open_model_artifact(Path(settings.encoder), "pseudo_label.encoder")
 
 
 def teacher_files(walk: Walk) -> dict[str, str]:
@@ -237,10 +243,13 @@ def _teacher_file(config: PipelineConfig) -> str:
 
 
 def _taught(walk: Walk, panel: Panel) -> Panel:
-    """Let the lexical teacher learn from the sum of all, round by round, as long as that changes little."""
+    """Let the lexical teacher learn from the sum of all, round by round, as long as that changes little.
+
+    Where the task has it learn nothing by itself (`lexical.rounds: 0`), it learns nothing here either.
+    """
     settings = walk.config.pseudo_label
     name = Teacher.LEXICAL.value
-    if panel.combination is None or name not in panel.ask:
+    if panel.combination is None or name not in panel.ask or panel.task.lexical.rounds == 0:
         return panel
     for number in range(1, settings.teaching_rounds + 1):
         before_NC = panel.scores()

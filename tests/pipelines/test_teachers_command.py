@@ -7,10 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import FP32_SCORES, SMALL_DEMO, on_base, records, refused
+from command_line import FP32_SCORES, SMALL_DEMO, composed, on_base, records, refused
 
 import pseudo_label
 from adapt.core.artifacts import open_artifact
+from pipelines import pseudo_label as label_stage
+from pipelines.locations import conf_dir
+from pipelines.stage import Walk
 from pseudo_label.store import LABELS_FILE
 
 TASK = "demo_topics"
@@ -47,6 +50,31 @@ def test_every_teacher_has_an_estimate_beside_its_measured_accuracy(smallest_run
     assert set(metrics["measured"]) == {"model", "lexical", "embedding", "together"}
     assert all(0 < teacher["estimated"] < 1 and teacher["weight"] > 0 for teacher in metrics["teachers"].values())
     assert "estimated" in text and "together" in text
+
+
+def test_another_encoder_at_the_same_place_makes_other_labels(smallest_run: Path, tmp_path: Path) -> None:
+    link, digests = tmp_path / "encoder", set()
+    for stage in ("pretrain", f"continue_pretrain/{TASK}"):
+        link.unlink(missing_ok=True)
+        link.symlink_to((smallest_run / stage).resolve())
+        own = ["pseudo_label.teachers=[lexical,embedding]", f"pseudo_label.encoder={link}", f"tasks=[{TASK}]"]
+        shared = [word for word in on_base(smallest_run, tmp_path, TASK) if not word.startswith("task=")]
+        walk = Walk(composed("pseudo_label", [*shared, *own]))
+        digests.add(label_stage.plan(walk, walk.tasks()[0]).key.digest())
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize(("rounds", "is_taught"), [(0, False), (2, True)])
+def test_a_lexical_labeller_that_does_not_teach_itself_is_not_taught(
+    rounds: int, is_taught: bool, smallest_run: Path, tmp_path: Path, run_here: Run
+) -> None:
+    (tmp_path / "tasks").mkdir()
+    text = (conf_dir() / "task" / f"{TASK}.yaml").read_text(encoding="utf-8")
+    (tmp_path / "tasks" / f"{TASK}.yaml").write_text(f"{text}lexical: {{rounds: {rounds}}}\n", encoding="utf-8")
+    own = [f"task_dir={tmp_path}/tasks", "pseudo_label.teachers=[lexical,embedding]"]
+    text = run_here("pseudo_label", [*on_base(smallest_run, tmp_path, TASK), *own])
+    taught = open_artifact((tmp_path / "demo" / "pseudo_label" / TASK).resolve()).metrics["taught"]
+    assert (bool(taught) or "of teaching taken back" in text) is is_taught
 
 
 def test_the_lexical_labeller_is_a_row_of_every_table(smallest_run: Path) -> None:

@@ -142,7 +142,8 @@ def _measured(walk: Walk, task: TaskConfig, panel: Panel, labels: list[PseudoLab
     """
     selected = [label for label in labels if label.is_selected]
     found: dict[str, Any] = {}
-    if selected:
+    n_voters = len(panel.ask) if panel.model is None else len(panel.ask) - 1 + len(panel.model.keys)
+    if selected and n_voters > 1:
         found["noise/disagreement"] = 1 - float(np.mean([label.agreement for label in selected]))
     least = {name: min(label.margin for label in selected if label.label == name) for name in {x.label for x in selected}}
     guesses: list[str] = []
@@ -193,7 +194,8 @@ def _describe(artifact: Artifact) -> str:
     if len(m["teachers"]) > 1:
         text += f"; {say_teachers(m)}"
     if "noise/disagreement" in m:
-        text += f"; prompts disagree on {100 * m['noise/disagreement']:.0f} % of the selected"
+        voters = "prompts and other teachers" if len(m["teachers"]) > 1 else "prompts"
+        text += f"; {voters} disagree on {100 * m['noise/disagreement']:.0f} % of the selected"
     if "noise/labelled" in m:
         labelled = m["noise/labelled"]
         text += f", {100 * labelled['accuracy']:.0f} % of {labelled['n']} labelled rows as sure as these are right"

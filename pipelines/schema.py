@@ -22,6 +22,7 @@ from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.tracking import TrackerConfig
 from adapt.train.train_config import Trained
+from pipelines.setting_checks import refuse_below, refuse_no_share, refuse_shortlist
 from pseudo_label.adaptation_data import ReadingConfig
 from pseudo_label.coarse_to_fine import CoarseToFine
 from pseudo_label.decision import Method
@@ -93,9 +94,9 @@ class PretrainConfig:
     keeps_moments: bool = False
 
     def __post_init__(self) -> None:
-        _refuse_below(1, steps=self.steps, batch_rows=self.batch_rows, save_every_steps=self.save_every_steps)
-        _refuse_below(0, **{f"repeats.{domain}": count for domain, count in (self.repeats or {}).items()})
-        _refuse_no_share(held_out_share=self.held_out_share, span_mask_share=self.span_mask_share)
+        refuse_below(1, steps=self.steps, batch_rows=self.batch_rows, save_every_steps=self.save_every_steps)
+        refuse_below(0, **{f"repeats.{domain}": count for domain, count in (self.repeats or {}).items()})
+        refuse_no_share(held_out_share=self.held_out_share, span_mask_share=self.span_mask_share)
         if self.save_precision is Precision.AUTO:
             raise ConfigError("save_precision: auto is for computing; a file is fp32, bf16 or fp16")
 
@@ -114,8 +115,8 @@ class RoundsConfig:
     max_noise_increase: float = 0.05
 
     def __post_init__(self) -> None:
-        _refuse_below(1, count=self.count)
-        _refuse_no_share(min_change=self.min_change, max_noise_increase=self.max_noise_increase)
+        refuse_below(1, count=self.count)
+        refuse_no_share(min_change=self.min_change, max_noise_increase=self.max_noise_increase)
 
 
 class Teacher(enum.Enum):
@@ -135,7 +136,8 @@ class PseudoLabelConfig:
     The `teachers` score the rows and are summed, by `teacher_weights` (absent: by their accuracies, estimated without labels). For
     `teaching_rounds` the lexical one learns again from the sum. `teacher_file` holds the labels of the teacher `file`; `encoder` is
     the checkpoint or Hugging Face directory whose hidden states the teacher `embedding` reads (absent: the labelling model).
-    `method` decides on the model's own scores.
+    `method` decides on the model's own scores. With a `shortlist` the model is asked about so many labels of a row, the best by the
+    lexical teacher; some rows are scored in full, since its decision is fitted on all labels.
 
     `form` absent scores labels the way they will be trained. `coarse` says how coarse-to-fine decides. With `estimates_noise`,
     labelled evaluation splits are labelled too, to say how often labels as sure as the selected ones are right.
@@ -146,6 +148,7 @@ class PseudoLabelConfig:
     teacher_file: str | None = None
     teaching_rounds: int = 1
     encoder: str | None = None
+    shortlist: int | None = None
     method: Method = Method.ENSEMBLE
     prompts: list[str] | None = None
     criterion: str | None = None
@@ -171,10 +174,13 @@ class PseudoLabelConfig:
             raise ConfigError("teacher_weights: a weight must be above 0; leave the teacher out instead")
         if self.method.needs_lexical:
             raise ConfigError(f"method={self.method.value}: decides on the model's scores only; use teachers=[model,lexical]")
-        _refuse_below(0, teaching_rounds=self.teaching_rounds)
+        refuse_below(0, teaching_rounds=self.teaching_rounds)
+        refuse_shortlist(self.shortlist, coarse_to_fine=self.coarse_to_fine)
+        if self.shortlist is not None and not {Teacher.MODEL, Teacher.LEXICAL} <= set(self.teachers):
+            raise ConfigError("shortlist: the lexical teacher makes it for the model; name both in teachers, or set it to null")
         if self.prompts is not None and not self.prompts:
             raise ConfigError("prompts: an empty list; name prompts of the task, or null for its own choice")
-        _refuse_no_share(held_out_share=self.held_out_share, collapse_limit=self.collapse_limit)
+        refuse_no_share(held_out_share=self.held_out_share, collapse_limit=self.collapse_limit)
 
 
 class MomentsStart(enum.Enum):
@@ -206,7 +212,7 @@ class AdaptConfig(ReadingConfig):
         super().__post_init__()
         if self.epochs <= 0:
             raise ConfigError(f"epochs: {self.epochs} trains nothing; give more than 0, or leave continue_pretrain out of stages")
-        _refuse_below(1, batch_rows=self.batch_rows, save_every_steps=self.save_every_steps)
+        refuse_below(1, batch_rows=self.batch_rows, save_every_steps=self.save_every_steps)
         if not 0 <= self.replay_share < 1:
             raise ConfigError(f"replay_share: {self.replay_share} is not a share below 1 of an epoch's rows")
         wrong = [name for name, weight in (self.joint or {}).items() if weight <= 0]
@@ -238,14 +244,15 @@ class GateConfig:
     general_rows: int = 64
 
     def __post_init__(self) -> None:
-        _refuse_below(1, general_rows=self.general_rows)
+        refuse_below(1, general_rows=self.general_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Evaluation: every method on the labelled splits; `method` also decides submissions and exports.
 
-    `combined` adds the lexical labeller's scores to the model's, `lexical_weight` times at equal spread.
+    `combined` adds the lexical labeller's scores to the model's, `lexical_weight` times at equal spread. With a `shortlist` it
+    chooses among so many labels of a row, the best by the lexical labeller, and an export asks the model about no others.
 
     `criteria` are compared beside each other on dev and few together, under the reference prompt. Calibration is fitted on
     `fit_rows` unlabeled rows. `splits` are taken where a task has them; `form` absent scores labels the
@@ -257,7 +264,8 @@ class EvaluateConfig:
     methods: list[Method] = field(
         default_factory=lambda: [Method.LEXICAL, Method.RAW, Method.PRIOR, Method.ENSEMBLE, Method.COMBINED]
     )
-    lexical_weight: float = 1.0
+    lexical_weight: float = 4.0
+    shortlist: int | None = None
     criterion: str | None = None
     criteria: list[str] = field(default_factory=list)
     other_tasks: list[str] = field(default_factory=list)
@@ -269,6 +277,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.fit_rows < 0:
             raise ConfigError(f"fit_rows: {self.fit_rows} is negative; 0 fits nothing")
+        refuse_shortlist(self.shortlist, coarse_to_fine=self.coarse_to_fine)
         if self.lexical_weight <= 0:
             raise ConfigError(f"lexical_weight: {self.lexical_weight:g} is not above 0; leave `combined` out of methods instead")
 
@@ -372,17 +381,3 @@ class PipelineConfig:
     importer: str | None = None
     source: str | None = None
     import_checkpoint: ImportConfig = field(default_factory=ImportConfig)
-
-
-def _refuse_below(least: int, **counts: int) -> None:
-    """Raise ConfigError for counts that are too small."""
-    wrong = [f"{name}: {count} is less than {least}" for name, count in counts.items() if count < least]
-    if wrong:
-        raise ConfigError("; ".join(wrong))
-
-
-def _refuse_no_share(**shares: float) -> None:
-    """Raise ConfigError for what is no share."""
-    wrong = [f"{name}: {share} is not between 0 and 1" for name, share in shares.items() if not 0 <= share <= 1]
-    if wrong:
-        raise ConfigError("; ".join(wrong))

@@ -38,12 +38,13 @@ _TASK_KEYS = ("fields", "label_words", "label_tree", "shorten", "candidates")
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreJob:
-    """What a rank needs to score its chunks; `lines` are the rows' lines in `source`."""
+    """What a rank needs to score its chunks; `lines` are the rows' lines in `source`, `shortlists` theirs by line."""
 
     task: TaskConfig
     weights: str
     source: str
     lines: list[int]
+    shortlists: dict[str, list[int]]
     passes: list[ScoringPass]
     domain: list[dict[str, str]]
     scorer: ScorerConfig
@@ -78,6 +79,7 @@ def scores_of(
         weights=str(weights_of(model).resolve()),
         source=str(split_path(walk.data_root(), task, split).absolute()),  # not where a link leads: the ending says the kind
         lines=[row.line for row in rows],
+        shortlists={str(row.line): list(row.shortlist) for row in rows if row.shortlist is not None},
         passes=list(passes),
         domain=domain_texts(walk, task, (what.null for what in passes)),
         scorer=walk.scorer,
@@ -127,7 +129,9 @@ def score_rank(content: dict[str, Any], rank: RankInfo) -> None:
     """Score every n-th chunk on one rank."""
     job: ScoreJob = from_plain(ScoreJob, content["job"], "job.yaml")
     wanted = set(job.lines)
-    rows = [row for row in read_rows(Path(job.source), job.task) if row.line in wanted]
+    lists = {int(line): tuple(places) for line, places in job.shortlists.items()}
+    read = (row for row in read_rows(Path(job.source), job.task) if row.line in wanted)
+    rows = [replace(row, shortlist=lists.get(row.line)) for row in read]
     _score_chunks(job, rows, range(rank.rank, job.n_chunks, rank.world_size))
 
 
@@ -180,6 +184,7 @@ def _settings(
     """Return all that scores depend on beside the model."""
     plain = to_plain(task)
     content = [(row.line, dict(row.texts), row.candidates) for row in rows]
+    lists = [row.shortlist for row in rows]
     return {
         **{name: plain[name] for name in _TASK_KEYS},
         "order": order_of(task),
@@ -187,5 +192,6 @@ def _settings(
         "passes": to_plain(list(passes)),
         **({"domain": digest_of(domain)} if domain else {}),
         "rows": digest_of(content),
+        **({"shortlists": digest_of(lists)} if any(places is not None for places in lists) else {}),
         "precision": scorer.precision.value,
     }

@@ -58,8 +58,14 @@ def subject_of(
         names = prompts_of(task, scoring, [method], is_trained=is_trained)
         keys = scoring.keys(fitted_on.passes, task, names) if fit_rows else []
         if method is Method.COMBINED:
-            weight = settings.lexical_weight
-            decisions[method] = fit_combined(keys, task, is_trained=is_trained, lexical_weight=weight, coarse_to_fine=coarse)
+            decisions[method] = fit_combined(
+                keys,
+                task,
+                is_trained=is_trained,
+                lexical_weight=settings.lexical_weight,
+                shortlist=settings.shortlist,
+                coarse_to_fine=coarse,
+            )
             continue
         if method is Method.CONTENT_FREE:
             keys = content_free_keys(walk, task, model, scoring)

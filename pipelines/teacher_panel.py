@@ -19,6 +19,7 @@ import numpy as np
 from adapt.core.artifacts import Artifact, sha256_of_file
 from adapt.core.errors import CheckpointError, ConfigError, DataError
 from adapt.core.scorer import FloatArray
+from pipelines.rows import sample_rows
 from pipelines.schema import PipelineConfig, Teacher
 from pipelines.scores import content_free_keys, scores_of
 from pipelines.stage import Walk, open_model_artifact, weights_of
@@ -26,6 +27,7 @@ from pipelines.teachers import Views, lexical_of
 from pseudo_label.coarse_to_fine import CoarseToFine
 from pseudo_label.decision import Decision, Method, fit_decision
 from pseudo_label.labelling import ScoringConfig
+from pseudo_label.shortlist import with_shortlists, within_shortlists
 from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.teachers import lexical_files
 from pseudo_label.teachers.contract import FittedTeacher, row_centred, spread_of
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from adapt.scoring.encoder import MeanEncoder
 
 logger = logging.getLogger("pipelines")
+_ROWS_IN_FULL = 500  # that are scored under every label where others have a shortlist
 _FLIP_LIMIT = 0.3  # share of labels that a round of teaching may change
 
 Ask = Callable[[str, Sequence[TaskRow]], FloatArray]
@@ -109,17 +112,24 @@ def fit_panel(
     ask: dict[str, Ask] = {}
     model: ModelTeacher | None = None
     is_alone = len(settings.teachers) == 1
-    for teacher in settings.teachers:
+    count = settings.shortlist if task.candidates is None else None
+    lexical = Teacher.LEXICAL.value
+    for teacher in sorted(settings.teachers, key=lambda teacher: count is not None and teacher is Teacher.MODEL):
         name = teacher.value
-        if teacher is Teacher.MODEL:
-            model = _model_teacher(walk, task, labeller, rows, scoring, coarse, is_alone=is_alone)
-            scores[name] = _model_scores(model, model.keys, task)
-            ask[name] = _ask_model(walk, task, labeller, scoring, passes, model)
+        if teacher is not Teacher.MODEL:
+            fitted, scores[name] = _fit_other(walk, task, labeller, teacher, rows)
+            ask[name] = _ask_fitted(fitted)
             continue
-        fitted, scores[name] = _fit_other(walk, task, labeller, teacher, rows)
-        ask[name] = _ask_fitted(fitted)
-    views = Views(rows=rows, scores=scores)
-    combination = None if is_alone else fit_combination(scores, settings.teacher_weights)
+        asked = rows if count is None else _shortlisted(rows, task, scores[lexical], count, walk.config.seed)
+        model = _model_teacher(walk, task, labeller, asked, scoring, coarse, is_alone=is_alone)
+        scores[name] = _model_scores(model, model.keys, task)
+        ask[name] = _ask_model(walk, task, labeller, scoring, passes, model)
+        if count is not None:
+            scores[name] = within_shortlists(scores[name], scores[lexical], count)
+            ask[name] = _within(ask[name], ask[lexical], count)
+    # In the order that they were named, whatever order they were fitted in.
+    views = Views(rows=rows, scores={teacher.value: scores[teacher.value] for teacher in settings.teachers})
+    combination = None if is_alone else fit_combination(views.scores, settings.teacher_weights)
     panel = Panel(task=task, unlabeled=views, ask=ask, combination=combination, model=model)
     return _taught(walk, panel)
 
@@ -150,11 +160,25 @@ def _model_teacher(
     *,
     is_alone: bool,
 ) -> ModelTeacher:
+    """Score the rows and fit the model's decision, on those of them that were scored in full."""
     method = walk.config.pseudo_label.method
     keys = scoring.keys(scores_of(walk, task, labeller, "unlabeled", rows, scoring.passes(task)).passes, task)
-    fit_keys = content_free_keys(walk, task, labeller, scoring) if method is Method.CONTENT_FREE else keys
+    whole = np.asarray([row.shortlist is None for row in rows], dtype=bool)
+    whole_keys = keys if whole.all() else [k.of_rows(whole) for k in keys]
+    fit_keys = content_free_keys(walk, task, labeller, scoring) if method is Method.CONTENT_FREE else whole_keys
     decision = fit_decision(method, fit_keys, task, coarse_to_fine=coarse)
-    return ModelTeacher(decision=decision, keys=keys, spread=None if is_alone else spread_of(decision.scores(keys, task)))
+    return ModelTeacher(decision=decision, keys=keys, spread=None if is_alone else spread_of(decision.scores(whole_keys, task)))
+
+
+def _shortlisted(rows: Sequence[TaskRow], task: TaskConfig, lexical_NC: FloatArray, count: int, seed: int) -> list[TaskRow]:
+    """Return the rows with their shortlists, and a sample of them without, on which the model's decision is fitted."""
+    in_full = {row.line for row in sample_rows(rows, task, _ROWS_IN_FULL, seed)[0]}
+    listed = with_shortlists(rows, lexical_NC, count)
+    return [row if row.line in in_full else short for row, short in zip(rows, listed, strict=True)]
+
+
+def _within(ask_model: Ask, ask_lexical: Ask, count: int) -> Ask:
+    return lambda split, rows: within_shortlists(ask_model(split, rows), ask_lexical(split, rows), count)
 
 
 def _model_scores(model: ModelTeacher, keys: list[PromptKeys], task: TaskConfig) -> FloatArray:

@@ -23,6 +23,7 @@ import numpy as np
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.scorer import FloatArray
 from pseudo_label.coarse_to_fine import CoarseToFine, groups_of_labels, join_steps
+from pseudo_label.shortlist import within_shortlists
 from pseudo_label.tasks import TaskConfig
 from pseudo_label.teachers.contract import row_centred, spread_of
 from pseudo_label.zero_shot import PromptKeys
@@ -88,7 +89,9 @@ class FittedScores:
 class Decision:
     """A task's frozen decision: what export carries and prediction applies, fitted on `n_fitted` unlabeled rows.
 
-    A `combined` decision divides the model's scores by `model_spread` and adds `lexical_weight` times the lexical ones.
+    A `combined` decision divides the model's scores by `model_spread` and adds `lexical_weight` times the lexical ones, both
+    multiplied so that their weights' mean is 1. With a
+    `shortlist` it chooses among so many labels of a row, the best by the lexical labeller.
     """
 
     method: Method
@@ -98,6 +101,7 @@ class Decision:
     coarse: CoarseToFine = field(default_factory=CoarseToFine)
     model_spread: float = 1.0
     lexical_weight: float = 0.0
+    shortlist: int | None = None
 
     @property
     def needs_lexical(self) -> bool:
@@ -117,7 +121,10 @@ class Decision:
         if not self.needs_lexical:
             return model_NC
         assert lexical_NC is not None, "a combined decision needs the lexical labeller's scores"
-        return np.asarray(row_centred(model_NC) / self.model_spread + self.lexical_weight * lexical_NC)
+        if self.shortlist is not None:
+            model_NC = within_shortlists(model_NC, lexical_NC, self.shortlist)
+        summed_NC = row_centred(model_NC) / self.model_spread + self.lexical_weight * lexical_NC
+        return np.asarray(summed_NC * 2 / (1 + self.lexical_weight))
 
     def model_scores(self, keys: Sequence[PromptKeys], task: TaskConfig) -> FloatArray:
         """Return the model's scores [N, C], joined with those of the groups where the decision goes from coarse to fine."""
@@ -144,6 +151,7 @@ def fit_combined(
     *,
     is_trained: bool,
     lexical_weight: float,
+    shortlist: int | None = None,
     coarse_to_fine: CoarseToFine | None = None,
 ) -> Decision:
     """Fit a decision of model and lexical labeller together on the keys of unlabeled rows.
@@ -156,7 +164,14 @@ def fit_combined(
     if not n_rows:
         return replace(part, method=Method.COMBINED)
     spread = spread_of(part.model_scores(keys, task))
-    return replace(part, method=Method.COMBINED, n_fitted=n_rows, model_spread=spread, lexical_weight=lexical_weight)
+    return replace(
+        part,
+        method=Method.COMBINED,
+        n_fitted=n_rows,
+        model_spread=spread,
+        lexical_weight=lexical_weight,
+        shortlist=shortlist if task.candidates is None else None,
+    )
 
 
 def lexical_decision(n_fitted: int) -> Decision:

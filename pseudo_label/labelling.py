@@ -15,6 +15,7 @@ from pseudo_label.coarse_to_fine import CoarseToFine, followed_groups, groups_of
 from pseudo_label.criteria.contract import CandidateScores, Criterion
 from pseudo_label.decision import Decision, Method, fit_decision
 from pseudo_label.prompts import Prompt
+from pseudo_label.shortlist import with_shortlists
 from pseudo_label.tasks import TaskConfig, TaskRow, labels_of
 from pseudo_label.zero_shot import (
     PassScores,
@@ -101,8 +102,11 @@ class TaskScorer:
 
         Coarse to fine under one prompt, only the groups and the labels inside the followed ones are scored (the text is read
         once); labels that were not scored are at -inf. An ensemble's standards need every label of every row, and a prompt
-        with synonyms every word.
+        with synonyms every word. Where the decision has a shortlist, its labels only are scored.
         """
+        if decision.shortlist is not None and decision.needs_lexical:
+            assert lexical_NC is not None, "shortlists follow from the lexical labeller's scores"
+            rows = with_shortlists(rows, lexical_NC, decision.shortlist)
         is_whole = decision.method in (Method.ENSEMBLE, Method.COMBINED) or bool(self.task.synonyms_of(decision.prompts[0]))
         if decision.groups is None or self.task.label_tree is None or is_whole:
             return decision.scores(self.keys(rows, decision.prompts), self.task, lexical_NC)

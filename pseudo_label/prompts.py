@@ -71,42 +71,38 @@ class Prompt:
         if row.candidates is not None:
             return list(row.candidates)
         groups = list(self._group_ids) if with_groups else []
-        return [self._label_words[label] for label in self.task.labels] + groups + [word for _, word in self._synonyms]
+        words = [self._label_words[label] for label in self.task.labels] + groups + [word for _, word in self._synonyms]
+        return [words[place] for place in places_asked(row, self.task, self.name, with_groups=with_groups)]
 
     def readings(self, row: TaskRow, form: LabelForm, *, with_groups: bool = False) -> list[Reading]:
         """Render every candidate of a row: its labels in the task's order, then its tree's groups, then the synonyms.
 
+        Of a row with a shortlist, the labels there and their synonyms.
         A masked label before its text, which would see nothing under causal attention, is read bidirectionally.
 
         Raises:
             DataError: the row does not fit into the context even with its shortenable fields empty.
             ConfigError: a masked label without a mask token.
         """
-        if row.candidates is not None:
-            candidates = [self._encode_label(word) for word in row.candidates]
-        else:
-            candidates = [self._label_ids[label] for label in self.task.labels]
-            if with_groups:
-                candidates = candidates + list(self._group_ids.values())
-            candidates = candidates + self._synonym_ids
-        texts = self._render(row, candidates)
+        own = candidates = self._own_candidates(row)
+        if row.candidates is None:
+            groups = list(self._group_ids.values()) if with_groups else []
+            known = [*own, *groups, *self._synonym_ids]
+            candidates = [known[place] for place in places_asked(row, self.task, self.name, with_groups=with_groups)]
+        texts = self._render(row, candidates, own)
         if form is LabelForm.MLM and self.is_label_first:
             return [read_bidirectionally(text, self._tokenizer.mask_id) for text in texts]
         return [read_with_targets(text, form, self._tokenizer.mask_id) for text in texts]
 
     def labelled(self, row: TaskRow, label: str) -> SpannedText:
         """Render a row with one label, cut exactly as it is for scoring."""
-        if row.candidates is not None:
-            candidates = [self._encode_label(word) for word in row.candidates]
-            return self._render(row, candidates)[int(label)]
-        candidates = list(self._label_ids.values())
-        return self._render(row, candidates)[list(self._label_ids).index(label)]
+        own = self._own_candidates(row)
+        place = int(label) if row.candidates is not None else self.task.labels.index(label)
+        return self._render(row, [own[place]], own)[0]
 
     def length(self, row: TaskRow) -> int:
         """Return how many tokens a row has before it is cut, with its longest candidate."""
-        words = row.candidates
-        candidates = list(self._label_ids.values()) if words is None else [self._encode_label(word) for word in words]
-        return 1 + self._longest(candidates) + sum(len(piece.ids) for piece in self._pieces(row))
+        return 1 + self._longest(self._own_candidates(row)) + sum(len(piece.ids) for piece in self._pieces(row))
 
     def null_row(self, row: TaskRow) -> TaskRow:
         """Return the row with every field empty (a blank stays): the null context of pointwise mutual information."""
@@ -124,8 +120,15 @@ class Prompt:
             cut[name] = texts[name] if blank is None else texts[name].split(blank)[0][-self.context_length // 2 :] + blank
         return TaskRow(id=row.id, texts=cut, label=None, candidates=row.candidates, line=row.line)
 
-    def _render(self, row: TaskRow, candidates: Sequence[list[int]]) -> list[SpannedText]:
-        pieces = self._fit(self._pieces(row), self.context_length - 1 - self._longest(candidates), row)
+    def _own_candidates(self, row: TaskRow) -> list[list[int]]:
+        """Return the tokens of a row's own candidates, or of all labels in the task's order."""
+        if row.candidates is not None:
+            return [self._encode_label(word) for word in row.candidates]
+        return [self._label_ids[label] for label in self.task.labels]
+
+    def _render(self, row: TaskRow, candidates: Sequence[list[int]], own: Sequence[list[int]]) -> list[SpannedText]:
+        """Render a row with each of some candidates; `own` are all that its length is reckoned with."""
+        pieces = self._fit(self._pieces(row), self.context_length - 1 - self._longest(own), row)
         bos = ([self._tokenizer.bos_id], Span.CONTEXT)
         texts = []
         for ids in candidates:
@@ -133,12 +136,12 @@ class Prompt:
             texts.append(join_parts([bos, *parts]))
         return texts
 
-    def _longest(self, candidates: Sequence[list[int]]) -> int:
+    def _longest(self, own: Sequence[list[int]]) -> int:
         """Return the length of the longest candidate.
 
         Groups and further words count where they are not scored too, so that a row is cut alike for scoring and for training.
         """
-        return max(len(ids) for ids in [*candidates, *self._group_ids.values(), *self._synonym_ids])
+        return max(len(ids) for ids in [*own, *self._group_ids.values(), *self._synonym_ids])
 
     def _pieces(self, row: TaskRow) -> list[_Piece]:
         pieces = []
@@ -204,6 +207,20 @@ class Prompt:
                     "tokens; give them different label words and synonyms"
                 )
             seen[tuple(ids)] = label
+
+
+def places_asked(row: TaskRow, task: TaskConfig, prompt: str, *, with_groups: bool) -> list[int]:
+    """Return which of a task's candidates a row is read with, as places in: its labels, its tree's groups, a prompt's synonyms.
+
+    All of them, unless the row has a shortlist: then the labels there and their synonyms.
+    """
+    n_labels, n_groups = len(task.labels), len(task.label_tree or {}) if with_groups else 0
+    synonyms = task.synonyms_of(prompt)
+    if row.shortlist is None:
+        return list(range(n_labels + n_groups + len(synonyms)))
+    assert not with_groups, "a shortlist leaves groups nothing to do"
+    kept = {task.labels[place] for place in row.shortlist}
+    return [*row.shortlist, *(n_labels + place for place, (label, _) in enumerate(synonyms) if label in kept)]
 
 
 def label_stands_first(task: TaskConfig, name: str) -> bool:

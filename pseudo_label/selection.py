@@ -96,7 +96,8 @@ def _own_choice(keys_NC: FloatArray, *, has_classes: bool) -> npt.NDArray[np.int
     if not has_classes:
         return np.asarray(keys_NC.argmax(axis=1))
     n_labels = keys_NC.shape[1]
-    return np.asarray((keys_NC + match_prior(keys_NC, np.full(n_labels, 1 / n_labels))).argmax(axis=1))
+    whole_NC = keys_NC[np.isfinite(keys_NC).all(axis=1)]  # rows with a shortlist say little of the other labels
+    return np.asarray((keys_NC + match_prior(whole_NC, np.full(n_labels, 1 / n_labels))).argmax(axis=1))
 
 
 def _best(members: npt.NDArray[np.int64], margin: FloatArray, count: int) -> npt.NDArray[np.int64]:

@@ -94,10 +94,14 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskRow:
-    """One example: its id as in the file, its texts by field, and its label if it has one."""
+    """One example: its id as in the file, its texts by field, and its label if it has one.
+
+    `shortlist` are the places of the only labels of the task that a model is asked about, in ascending order (absent: all).
+    """
 
     id: Any
     texts: Mapping[str, str]
     label: str | None
     candidates: tuple[str, ...] | None
     line: int
+    shortlist: tuple[int, ...] | None = None

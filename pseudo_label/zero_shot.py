@@ -13,13 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from adapt.core.errors import DataError
 from adapt.core.progress import progress
 from adapt.core.scorer import FloatArray, Scorer
 from adapt.core.spans import NO_TARGET, IntArray, LabelForm, Reading, Span
 from pseudo_label.criteria.contract import CandidateScores, Criterion, Null, get_criterion
-from pseudo_label.prompts import Prompt
+from pseudo_label.prompts import Prompt, places_asked
 from pseudo_label.tasks import TaskConfig, TaskRow
 
 _WORDS_AT_ONCE = 128
@@ -63,6 +64,11 @@ class PromptKeys:
     criterion: str
     labels_NC: FloatArray
     groups_NG: FloatArray | None = None
+
+    def of_rows(self, kept_N: npt.NDArray[np.bool_]) -> PromptKeys:
+        """Return the keys of some of the rows."""
+        groups = None if self.groups_NG is None else self.groups_NG[kept_N]
+        return replace(self, labels_NC=self.labels_NC[kept_N], groups_NG=groups)
 
 
 def form_of(criterion: Criterion, form: LabelForm) -> LabelForm:
@@ -186,7 +192,19 @@ def _score_rows(scorer: Scorer, prompt: Prompt, rows: Sequence[TaskRow], what: S
     title = f"scoring {prompt.task.name} ({prompt.name})"
     sums = progress(scorer.score(examples(), frozenset(what.kinds)), title, total=len(rows), unit="row")
     for row, sums_C3 in zip(rows, sums, strict=True):
-        yield candidate_scores(sums_C3, in_flight.popleft(), prompt.words(row, with_groups=what.with_groups))
+        scores = candidate_scores(sums_C3, in_flight.popleft(), prompt.words(row, with_groups=what.with_groups))
+        yield scores if row.shortlist is None else _spread_out(scores, row, prompt)
+
+
+def _spread_out(scores: CandidateScores, row: TaskRow, prompt: Prompt) -> CandidateScores:
+    """Return the scores of a row's shortlist among all labels and synonyms; those that were not asked about stand at -inf."""
+    words = prompt.words(replace(row, shortlist=None))
+    asked = places_asked(row, prompt.task, prompt.name, with_groups=False)
+    sums_C3 = np.full((len(words), len(Span)), -np.inf)
+    sums_C3[asked] = scores.sums_C3
+    tokens_C3 = np.ones((len(words), len(Span)), np.int64)
+    tokens_C3[asked] = scores.tokens_C3
+    return CandidateScores(sums_C3=sums_C3, tokens_C3=tokens_C3, characters_C=np.asarray([len(word) for word in words], np.int64))
 
 
 def candidate_scores(sums_C3: FloatArray, readings: Sequence[Reading], words: Sequence[str]) -> CandidateScores:

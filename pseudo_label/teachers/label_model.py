@@ -73,7 +73,7 @@ def estimated_accuracies(views: Mapping[str, FloatArray]) -> dict[str, float]:
     names = list(views)
     if len(names) < 2 or not len(views[names[0]]):
         return {}
-    n_labels = max(float(np.isfinite(views[names[0]]).sum(axis=1).mean()), 2.0)
+    n_labels = max(min(float(np.isfinite(view).sum(axis=1).mean()) for view in views.values()), 2.0)
     answers = {name: view.argmax(axis=1) for name, view in views.items()}
     leads = {
         frozenset(pair): float((answers[pair[0]] == answers[pair[1]]).mean()) - 1 / n_labels

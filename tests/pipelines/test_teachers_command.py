@@ -6,15 +6,18 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import FP32_SCORES, SMALL_DEMO, composed, on_base, records, refused
 
 import pseudo_label
 from adapt.core.artifacts import open_artifact
+from adapt.core.spans import Span
 from pipelines import pseudo_label as label_stage
+from pipelines import teacher_panel
 from pipelines.locations import conf_dir
 from pipelines.stage import Walk
-from pseudo_label.store import LABELS_FILE
+from pseudo_label.store import LABELS_FILE, SCORES_FILE
 
 TASK = "demo_topics"
 Run = Callable[[str, list[str]], str]
@@ -123,6 +126,9 @@ def test_an_export_of_the_lexical_method_answers_without_the_model(smallest_run:
         (["pseudo_label.teachers=[file]"], ["teacher_file", "not set"]),
         (["pseudo_label.teachers=[file]", "pseudo_label.teacher_file=nowhere.jsonl"], ["nowhere.jsonl", "no such file"]),
         (["evaluate.lexical_weight=0"], ["lexical_weight", "above 0"]),
+        (["pseudo_label.shortlist=1"], ["pseudo_label", "shortlist", "2 or more"]),
+        (["pseudo_label.shortlist=2", "pseudo_label.teachers=[model]"], ["shortlist", "lexical"]),
+        (["evaluate.shortlist=2", "evaluate.coarse_to_fine=true"], ["evaluate", "shortlist", "coarse_to_fine"]),
     ],
 )
 def test_teachers_that_cannot_serve_are_refused(
@@ -134,3 +140,29 @@ def test_teachers_that_cannot_serve_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     refused("pseudo_label", [*on_base(smallest_run, tmp_path, TASK), *own], words, monkeypatch, capsys)
+
+
+def test_the_lexical_teacher_leaves_the_model_a_shortlist(
+    smallest_run: Path, tmp_path: Path, run_here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows beyond those that the decision is fitted on are scored under their shortlist only; answers stay within it."""
+    monkeypatch.setattr(teacher_panel, "_ROWS_IN_FULL", 30)
+    run_here("pseudo_label", [*on_base(smallest_run, tmp_path, TASK), "pseudo_label.shortlist=2"])
+    labels = records(tmp_path / "demo" / "pseudo_label" / TASK / LABELS_FILE)
+    assert all(np.isfinite(row["scores"]).sum() == 2 for row in labels)
+    scored = records(next((tmp_path / "demo" / "score" / TASK).glob("unlabeled-*")) / SCORES_FILE)
+    n_asked = [np.isfinite(np.reshape(row["sums"], (-1, 3))[:4, Span.LABEL]).sum() for row in scored]
+    n_prompts = len({row["prompt"] for row in scored})
+    assert (n_asked.count(4), n_asked.count(2)) == (30 * n_prompts, 50 * n_prompts)
+
+
+def test_an_export_with_a_shortlist_answers_as_evaluation_did(smallest_run: Path, tmp_path: Path, run_here: Run) -> None:
+    own = ["evaluate.shortlist=2", "evaluate.methods=[combined]"]
+    run_here("run", [*on_base(smallest_run, tmp_path, TASK), *own, "stages=[evaluate,export]"])
+    wanted = json.loads((tmp_path / "demo" / "evaluate" / TASK / "answers.json").read_text(encoding="utf-8"))
+    predictor = pseudo_label.load(tmp_path / "demo" / "export" / TASK, FP32_SCORES)
+    assert predictor.spec.decision.shortlist == 2
+    for found in wanted:
+        answers = predictor.predict(gold(found["split"]))
+        assert [answer.label for answer in answers] == found["answers"]
+        assert all(sum(p > 0 for p in answer.probabilities.values()) == 2 for answer in answers)

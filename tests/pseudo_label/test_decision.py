@@ -273,7 +273,7 @@ def test_corrected_decisions_own_candidates_and_no_rows_never_collapse() -> None
     refuse_collapse(np.empty((0, 3)), raw_decision(), task_of(), limit=0.5)
 
 
-def test_combined_adds_the_lexical_scores_to_the_models_at_unit_spread() -> None:
+def test_combined_adds_the_lexical_scores_to_the_models_at_unit_spread_with_weights_of_mean_1() -> None:
     random = np.random.default_rng(0)
     task = task_of()
     n_labels = len(task.labels)
@@ -282,7 +282,7 @@ def test_combined_adds_the_lexical_scores_to_the_models_at_unit_spread() -> None
     for is_trained, method in ((False, Method.ENSEMBLE), (True, Method.RAW)):
         combined = fit_combined(keys, task, is_trained=is_trained, lexical_weight=0.5)
         own_NC = row_centred(fit_decision(method, keys, task).scores(keys, task))
-        wanted_NC = own_NC / own_NC.std() + 0.5 * lexical_NC
+        wanted_NC = (own_NC / own_NC.std() + 0.5 * lexical_NC) * 2 / 1.5
         np.testing.assert_allclose(combined.scores(keys, task, lexical_NC), wanted_NC)
         again: Decision = from_plain(Decision, to_plain(combined), "decision.json")
         np.testing.assert_array_equal(again.scores(keys, task, lexical_NC), combined.scores(keys, task, lexical_NC))

@@ -111,6 +111,7 @@ def _labels(task: TaskConfig, config: PipelineConfig, panel: Panel, *, is_first_
     keys = [] if panel.model is None else panel.model.keys
     others = [view for name, view in panel.unlabeled.scores.items() if name != Teacher.MODEL.value]
     agreed = agreement(scores, keys, task, others)
+    shares = task.shares() if task.candidates is None else None
     columns = {
         "label": predictions(scores, rows, task),
         "margin": margins(scores).tolist(),
@@ -118,7 +119,7 @@ def _labels(task: TaskConfig, config: PipelineConfig, panel: Panel, *, is_first_
         "agreement": agreed.tolist(),
         "scores": scores.tolist(),
         "probabilities": softmax(scores).tolist(),
-        "is_selected": select(scores, ~held_out, settings.selection, agreed).tolist(),
+        "is_selected": select(scores, ~held_out, settings.selection, agreed, shares).tolist(),
         "is_held_out": held_out.tolist(),
         "line": [row.line for row in rows],
         "text_digest": [reading_digest(row) for row in rows],

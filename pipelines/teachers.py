@@ -52,6 +52,7 @@ def lexical_artifact(walk: Walk, task: TaskConfig) -> Artifact | None:
         version=VERSION,
         config={
             **{name: plain[name] for name in _TASK_KEYS},
+            **({} if task.prior is None else {"prior": task.prior}),
             "words": {label: task.words_of(label) for label in task.labels},
             "order": order_of(task),
             "rows": digest_of([(row.line, dict(row.texts), row.candidates) for row in rows]),

@@ -2,14 +2,14 @@
 
 Legend: N rows, C labels, G groups.
 
-Raw likelihood of one prompt tends to predict one class. Two corrections, both fitted without labels: `prior`: one additive bias per
-class so that the mean posterior over the unlabeled rows is uniform. `ensemble`: the keys of several prompts, each centred per row,
-freed of its class means and scaled to unit spread, are averaged, and then prior-matched, multiplied by the task's `ensemble_scale`
-meanwhile. Both assume roughly balanced classes; `raw` is always available beside them. `lexical` asks no model
-(`pseudo_label/teachers/lexical.py`); `combined` adds both: the model's scores, scaled to unit spread over the unlabeled rows, and
-the lexical ones. The model's are its ensemble's, or, where it was trained on labels, its reference prompt's as they are: training
-has calibrated them. `content_free` needs no unlabeled rows: its bias evens out what the reference prompt says of texts without
-content (contextual calibration, Zhao et al. 2021, arXiv:2102.09690).
+Raw likelihood of one prompt tends to predict one class. Two corrections, both fitted without labels: `prior`: one additive bias
+per class so that the mean posterior over the unlabeled rows is the task's prior. `ensemble`: the keys of several prompts, each
+centred per row, freed of its class means and scaled to unit spread, are averaged, and then prior-matched, multiplied by the task's
+`ensemble_scale` meanwhile. Both match the task's `prior`, which is even unless it is given; `raw` is always available
+beside them. `lexical` asks no model (`pseudo_label/teachers/lexical.py`); `combined` adds both: the model's scores, scaled to unit
+spread over the unlabeled rows, and the lexical ones. The model's are its ensemble's, or, where it was trained on labels, its
+reference prompt's as they are: training has calibrated them. `content_free` needs no unlabeled rows: its bias evens out what the
+reference prompt says of texts without content (contextual calibration, Zhao et al. 2021, arXiv:2102.09690).
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def fit_decision(
     can_fit = n_rows > 0 and (has_classes or method is Method.ENSEMBLE)
     names = list(by_prompt) if method is Method.ENSEMBLE and can_fit else [task.reference]
 
-    def fitted(pick: Mapping[str, FloatArray], sizes: Sequence[int]) -> FittedScores:
+    def fitted(pick: Mapping[str, FloatArray], shares: Sequence[float]) -> FittedScores:
         if not can_fit or method is Method.RAW:
             return FittedScores(prompts=names)
         standards = {name: _standard(pick[name], has_classes) for name in names} if method is Method.ENSEMBLE else {}
@@ -203,19 +203,21 @@ def fit_decision(
         if not has_classes:
             return unbiased
         if method is Method.CONTENT_FREE:
-            biases = -np.log(softmax(unbiased.apply(pick)).mean(axis=0))
+            lean_C = np.log(np.asarray(shares) * len(shares))
+            biases = lean_C - np.log(softmax(unbiased.apply(pick)).mean(axis=0))
         else:
             scale = task.ensemble_scale if method is Method.ENSEMBLE else 1.0
-            biases = match_prior(unbiased.apply(pick) * scale, np.asarray(sizes, float) / sum(sizes)) / scale
+            biases = match_prior(unbiased.apply(pick) * scale, np.asarray(shares)) / scale
         return FittedScores(prompts=names, standards=standards, biases=biases.tolist())
 
-    labels = fitted({n: by_prompt[n].labels_NC for n in names if n in by_prompt}, [1] * len(task.labels))
+    labels = fitted({n: by_prompt[n].labels_NC for n in names if n in by_prompt}, task.shares())
     groups = None
     if coarse_to_fine is not None and task.label_tree is not None:
         if any(k.groups_NG is None for k in keys):
             raise ConfigError(f"task '{task.name}': coarse to fine needs the words of the tree's groups scored too")
         by_group = {n: g for n in names if n in by_prompt and (g := by_prompt[n].groups_NG) is not None}
-        groups = fitted(by_group, [len(members) for members in task.label_tree.values()])
+        share_of = dict(zip(task.labels, task.shares(), strict=True))
+        groups = fitted(by_group, [sum(share_of[label] for label in members) for members in task.label_tree.values()])
     return Decision(
         method=method, labels=labels, groups=groups, n_fitted=n_rows if can_fit else 0, coarse=coarse_to_fine or CoarseToFine()
     )

@@ -17,10 +17,14 @@ from pseudo_label.decision import margins, match_prior, softmax
 from pseudo_label.tasks import TaskConfig
 from pseudo_label.zero_shot import PromptKeys
 
+_ROUNDING = 1e-9  # so that 10 places for thirds of 30 are 10
+
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionConfig:
     """`share` of the rows is kept; with `is_balanced`, the same number from each predicted class; or the best `per_class` of each.
+
+    Where the task has a prior, classes get places by their shares instead.
 
     Before that, rows below a threshold go: `min_margin` (lead of the best label), `min_confidence` (its probability),
     `min_agreement` (share of prompts that give the same label by themselves). A class that was predicted less often than its
@@ -46,9 +50,16 @@ class SelectionConfig:
 
 
 def select(
-    scores_NC: FloatArray, eligible_N: npt.NDArray[np.bool_], config: SelectionConfig, agreement_N: FloatArray | None = None
+    scores_NC: FloatArray,
+    eligible_N: npt.NDArray[np.bool_],
+    config: SelectionConfig,
+    agreement_N: FloatArray | None = None,
+    shares_C: Sequence[float] | None = None,
 ) -> npt.NDArray[np.bool_]:
-    """Return which rows are selected; ends for any input, an empty one and empty classes included."""
+    """Return which rows are selected; ends for any input, an empty one and empty classes included.
+
+    `shares_C` are the classes' shares of the places (absent: all alike).
+    """
     chosen = np.zeros(len(scores_NC), dtype=bool)
     if not len(scores_NC):
         return chosen
@@ -65,11 +76,14 @@ def select(
     if not config.is_balanced and config.per_class is None:
         chosen[_best(np.flatnonzero(allowed), margin, total)] = True
         return chosen
-    quota, rest = divmod(total, scores_NC.shape[1])
+    n_classes = scores_NC.shape[1]
+    shares = np.full(n_classes, 1 / n_classes) if shares_C is None else np.asarray(shares_C)
+    quotas = np.floor(total * shares + _ROUNDING).astype(np.int64)
+    rest = total - int(quotas.sum())
     if config.per_class is not None:
-        quota, rest = config.per_class, 0
+        quotas, rest = np.full(n_classes, config.per_class), 0
     runners_up: list[int] = []
-    for label in range(scores_NC.shape[1]):
+    for label, quota in enumerate(quotas.tolist()):
         members = _best(np.flatnonzero(allowed & (predicted == label)), margin, quota + 1)
         chosen[members[:quota]] = True
         runners_up.extend(members[quota:])
@@ -87,17 +101,17 @@ def agreement(scores_NC: FloatArray, keys: Sequence[PromptKeys], task: TaskConfi
     if not len(scores_NC):
         return np.empty(0)
     predicted = scores_NC.argmax(axis=1)
-    votes = [_own_choice(k.labels_NC, has_classes=task.candidates is None) == predicted for k in keys]
+    shares = task.shares() if task.candidates is None else None
+    votes = [_own_choice(k.labels_NC, shares) == predicted for k in keys]
     votes += [view_NC.argmax(axis=1) == predicted for view_NC in views]
     return np.asarray(np.mean(votes, axis=0, dtype=float))
 
 
-def _own_choice(keys_NC: FloatArray, *, has_classes: bool) -> npt.NDArray[np.int64]:
-    if not has_classes:
+def _own_choice(keys_NC: FloatArray, shares: Sequence[float] | None) -> npt.NDArray[np.int64]:
+    if shares is None:
         return np.asarray(keys_NC.argmax(axis=1))
-    n_labels = keys_NC.shape[1]
     whole_NC = keys_NC[np.isfinite(keys_NC).all(axis=1)]  # rows with a shortlist say little of the other labels
-    return np.asarray((keys_NC + match_prior(whole_NC, np.full(n_labels, 1 / n_labels))).argmax(axis=1))
+    return np.asarray((keys_NC + match_prior(whole_NC, np.asarray(shares))).argmax(axis=1))
 
 
 def _best(members: npt.NDArray[np.int64], margin: FloatArray, count: int) -> npt.NDArray[np.int64]:

@@ -15,6 +15,8 @@ from pseudo_label.splits import refuse_no_name
 from pseudo_label.task_config import PromptConfig, TaskConfig
 from pseudo_label.templates import LABEL_SLOT, template_pieces
 
+_ROUNDED = 0.005  # by how much shares may miss 1
+
 
 def problems_of(task: TaskConfig) -> list[str]:
     """Return all that does not fit together in a task, each with its dotted path."""
@@ -37,6 +39,7 @@ def problems_of(task: TaskConfig) -> list[str]:
     for name, prompt in task.prompts.items():
         problems.extend(_prompt_problems(task, name, prompt))
     problems.extend(_rule_problems(task))
+    problems.extend(_prior_problems(task))
     if task.label_tree is not None:
         grouped = [label for labels in task.label_tree.values() for label in labels]
         problems.extend(f"label_tree: group '{group}' has no labels" for group, labels in task.label_tree.items() if not labels)
@@ -45,6 +48,20 @@ def problems_of(task: TaskConfig) -> list[str]:
         problems.extend(
             f"label_tree: label '{label}' is in several groups" for label in {x for x in grouped if grouped.count(x) > 1}
         )
+    return problems
+
+
+def _prior_problems(task: TaskConfig) -> list[str]:
+    if task.prior is None:
+        return []
+    if task.candidates is not None:
+        return ["prior: rows bring candidates of their own, which have no shares; leave it out"]
+    problems = [f"prior: label '{label}' has no share" for label in task.labels if label not in task.prior]
+    problems += [f"prior: unknown label '{label}'{suggest(label, task.labels)}" for label in task.prior if label not in task.labels]
+    problems += [f"prior.{label}: {share:g} is no share above 0" for label, share in task.prior.items() if not 0 < share <= 1]
+    total = sum(task.prior.values())
+    if not problems and abs(total - 1) > _ROUNDED:
+        problems.append(f"prior: the shares sum to {total:g}; they must sum to 1")
     return problems
 
 

@@ -44,12 +44,13 @@ class TaskConfig:
 
     `label_path` leads to a row's label (`pseudo_label/gold.py` says what counts as one).
 
-    `ensemble` names the prompts that label together where nothing else is asked for (none: all of them); a label-first prompt reads
-    the text once per label, so it is left out where labels are many and texts long. `label_tree` maps the word of a group to its
-    labels: each label in exactly one group. `ensemble_scale` multiplies an ensemble's scores, whose spread is 1, while its biases
-    are matched: where labels are in their hundreds, posteriors are so even at 1 that their mean says little of the answers. `rules`
-    and `lexical` say how to label without a model. `encoding` is that of the files of rows (absent: recognised); `data.encoding`
-    says it for all tasks.
+    `ensemble` names the prompts that label together where nothing else is asked for (none: all of them); a label-first prompt
+    reads the text once per label, so it is left out where labels are many and texts long. `label_tree` maps the word of a
+    group to its labels: each label in exactly one group. `ensemble_scale` multiplies an ensemble's scores, whose spread is 1,
+    while its biases are matched: where labels are in their hundreds, posteriors are so even at 1 that their mean says little
+    of the answers. `rules` and `lexical` say how to label without a model. `prior` is each label's share among the unlabeled
+    rows (absent: all alike), which calibration, rules and selection keep to. `encoding` is that of the files of rows
+    (absent: recognised); `data.encoding` says it for all tasks.
     """
 
     name: str
@@ -67,6 +68,7 @@ class TaskConfig:
     label_tree: dict[str, list[str]] | None = None
     rules: list[RuleConfig] = field(default_factory=list)
     lexical: LexicalConfig = field(default_factory=LexicalConfig)
+    prior: dict[str, float] | None = None
     submission_file: str | None = None
     submission_key: str = "label"
     encoding: str | None = None
@@ -74,6 +76,12 @@ class TaskConfig:
     @property
     def labels(self) -> list[str]:
         return list(self.label_words)
+
+    def shares(self) -> list[float]:
+        """Return each label's share among the unlabeled rows, in the order of the labels."""
+        if self.prior is None:
+            return [1 / max(len(self.label_words), 1)] * len(self.label_words)
+        return [self.prior[label] for label in self.labels]
 
     def synonyms_of(self, prompt: str) -> list[tuple[str, str]]:
         """Return (label, word) for the further words of a prompt, in the order of the labels."""

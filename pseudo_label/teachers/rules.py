@@ -67,8 +67,7 @@ def fit_rules(task: TaskConfig, rows: Sequence[TaskRow]) -> FittedRules:
         centres.append(float(np.median(values_N)) if is_counted else 0.0)
         spreads.append(float(values_N.std() or 1.0) if is_counted else 1.0)
     summed_NC = _weighed(task, (measured_NR - np.asarray(centres)) / np.asarray(spreads))
-    n_labels = len(task.labels)
-    biases = match_prior(summed_NC / spread_of(summed_NC), np.full(n_labels, 1 / n_labels)) * spread_of(summed_NC)
+    biases = match_prior(summed_NC / spread_of(summed_NC), np.asarray(task.shares())) * spread_of(summed_NC)
     return FittedRules(
         task=task,
         unit=unit,

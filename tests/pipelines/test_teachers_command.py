@@ -18,6 +18,7 @@ from pipelines import teacher_panel
 from pipelines.locations import conf_dir
 from pipelines.stage import Walk
 from pseudo_label.store import LABELS_FILE, SCORES_FILE
+from pseudo_label.tasks import load_task
 
 TASK = "demo_topics"
 Run = Callable[[str, list[str]], str]
@@ -166,3 +167,16 @@ def test_an_export_with_a_shortlist_answers_as_evaluation_did(smallest_run: Path
         answers = predictor.predict(gold(found["split"]))
         assert [answer.label for answer in answers] == found["answers"]
         assert all(sum(p > 0 for p in answer.probabilities.values()) == 2 for answer in answers)
+
+
+def test_a_given_prior_is_kept_to_by_labels_and_selection(smallest_run: Path, tmp_path: Path, run_here: Run) -> None:
+    text = (conf_dir() / "task" / f"{TASK}.yaml").read_text(encoding="utf-8")
+    first, *others = load_task(TASK, [conf_dir() / "task"]).labels
+    shares = ", ".join([f"{first}: 0.7", *(f"{label}: 0.1" for label in others)])
+    (tmp_path / f"{TASK}.yaml").write_text(f"{text}prior: {{{shares}}}\n", encoding="utf-8")
+    run_here("pseudo_label", [*on_base(smallest_run, tmp_path, TASK), f"task_dir={tmp_path}", "pseudo_label.teachers=[model]"])
+    labels = records(tmp_path / "demo" / "pseudo_label" / TASK / LABELS_FILE)
+    share = [row["label"] for row in labels].count(first) / len(labels)
+    chosen = [row["label"] for row in labels if row["is_selected"]]
+    assert share > 0.5
+    assert chosen.count(first) > len(chosen) / 2

@@ -293,3 +293,25 @@ def test_combined_without_unlabeled_rows_is_the_reference_prompt_as_it_is() -> N
     assert not decision.needs_lexical
     assert decision.prompts == [task_of().reference]
     assert decision.n_fitted == 0
+
+
+@pytest.mark.parametrize("method", [Method.PRIOR, Method.ENSEMBLE])
+def test_calibration_matches_the_prior_that_a_task_gives(method: Method) -> None:
+    keys, shares = three_prompts(), {"a": 0.7, "b": 0.2, "c": 0.1}
+    task = replace(task_of(), prior=shares)
+    scores = fit_decision(method, keys, task).scores(keys, task)
+    assert softmax(scores).mean(axis=0) == pytest.approx(list(shares.values()), abs=1e-4)
+
+
+def test_groups_match_the_sum_of_their_labels_shares() -> None:
+    task = replace(task_of("abcde", tree=TREE), prior=dict(zip("abcde", (0.3, 0.1, 0.1, 0.4, 0.1), strict=True)))
+    keys = three_prompts(n_groups=2, n_labels=5)
+    decision = fit_decision(Method.PRIOR, keys, task, coarse_to_fine=CoarseToFine())
+    assert softmax(decision.group_scores(keys)).mean(axis=0) == pytest.approx([0.7, 0.3], abs=1e-4)
+
+
+def test_content_free_texts_lean_as_the_prior_says() -> None:
+    keys, task = three_prompts()[:1], replace(task_of(), prior={"a": 0.5, "b": 0.25, "c": 0.25})
+    even, leaning = (fit_decision(Method.CONTENT_FREE, keys, t).labels.biases for t in (task_of(), task))
+    assert even is not None and leaning is not None
+    assert np.asarray(leaning) - np.asarray(even) == pytest.approx(np.log([1.5, 0.75, 0.75]))

@@ -290,3 +290,11 @@ def test_no_rows_agree_on_nothing() -> None:
     for n_labels, task in ((3, task_of()), (0, task_of(candidates="candidates"))):
         none = np.empty((0, n_labels))
         assert agreement(none, [keys_of("one", none)], task).tolist() == []
+
+
+def test_classes_get_places_by_their_shares() -> None:
+    scores = scores_with([40, 60, 20])
+    chosen = select(scores, all_of(scores), SelectionConfig(share=0.5), shares_C=[0.6, 0.3, 0.1])
+    assert by_class(scores, chosen) == [36, 18, 6]
+    even = select(scores, all_of(scores), SelectionConfig(share=0.5))
+    assert (even == select(scores, all_of(scores), SelectionConfig(share=0.5), shares_C=[1 / 3] * 3)).all()

@@ -203,6 +203,28 @@ def test_the_scale_of_an_ensemble_is_above_zero(tmp_path: Path, scale: str) -> N
         task_from(tmp_path, f"ensemble_scale: {scale}\n" + CLOZE)
 
 
+@pytest.mark.parametrize(
+    ("prior", "words"),
+    [
+        ("{a: 0.5}", "label 'b' has no share"),
+        ("{a: 0.5, b: 0.4, c: 0.1}", "unknown label 'c'"),
+        ("{a: 0.0, b: 1.0}", "prior.a: 0 is no share above 0"),
+        ("{a: 0.5, b: 0.6}", "sum to 1.1"),
+    ],
+)
+def test_a_prior_has_a_share_for_every_label(tmp_path: Path, prior: str, words: str) -> None:
+    text = "fields: {s: {path: s}}\nlabel_words: {a: A, b: B}\nprompts: {reference: {template: '{s}{label}'}}\n"
+    assert task_from(tmp_path, f"{text}prior: {{a: 0.25, b: 0.75}}\n").shares() == [0.25, 0.75]
+    with pytest.raises(ConfigError, match="prior") as caught:
+        task_from(tmp_path, f"{text}prior: {prior}\n")
+    assert words in str(caught.value)
+
+
+def test_rows_with_candidates_of_their_own_have_no_prior(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="prior: rows bring candidates"):
+        task_from(tmp_path, "prior: {a: 1.0}\n" + CLOZE)
+
+
 def test_problems_of_the_schema_are_listed_together_by_path(tmp_path: Path) -> None:
     text = "fields: {a: {pth: x}}\nprompts: {reference: {template: 3}}\nlabel_word: {}\nshorten: a\n"
     with pytest.raises(ConfigError) as caught:

@@ -129,11 +129,18 @@ class Teacher(enum.Enum):
     FILE = "file"
 
 
+class Weighting(enum.Enum):
+    """How teachers are weighed: the lexical one four times, or all by their accuracies, estimated without labels."""
+
+    FIXED = "fixed"
+    ESTIMATED = "estimated"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PseudoLabelConfig:
     """Pseudo-labelling: at most `max_rows` unlabeled rows, of which `held_out_share` measure and never train.
 
-    The `teachers` score the rows and are summed, by `teacher_weights` (absent: by their accuracies, estimated without labels). For
+    The `teachers` score the rows and are summed as `weighting` says; `teacher_weights` replaces weights of `fixed`. For
     `teaching_rounds` the lexical one learns again from the sum. `teacher_file` holds the labels of the teacher `file`; `encoder` is
     the checkpoint or Hugging Face directory whose hidden states the teacher `embedding` reads (absent: the labelling model).
     `method` decides on the model's own scores. With a `shortlist` the model is asked about so many labels of a row, the best by the
@@ -144,6 +151,7 @@ class PseudoLabelConfig:
     """
 
     teachers: list[Teacher] = field(default_factory=lambda: [Teacher.MODEL, Teacher.LEXICAL])
+    weighting: Weighting = Weighting.FIXED
     teacher_weights: dict[str, float] | None = None
     teacher_file: str | None = None
     teaching_rounds: int = 1
@@ -170,6 +178,8 @@ class PseudoLabelConfig:
         unknown = [name for name in self.teacher_weights or {} if name not in {teacher.value for teacher in self.teachers}]
         if unknown:
             raise ConfigError(f"teacher_weights: '{unknown[0]}' is none of teachers={[teacher.value for teacher in self.teachers]}")
+        if self.teacher_weights and self.weighting is Weighting.ESTIMATED:
+            raise ConfigError("teacher_weights: weighting=estimated sets them; leave one of the two out")
         if any(weight <= 0 for weight in (self.teacher_weights or {}).values()):
             raise ConfigError("teacher_weights: a weight must be above 0; leave the teacher out instead")
         if self.method.needs_lexical:

@@ -20,7 +20,7 @@ from adapt.core.artifacts import Artifact, sha256_of_file
 from adapt.core.errors import CheckpointError, ConfigError, DataError
 from adapt.core.scorer import FloatArray
 from pipelines.rows import sample_rows
-from pipelines.schema import PipelineConfig, Teacher
+from pipelines.schema import PipelineConfig, PseudoLabelConfig, Teacher, Weighting
 from pipelines.scores import content_free_keys, scores_of
 from pipelines.stage import Walk, open_model_artifact, weights_of
 from pipelines.teachers import Views, lexical_of
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pipelines")
 _ROWS_IN_FULL = 500  # that are scored under every label where others have a shortlist
+_LEXICAL_WEIGHT = 4.0  # beside 1 of any other teacher
 _FLIP_LIMIT = 0.3  # share of labels that a round of teaching may change
 
 Ask = Callable[[str, Sequence[TaskRow]], FloatArray]
@@ -129,9 +130,16 @@ def fit_panel(
             ask[name] = _within(ask[name], ask[lexical], count)
     # In the order that they were named, whatever order they were fitted in.
     views = Views(rows=rows, scores={teacher.value: scores[teacher.value] for teacher in settings.teachers})
-    combination = None if is_alone else fit_combination(views.scores, settings.teacher_weights)
+    combination = None if is_alone else fit_combination(views.scores, _weights(settings))
     panel = Panel(task=task, unlabeled=views, ask=ask, combination=combination, model=model)
     return _taught(walk, panel)
+
+
+def _weights(settings: PseudoLabelConfig) -> dict[str, float] | None:
+    """Return the teachers' weights, or None where they follow from estimated accuracies."""
+    if settings.weighting is Weighting.ESTIMATED:
+        return None
+    return {Teacher.LEXICAL.value: _LEXICAL_WEIGHT, **(settings.teacher_weights or {})}
 
 
 def check_teachers(config: PipelineConfig, task: TaskConfig) -> None:

@@ -1,4 +1,4 @@
-"""Several teachers to one: how right each is, estimated without labels, and the sum of their scores weighted by that.
+"""Several teachers to one: how right each is, estimated without labels, and the weighted sum of their scores.
 
 Accuracies follow from how often teachers agree. Under independent errors that are spread evenly over the wrong labels, teachers of
 accuracies p and q agree with probability 1 / C + C / (C - 1) (p - 1 / C)(q - 1 / C). Three agreements therefore give three

@@ -48,12 +48,31 @@ def test_labels_of_a_file_are_taken_where_it_names_the_row(smallest_run: Path, t
 
 
 def test_every_teacher_has_an_estimate_beside_its_measured_accuracy(smallest_run: Path, tmp_path: Path, run_here: Run) -> None:
-    text = run_here("pseudo_label", [*on_base(smallest_run, tmp_path, TASK), "pseudo_label.teachers=[model,lexical,embedding]"])
+    text = run_here(
+        "pseudo_label",
+        [
+            *on_base(smallest_run, tmp_path, TASK),
+            "pseudo_label.teachers=[model,lexical,embedding]",
+            "pseudo_label.weighting=estimated",
+        ],
+    )
     metrics = open_artifact((tmp_path / "demo" / "pseudo_label" / TASK).resolve()).metrics
     assert set(metrics["teachers"]) == {"model", "lexical", "embedding"}
     assert set(metrics["measured"]) == {"model", "lexical", "embedding", "together"}
     assert all(0 < teacher["estimated"] < 1 and teacher["weight"] > 0 for teacher in metrics["teachers"].values())
     assert "estimated" in text and "together" in text
+
+
+@pytest.mark.parametrize(("own", "ratio"), [([], 4.0), (["pseudo_label.teacher_weights={model: 2.0}"], 2.0)])
+def test_the_lexical_teacher_counts_four_times(
+    own: list[str], ratio: float, smallest_run: Path, tmp_path: Path, run_here: Run
+) -> None:
+    run_here("pseudo_label", [*on_base(smallest_run, tmp_path, TASK), *own])
+    weights = {
+        n: t["weight"] for n, t in open_artifact((tmp_path / "demo" / "pseudo_label" / TASK).resolve()).metrics["teachers"].items()
+    }
+    assert weights["lexical"] / weights["model"] == pytest.approx(ratio)
+    assert sum(weights.values()) == pytest.approx(2)
 
 
 def test_another_encoder_at_the_same_place_makes_other_labels(smallest_run: Path, tmp_path: Path) -> None:
@@ -122,6 +141,7 @@ def test_an_export_of_the_lexical_method_answers_without_the_model(smallest_run:
         (["pseudo_label.teachers=[oracle]"], ["pseudo_label.teachers", "oracle"]),
         (["pseudo_label.teacher_weights={rules: 1.0}"], ["teacher_weights", "rules"]),
         (["pseudo_label.teacher_weights={lexical: 0.0}"], ["teacher_weights", "above 0"]),
+        (["pseudo_label.teacher_weights={lexical: 2.0}", "pseudo_label.weighting=estimated"], ["teacher_weights", "weighting"]),
         (["pseudo_label.method=combined"], ["method=combined", "teachers"]),
         (["pseudo_label.teachers=[rules]"], ["teachers", "no rules"]),
         (["pseudo_label.teachers=[file]"], ["teacher_file", "not set"]),

@@ -288,7 +288,7 @@ def _taught(walk: Walk, panel: Panel) -> Panel:
         lexical = lexical_files.fit(panel.task, panel.unlabeled.rows, walk.config.seed, before_NC)
         scores = {**panel.unlabeled.scores, name: lexical.scores(panel.unlabeled.rows)}
         assert panel.combination is not None
-        combination = fit_combination(scores, panel.combination.weights)
+        combination = fit_combination(scores, panel.combination.weights, panel.combination.estimates)
         next_panel = Panel(
             task=panel.task,
             unlabeled=Views(rows=panel.unlabeled.rows, scores=scores),

@@ -51,10 +51,15 @@ class Combination:
         return np.asarray(row_centred(np.asarray(total)) / self.spread * self.sharpness)
 
 
-def fit_combination(views: Mapping[str, FloatArray], weights: Mapping[str, float] | None = None) -> Combination:
-    """Fit a combination on standardised scores of unlabeled rows; `weights` absent follow from the estimated accuracies."""
+def fit_combination(
+    views: Mapping[str, FloatArray], weights: Mapping[str, float] | None = None, estimates: Mapping[str, float] | None = None
+) -> Combination:
+    """Fit a combination on standardised scores of unlabeled rows; `weights` absent follow from the estimated accuracies.
+
+    `estimates` are given where these teachers have learnt from each other: their agreement says nothing then.
+    """
     names = list(views)
-    estimates = estimated_accuracies(views)
+    estimates = estimated_accuracies(views) if estimates is None else dict(estimates)
     n_labels = max((np.isfinite(view).sum(axis=1).mean() for view in views.values() if len(view)), default=2.0)
     if weights is None:
         raw = {name: _vote_weight(estimates[name], n_labels) if estimates else 1.0 for name in names}

@@ -200,3 +200,14 @@ def test_a_given_prior_is_kept_to_by_labels_and_selection(smallest_run: Path, tm
     chosen = [row["label"] for row in labels if row["is_selected"]]
     assert share > 0.5
     assert chosen.count(first) > len(chosen) / 2
+
+
+def test_estimates_are_of_teachers_that_have_not_learnt_from_each_other(smallest_run: Path, tmp_path: Path, run_here: Run) -> None:
+    """After a round of teaching they agree more, whoever is right."""
+    estimates = []
+    for rounds in (0, 1):
+        run_here("pseudo_label", [*on_base(smallest_run, tmp_path, TASK), f"pseudo_label.teaching_rounds={rounds}"])
+        metrics = open_artifact((tmp_path / "demo" / "pseudo_label" / TASK).resolve()).metrics
+        assert len(metrics["taught"]) == rounds
+        estimates.append({name: teacher["estimated"] for name, teacher in metrics["teachers"].items()})
+    assert estimates[0] == estimates[1]

@@ -19,7 +19,7 @@ import numpy as np
 from adapt.core.artifacts import Artifact, sha256_of_file
 from adapt.core.errors import CheckpointError, ConfigError, DataError
 from adapt.core.scorer import FloatArray
-from pipelines.rows import sample_rows
+from pipelines.rows import adaptation_rows, sample_rows
 from pipelines.schema import PipelineConfig, PseudoLabelConfig, Teacher, Weighting
 from pipelines.scores import content_free_keys, scores_of
 from pipelines.stage import Walk, open_model_artifact, weights_of
@@ -285,7 +285,7 @@ def _taught(walk: Walk, panel: Panel) -> Panel:
         return panel
     for number in range(1, settings.teaching_rounds + 1):
         before_NC = panel.scores()
-        lexical = lexical_files.fit(panel.task, panel.unlabeled.rows, walk.config.seed, before_NC)
+        lexical = _lexical_taught(walk, panel, before_NC)
         scores = {**panel.unlabeled.scores, name: lexical.scores(panel.unlabeled.rows)}
         assert panel.combination is not None
         combination = fit_combination(scores, panel.combination.weights, panel.combination.estimates)
@@ -305,6 +305,21 @@ def _taught(walk: Walk, panel: Panel) -> Panel:
             return panel
         panel = replace(next_panel, flips=[*panel.flips, flips])
     return panel
+
+
+def _lexical_taught(walk: Walk, panel: Panel, summed_NC: FloatArray) -> lexical_files.Lexical:
+    """Fit the lexical labeller to the sum of all where rows were labelled, and to its own scores on all other unlabeled rows.
+
+    A sample of the rows would teach it less than it knows of them all.
+    """
+    rows = adaptation_rows(walk, panel.task, None).rows
+    guide_NC = panel.ask[Teacher.LEXICAL.value]("unlabeled", rows)
+    guide_NC = guide_NC / spread_of(guide_NC)
+    place = {row.line: index for index, row in enumerate(rows)}
+    spread = spread_of(summed_NC)
+    for row, scores_C in zip(panel.unlabeled.rows, summed_NC, strict=True):
+        guide_NC[place[row.line], : len(scores_C)] = scores_C / spread
+    return lexical_files.fit(panel.task, rows, walk.config.seed, guide_NC)
 
 
 def _decay(flips: float, scores_NC: FloatArray, limit: float, *, has_classes: bool) -> str | None:

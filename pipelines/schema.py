@@ -25,7 +25,7 @@ from adapt.train.train_config import Trained
 from pipelines.setting_checks import refuse_below, refuse_no_share, refuse_shortlist
 from pseudo_label.adaptation_data import ReadingConfig
 from pseudo_label.coarse_to_fine import CoarseToFine
-from pseudo_label.decision import Method
+from pseudo_label.decision import LEXICAL_WEIGHT, Method
 from pseudo_label.label_tree import TreeSource
 from pseudo_label.selection import SelectionConfig
 
@@ -274,7 +274,7 @@ class EvaluateConfig:
     methods: list[Method] = field(
         default_factory=lambda: [Method.LEXICAL, Method.RAW, Method.PRIOR, Method.ENSEMBLE, Method.COMBINED]
     )
-    lexical_weight: float = 4.0
+    lexical_weight: float = LEXICAL_WEIGHT
     shortlist: int | None = None
     criterion: str | None = None
     criteria: list[str] = field(default_factory=list)

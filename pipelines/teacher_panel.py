@@ -25,7 +25,7 @@ from pipelines.scores import content_free_keys, scores_of
 from pipelines.stage import Walk, open_model_artifact, weights_of
 from pipelines.teachers import Views, lexical_of
 from pseudo_label.coarse_to_fine import CoarseToFine
-from pseudo_label.decision import Decision, Method, fit_decision
+from pseudo_label.decision import LEXICAL_WEIGHT, Decision, Method, fit_decision
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.shortlist import with_shortlists, within_shortlists
 from pseudo_label.tasks import TaskConfig, TaskRow
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pipelines")
 _ROWS_IN_FULL = 500  # that are scored under every label where others have a shortlist
-_LEXICAL_WEIGHT = 4.0  # beside 1 of any other teacher
 _FLIP_LIMIT = 0.3  # share of labels that a round of teaching may change
 
 Ask = Callable[[str, Sequence[TaskRow]], FloatArray]
@@ -139,7 +138,7 @@ def _weights(settings: PseudoLabelConfig) -> dict[str, float] | None:
     """Return the teachers' weights, or None where they follow from estimated accuracies."""
     if settings.weighting is Weighting.ESTIMATED:
         return None
-    return {Teacher.LEXICAL.value: _LEXICAL_WEIGHT, **(settings.teacher_weights or {})}
+    return {Teacher.LEXICAL.value: LEXICAL_WEIGHT, **(settings.teacher_weights or {})}
 
 
 def check_teachers(config: PipelineConfig, task: TaskConfig) -> None:

@@ -28,6 +28,7 @@ from pseudo_label.tasks import TaskConfig
 from pseudo_label.teachers.contract import row_centred, spread_of
 from pseudo_label.zero_shot import PromptKeys
 
+LEXICAL_WEIGHT = 4.0  # of the lexical labeller beside a model at equal spread, in answers and among teachers (docs/study_log.md)
 _ROUNDS = 500
 _TOLERANCE = 1e-6
 

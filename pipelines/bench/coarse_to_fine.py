@@ -18,7 +18,7 @@ from adapt.core.scorer import FloatArray
 from adapt.core.spans import LabelForm, Reading, Span
 from adapt.scoring.tree import build_tree
 from pipelines.bench.contract import Benchmark, interleaved_medians, register
-from pipelines.bench.on_real_rows import RealRows, opened, real_rows
+from pipelines.bench.on_real_rows import RealRows, opened, rows_asked_for
 from pipelines.bench.options import number, only
 from pseudo_label.accuracy import accuracy_of
 from pseudo_label.coarse_to_fine import CoarseRule, CoarseToFine, followed_groups, groups_of_labels
@@ -39,12 +39,7 @@ _WAYS = {
 
 def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
     only(_NAME, options, *_KNOWN, needed=("checkpoint", "root"))
-    data = real_rows(
-        Path(options["root"]),
-        options.get("task", "iflytek"),
-        number(_NAME, options, "rows", 400),
-        number(_NAME, options, "fit_rows", 300),
-    )
+    data = rows_asked_for(_NAME, options, "iflytek")
     task = data.task
     if task.label_tree is None:
         raise ConfigError(f"bench coarse_to_fine: task '{task.name}' has no label_tree")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from adapt.checkpoint.opening import OpenCheckpoint, open_checkpoint
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
 from adapt.scoring.scorer_config import ScorerConfig
+from pipelines.bench.options import number
 from pipelines.locations import conf_dir
 from pseudo_label.leakage import EvaluationTexts
 from pseudo_label.tasks import TaskConfig, TaskRow, load_task, read_split, split_path
@@ -33,6 +35,12 @@ def real_rows(root: Path, name: str, n_labelled: int, n_unlabeled: int) -> RealR
     held = EvaluationTexts(labelled, task)
     unlabeled = [row for row in read_split(root, task, "unlabeled") if not held.has_row(row)]
     return RealRows(task=task, labelled=labelled[:n_labelled], unlabeled=unlabeled[:n_unlabeled])
+
+
+def rows_asked_for(benchmark: str, options: Mapping[str, str], task: str) -> RealRows:
+    """Read the rows that a benchmark's options root=, task=, rows= and fit_rows= name; `task` is its own choice."""
+    n_labelled, n_unlabeled = (number(benchmark, options, name, usual) for name, usual in (("rows", 400), ("fit_rows", 300)))
+    return real_rows(Path(options["root"]), options.get("task", task), n_labelled, n_unlabeled)
 
 
 def opened(checkpoint: Path, precision: Precision = Precision.FP32) -> OpenCheckpoint:

@@ -18,10 +18,10 @@ from adapt.core.scorer import FloatArray
 from adapt.core.spans import LabelForm, Span
 from adapt.scoring.tree import build_tree
 from pipelines.bench.contract import Benchmark, interleaved_medians, register
-from pipelines.bench.on_real_rows import opened, real_rows
+from pipelines.bench.on_real_rows import opened, rows_asked_for
 from pipelines.bench.options import number, only
 from pseudo_label.accuracy import accuracy_of
-from pseudo_label.decision import fit_combined
+from pseudo_label.decision import LEXICAL_WEIGHT, fit_combined
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.prompts import Prompt
 from pseudo_label.shortlist import with_shortlists
@@ -36,17 +36,12 @@ _EVERY_LABEL = "every label"
 
 def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
     only(_NAME, options, *_KNOWN, needed=("checkpoint", "root"))
-    data = real_rows(
-        Path(options["root"]),
-        options.get("task", "csldcp"),
-        number(_NAME, options, "rows", 400),
-        number(_NAME, options, "fit_rows", 300),
-    )
+    data = rows_asked_for(_NAME, options, "csldcp")
     task = data.task
     model = opened(Path(options["checkpoint"]))
     scorer = TaskScorer(task, ScoringConfig(prompts=[task.reference]), model.scorer, model.tokenizer)
     lexical_NC = lexical_files.fit(task, data.unlabeled, seed=0).scores(data.labelled)
-    every = fit_combined(scorer.keys(data.unlabeled), task, is_trained=True, lexical_weight=4.0)
+    every = fit_combined(scorer.keys(data.unlabeled), task, is_trained=True, lexical_weight=LEXICAL_WEIGHT)
     decisions = {_EVERY_LABEL: every} | {f"the best {count}": replace(every, shortlist=count) for count in _COUNTS}
     scores: dict[str, FloatArray] = {}
 

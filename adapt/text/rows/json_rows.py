@@ -29,7 +29,7 @@ class _Unfit(ValueError):
 
 @contextmanager
 def _refused(where: str) -> Iterator[None]:
-    """Turn what no row may hold into an error of the place; what is no JSON at all passes through as it is."""
+    """Turn JSON that no row may hold into an error of the place; an error of the syntax passes through."""
     try:
         yield
     except json.JSONDecodeError:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from pipelines.compose import main
+    from pipelines.command_line.compose import main
 
     main("run")

@@ -1,4 +1,4 @@
-"""A rank: reads the frozen job, trains, and leaves; started by `pipelines.launch`, never by hand."""
+"""A rank: reads the frozen job, trains, and leaves; started by `pipelines.ranks`, never by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def die_with_parent() -> None:
 
 def main(path: Path) -> int:
     """Run one rank's part of the job in `path`; return its exit code."""
-    from pipelines.rank import run_rank  # after die_with_parent: importing torch takes seconds
+    from pipelines.stages.rank_jobs import run_rank  # after die_with_parent: importing torch takes seconds
 
     return run_rank(path)
 

@@ -9,8 +9,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("adapt", "pseudo_label", "pipelines")
-# Each layer may import itself and what is listed for it.
+LIBRARY = {
+    "adapt.core",
+    "adapt.text",
+    "adapt.model",
+    "adapt.objective_config",
+    "adapt.objective",
+    "adapt.scoring",
+    "adapt.checkpoint",
+    "adapt.train",
+    "pseudo_label",
+}
+_CONFIG, _RANKS = "pipelines.config", "pipelines.ranks"
+_STAGES, _WALK = {"pipelines.report_page", _CONFIG, _RANKS, "pipelines.stages"}, "pipelines.walk"
+# Each layer may import itself and what is listed for it. `pipelines` itself is the faces: one file per command.
 LAYERS = {
+    "adapt": set(),
     "adapt.core": set(),
     "adapt.text": {"adapt.core"},
     "adapt.model": {"adapt.core", "adapt.text"},
@@ -19,30 +33,29 @@ LAYERS = {
     "adapt.scoring": {"adapt.core", "adapt.text", "adapt.model"},
     "adapt.checkpoint": {"adapt.core", "adapt.text", "adapt.model", "adapt.scoring"},
     "adapt.train": {"adapt.core", "adapt.text", "adapt.model", "adapt.objective_config", "adapt.objective", "adapt.checkpoint"},
-    "adapt.report": {"adapt.core"},
     "pseudo_label": {"adapt.core", "adapt.text"},
-    "pipelines": {
-        "adapt.core",
-        "adapt.text",
-        "adapt.model",
-        "adapt.objective_config",
-        "adapt.objective",
-        "adapt.scoring",
-        "adapt.checkpoint",
-        "adapt.train",
-        "adapt.report",
-        "pseudo_label",
-    },
+    _CONFIG: LIBRARY,
+    "pipelines.report_page": {"adapt.core"},
+    _RANKS: {"adapt.core", "adapt.train", _CONFIG},
+    "pipelines.stages": LIBRARY | _STAGES,
+    _WALK: LIBRARY | _STAGES,
+    "pipelines.tools": LIBRARY | _STAGES | {_WALK},
+    "pipelines.bench": LIBRARY | _STAGES | {_WALK},
+    "pipelines.command_line": LIBRARY | _STAGES | {_WALK},
+    "pipelines": {"pipelines.command_line", "pipelines.tools", "pipelines.stages"},
 }
 # The library's composition root joins labelling with a model's checkpoint.
-EXCEPTIONS = {"pseudo_label/predictor.py": {"adapt.checkpoint", "adapt.scoring"}}
+EXCEPTIONS = {
+    "pseudo_label/predictor.py": {"adapt.checkpoint", "adapt.scoring"},
+    "pseudo_label/__init__.py": {"pseudo_label.predictor"},
+}
 ONE_FILE = {
     "sentencepiece": "adapt/text/tokenizer.py",
     "datasets": "adapt/text/tokenized_corpus.py",
     "deepspeed": "adapt/train/engine.py",
     "wandb": "adapt/train/tracking.py",
-    "hydra": "pipelines/compose.py",
-    "omegaconf": "pipelines/compose.py",
+    "hydra": "pipelines/command_line/compose.py",
+    "omegaconf": "pipelines/command_line/compose.py",
     "pyarrow": "pseudo_label/store.py",
     "transformers": "adapt/model/hf.py",
     "tokenizers": "adapt/text/hf_tokenizer.py",
@@ -65,23 +78,36 @@ def sources(root: Path) -> list[Path]:
 
 
 def imports_of(path: Path) -> list[str]:
-    """Return the dotted names that a file imports, inside functions too."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """Return the dotted names that a file imports, inside functions too, but for those that only a type checker reads."""
+    found: list[str] = []
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            found.extend(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
+            found.extend(f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
-            found += [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            found.extend(argument.value for argument in node.args if isinstance(argument, ast.Constant))
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
     return found
 
 
+def module_name(path: Path, root: Path) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
 def layer_of(name: str) -> str | None:
+    """Return the longest layer that a dotted name lies in; a package's own `__init__` belongs to the package's layer."""
     parts = name.split(".")
-    if parts[0] == "adapt" and len(parts) > 1:
-        return ".".join(parts[:2])
-    return parts[0] if parts[0] in PACKAGES else None
+    for length in (2, 1):
+        if (layer := ".".join(parts[:length])) in LAYERS:
+            return layer
+    return None
 
 
 def violations(root: Path) -> list[str]:
@@ -89,9 +115,8 @@ def violations(root: Path) -> list[str]:
     found = []
     for path in sources(root):
         here = path.relative_to(root)
-        layer = layer_of(".".join(here.with_suffix("").parts))
-        if layer is None or layer == "adapt" or here.parts[-1] == "__init__.py":
-            continue
+        layer = layer_of(module_name(path, root))
+        assert layer is not None, f"{here} lies in no layer"
         allowed = LAYERS[layer] | {layer} | EXCEPTIONS.get(str(here), set())
         for name in imports_of(path):
             target = layer_of(name)
@@ -103,21 +128,54 @@ def violations(root: Path) -> list[str]:
     return found
 
 
+def circles(root: Path) -> list[list[str]]:
+    """List the sets of files that import each other in a circle, imports inside functions included."""
+    files = {module_name(path, root): path for path in sources(root)}
+    needs = {name: {_file_of(target, files) for target in imports_of(path)} - {None, name} for name, path in files.items()}
+    reached = {name: _reached(name, needs) for name in files}
+    found = {tuple(sorted({name, *(other for other in reached[name] if name in reached[other])})) for name in files}
+    return [list(circle) for circle in found if len(circle) > 1]
+
+
+def _file_of(name: str, files: dict[str, Path]) -> str | None:
+    return name if name in files else name.rpartition(".")[0] if name.rpartition(".")[0] in files else None
+
+
+def _reached(start: str, needs: dict[str, set[str | None]]) -> set[str | None]:
+    found: set[str | None] = set()
+    left = [start]
+    while left:
+        new = needs[left.pop()] - found
+        found |= new
+        left += [name for name in new if name is not None]
+    return found
+
+
 def test_imports_run_one_way_and_third_party_packages_have_one_file() -> None:
     assert violations(ROOT) == []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circles(ROOT) == []
 
 
 @pytest.mark.parametrize(
     ("place", "line"),
     [
         ("adapt/core/planted.py", "from adapt.model.gpt import GPT"),
+        ("adapt/core/__init__.py", "from adapt.model.gpt import GPT"),
         ("adapt/text/planted.py", "def f():\n    import adapt.train.loop"),
         ("pseudo_label/planted.py", "from adapt.checkpoint import weights"),
-        ("adapt/train/planted.py", "from pipelines import schema"),
+        ("adapt/train/planted.py", "from pipelines.config import schema"),
         ("adapt/model/planted.py", "import deepspeed"),
         ("adapt/model/planted.py", "import importlib\nimportlib.import_module('deepspeed')"),
         ("adapt/text/planted.py", "def f():\n    from transformers import AutoTokenizer"),
         ("pipelines/planted.py", "from hydra import compose"),
+        ("pipelines/config/planted.py", "from pipelines.stages import scores"),
+        ("pipelines/config/__init__.py", "def f():\n    from pipelines.walk.order import walk"),
+        ("pipelines/stages/planted.py", "def f():\n    from pipelines.command_line.compose import main"),
+        ("pipelines/stages/planted.py", "from pipelines.walk import preflight"),
+        ("pipelines/ranks/planted.py", "from pipelines.stages import rank_jobs"),
     ],
 )
 def test_a_planted_upward_import_is_found(tmp_path: Path, place: str, line: str) -> None:
@@ -125,6 +183,17 @@ def test_a_planted_upward_import_is_found(tmp_path: Path, place: str, line: str)
     planted.parent.mkdir(parents=True)
     planted.write_text(line, encoding="utf-8")
     assert len(violations(tmp_path)) == 1
+
+
+def test_a_planted_circle_is_found(tmp_path: Path) -> None:
+    wing = tmp_path / "pipelines" / "stages"
+    wing.mkdir(parents=True)
+    (wing / "__init__.py").write_text("", encoding="utf-8")
+    (wing / "one.py").write_text("from pipelines.stages import two", encoding="utf-8")
+    (wing / "two.py").write_text("def f():\n    from pipelines.stages.three import g", encoding="utf-8")
+    (wing / "three.py").write_text("from pipelines.stages.one import h", encoding="utf-8")
+    (wing / "four.py").write_text("from pipelines.stages.one import h", encoding="utf-8")
+    assert circles(tmp_path) == [["pipelines.stages.one", "pipelines.stages.three", "pipelines.stages.two"]]
 
 
 def test_no_file_is_over_400_lines() -> None:
@@ -149,7 +218,7 @@ def test_ranks_import_no_hydra(tmp_path: Path) -> None:
     import sys
 
     packages = "('hydra', 'omegaconf', 'wandb', 'deepspeed', 'transformers', 'tokenizers')"
-    code = f"import sys, pipelines.rank, pipelines.worker; print([m for m in {packages} if m in sys.modules])"
+    code = f"import sys, pipelines.stages.rank_jobs, pipelines.worker; print([m for m in {packages} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

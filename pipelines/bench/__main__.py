@@ -13,7 +13,7 @@ import torch
 from adapt.core.artifacts import writable, write_atomically
 from adapt.core.errors import AdaptError, ConfigError
 from pipelines.bench.contract import all_benchmarks
-from pipelines.launch import USER_ERROR_CODE
+from pipelines.ranks.launch import USER_ERROR_CODE
 
 
 def main(arguments: list[str]) -> int:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 
 from adapt.core.errors import AdaptError
-from pipelines.ranks import LOOPBACK, Meeting, free_port, rank_environment
+from pipelines.ranks.local import LOOPBACK, Meeting, free_port, rank_environment
 
 T = TypeVar("T")
 

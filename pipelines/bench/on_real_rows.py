@@ -11,7 +11,7 @@ from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
 from adapt.scoring.scorer_config import ScorerConfig
 from pipelines.bench.options import number
-from pipelines.locations import conf_dir
+from pipelines.config.locations import conf_dir
 from pseudo_label.leakage import EvaluationTexts
 from pseudo_label.tasks import TaskConfig, TaskRow, load_task, read_split, split_path
 

@@ -30,7 +30,7 @@ from adapt.model.counting import count_parameters
 from pipelines.bench.contract import Benchmark, register
 from pipelines.bench.options import number, only, some_of
 from pipelines.bench.paging_measure import measure_ranks, measure_read, measure_score, measure_write
-from pipelines.locations import conf_dir
+from pipelines.config.locations import conf_dir
 
 _NAME = "paging"
 _KNOWN = (

@@ -30,7 +30,7 @@ from pipelines.bench.child import as_a_rank, in_child
 from pipelines.bench.contract import Benchmark, register
 from pipelines.bench.options import device_of, is_cpu_time, number, only, some_of
 from pipelines.bench.step_measure import DENSE, SPARSE, StepCase, StepTimes, time_steps
-from pipelines.locations import conf_dir, demo_dir
+from pipelines.config.locations import conf_dir, demo_dir
 
 _NAME = "step"
 _KNOWN = (

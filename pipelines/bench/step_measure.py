@@ -39,7 +39,7 @@ from adapt.train.engine_config import EngineConfig
 from adapt.train.tracking import NoTracker
 from adapt.train.train_config import TrainConfig
 from pipelines.bench.contract import Stopwatch, cpu_seconds, cuda_seconds, interleaved_medians, wall_seconds
-from pipelines.schema import PretrainConfig
+from pipelines.config.schema import PretrainConfig
 
 SPARSE, DENSE = "sparse", "dense"
 _TOKENIZER_WORDS = 2400

@@ -34,8 +34,8 @@ from adapt.core.precision import Precision
 from adapt.core.typed import to_plain
 from adapt.model.gpt import GPT, materialize
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
-from pipelines.plain_options import run_plainly
-from pipelines.record_sums import RecordConfig, record
+from pipelines.command_line.plain_options import run_plainly
+from pipelines.tools.record_sums import RecordConfig, record
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 from adapt.core.precision import Precision
 from adapt.scoring.scorer_config import ScorerConfig
-from pipelines.compose import _register, checked
-from pipelines.locations import conf_dir, demo_dir
-from pipelines.schema import PipelineConfig
+from pipelines.command_line.compose import _register, checked
+from pipelines.config.locations import conf_dir, demo_dir
+from pipelines.config.schema import PipelineConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 UNLABELED_ROWS = 280
@@ -71,8 +71,8 @@ def in_process(
     stage: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str]:
     """Run a stage's command line in this process; return its exit code and what it wrote to standard error."""
-    from pipelines.compose import main
-    from pipelines.plan import show
+    from pipelines.command_line.compose import main
+    from pipelines.tools.plan import show
 
     GlobalHydra.instance().clear()
     monkeypatch.setattr(sys, "argv", [f"pipelines.{stage}", *in_fp32(arguments)])

@@ -12,8 +12,8 @@ from command_line import SMALLEST, refused
 
 from adapt.core.artifacts import open_artifact
 from adapt.core.errors import TrainingError
-from pipelines.forgetting import general_perplexity, is_rolled_back
-from pipelines.schema import GateAction, GateConfig
+from pipelines.config.schema import GateAction, GateConfig
+from pipelines.stages.forgetting import general_perplexity, is_rolled_back
 
 TASKS = ("demo_reviews", "demo_topics")
 RunHere = Callable[[str, list[str]], str]

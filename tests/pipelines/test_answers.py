@@ -11,7 +11,7 @@ import pytest
 from tiny_models import DEMO
 
 from adapt.core.artifacts import open_artifact
-from pipelines.evaluate import ANSWERS_FILE
+from pipelines.stages.evaluate import ANSWERS_FILE
 from pseudo_label.accuracy import accuracy_of
 
 TASKS = pytest.mark.parametrize("task", ["demo_reviews", "demo_topics"])

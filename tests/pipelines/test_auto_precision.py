@@ -17,11 +17,11 @@ import adapt.core.precision
 import pseudo_label.predictor
 from adapt.core.precision import Precision
 from adapt.scoring.scorer_config import ScorerConfig
-from pipelines import pretrain, scores
-from pipelines.locations import conf_dir, demo_dir
-from pipelines.schema import PipelineConfig
-from pipelines.stage import Walk
-from pipelines.walk import STAGES, stage_named
+from pipelines.config.locations import conf_dir, demo_dir
+from pipelines.config.schema import PipelineConfig
+from pipelines.stages import pretrain, scores
+from pipelines.stages.contract import Walk
+from pipelines.walk.order import STAGES, stage_named
 from pseudo_label.tasks import read_split
 from pseudo_label.zero_shot import passes_for
 

@@ -10,7 +10,7 @@ from command_line import SMALLEST, on_base, refused
 
 import pseudo_label
 from adapt.core.errors import DataError
-from pipelines.locations import demo_dir
+from pipelines.config.locations import demo_dir
 
 
 @pytest.fixture

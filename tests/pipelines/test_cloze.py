@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from command_line import FP32_SCORES, in_process, on_base, refused
 
-from pipelines.locations import demo_dir
+from pipelines.config.locations import demo_dir
 from pseudo_label.predictor import load
 
 WORDS = ["很好", "一般", "不错", "太差", "失望", "满意"]

@@ -9,8 +9,8 @@ from hydra.errors import ConfigCompositionException
 from adapt.core.errors import ConfigError
 from adapt.model.routers.contract import all_routers
 from adapt.model.routers.large_margin import LargeMarginConfig, MarginEffect
-from pipelines.locations import conf_dir
-from pipelines.walk import STAGES
+from pipelines.config.locations import conf_dir
+from pipelines.walk.order import STAGES
 
 CONF = conf_dir()
 PRIMARY = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "hydra_settings")

@@ -9,7 +9,7 @@ import pytest
 
 from adapt.core.errors import ConfigError
 from adapt.train.engine_config import EngineConfig
-from pipelines import continue_pretrain
+from pipelines.stages import continue_pretrain
 
 
 def test_experts_of_a_hugging_face_model_are_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

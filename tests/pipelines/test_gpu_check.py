@@ -13,9 +13,9 @@ import adapt.model.experts
 from adapt.model.experts import Experts
 from adapt.model.grouped_gemm import torch_gemm
 from adapt.model.routers.contract import all_routers
-from pipelines import gpu_check
-from pipelines.gpu_check import as_markdown, check_rows, main, run_steps
-from pipelines.gpu_correctness import CHECKS, Compared
+from pipelines.tools import gpu_check
+from pipelines.tools.gpu_check import as_markdown, check_rows, main, run_steps
+from pipelines.tools.gpu_correctness import CHECKS, Compared
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import pseudo_label
 from adapt.core.artifacts import open_artifact
-from pipelines.locations import demo_dir
+from pipelines.config.locations import demo_dir
 
 TASK = "demo_reviews"
 SMALLEST = [

@@ -14,9 +14,9 @@ from command_line import ROOT, refused
 
 from adapt.core.errors import AdaptError, ConfigError
 from adapt.train.engine_config import EngineConfig
-from pipelines.hosts import Host, HostRanks, check_hosts, read_hosts, spread
-from pipelines.launch import launch
-from pipelines.remote import passed_on
+from pipelines.ranks.hosts import Host, HostRanks, check_hosts, read_hosts, spread
+from pipelines.ranks.launch import launch
+from pipelines.ranks.remote import passed_on
 
 
 def hostfile(place: Path, text: str) -> Path:
@@ -125,7 +125,7 @@ def test_a_directory_that_is_not_shared_is_named(tmp_path: Path) -> None:
         "port": 1, "threads": 1, "environment": {},
     }  # fmt: skip
     frozen.with_name("hosts.token").write_text("stale", encoding="utf-8")
-    command = [sys.executable, "-m", "pipelines.node"]
+    command = [sys.executable, "-m", "pipelines.ranks.node"]
     done = subprocess.run(command, input=json.dumps(order) + "\n", cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     refusal, end = (json.loads(line) for line in done.stdout.splitlines())

@@ -26,9 +26,9 @@ from tiny_models import DEMO
 import adapt.text.tokenizer
 from adapt.core.artifacts import open_artifact
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
-from pipelines import verify
-from pipelines.plain_options import run_plainly
-from pipelines.verify import VerifyConfig
+from pipelines.command_line.plain_options import run_plainly
+from pipelines.tools import verify
+from pipelines.tools.verify import VerifyConfig
 
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]

@@ -12,7 +12,7 @@ from command_line import SMALLEST, in_process
 from hf_checkpoints import make_checkpoint
 
 from adapt.core.artifacts import open_artifact
-from pipelines.locations import conf_dir, demo_dir
+from pipelines.config.locations import conf_dir, demo_dir
 from pseudo_label.tasks import load_task
 
 TOPICS = {"sports", "finance", "tech", "food"}

@@ -11,8 +11,8 @@ import pytest
 
 from adapt.core.errors import AdaptError
 from adapt.train.engine_config import EngineConfig
-from pipelines.launch import launch
-from pipelines.ranks import LOOPBACK, Death, Meeting, rank_environment
+from pipelines.ranks.launch import launch
+from pipelines.ranks.local import LOOPBACK, Death, Meeting, rank_environment
 
 KEPT = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 

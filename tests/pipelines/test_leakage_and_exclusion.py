@@ -11,7 +11,7 @@ import pytest
 from command_line import on_base, records
 
 from adapt.core.artifacts import open_artifact
-from pipelines.locations import demo_dir
+from pipelines.config.locations import demo_dir
 
 TASK = "demo_reviews"
 RunHere = Callable[[str, list[str]], str]

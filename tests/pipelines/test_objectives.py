@@ -20,7 +20,7 @@ from adapt.model.batches import Batch, collate
 from adapt.model.gpt import GPT, materialize
 from adapt.objective import contribution, part_counts
 from adapt.objective_config import BalanceConfig, ObjectiveConfig
-from pipelines.locations import conf_dir
+from pipelines.config.locations import conf_dir
 
 TASK = "demo_reviews"
 MASK = 59

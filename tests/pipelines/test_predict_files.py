@@ -15,8 +15,8 @@ from command_line import in_process, refused
 
 from adapt.core.errors import DataError
 from adapt.text.rows.reading import open_rows, rows_of
-from pipelines import predict
-from pipelines.compose import _quoted
+from pipelines.command_line.compose import _quoted
+from pipelines.stages import predict
 
 ADDED = ["prediction", "probability"]
 Patch = pytest.MonkeyPatch

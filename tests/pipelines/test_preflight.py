@@ -14,7 +14,7 @@ from tiny_models import DEMO
 from adapt.checkpoint.weights import save_model
 from adapt.model.gpt import GPT
 from adapt.text.tokenizer import Tokenizer
-from pipelines.preflight import CHECKS
+from pipelines.walk.preflight import CHECKS
 
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]

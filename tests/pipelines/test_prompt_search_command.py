@@ -11,7 +11,7 @@ import pytest
 import yaml
 from command_line import SMALLEST, in_process
 
-from pipelines.locations import conf_dir, demo_dir
+from pipelines.config.locations import conf_dir, demo_dir
 from pseudo_label.tasks import load_task
 
 PROMPTS = """

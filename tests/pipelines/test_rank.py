@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from adapt.core.runtime import RankInfo
-from pipelines import rank as rank_module
-from pipelines.launch import USER_ERROR_CODE
+from pipelines.ranks.launch import USER_ERROR_CODE
+from pipelines.stages import rank_jobs as rank_module
 
 JOBS = list(rank_module.JOBS)
 

@@ -15,9 +15,9 @@ from adapt.checkpoint.weights import is_router, iterate_tensors, load_model
 from adapt.core.artifacts import open_artifact
 from adapt.core.runtime import RankInfo
 from adapt.text.tokenized_corpus import open_tokenized
-from pipelines import pretrain
-from pipelines.locations import demo_dir
-from pipelines.stage import Walk
+from pipelines.config.locations import demo_dir
+from pipelines.stages import pretrain
+from pipelines.stages.contract import Walk
 
 RunHere = Callable[[str, list[str]], str]
 

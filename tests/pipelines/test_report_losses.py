@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from adapt.core.artifacts import Artifact
-from pipelines.pretrain import describe_training
-from pipelines.report import _line, _losses
+from pipelines.stages.pretrain import describe_training
+from pipelines.stages.report import _line, _losses
 
 
 @pytest.mark.parametrize("looks_ahead", [True, False])

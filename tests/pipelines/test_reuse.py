@@ -18,11 +18,11 @@ from adapt.core.runtime import RankInfo
 from adapt.model.gpt import GPT
 from adapt.text.corpus import find_corpus
 from adapt.text.tokenizer import Tokenizer
-from pipelines import continue_pretrain, tokenizer
-from pipelines.evaluate import adapted_artifact
-from pipelines.locations import conf_dir, demo_dir
-from pipelines.stage import Walk
-from pipelines.tokenizer import corpus_digests
+from pipelines.config.locations import conf_dir, demo_dir
+from pipelines.stages import continue_pretrain, tokenizer
+from pipelines.stages.contract import Walk
+from pipelines.stages.evaluate import adapted_artifact
+from pipelines.stages.tokenizer import corpus_digests
 from pseudo_label.decision import Method, fit_decision
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.predictor import PredictorSpec, save_spec

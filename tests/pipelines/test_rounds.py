@@ -12,7 +12,7 @@ import pytest
 from command_line import in_process, on_base, records, run
 
 from adapt.core.artifacts import Artifact, open_artifact
-from pipelines import continue_pretrain, pseudo_label, teacher_panel
+from pipelines.stages import continue_pretrain, pseudo_label, teacher_panel
 from pseudo_label.decision import Decision, FittedScores, Method
 
 TASK = "demo_reviews"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from command_line import SMALL_DEMO, composed
 
-from pipelines.rows import adaptation_rows, sample_rows
-from pipelines.stage import Walk
+from pipelines.stages.contract import Walk
+from pipelines.stages.rows import adaptation_rows, sample_rows
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow
 
 TASK = TaskConfig(

@@ -18,14 +18,14 @@ from command_line import ROOT, SMALLEST, in_fp32, in_process, on_base, records, 
 
 from adapt.core.artifacts import open_artifact
 from adapt.train.engine_config import EngineConfig
-from pipelines import scores
-from pipelines.locations import conf_dir, demo_dir
+from pipelines.config.locations import conf_dir, demo_dir
+from pipelines.stages import scores
 
 TASK = "demo_topics"  # its labels do not stand in the order of the alphabet
 CHUNK_ROWS = 10
 IN_SMALL_CHUNKS = (
-    f"import pipelines.scores; pipelines.scores._CHUNK_ROWS = {CHUNK_ROWS}; "
-    "from pipelines.compose import main; main('pseudo_label')"
+    f"import pipelines.stages.scores; pipelines.stages.scores._CHUNK_ROWS = {CHUNK_ROWS}; "
+    "from pipelines.command_line.compose import main; main('pseudo_label')"
 )
 # 280 rows: two chunks of the usual size.
 ALL_ROWS = ["pseudo_label.max_rows=null", "pseudo_label.estimates_noise=false", "pseudo_label.coarse_to_fine=true"]

@@ -8,7 +8,7 @@ import sys
 import pytest
 from command_line import ROOT
 
-from pipelines.walk import STAGES
+from pipelines.walk.order import STAGES
 
 HEAVY = ("torch", "datasets", "pandas", "transformers", "wandb", "deepspeed", "sklearn", "scipy")
 SAY = f"import sys; print('heavy:', [name for name in {HEAVY} if name in sys.modules])"
@@ -55,7 +55,7 @@ def test_the_help_of_a_single_stage_needs_no_model(stage: str) -> None:
 
 
 def test_every_stage_can_be_found_without_a_model() -> None:
-    code = f"from pipelines.walk import STAGES, stage_named\nassert [stage_named(n).NAME for n in STAGES] == {list(STAGES)}\n{SAY}"
+    code = f"from pipelines.walk.order import STAGES, stage_named\nassert [stage_named(n).NAME for n in STAGES] == {list(STAGES)}\n{SAY}"
     assert heavy_imports(code) == "heavy: []"
 
 

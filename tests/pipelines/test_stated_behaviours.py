@@ -17,7 +17,7 @@ import pseudo_label.tasks
 from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.artifacts import open_artifact
 from adapt.text.tokenizer import Tokenizer
-from pipelines.locations import conf_dir, demo_dir
+from pipelines.config.locations import conf_dir, demo_dir
 
 RunHere = Callable[[str, list[str]], str]
 Patch = pytest.MonkeyPatch

@@ -13,8 +13,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from adapt.core.artifacts import Artifact, ArtifactStore, StageKey
 from adapt.core.typed import to_plain
-from pipelines.study import existing_runs, show
-from pipelines.study_statistics import variant_of
+from pipelines.tools.study import existing_runs, show
+from pipelines.walk.paired_statistics import variant_of
 from pseudo_label.accuracy import accuracy_of
 
 DEV, FEW = 8, 4
@@ -26,7 +26,7 @@ Study = Callable[..., tuple[int, str]]
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Study:
     """Return a function that runs the command on `tmp_path` and returns its exit code and what it wrote."""
-    from pipelines.compose import main
+    from pipelines.command_line.compose import main
 
     def go(*arguments: str) -> tuple[int, str]:
         GlobalHydra.instance().clear()

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from adapt.core.errors import ConfigError
-from pipelines.plain_options import parsed
-from pipelines.swap import SwapConfig, apply_commands, main, undo_commands
-from pipelines.swap_checks import Machine, Mount, content_of, is_swap_file
+from pipelines.command_line.plain_options import parsed
+from pipelines.tools.swap import SwapConfig, apply_commands, main, undo_commands
+from pipelines.tools.swap_checks import Machine, Mount, content_of, is_swap_file
 
 GIB = 1 << 30
 
@@ -302,8 +302,8 @@ def test_the_real_machine_knows_what_is_mounted() -> None:
 def test_the_command_line(
     words: list[str], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pipelines import swap
-    from pipelines.plain_options import run_plainly
+    from pipelines.command_line.plain_options import run_plainly
+    from pipelines.tools import swap
 
     place = tmp_path / "place"
     place.mkdir()

@@ -13,10 +13,10 @@ from command_line import FP32_SCORES, SMALL_DEMO, composed, on_base, records, re
 import pseudo_label
 from adapt.core.artifacts import open_artifact
 from adapt.core.spans import Span
-from pipelines import pseudo_label as label_stage
-from pipelines import teacher_panel
-from pipelines.locations import conf_dir
-from pipelines.stage import Walk
+from pipelines.config.locations import conf_dir
+from pipelines.stages import pseudo_label as label_stage
+from pipelines.stages import teacher_panel
+from pipelines.stages.contract import Walk
 from pseudo_label.store import LABELS_FILE, SCORES_FILE
 from pseudo_label.tasks import load_task
 

@@ -11,7 +11,7 @@ from command_line import FP32_SCORES, SMALLEST, digests, in_process, run
 
 import pseudo_label
 from adapt.core.artifacts import open_artifact
-from pipelines.locations import demo_dir
+from pipelines.config.locations import demo_dir
 
 TASKS = ("demo_reviews", "demo_topics")
 

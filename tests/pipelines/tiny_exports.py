@@ -7,7 +7,7 @@ from pathlib import Path
 from adapt.checkpoint.weights import save_model
 from adapt.model.gpt import GPT
 from adapt.text.contract import TextTokenizer
-from pipelines.locations import conf_dir
+from pipelines.config.locations import conf_dir
 from pseudo_label.decision import Decision, FittedScores, Method
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.predictor import PredictorSpec, save_spec

@@ -19,7 +19,7 @@ from adapt.objective_config import BalanceConfig, ObjectiveConfig, PartWeights
 from adapt.scoring.scorer_config import ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.tokenizer import Tokenizer
-from pipelines.locations import conf_dir
+from pipelines.config.locations import conf_dir
 from pseudo_label.adaptation_data import ReadingConfig, training_rows
 from pseudo_label.decision import Method
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions

@@ -12,7 +12,7 @@ from adapt.model.gpt import GPT
 from adapt.scoring.scorer_config import ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.tokenizer import Tokenizer
-from pipelines.locations import conf_dir
+from pipelines.config.locations import conf_dir
 from pseudo_label.coarse_to_fine import CoarseToFine
 from pseudo_label.decision import Method, softmax
 from pseudo_label.labelling import CONTENT_FREE_TEXTS, ScoringConfig, TaskScorer, content_free_rows, predictions

@@ -11,7 +11,7 @@ import pytest
 
 from adapt.core.errors import ConfigError
 from adapt.text.tokenizer import Tokenizer
-from pipelines.locations import conf_dir
+from pipelines.config.locations import conf_dir
 from pseudo_label.prompt_search import (
     Judgement,
     boundary_merges,

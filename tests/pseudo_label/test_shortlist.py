@@ -12,7 +12,7 @@ from adapt.model.gpt import GPT
 from adapt.scoring.scorer_config import ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.tokenizer import Tokenizer
-from pipelines.locations import conf_dir
+from pipelines.config.locations import conf_dir
 from pseudo_label.decision import fit_combined
 from pseudo_label.labelling import ScoringConfig, TaskScorer
 from pseudo_label.shortlist import with_shortlists, within_shortlists

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adapt.core.errors import DataError
-from pipelines.locations import conf_dir
+from pipelines.config.locations import conf_dir
 from pseudo_label.submission import submission_name, write_submission
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow, load_task
 

@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from adapt.report.figures import COLOURS, HEIGHT, WIDTH, Interval, Line, bar_chart, interval_chart, line_chart
-from adapt.report.page import Section, note, page, table
+from pipelines.report_page.figures import COLOURS, HEIGHT, WIDTH, Interval, Line, bar_chart, interval_chart, line_chart
+from pipelines.report_page.page import Section, note, page, table
 
 HOSTILE = """<script>alert("1")</script><img src='http://evil/x'> & 好评"""
 NAN, INF = math.nan, math.inf

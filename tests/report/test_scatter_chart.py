@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from adapt.report.figures import HEIGHT, WIDTH, Point, scatter_chart
+from pipelines.report_page.figures import HEIGHT, WIDTH, Point, scatter_chart
 
 
 def point(name: str, x: float, y: float) -> Point:

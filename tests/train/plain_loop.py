@@ -24,7 +24,7 @@ from adapt.train.optimizer import make_optimizer
 from adapt.train.optimizer_config import OptimizerConfig, learning_rate
 from adapt.train.train_config import Trained
 from adapt.train.trained import train_only
-from pipelines.ranks import LOOPBACK, Meeting, free_port, rank_environment
+from pipelines.ranks.local import LOOPBACK, Meeting, free_port, rank_environment
 
 TOLERANCE = 1e-5
 

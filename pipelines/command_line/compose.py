@@ -1,0 +1,239 @@
+"""Hydra in one place: compose the configuration, check all of it, and hand plain dataclasses on.
+
+Schemas reach Hydra as plain defaults generated from the dataclasses, so that unknown keys fail at compose time; types are checked
+by `adapt.core.typed`, all problems at once. User errors of any kind, Hydra's own included, print one line and exit with code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import hydra
+import omegaconf
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from adapt.core.errors import AdaptError, ConfigError
+from adapt.core.registry import suggest
+from adapt.core.runtime import set_up_logging
+from adapt.core.typed import defaults_of, digest_of, from_plain, to_plain
+from adapt.model.config import GPTConfig, HFConfig
+from adapt.model.routers.settings import RouterConfig, Top1Config
+from adapt.text.rows.writing import STANDARD
+from pipelines.config.locations import conf_dir, demo_dir
+from pipelines.config.schema import PipelineConfig
+from pipelines.ranks.hosts import check_hosts
+from pipelines.ranks.launch import USER_ERROR_CODE, Terminated, terminate
+
+_LONGEST_NAME = 120
+_FOREIGN = "hf"
+_IMPORT = "import_checkpoint"
+_QUOTES = ("'", '"')
+_PLACES = (
+    "input",
+    "output",
+    "checkpoint",
+    "source",
+    "task_dir",
+    "data.root",
+    "run.dir",
+    "run.name",
+    "model.path",
+    "prompt_search.file",
+)
+
+
+def main(config_name: str, act: Callable[[PipelineConfig, str | None], None] | None = None) -> NoReturn:
+    """Compose `conf/<config_name>.yaml` with the command line and walk its stages, or do `act` with it; then exit."""
+    set_up_logging()
+    signal.signal(signal.SIGTERM, terminate)
+    # With this set Hydra raises its errors instead of printing several lines and exiting by itself.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    is_sweep = any(argument in ("-m", "--multirun") for argument in sys.argv[1:])
+    sys.argv[1:] = [_quoted(_long_form(argument, config_name), is_sweep=is_sweep) for argument in sys.argv[1:]]
+    is_composed = False
+
+    def task(config: DictConfig) -> None:
+        nonlocal is_composed
+        is_composed = True
+        _act_on(config, act or _walk)
+
+    try:
+        _register()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
+    except AdaptError as error:
+        _leave(str(error))
+    except KeyboardInterrupt as stop:
+        code = 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+        _leave("interrupted; the same command goes on from the last saved state", code)
+    except Exception as error:
+        if is_composed and not isinstance(error, HydraException | OmegaConfBaseException):
+            raise
+        _leave(_first_line(error))  # whatever Hydra raises while it composes is about the command line
+    sys.exit(0)
+
+
+def checked(config: DictConfig) -> PipelineConfig:
+    """Turn a composed configuration into dataclasses.
+
+    Raises:
+        ConfigError: every missing key and wrong type, by dotted path; hosts that are not those of the ranks.
+    """
+    is_foreign = config.model.kind == _FOREIGN
+    unneeded = [f"model.{key}" for key in (defaults_of(GPTConfig, None) if is_foreign else ["path"])]
+    missing = sorted(OmegaConf.missing_keys(config).difference(unneeded))
+    if missing:
+        raise ConfigError(f"mandatory keys are missing: {', '.join(missing)}")
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    found = from_plain(PipelineConfig, {**plain, "model": _chosen_model(plain["model"])}, "configuration")
+    check_hosts(found.engine)
+    return found
+
+
+def _schema(missing: Any) -> dict[str, Any]:
+    """Return all keys with their defaults; `model` has those of both kinds of model, of which `_chosen_model` keeps one."""
+    model = {"kind": "gpt", **defaults_of(GPTConfig, missing), **defaults_of(HFConfig, missing)}
+    return {**defaults_of(PipelineConfig, missing), "model": model}
+
+
+def _chosen_model(model: dict[str, Any]) -> dict[str, Any]:
+    """Keep the keys of the model's own kind.
+
+    Raises:
+        ConfigError: a key of the other kind was set.
+    """
+    sizes = {key: value for key, value in model.items() if key not in ("kind", "path")}
+    if model["kind"] != _FOREIGN:
+        if model["path"] != omegaconf.MISSING:
+            raise ConfigError("model.path: is for a Hugging Face base; add model=hf")
+        return sizes
+    defaults = {**defaults_of(GPTConfig, omegaconf.MISSING), "router": to_plain(Top1Config())}
+    for key, value in sizes.items():
+        if value != defaults[key]:
+            raise ConfigError(f"model.{key}: is not for model=hf, whose own config.json decides; leave it out")
+    return {"path": model["path"]}
+
+
+def _long_form(argument: str, config_name: str) -> str:
+    """Turn `task=NAME` into `tasks=[NAME]`, and `task=A,B` into a sweep over both; at an import, `tokenizer` is a file.
+
+    Hydra itself would take `task` for the configuration group of that name.
+    """
+    key, equals, value = argument.partition("=")
+    if key == "tokenizer" and config_name == _IMPORT:
+        return f"{_IMPORT}.{argument}"
+    if key != "task" or not equals:
+        return argument
+    names = (
+        name if re.fullmatch(r"[\w.-]+", name, re.ASCII) or name[:1] in _QUOTES else _in_quotes(name) for name in value.split(",")
+    )
+    return "tasks=" + ",".join(f"[{name}]" for name in names)
+
+
+def _quoted(argument: str, *, is_sweep: bool) -> str:
+    """Put the value of `key=value` into quotes where Hydra cannot read it as it is: Chinese names, parentheses, equals signs.
+
+    What looks like a number or several values is part of the name of a file or directory, unless a sweep was asked for.
+    """
+    key, equals, value = argument.partition("=")
+    if not equals or not re.fullmatch(r"\+{0,2}[\w./@]+", key) or value[:1] in ("", *_QUOTES):
+        return argument
+    try:
+        override = OverridesParser.create().parse_override(argument)
+        is_name = key in _PLACES and not is_sweep
+        if not is_name or (not override.is_sweep_override() and isinstance(override.value(), str | None)):
+            return argument
+    except Exception:  # Hydra's own, or its lexer's
+        if value.startswith("[") and value.endswith("]"):
+            items = [item.strip() for item in value[1:-1].split(",")]
+            return f"{key}=[{','.join(item if item[:1] in _QUOTES else _in_quotes(item) for item in items)}]"
+    return f"{key}={_in_quotes(value)}"
+
+
+def _in_quotes(text: str) -> str:
+    return "'" + text.replace("'", "\\'") + "'"
+
+
+def _act_on(config: DictConfig, act: Callable[[PipelineConfig, str | None], None]) -> None:
+    point = _point_name() if HydraConfig.get().mode is RunMode.MULTIRUN else None
+    try:
+        act(checked(config), point)
+    except AdaptError as error:
+        _leave(str(error))  # here, before Hydra adds lines of its own
+
+
+def _point_name() -> str:
+    """Name a point of a sweep by what it varies: the overrides that do not stand on the command line as they are."""
+    varied = [override for override in HydraConfig.get().overrides.task if override not in sys.argv[1:]]
+    name = re.sub(r"[^\w.,=+-]", "", ",".join(varied)) or "point"
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}-{digest_of(varied)[:8]}"
+    return name
+
+
+def _walk(config: PipelineConfig, point: str | None) -> None:
+    from pipelines.walk.order import places, walk
+    from pipelines.walk.tables import (  # all that composing does without
+        accuracy_table,
+        coarse_table,
+        criteria_table,
+        teachers_table,
+    )
+    from pipelines.walk.verdict import verdicts
+
+    done = walk(config, point)
+    ends = (teachers_table(done), accuracy_table(done), criteria_table(done), coarse_table(done), verdicts(done), places(done))
+    stream = sys.stderr if config.output == STANDARD else sys.stdout  # where rows go out, nothing else does
+    stream.write("".join(f"{text}\n" for text in ends if text))
+    stream.flush()
+
+
+def _register() -> None:
+    store = ConfigStore.instance()
+    store.store(name="schema", node=_schema(omegaconf.MISSING))
+    for name, settings in RouterConfig.choices().items():
+        store.store(group="model/router", name=name, node=defaults_of(settings, omegaconf.MISSING))
+    if not OmegaConf.has_resolver("demo"):
+        OmegaConf.register_new_resolver("demo", lambda path: str(demo_dir() / path))
+
+
+def _first_line(error: Exception) -> str:
+    """Say in one line what Hydra says in several."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    message = lines[0] if lines else type(error).__name__
+    refused = re.match(r"Could not override '([^']+)'", message)
+    if refused and isinstance(error.__cause__, ConfigKeyError | ConfigAttributeError):
+        return _unknown_key(refused.group(1))
+    if refused and error.__cause__ is not None:
+        return f"{message} {str(error.__cause__).splitlines()[0]}"
+    if "Could not find" in message:
+        options = [line for line in lines[1:] if not line.startswith(("Available", "Config search", "provider"))]
+        return f"{message}; there are: {', '.join(options)}"
+    return message
+
+
+def _unknown_key(path: str) -> str:
+    """Name the longest part of a dotted path that exists, and the nearest key to what follows it."""
+    section: Any = _schema(None)
+    for part in path.split("."):
+        if not isinstance(section, dict) or part not in section:
+            names = list(section) if isinstance(section, dict) else []
+            return f"unknown key '{path}'{suggest(part, names)}; `--cfg job` shows all keys"
+        section = section[part]
+    return f"unknown key '{path}'; `--cfg job` shows all keys"
+
+
+def _leave(message: str, code: int = USER_ERROR_CODE) -> NoReturn:
+    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.flush()
+    sys.exit(code)

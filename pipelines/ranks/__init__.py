@@ -1,0 +1,1 @@
+"""Starting ranks here and on other hosts, and waiting for them."""

@@ -1,0 +1,1 @@
+"""The stages, their contract, and what several of them share."""

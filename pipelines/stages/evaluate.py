@@ -1,0 +1,288 @@
+"""Stage `evaluate`: zero-shot accuracy of the base and the adapted model, and predictions for splits without labels.
+
+Evaluation is pseudo-labelling with a gold column: the same scores, criteria and decisions.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey
+from adapt.core.errors import DataError
+from adapt.core.scorer import FloatArray
+from adapt.core.typed import to_plain
+from pipelines.stages.contract import Plan, Walk, order_of, plain_settings
+from pipelines.stages.criteria_table import CRITERIA_FILE, compare_criteria, criteria_pairs, pooled
+from pipelines.stages.lexical_answers import LexicalAnswers
+from pipelines.stages.other_tasks import OTHER_TASKS_FILE, other_tasks, say_other_task
+from pipelines.stages.rows import LABELLED_SPLITS, existing, is_labelled, labelled_part
+from pipelines.stages.scores import Scored, scores_of
+from pipelines.stages.subject import ADAPTED, BASE, Subject, prompts_of, subject_of
+from pseudo_label.accuracy import accuracy_of, balance_of
+from pseudo_label.coarse_to_fine import step_losses
+from pseudo_label.decision import Decision, Method, lexical_decision
+from pseudo_label.labelling import predictions
+from pseudo_label.submission import submission_name, write_submission
+from pseudo_label.tasks import TaskConfig, TaskRow, read_split, split_path
+from pseudo_label.teachers import lexical_files
+from pseudo_label.zero_shot import PromptKeys, passes_for
+
+NAME = "evaluate"
+VERSION = 2  # the weights of `combined` have mean 1
+PER_TASK = True
+DECISION_FILE = "decision.json"
+COARSE_FILE = "coarse_to_fine.json"
+ANSWERS_FILE = "answers.json"
+
+
+def plan(walk: Walk, task: TaskConfig | None) -> Plan:
+    """Evaluate the base, and the adapted model where the run has one."""
+    assert task is not None
+    config, settings = walk.config, walk.config.evaluate
+    base = walk.base()
+    adapted = adapted_artifact(walk, task, base)
+    splits = splits_of(walk, task)
+    inputs = {"base": base} if adapted is None else {"base": base, "continue_pretrain": adapted}
+    others = [other for other in walk.load_tasks(settings.other_tasks) if other.name != task.name]
+    files = walk.split_digests(task, [*splits, "unlabeled", *config.exclude_eval.splits])
+    for other in others:
+        files |= walk.split_digests(other, [*LABELLED_SPLITS, "unlabeled", *config.exclude_eval.splits])
+    key = StageKey(
+        stage=NAME,
+        version=VERSION,
+        config=plain_settings(
+            task=task,
+            other_tasks=others,
+            other_orders=[order_of(other) for other in others],
+            evaluate=settings,
+            seed=config.seed,
+            prompts=config.pseudo_label.prompts,
+            form=config.objective.pseudo_label.form,
+            exclude=config.exclude_eval.splits,
+            splits=splits,
+            precision=walk.scorer.precision,
+        ),
+        inputs=inputs,
+        files=files,
+    )
+
+    def build(result: Path, work: Path) -> Mapping[str, Any]:
+        models = {BASE: base}
+        if adapted is not None and adapted.metrics["is_adapted"]:
+            models[ADAPTED] = adapted
+        walk.say_if_treeless(task, wants_groups=settings.coarse_to_fine)
+        rows_by_split = {split: read_split(walk.data_root(), task, split) for split in splits}
+        for split, rows in rows_by_split.items():
+            refuse_repeated_ids(split_path(walk.data_root(), task, split), rows)
+        measured = {split: labelled_part(walk, task, split, rows) for split, rows in rows_by_split.items()}
+        found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": [], "answers": []}
+        methods = list(dict.fromkeys([*settings.methods, settings.method]))
+        lexical = LexicalAnswers.of(walk, task) if any(method.needs_lexical for method in methods) else None
+        if lexical is not None and Method.LEXICAL in methods:
+            for part, lines in lexical.measure(task, measured).items():
+                found[part] += lines
+        for name, model in models.items():
+            subject = subject_of(walk, task, name, model, methods, settings.criteria)
+            for part, lines in _measure(walk, task, subject, measured, lexical).items():
+                found[part] += lines
+        # The last model is the one that counts: it predicts, and its decision is exported.
+        decision = _decision(walk, task, subject, lexical)
+        _write_predictions(walk, result, task, subject, decision, rows_by_split, lexical)
+        kept_decision = {"scoring": to_plain(subject.scoring), "decision": to_plain(decision)}
+        _write_json(result / DECISION_FILE, kept_decision)
+        _write_json(result / METRICS_FILE, found["table"])
+        if decision.needs_lexical and lexical is not None:
+            for file in (lexical_files.LEXICAL_FILE, lexical_files.LEXICAL_ARRAYS):
+                shutil.copyfile(lexical.artifact.file(file), result / file)
+        found["other_tasks"] = other_tasks(walk, others, models)
+        kept = {CRITERIA_FILE: "criteria", COARSE_FILE: "coarse_to_fine", ANSWERS_FILE: "answers", OTHER_TASKS_FILE: "other_tasks"}
+        for file, part in kept.items():
+            if found[part]:
+                _write_json(result / file, found[part])
+        return {part: lines for part, lines in found.items() if part != "answers"}
+
+    return Plan(key=key, build=build, describe=_describe)
+
+
+def splits_of(walk: Walk, task: TaskConfig) -> list[str]:
+    """Return the splits to evaluate: `split` if given, else those of `evaluate.splits` that the task has.
+
+    Raises:
+        DataError: none of them exists.
+    """
+    if walk.config.split is not None:
+        return [walk.config.split]
+    found = existing(walk, task, walk.config.evaluate.splits)
+    if not found:
+        place = split_path(walk.data_root(), task, "dev").parent
+        wanted = ", ".join(walk.config.evaluate.splits)
+        raise DataError(f"{place}: has none of the splits {wanted} (evaluate.splits); check data.root")
+    return found
+
+
+def adapted_artifact(walk: Walk, task: TaskConfig, base: Artifact) -> Artifact | None:
+    """Return the run's adapted model, if it has one that was adapted from this base.
+
+    Raises:
+        CheckpointError: it was adapted, and the adaptation is incomplete or damaged.
+    """
+    artifact = walk.find("continue_pretrain", task)
+    return artifact if artifact is not None and artifact.inputs["base"].digest == base.digest else None
+
+
+def refuse_repeated_ids(path: Path, rows: list[TaskRow]) -> None:
+    """Raise DataError, before anything is scored, when rows to be submitted cannot be told apart."""
+    if is_labelled(rows):
+        return
+    lines: dict[str, int] = {}
+    for row in rows:
+        first = lines.setdefault(json.dumps(row.id), row.line)
+        if first != row.line:
+            raise DataError(f"{path}, line {row.line}: id {json.dumps(row.id)} occurs more than once (before in line {first})")
+
+
+def _decision(walk: Walk, task: TaskConfig, subject: Subject, lexical: LexicalAnswers | None) -> Decision:
+    """Return the decision that predicts and is exported.
+
+    Raises:
+        DataError: it asks no model, and there are no unlabeled rows that the lexical labeller could learn from.
+    """
+    method = walk.config.evaluate.method
+    if method is not Method.LEXICAL:
+        return subject.decisions[method]
+    if lexical is None:
+        raise no_rows_to_learn_from(task)
+    return lexical_decision(int(lexical.artifact.metrics["rows"]))
+
+
+def no_rows_to_learn_from(task: TaskConfig) -> DataError:
+    """Return the error of a task that the lexical labeller alone is to decide, without unlabeled rows."""
+    return DataError(f"evaluate.method=lexical: task '{task.name}' has no unlabeled rows to learn from; choose another method")
+
+
+def _measure(
+    walk: Walk,
+    task: TaskConfig,
+    subject: Subject,
+    rows_by_split: Mapping[str, list[TaskRow]],
+    lexical: LexicalAnswers | None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Return accuracies and answers on labelled rows, criteria beside each other, and what coarse-to-fine loses."""
+    settings = walk.config.evaluate
+    if not subject.decisions and not settings.criteria:
+        return {}
+    names = prompts_of(task, subject.scoring, list(subject.decisions), is_trained=subject.name == ADAPTED)
+    pairs = [*subject.scoring.pairs(task, names), *criteria_pairs(task, settings.criteria)]
+    passes = passes_for(pairs, subject.scoring.form, with_groups=subject.scoring.with_groups)
+    table, answers, coarse = [], [], []
+    pool: list[tuple[list[TaskRow], Scored]] = []
+    for split, rows in rows_by_split.items():
+        if not rows:
+            continue
+        scored = scores_of(walk, task, subject.model, split, rows, passes)
+        keys = subject.scoring.keys(scored.passes, task, names)
+        for method in subject.decisions:
+            decision = subject.decisions[method]
+            scores = decision.scores(keys, task, _lexical_scores(lexical, decision, rows))
+            line, given = _accuracy(task, subject, split, rows, keys, scores, method, scored.seconds)
+            table.append(line)
+            answers.append(given)
+        coarse += _coarse_losses(task, subject, split, rows, keys)
+        if split in LABELLED_SPLITS:
+            pool.append((rows, scored))
+    rows, passes_there = pooled(pool)
+    criteria = []
+    if rows and settings.criteria:
+        criteria = compare_criteria(task, subject.name, settings.criteria, subject.scoring, rows, passes_there, subject.fitted_on)
+    return {"table": table, "criteria": criteria, "coarse_to_fine": coarse, "answers": answers}
+
+
+def _accuracy(
+    task: TaskConfig,
+    subject: Subject,
+    split: str,
+    rows: list[TaskRow],
+    keys: list[PromptKeys],
+    scores: FloatArray,
+    method: Method,
+    seconds: float,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a line of the accuracy table, and the answers it was counted from beside the right ones."""
+    decision = subject.decisions[method]
+    guesses, gold = predictions(scores, rows, task), [row.label or "" for row in rows]
+    criteria = {k.prompt: k.criterion for k in keys}
+    who = {"task": task.name, "split": split, "model": subject.name, "method": method.value}
+    line = {
+        **who,
+        "prompts": "+".join(decision.prompts),
+        "criterion": "+".join(dict.fromkeys(criteria[p] for p in decision.prompts)),
+        "form": subject.scoring.form.value,
+        **to_plain(accuracy_of(guesses, gold)),
+        **to_plain(balance_of(scores, guesses, gold)),
+        "seconds": round(seconds, 2),
+    }
+    return line, {**who, "answers": guesses, "gold": gold}
+
+
+def _lexical_scores(lexical: LexicalAnswers | None, decision: Decision, rows: list[TaskRow]) -> FloatArray | None:
+    return lexical.labeller.scores(rows) if lexical is not None and decision.needs_lexical else None
+
+
+def _coarse_losses(
+    task: TaskConfig, subject: Subject, split: str, rows: list[TaskRow], keys: list[PromptKeys]
+) -> list[dict[str, Any]]:
+    found = []
+    for method, decision in subject.decisions.items():
+        if decision.groups is not None and not method.needs_lexical:  # what the lexical labeller adds knows no groups
+            gold = [row.label or "" for row in rows]
+            joined, flat, groups = decision.model_scores(keys, task), decision.flat_scores(keys), decision.group_scores(keys)
+            losses = step_losses(joined, flat, groups, gold, task, decision.coarse)
+            who = {"task": task.name, "split": split, "model": subject.name, "method": method.value}
+            found.append({**who, **to_plain(decision.coarse), **to_plain(losses)})
+    return found
+
+
+def _write_predictions(
+    walk: Walk,
+    result: Path,
+    task: TaskConfig,
+    subject: Subject,
+    decision: Decision,
+    rows_by_split: Mapping[str, list[TaskRow]],
+    lexical: LexicalAnswers | None,
+) -> None:
+    """Write every split's predictions; a split without labels is scored only here, for the method that decides."""
+    names = prompts_of(task, subject.scoring, list(subject.decisions), is_trained=subject.name == ADAPTED)
+    for split, rows in rows_by_split.items():
+        has_gold = is_labelled(rows)
+        wanted = names if has_gold else decision.prompts
+        extra = criteria_pairs(task, walk.config.evaluate.criteria) if has_gold else []
+        pairs = [*subject.scoring.pairs(task, wanted), *extra]
+        passes = passes_for(pairs, subject.scoring.form, with_groups=subject.scoring.with_groups)
+        keys: list[PromptKeys] = []
+        if decision.prompts:
+            scored = scores_of(walk, task, subject.model, split, rows, passes)
+            keys = subject.scoring.keys(scored.passes, task, decision.prompts)
+        scores = decision.scores(keys, task, _lexical_scores(lexical, decision, rows))
+        guesses = predictions(scores, rows, task) if rows else []
+        name = submission_name(task)
+        if has_gold or (split != "test" and (result / name).exists()):
+            name = f"{split}_{name}"
+        write_submission(result / name, task, rows, guesses, has_unique_ids=not has_gold)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _describe(artifact: Artifact) -> str:
+    lines = []
+    for row in artifact.metrics["table"]:
+        if row["method"] != "raw":
+            lines.append(f"{row['split']} {row['model']} {row['method']} {100 * row['accuracy']:.1f} %")
+    lines += [say_other_task(row) for row in artifact.metrics["other_tasks"]]
+    return ", ".join(lines) or "predictions only (no labelled split)"

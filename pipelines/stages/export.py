@@ -1,0 +1,82 @@
+"""Stage `export`: an adapted model with everything that answering needs, in one self-describing directory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapt.checkpoint.hf_directory import INDEX_FILE
+from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey
+from adapt.core.errors import DataError
+from adapt.core.typed import from_plain, to_plain
+from pipelines.stages.contract import Plan, Walk, order_of, weights_of
+from pipelines.stages.evaluate import DECISION_FILE, adapted_artifact
+from pseudo_label.decision import Decision
+from pseudo_label.labelling import ScoringConfig
+from pseudo_label.predictor import PredictorSpec, save_spec
+from pseudo_label.tasks import TaskConfig
+from pseudo_label.teachers import lexical_files
+
+NAME = "export"
+VERSION = 1
+PER_TASK = True
+
+
+def plan(walk: Walk, task: TaskConfig | None) -> Plan:
+    """Export the adapted model (or the base, where nothing was adapted) with the decision that evaluation fitted."""
+    assert task is not None
+    base = walk.base()
+    evaluated = walk.require("evaluate", task)
+    adapted = adapted_artifact(walk, task, base)
+    model = adapted or base
+    _refuse_stale(evaluated, task, {"base": base} if adapted is None else {"base": base, "continue_pretrain": adapted})
+    key = StageKey(
+        stage=NAME, version=VERSION, config={"task": to_plain(task)}, inputs={"base": base, "model": model, "evaluate": evaluated}
+    )
+
+    def build(result: Path, work: Path) -> Mapping[str, Any]:
+        from adapt.checkpoint.weights import checkpoint_files, record_sums  # imports torch
+
+        weights = weights_of(adapted if adapted is not None and adapted.metrics["is_adapted"] else base)
+        for file in checkpoint_files(weights):
+            shutil.copyfile(file, result / file.name)
+        if (result / INDEX_FILE).is_file():
+            record_sums(result)  # a base from elsewhere may have none
+        content = json.loads(evaluated.file(DECISION_FILE).read_text(encoding="utf-8"))
+        spec = PredictorSpec(
+            task=task,
+            scoring=from_plain(ScoringConfig, content["scoring"], str(evaluated.path)),
+            decision=from_plain(Decision, content["decision"], str(evaluated.path)),
+        )
+        save_spec(result, spec)
+        if spec.decision.needs_lexical:
+            for name in (lexical_files.LEXICAL_FILE, lexical_files.LEXICAL_ARRAYS):
+                shutil.copyfile(evaluated.file(name), result / name)
+        shutil.copyfile(evaluated.file(METRICS_FILE), result / METRICS_FILE)
+        provenance = {
+            "task": task.name,
+            "base": base.digest,
+            "model": model.digest,
+            "model_stage": model.stage,
+            "model_config": model.config,
+            "evaluate": evaluated.digest,
+        }
+        text = json.dumps(provenance, ensure_ascii=False, indent=1) + "\n"
+        (result / "provenance.json").write_text(text, encoding="utf-8")
+        return {"task": task.name, "bytes": sum(p.stat().st_size for p in result.iterdir())}
+
+    def describe(artifact: Artifact) -> str:
+        return f"{artifact.metrics['bytes'] / 1e6:.1f} MB"
+
+    return Plan(key=key, build=build, describe=describe)
+
+
+def _refuse_stale(evaluated: Artifact, task: TaskConfig, models: Mapping[str, Artifact]) -> None:
+    """Raise DataError when the decision was fitted for another version of the task or for other models."""
+    is_same_task = evaluated.config["task"] == to_plain(task) and evaluated.config.get("task_order") == order_of(task)
+    if not is_same_task or {n: r.digest for n, r in evaluated.inputs.items()} != {n: a.digest for n, a in models.items()}:
+        what = "model" if is_same_task else f"version of task '{task.name}'"
+        raise DataError(f"{evaluated.path}: evaluated another {what}; run `python -m pipelines.evaluate` again")

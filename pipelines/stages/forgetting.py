@@ -1,0 +1,141 @@
+"""General text beside a task: what adaptation must not forget, and what may be mixed into it.
+
+`general_text` keeps the documents of `data.corpus` as token ids in an artifact of their own, made once per (corpus, base): those
+held out by the rule of pretraining, so that no base trained here has seen them, and, where they are replayed, the others. Losses
+by row, before and after, become a perplexity with the interval of its rise, resampled in pairs (Koehn 2004, EMNLP, section 4).
+
+Legend: R rows, S resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adapt.checkpoint.vocabulary import tokenizer_of
+from adapt.core.artifacts import Artifact, StageKey
+from adapt.core.errors import ConfigError, TrainingError
+from adapt.core.scorer import FloatArray
+from adapt.text.corpus import find_corpus
+from adapt.text.packing import PackedCorpus, SomeRows
+from adapt.text.tokenized_corpus import TokenizedCorpus, open_tokenized, tokenize_corpus
+from pipelines.config.schema import GateAction, GateConfig, PipelineConfig
+from pipelines.stages.contract import Walk, weights_of
+from pipelines.stages.tokenizer import corpus_digests
+
+NAME = "general_text"
+VERSION = 1
+_RESAMPLES = 10_000
+_PERCENTILES = (2.5, 97.5)
+_TRAINING, _HELD_OUT = "train", "held_out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneralPerplexity:
+    """Perplexity on general text before and after; `increase` is after / before - 1, `ci95` its interval over the rows."""
+
+    before: float
+    after: float
+    increase: float
+    ci95: tuple[float, float]
+    tokens: int
+
+    def __str__(self) -> str:
+        low, high = self.ci95
+        change = f"{100 * self.increase:+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}]"
+        return f"general perplexity {self.before:.1f} -> {self.after:.1f} ({change})"
+
+
+def general_text(walk: Walk, base: Artifact) -> Artifact | None:
+    """Return the general text of this run in the base's tokens; None where no `data.corpus` is given.
+
+    Raises:
+        ConfigError: something needs it, and there is none.
+    """
+    config = walk.config
+    if not config.data.corpus:
+        refuse_needed(config)
+        return None
+    files = find_corpus(config.data.corpus, config.data.domain_field, config.data.encoding)
+    share, wants_training = config.pretrain.held_out_share, config.continue_pretrain.replay_share > 0
+    place = weights_of(base)
+    key = StageKey(
+        stage=NAME,
+        version=VERSION,
+        config={
+            "held_out_share": share,
+            "wants_training": wants_training,
+            "domain_field": config.data.domain_field,
+            **config.data.reading(),
+        },
+        inputs={"base": base},
+        files=corpus_digests(files),
+    )
+
+    def build(result: Path, work: Path) -> Mapping[str, Any]:
+        tokenizer = tokenizer_of(place)
+        places = tokenize_corpus(files, tokenizer, result / "tokens", share, wants_training=wants_training)
+        return {path.name: len(open_tokenized(path).lengths_D) for path in places if path.is_dir()}
+
+    return walk.produce(key, build, NAME)
+
+
+def refuse_needed(config: PipelineConfig) -> None:
+    """Raise ConfigError for settings that need general text, where there is none."""
+    needs = {
+        "gate.max_general_ppl_increase": config.gate.max_general_ppl_increase is not None,
+        "continue_pretrain.replay_share": config.continue_pretrain.replay_share > 0,
+    }
+    for name, is_needed in needs.items():
+        if is_needed:
+            raise ConfigError(f"{name}: needs general text; give data.corpus=[FILE or GLOB, ...]")
+
+
+def held_out_rows(general: Path, context_length: int, limit: int) -> SomeRows:
+    """Return rows of held-out general text for measuring."""
+    return SomeRows(PackedCorpus(_opened(general, _HELD_OUT), context_length, 0, 0.0, None), limit)
+
+
+def replayed_rows(general: Path, context_length: int, seed: int) -> PackedCorpus:
+    """Return rows of general text for training."""
+    return PackedCorpus(_opened(general, _TRAINING), context_length, seed, 0.0, None)
+
+
+def general_perplexity(before_R2: FloatArray, after_R2: FloatArray) -> GeneralPerplexity:
+    """Compare losses by row, (sum of NLL, number of targets) each, of the same rows before and after."""
+    tokens_R, rise_R = before_R2[:, 1], after_R2[:, 0] - before_R2[:, 0]
+    total = tokens_R.sum()
+    drawn_SR = np.random.default_rng(0).multinomial(len(tokens_R), np.full(len(tokens_R), 1 / len(tokens_R)), size=_RESAMPLES)
+    low, high = np.percentile(np.expm1(drawn_SR @ rise_R / (drawn_SR @ tokens_R)), _PERCENTILES)
+    return GeneralPerplexity(
+        before=float(np.exp(before_R2[:, 0].sum() / total)),
+        after=float(np.exp(after_R2[:, 0].sum() / total)),
+        increase=float(np.expm1(rise_R.sum() / total)),
+        ci95=(float(low), float(high)),
+        tokens=int(total),
+    )
+
+
+def is_rolled_back(gate: GateConfig, found: GeneralPerplexity) -> bool:
+    """Hold an adaptation against the gate: whether it is to be taken back.
+
+    Raises:
+        TrainingError: it forgot more than the gate allows, which is to stop the run.
+    """
+    limit = gate.max_general_ppl_increase
+    if limit is None or found.increase <= limit:
+        return False
+    if gate.action is GateAction.ROLL_BACK:
+        return True
+    raise TrainingError(
+        f"{found}, more than gate.max_general_ppl_increase={limit}; lower continue_pretrain.optimizer.lr or epochs, raise "
+        "continue_pretrain.replay_share, or set gate.action=roll_back to keep the base"
+    )
+
+
+def _opened(general: Path, part: str) -> TokenizedCorpus:
+    return open_tokenized(general / "tokens" / part)

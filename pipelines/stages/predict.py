@@ -1,0 +1,228 @@
+"""Stage `predict`: a file of rows in, the same rows with labels out, by an export.
+
+`input` absent, a run labels the task's own test split (else dev), which shows that the export answers. Rows are read twice: all of
+them are checked before the first is scored. They are answered in parts, so that memory does not grow with the file and a killed
+run goes on behind its last part.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from adapt.core.artifacts import Artifact, StageKey, sha256_of_file, writable, write_atomically
+from adapt.core.errors import ConfigError, DataError
+from adapt.core.progress import progress
+from adapt.text.rows.contract import Row, RowsFile
+from adapt.text.rows.reading import ENDINGS, endings_of, header_of, open_rows, rows_of
+from adapt.text.rows.writing import STANDARD, kind_of_output, write_rows
+from pipelines.config.schema import PipelineConfig
+from pipelines.stages.contract import Plan, Walk, open_model_artifact, plain_settings
+from pseudo_label.predictor import PREDICTOR_FILE, Prediction, Predictor, load
+from pseudo_label.tasks import TaskConfig, refuse_headless, row_from, split_path
+
+NAME = "predict"
+VERSION = 1
+PER_TASK = True
+PREDICTIONS_FILE = "predictions.jsonl"
+logger = logging.getLogger("pipelines")
+_PART_ROWS = 512
+_SAY_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What a first reading found: how many rows there are, and their columns in the order in which they first occur."""
+
+    n_rows: int
+    columns: list[str]
+
+
+def plan(walk: Walk, task: TaskConfig | None) -> Plan:
+    """Label `input` with the export at `checkpoint`, or with the run's own export of the task."""
+    config = walk.config
+    if config.checkpoint is not None and "export" not in config.stages:
+        export = open_model_artifact(Path(config.checkpoint))
+    else:
+        export = walk.require("export", task)
+    kept = ExitStack()  # what was read from a pipe, until this process ends
+    source = source_of(walk, task, kept)
+    added = added_columns(config)
+    key = StageKey(
+        stage=NAME,
+        version=VERSION,
+        config=plain_settings(precision=walk.scorer.precision, prefix=config.predict.prefix, **config.data.reading()),
+        inputs={"export": export},
+        files={Path(source.name).name: sha256_of_file(source.path), **_answering(export)},
+    )
+
+    def build(result: Path, work: Path) -> Mapping[str, Any]:
+        predictor = load(export.path, walk.scorer, config.offload)
+        survey = survey_of(source, predictor.spec.task, added)
+        parts = [work / f"part-{number:06d}.jsonl" for number in range(math.ceil(survey.n_rows / _PART_ROWS))]
+        _answer(source, predictor, survey, parts, added)
+        with writable(result), (result / PREDICTIONS_FILE).open("wb") as joined:
+            for part in parts:
+                joined.write(part.read_bytes())
+        return {"rows": survey.n_rows, "input": source.name, "columns": survey.columns}
+
+    def describe(artifact: Artifact) -> str:
+        return f"{artifact.metrics['rows']} rows of {artifact.metrics['input']}"
+
+    def deliver(artifact: Artifact) -> None:
+        kept.close()
+        if config.output is not None:
+            write_rows(config.output, artifact.file(PREDICTIONS_FILE), [*artifact.metrics["columns"], *added])
+            logger.info("predict: written to %s", config.output)
+
+    return Plan(key=key, build=build, describe=describe, deliver=deliver)
+
+
+def source_of(walk: Walk, task: TaskConfig | None, kept: ExitStack) -> RowsFile:
+    """Return the file to label: `input`, else the task's test split, else its dev. `kept` keeps what was read from a pipe.
+
+    Raises:
+        ConfigError: there is no task either, or what is to be written cannot be, or would replace the input.
+        DataError: there is no such file.
+    """
+    output = walk.config.output
+    if output is not None:
+        kind_of_output(output)  # refuses what cannot be written before anything is scored
+    source = _source(walk, task, kept)
+    if output is not None and _is_same(Path(output), source.path):
+        raise ConfigError(f"{source.name}: is the input; give output= another name, so that your rows stay")
+    return source
+
+
+def is_piped(given: str | None) -> bool:
+    """Say whether rows come from standard input or a pipe, which can be read once."""
+    if given is None or given == STANDARD:
+        return given is not None
+    place = Path(given)
+    return place.exists() and not place.is_file() and not place.is_dir()
+
+
+def added_columns(config: PipelineConfig) -> list[str]:
+    """Return the names of the columns that are added."""
+    return [f"{config.predict.prefix}prediction", f"{config.predict.prefix}probability"]
+
+
+def survey_of(source: RowsFile, task: TaskConfig, added: list[str]) -> Survey:
+    """Read all rows once.
+
+    Raises:
+        DataError: a row is malformed, lacks a field, or has a column of a name that is added.
+    """
+    columns = dict.fromkeys(header_of(source) or [])
+    n_rows = 0
+    for row in rows_of(source):
+        row_from(row.record, task, source.name, row.number, row.unit, reads_label=False)
+        columns.update(dict.fromkeys(row.record))
+        n_rows += 1
+    taken = next((name for name in added if name in columns), None)
+    if taken is not None:
+        raise DataError(
+            f"{source.name}: has a column '{taken}', which predict adds; set predict.prefix=model_ (say) to call its own "
+            f"'model_prediction' and 'model_probability'"
+        )
+    if not n_rows and source.kind.is_table:
+        if not columns:
+            raise DataError(f"{source.name}: is empty: no header line and no rows; a table without rows has its header")
+        refuse_headless(list(columns), task, source.name)
+    return Survey(n_rows=n_rows, columns=list(columns))
+
+
+def _answer(source: RowsFile, predictor: Predictor, survey: Survey, parts: list[Path], added: list[str]) -> None:
+    """Write the answers part by part, but for those that are there."""
+    rows = rows_of(source)
+    started, said, n_done = time.monotonic(), time.monotonic(), 0
+    for number, part in enumerate(progress(parts, f"predicting {survey.n_rows:,} rows", total=len(parts), unit="part")):
+        some = list(islice(rows, _PART_ROWS))
+        if part.is_file():
+            continue
+        answers = predictor.predict_rows([predictor.read(row.record, source.name, row.number, row.unit) for row in some])
+        with writable(part.parent):
+            write_atomically(part, "".join(_lines(some, answers, source, added)))
+        n_done += 1
+        if time.monotonic() - said > _SAY_EVERY_S:
+            said = time.monotonic()
+            left_s = (said - started) / n_done * (len(parts) - number - 1)
+            n_rows = min((number + 1) * _PART_ROWS, survey.n_rows)
+            logger.info("predict: %s of %s rows, about %d min left", f"{n_rows:,}", f"{survey.n_rows:,}", math.ceil(left_s / 60))
+
+
+def _lines(rows: list[Row], answers: list[Prediction], source: RowsFile, added: list[str]) -> Iterator[str]:
+    for row, answer in zip(rows, answers, strict=True):
+        mine = dict(zip(added, (answer.label, round(answer.probabilities[answer.label], 6)), strict=True))
+        try:
+            yield json.dumps({**_plain(row.record), **mine}, ensure_ascii=False, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise DataError(
+                f"{source.name}, {row.place}: has an infinite number, which JSON has no word for; take it out"
+            ) from error
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with null for NaN, which is how tables say that nothing is there."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _source(walk: Walk, task: TaskConfig | None, kept: ExitStack) -> RowsFile:
+    """Return the file of rows to label; what comes from a pipe is put into a file first.
+
+    Raises:
+        DataError: there is none.
+    """
+    encoding = walk.config.data.encoding
+    if walk.config.input is not None:
+        given = Path(walk.config.input)
+        if is_piped(walk.config.input):
+            return _spooled(walk, kept)
+        if not given.is_file():
+            raise DataError(f"{given}: no such file; give input=FILE.jsonl, FILE.csv or another kind of rows")
+        return open_rows(given, encoding=encoding)
+    if task is None:
+        raise ConfigError("no input given; set input=FILE.jsonl, FILE.csv or another kind of rows, or - for standard input")
+    for split in ("test", "dev"):
+        path = split_path(walk.data_root(), task, split)
+        if path.is_file():
+            return open_rows(path, encoding=task.encoding)
+    raise DataError(f"{split_path(walk.data_root(), task, 'test')}: no such file; give input=FILE.jsonl")
+
+
+def _answering(export: Artifact) -> dict[str, str]:
+    """Return the sha256 of what says how an export answers, which a bare checkpoint's digest does not cover."""
+    file = export.path / PREDICTOR_FILE
+    return {f"export/{PREDICTOR_FILE}": sha256_of_file(file)} if file.is_file() else {}
+
+
+def _spooled(walk: Walk, kept: ExitStack) -> RowsFile:
+    """Copy standard input or a pipe into a file of the store that goes away with this process."""
+    given = str(walk.config.input)
+    ending = endings_of(given) or next(iter(ENDINGS))
+    with writable(walk.store.root):
+        scratch = tempfile.NamedTemporaryFile(dir=walk.store.root, prefix=".input-", suffix=ending)  # noqa: SIM115 (the stack closes it)
+        copy = kept.enter_context(scratch)
+        with Path("/dev/stdin" if given == STANDARD else given).open("rb") as stream:
+            shutil.copyfileobj(stream, copy)
+        copy.flush()
+    name = "standard input" if given == STANDARD else given
+    return open_rows(Path(copy.name), encoding=walk.config.data.encoding, name=name)
+
+
+def _is_same(output: Path, source: Path) -> bool:
+    return output.resolve() == source.resolve() or (output.exists() and output.samefile(source))

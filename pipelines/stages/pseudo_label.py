@@ -1,0 +1,217 @@
+"""Stage `pseudo_label`: unlabeled rows and a model to scored, selected pseudo-labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adapt.core.artifacts import Artifact, StageKey
+from adapt.core.scorer import FloatArray
+from adapt.core.typed import to_plain
+from adapt.text.corpus import is_held_out
+from pipelines.config.schema import PipelineConfig, Teacher
+from pipelines.stages.contract import Plan, Walk, plain_settings
+from pipelines.stages.criteria_table import criteria_pairs
+from pipelines.stages.rows import LABELLED_SPLITS, AdaptationRows, adaptation_rows, labelled_rows
+from pipelines.stages.scoring_choice import coarse_of, label_form, scoring_of
+from pipelines.stages.teacher_panel import Panel, encoder_artifact, fit_panel, teacher_files
+from pseudo_label.accuracy import accuracy_of
+from pseudo_label.decision import margins, refuse_collapse, softmax
+from pseudo_label.labelling import predictions
+from pseudo_label.selection import agreement, select
+from pseudo_label.store import LABELS_FILE, Provenance, PseudoLabel, reading_digest, write_labels
+from pseudo_label.tasks import TaskConfig, row_digest
+from pseudo_label.zero_shot import passes_for
+
+NAME = "pseudo_label"
+VERSION = 4  # a round of teaching learns from all unlabeled rows
+PER_TASK = True
+DECISION_FILE = "decision.json"
+
+
+def plan(walk: Walk, task: TaskConfig | None) -> Plan:
+    """Label a task's unlabeled rows with the base model, in later rounds with the one adapted before."""
+    assert task is not None
+    config, settings = walk.config, walk.config.pseudo_label
+    base, labeller = walk.base(), walk.labeller(task)
+    encoder = encoder_artifact(walk)
+    measured_on = LABELLED_SPLITS if settings.estimates_noise else ()
+    key = StageKey(
+        stage=NAME,
+        version=VERSION,
+        config=plain_settings(
+            task=task,
+            pseudo_label=settings,
+            seed=config.seed,
+            form=label_form(config),
+            exclude=config.exclude_eval.splits,
+            precision=walk.scorer.precision,
+        ),
+        inputs={"base": base, "labeller": labeller, **({} if encoder is None else {"encoder": encoder})},
+        files=teacher_files(walk)
+        | walk.split_digests(task, list(dict.fromkeys(["unlabeled", *config.exclude_eval.splits, *measured_on]))),
+    )
+
+    def build(result: Path, work: Path) -> Mapping[str, Any]:
+        given = adaptation_rows(walk, task, settings.max_rows)
+        walk.say_if_treeless(task, wants_groups=settings.coarse_to_fine)
+        if not given.rows:
+            write_labels(result / LABELS_FILE, task, [], [], Provenance(prompt="", criterion="", method="", checkpoint=""))
+            return _summary(task, given, [])
+        scoring = scoring_of(config, task)
+        coarse = coarse_of(task, settings.coarse_to_fine, settings.coarse)
+        # Labelled splits are read with the passes that evaluation needs, so that it finds these rows scored.
+        pairs = [*scoring.pairs(task), *criteria_pairs(task, config.evaluate.criteria)]
+        passes = passes_for(pairs, scoring.form, with_groups=scoring.with_groups)
+        panel = fit_panel(walk, task, labeller, given.rows, scoring, passes, coarse)
+        labels = _labels(task, config, panel, is_first_round=labeller.digest == base.digest)
+        write_labels(result / LABELS_FILE, task, given.rows, labels, _provenance(panel, labeller))
+        decided = {
+            "decision": None if panel.model is None else to_plain(panel.model.decision),
+            "combination": None if panel.combination is None else to_plain(panel.combination),
+        }
+        text = json.dumps(decided, ensure_ascii=False, indent=1) + "\n"
+        (result / DECISION_FILE).write_text(text, encoding="utf-8")
+        measured = _measured(walk, task, panel, labels) if settings.estimates_noise else {}
+        return {**_summary(task, given, labels), **_teachers(panel), **measured}
+
+    return Plan(key=key, build=build, describe=_describe)
+
+
+def _provenance(panel: Panel, labeller: Artifact) -> Provenance:
+    """Return where labels come from: prompts and criteria of the model, where it teaches, and the teachers' names."""
+    prompts = [] if panel.model is None else panel.model.decision.prompts
+    keys = [] if panel.model is None else panel.model.keys
+    method = "" if panel.model is None else panel.model.decision.method.value
+    teachers = "+".join(panel.ask)
+    return Provenance(
+        prompt="+".join(prompts),
+        criterion="+".join(dict.fromkeys(k.criterion for k in keys if k.prompt in prompts)),
+        method=method if panel.combination is None and panel.model is not None else f"{teachers} {method}".strip(),
+        checkpoint=labeller.digest,
+    )
+
+
+def _labels(task: TaskConfig, config: PipelineConfig, panel: Panel, *, is_first_round: bool) -> list[PseudoLabel]:
+    """Decide, refuse a collapse of the first round (that of a later one only ends the rounds), and select.
+
+    Raises:
+        DataError: one class took nearly all raw predictions of the only teacher and nothing corrects it.
+    """
+    settings, rows = config.pseudo_label, panel.unlabeled.rows
+    scores = panel.scores()
+    if is_first_round and panel.combination is None and panel.model is not None:
+        refuse_collapse(scores, panel.model.decision, task, settings.collapse_limit)
+    held_out = np.asarray([is_held_out(row_digest(row, task), settings.held_out_share) for row in rows], dtype=bool)
+    keys = [] if panel.model is None else panel.model.keys
+    others = [view for name, view in panel.unlabeled.scores.items() if name != Teacher.MODEL.value]
+    agreed = agreement(scores, keys, task, others)
+    shares = task.shares() if task.candidates is None else None
+    columns = {
+        "label": predictions(scores, rows, task),
+        "margin": margins(scores).tolist(),
+        "confidence": softmax(scores).max(axis=1).tolist(),
+        "agreement": agreed.tolist(),
+        "scores": scores.tolist(),
+        "probabilities": softmax(scores).tolist(),
+        "is_selected": select(scores, ~held_out, settings.selection, agreed, shares).tolist(),
+        "is_held_out": held_out.tolist(),
+        "line": [row.line for row in rows],
+        "text_digest": [reading_digest(row) for row in rows],
+    }
+    return [PseudoLabel(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+
+
+def _teachers(panel: Panel) -> dict[str, Any]:
+    """Return each teacher's estimated accuracy and its weight, and how many labels each round of teaching changed."""
+    if panel.combination is None:
+        return {"teachers": {name: {} for name in panel.ask}}
+    estimates, weights = panel.combination.estimates, panel.combination.weights
+    found = {name: {"weight": weights[name], "estimated": estimates.get(name)} for name in panel.ask}
+    return {"teachers": found, "taught": panel.flips}
+
+
+def _measured(walk: Walk, task: TaskConfig, panel: Panel, labels: list[PseudoLabel]) -> dict[str, Any]:
+    """Say how many selected labels are wrong: by agreement, and on labelled rows that would be selected too.
+
+    On the labelled rows each teacher's accuracy is measured beside its estimate.
+    """
+    selected = [label for label in labels if label.is_selected]
+    found: dict[str, Any] = {}
+    n_voters = len(panel.ask) if panel.model is None else len(panel.ask) - 1 + len(panel.model.keys)
+    if selected and n_voters > 1:
+        found["noise/disagreement"] = 1 - float(np.mean([label.agreement for label in selected]))
+    least = {name: min(label.margin for label in selected if label.label == name) for name in {x.label for x in selected}}
+    guesses: list[str] = []
+    gold: list[str] = []
+    right: dict[str, list[float]] = {}
+    for split, rows in labelled_rows(walk, task).items():
+        views = panel.views(split, rows)
+        scores: FloatArray = panel.decided(views)
+        answers, sure = predictions(scores, rows, task), margins(scores)
+        would: npt.NDArray[np.bool_] = np.asarray([m >= least.get(a, np.inf) for a, m in zip(answers, sure, strict=True)])
+        guesses += [answers[i] for i in np.flatnonzero(would)]
+        gold += [rows[i].label or "" for i in np.flatnonzero(would)]
+        for name, view in {**views.scores, "together": scores}.items():
+            given = predictions(view, rows, task)
+            right.setdefault(name, []).extend(float(a == row.label) for a, row in zip(given, rows, strict=True))
+    if gold and selected:
+        found["noise/labelled"] = to_plain(accuracy_of(guesses, gold))
+    if right:
+        found["measured"] = {name: float(np.mean(values)) for name, values in right.items()}
+    return found
+
+
+def _summary(task: TaskConfig, given: AdaptationRows, labels: list[PseudoLabel]) -> dict[str, Any]:
+    by_class = dict.fromkeys(task.labels, 0)
+    for label in labels:
+        if label.is_selected:
+            by_class[label.label] = by_class.get(label.label, 0) + 1
+    predicted = [label.label for label in labels]
+    return {
+        "rows": len(labels),
+        "excluded": given.n_excluded,
+        "sharing_a_passage": given.n_sharing,
+        "selected": sum(label.is_selected for label in labels),
+        "held_out": sum(label.is_held_out for label in labels),
+        "selected_by_class": by_class,
+        "empty_classes": [label for label, count in by_class.items() if count == 0 and task.candidates is None],
+        "largest_class_share": max((predicted.count(x) for x in set(predicted)), default=0) / max(len(labels), 1),
+    }
+
+
+def _describe(artifact: Artifact) -> str:
+    m = artifact.metrics
+    if not m["rows"]:
+        return "no unlabeled rows: nothing to label, the base model will be evaluated as it is"
+    text = f"{m['selected']} of {m['rows']} rows selected, {m['held_out']} held out, {m['excluded']} left out as evaluation texts"
+    if m["sharing_a_passage"]:
+        text += f", {m['sharing_a_passage']} share a passage with evaluation texts"
+    if len(m["teachers"]) > 1:
+        text += f"; {say_teachers(m)}"
+    if "noise/disagreement" in m:
+        voters = "prompts and other teachers" if len(m["teachers"]) > 1 else "prompts"
+        text += f"; {voters} disagree on {100 * m['noise/disagreement']:.0f} % of the selected"
+    if "noise/labelled" in m:
+        labelled = m["noise/labelled"]
+        text += f", {100 * labelled['accuracy']:.0f} % of {labelled['n']} labelled rows as sure as these are right"
+    if m["empty_classes"]:
+        text += f"; no example of {', '.join(m['empty_classes'])}"
+    return text
+
+
+def say_teachers(metrics: Mapping[str, Any]) -> str:
+    """Say each teacher's estimated accuracy, and the one measured where rows are labelled."""
+    measured = metrics.get("measured", {})
+    said = []
+    for name, teacher in metrics["teachers"].items():
+        estimated = teacher.get("estimated")
+        text = name if estimated is None else f"{name} {100 * estimated:.0f} % estimated"
+        said.append(f"{text} ({100 * measured[name]:.0f} % measured)" if name in measured else text)
+    together = f"; together {100 * measured['together']:.0f} % measured" if "together" in measured else ""
+    return "teachers: " + ", ".join(said) + together

@@ -1,0 +1,197 @@
+"""Scores of a task's rows by one model: an artifact of its own, so that deciding, selecting and evaluating never score twice.
+
+Rows are scored in chunks, a Parquet part each. A killed run goes on behind its last part; with several ranks each takes every
+n-th chunk. Chunks are the same whatever the number of ranks, and so are the scores.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adapt.checkpoint.offload import OffloadConfig
+from adapt.core.artifacts import Artifact, StageKey, writable, write_atomically
+from adapt.core.errors import DataError
+from adapt.core.runtime import RankInfo
+from adapt.core.typed import digest_of, from_plain, to_plain
+from adapt.scoring.scorer_config import ScorerConfig
+from pipelines.ranks.launch import launch
+from pipelines.stages.contract import Walk, order_of, weights_of
+from pipelines.stages.rows import domain_texts
+from pseudo_label.labelling import ScoringConfig, TaskScorer, content_free_rows
+from pseudo_label.prompts import Prompt
+from pseudo_label.store import SCORES_FILE, join_scores, read_scores, write_scores
+from pseudo_label.tasks import TaskConfig, TaskRow, read_rows, split_path
+from pseudo_label.zero_shot import PassScores, PromptKeys, ScoringPass
+
+NAME = "score"
+VERSION = 1
+_CHUNK_ROWS = 256
+_ROOM_FOR_PROMPT = 256  # tokens
+_TASK_KEYS = ("fields", "label_words", "label_tree", "shorten", "candidates")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreJob:
+    """What a rank needs to score its chunks; `lines` are the rows' lines in `source`, `shortlists` theirs by line."""
+
+    task: TaskConfig
+    weights: str
+    source: str
+    lines: list[int]
+    shortlists: dict[str, list[int]]
+    passes: list[ScoringPass]
+    domain: list[dict[str, str]]
+    scorer: ScorerConfig
+    offload: OffloadConfig
+    checkpoint: str
+    parts: str
+
+    def place(self, chunk: int) -> Path:
+        return Path(self.parts) / f"part-{chunk:05d}.parquet"
+
+    @property
+    def n_chunks(self) -> int:
+        return math.ceil(len(self.lines) / _CHUNK_ROWS)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """Passes over a split's rows, and the seconds that scoring them took when it was done."""
+
+    passes: list[PassScores]
+    seconds: float
+
+
+def scores_of(
+    walk: Walk, task: TaskConfig, model: Artifact, split: str, rows: Sequence[TaskRow], passes: Sequence[ScoringPass]
+) -> Scored:
+    """Score rows of a split under every pass, or take the scores that are there; linked as `score/<task>/<split>-<model stage>`."""
+    if not rows:
+        return Scored(passes=[PassScores(what=what, rows=[], nulls=[]) for what in passes], seconds=0.0)
+    job = ScoreJob(
+        task=task,
+        weights=str(weights_of(model).resolve()),
+        source=str(split_path(walk.data_root(), task, split).absolute()),  # not where a link leads: the ending says the kind
+        lines=[row.line for row in rows],
+        shortlists={str(row.line): list(row.shortlist) for row in rows if row.shortlist is not None},
+        passes=list(passes),
+        domain=domain_texts(walk, task, (what.null for what in passes)),
+        scorer=walk.scorer,
+        offload=walk.config.offload,
+        checkpoint=model.digest,
+        parts="",
+    )
+    key = StageKey(
+        stage=NAME, version=VERSION, config=_settings(task, rows, passes, job.domain, walk.scorer), inputs={"model": model}
+    )
+
+    def build(result: Path, work: Path) -> Mapping[str, Any]:
+        started = time.monotonic()
+        whole = from_plain(ScoreJob, {**to_plain(job), "parts": str(work)}, "job")
+        n_ranks = min(walk.config.engine.world_size, whole.n_chunks)
+        if n_ranks == 1:
+            _score_chunks(whole, rows, range(whole.n_chunks))
+        else:
+            launch({"stage": NAME, "job": to_plain(whole)}, work, walk.config.engine, n_ranks)
+        places = [whole.place(chunk) for chunk in range(whole.n_chunks)]
+        join_scores(result / SCORES_FILE, places)
+        seconds = time.monotonic() - started
+        return {"rows": len(rows), "passes": [what.name for what in passes], "seconds": seconds, **_cut_rows(places)}
+
+    artifact = walk.produce(key, build, f"{NAME}/{task.name}/{split}-{model.stage}")
+    if found := artifact.metrics.get("cut"):
+        walk.say_once(
+            f"{task.name} {split}: {found:,} of {len(rows):,} rows are longer than the model's context of "
+            f"{artifact.metrics['context']} tokens and were cut (the longest has {artifact.metrics['longest']:,})"
+        )
+    return Scored(passes=read_scores(artifact.file(SCORES_FILE), task, rows), seconds=float(artifact.metrics["seconds"]))
+
+
+def content_free_keys(walk: Walk, task: TaskConfig, model: Artifact, scoring: ScoringConfig) -> list[PromptKeys]:
+    """Return the reference prompt's keys of texts that say nothing; none for tasks whose rows bring their own candidates."""
+    from adapt.checkpoint.opening import open_checkpoint  # imports torch
+
+    if task.candidates is not None:
+        return []
+    opened = open_checkpoint(weights_of(model), walk.scorer, walk.config.offload)
+    scoring = replace(scoring, domain=domain_texts(walk, task, (criterion.null for _, criterion in scoring.pairs(task))))
+    scorer = TaskScorer(task, scoring, opened.scorer, opened.tokenizer)
+    return scorer.keys(content_free_rows(task), [task.reference])
+
+
+def score_rank(content: dict[str, Any], rank: RankInfo) -> None:
+    """Score every n-th chunk on one rank."""
+    job: ScoreJob = from_plain(ScoreJob, content["job"], "job.yaml")
+    wanted = set(job.lines)
+    lists = {int(line): tuple(places) for line, places in job.shortlists.items()}
+    read = (row for row in read_rows(Path(job.source), job.task) if row.line in wanted)
+    rows = [replace(row, shortlist=lists.get(row.line)) for row in read]
+    _score_chunks(job, rows, range(rank.rank, job.n_chunks, rank.world_size))
+
+
+def _score_chunks(job: ScoreJob, rows: Sequence[TaskRow], chunks: range) -> None:
+    from adapt.checkpoint.opening import open_checkpoint
+
+    left = [chunk for chunk in chunks if not job.place(chunk).is_file()]
+    if not left:
+        return
+    opened = open_checkpoint(Path(job.weights), job.scorer, job.offload)
+    config = ScoringConfig(prompts=list(dict.fromkeys(what.prompt for what in job.passes)), domain=job.domain)
+    scorer = TaskScorer(job.task, config, opened.scorer, opened.tokenizer)
+    prompt = Prompt(job.task, job.passes[0].prompt, opened.tokenizer, opened.scorer.context_length)
+    for chunk in left:
+        some = rows[chunk * _CHUNK_ROWS : (chunk + 1) * _CHUNK_ROWS]
+        place = job.place(chunk)
+        unfinished = place.with_suffix(".unfinished")
+        try:
+            scored = scorer.score(some, job.passes)
+        except DataError as error:
+            raise DataError(f"{job.source}: {error}") from error
+        lengths = [prompt.length(row) for row in some if _may_be_cut(row, prompt)]
+        cut = [length for length in lengths if length > prompt.context_length]
+        counted = {"cut": len(cut), "longest": max(cut, default=0), "context": prompt.context_length}
+        with writable(place.parent):
+            write_atomically(place.with_suffix(".json"), json.dumps(counted))
+            write_scores(unfinished, job.task, some, scored, job.checkpoint)
+            unfinished.replace(place)
+
+
+def _may_be_cut(row: TaskRow, prompt: Prompt) -> bool:
+    """Say whether a row could be longer than the context: no text has more tokens than bytes."""
+    return sum(len(text.encode()) for text in row.texts.values()) + _ROOM_FOR_PROMPT > prompt.context_length
+
+
+def _cut_rows(places: Sequence[Path]) -> dict[str, int]:
+    """Return how many rows were cut, and how long the longest of them is, beside the context's length."""
+    files = [place.with_suffix(".json") for place in places]
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    return {
+        "cut": sum(counted["cut"] for counted in found),
+        "longest": max((counted["longest"] for counted in found), default=0),
+        "context": max((counted["context"] for counted in found), default=0),
+    }
+
+
+def _settings(
+    task: TaskConfig, rows: Sequence[TaskRow], passes: Sequence[ScoringPass], domain: list[dict[str, str]], scorer: ScorerConfig
+) -> dict[str, Any]:
+    """Return all that scores depend on beside the model."""
+    plain = to_plain(task)
+    content = [(row.line, dict(row.texts), row.candidates) for row in rows]
+    lists = [row.shortlist for row in rows]
+    return {
+        **{name: plain[name] for name in _TASK_KEYS},
+        "order": order_of(task),
+        "prompts": {what.prompt: {**plain["prompts"][what.prompt], "criterion": None} for what in passes},
+        "passes": to_plain(list(passes)),
+        **({"domain": digest_of(domain)} if domain else {}),
+        "rows": digest_of(content),
+        **({"shortlists": digest_of(lists)} if any(places is not None for places in lists) else {}),
+        "precision": scorer.precision.value,
+    }

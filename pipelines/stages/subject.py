@@ -1,0 +1,86 @@
+"""A model under evaluation: how its scores of a task are decided on, with every method fitted on unlabeled rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from adapt.core.artifacts import Artifact
+from pipelines.stages.contract import Walk
+from pipelines.stages.criteria_table import criteria_pairs
+from pipelines.stages.rows import adaptation_rows, domain_texts
+from pipelines.stages.scores import Scored, content_free_keys, scores_of
+from pipelines.stages.scoring_choice import chosen_prompts, coarse_of
+from pseudo_label.decision import Decision, Method, fit_combined, fit_decision
+from pseudo_label.labelling import ScoringConfig
+from pseudo_label.tasks import TaskConfig, TaskRow, split_path
+from pseudo_label.zero_shot import passes_for
+
+BASE, ADAPTED = "base", "adapted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model under evaluation: `base` or `adapted`, its artifact, and how each method decides on its scores."""
+
+    name: str
+    model: Artifact
+    scoring: ScoringConfig
+    decisions: Mapping[Method, Decision]
+    fitted_on: Scored
+
+
+def subject_of(
+    walk: Walk, task: TaskConfig, name: str, model: Artifact, methods: Sequence[Method], criteria: Sequence[str] = ()
+) -> Subject:
+    """Fit each method's decision for a model, on unlabeled rows; those rows are scored for the criteria too.
+
+    Methods that ask no model are left out.
+    """
+    config, settings = walk.config, walk.config.evaluate
+    methods = [method for method in methods if method.needs_model]
+    is_trained = name == ADAPTED
+    scoring = ScoringConfig(
+        form=settings.form or config.objective.pseudo_label.form,
+        prompts=chosen_prompts(config, task),
+        criterion=settings.criterion,
+        with_groups=settings.coarse_to_fine and task.label_tree is not None,
+    )
+    wants_rows = any(method.needs_rows for method in methods) or bool(criteria)
+    fit_rows = _fit_rows(walk, task) if wants_rows else []
+    pairs = [*scoring.pairs(task, prompts_of(task, scoring, methods, is_trained=is_trained)), *criteria_pairs(task, criteria)]
+    scoring = replace(scoring, domain=domain_texts(walk, task, (criterion.null for _, criterion in pairs)))
+    passes = passes_for(pairs, scoring.form, with_groups=scoring.with_groups)
+    fitted_on = scores_of(walk, task, model, "unlabeled", fit_rows, passes)
+    coarse = coarse_of(task, settings.coarse_to_fine, settings.coarse)
+    decisions: dict[Method, Decision] = {}
+    for method in methods:
+        names = prompts_of(task, scoring, [method], is_trained=is_trained)
+        keys = scoring.keys(fitted_on.passes, task, names) if fit_rows else []
+        if method is Method.COMBINED:
+            decisions[method] = fit_combined(
+                keys,
+                task,
+                is_trained=is_trained,
+                lexical_weight=settings.lexical_weight,
+                shortlist=settings.shortlist,
+                coarse_to_fine=coarse,
+            )
+            continue
+        if method is Method.CONTENT_FREE:
+            keys = content_free_keys(walk, task, model, scoring)
+        decisions[method] = fit_decision(method, keys, task, coarse_to_fine=coarse)
+    return Subject(name=name, model=model, scoring=scoring, decisions=decisions, fitted_on=fitted_on)
+
+
+def prompts_of(task: TaskConfig, scoring: ScoringConfig, methods: Sequence[Method], *, is_trained: bool) -> list[str]:
+    """Return the prompts that methods read; `combined` reads the ensemble of a model that was not trained on labels."""
+    reads_all = Method.ENSEMBLE in methods or (Method.COMBINED in methods and not is_trained)
+    return scoring.names(task) if reads_all else [task.reference]
+
+
+def _fit_rows(walk: Walk, task: TaskConfig) -> list[TaskRow]:
+    """Return the unlabeled rows that calibration is fitted on; none where the task has no such file."""
+    if not split_path(walk.data_root(), task, "unlabeled").is_file():
+        return []
+    return adaptation_rows(walk, task, walk.config.evaluate.fit_rows).rows

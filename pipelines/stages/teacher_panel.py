@@ -1,0 +1,331 @@
+"""The teachers that label a task's rows, side by side: fitted on the unlabeled rows, asked about any others, and summed.
+
+Teachers feed each other for some rounds: the lexical and the embedding one learn again from the sum of all. A round is taken back
+when it changes too many labels or lets one label take over: self-training sharpens first and decays then.
+
+Legend: N rows, C labels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adapt.core.artifacts import Artifact, sha256_of_file
+from adapt.core.errors import CheckpointError, ConfigError, DataError
+from adapt.core.scorer import FloatArray
+from pipelines.config.schema import PipelineConfig, PseudoLabelConfig, Teacher, Weighting
+from pipelines.stages.contract import Walk, open_model_artifact, weights_of
+from pipelines.stages.rows import adaptation_rows, sample_rows
+from pipelines.stages.scores import content_free_keys, scores_of
+from pipelines.stages.teachers import Views, lexical_of
+from pseudo_label.coarse_to_fine import CoarseToFine
+from pseudo_label.decision import LEXICAL_WEIGHT, Decision, Method, fit_decision
+from pseudo_label.labelling import ScoringConfig
+from pseudo_label.shortlist import with_shortlists, within_shortlists
+from pseudo_label.tasks import TaskConfig, TaskRow
+from pseudo_label.teachers import lexical_files
+from pseudo_label.teachers.contract import FittedTeacher, row_centred, spread_of
+from pseudo_label.teachers.embedding import fit_embedding
+from pseudo_label.teachers.file import LabelFile, read_label_file
+from pseudo_label.teachers.label_model import Combination, fit_combination
+from pseudo_label.teachers.rules import fit_rules
+from pseudo_label.zero_shot import PassScores, PromptKeys, ScoringPass
+
+if TYPE_CHECKING:
+    from adapt.scoring.encoder import MeanEncoder
+
+logger = logging.getLogger("pipelines")
+_ROWS_IN_FULL = 500  # that are scored under every label where others have a shortlist
+_FLIP_LIMIT = 0.3  # share of labels that a round of teaching may change
+
+Ask = Callable[[str, Sequence[TaskRow]], FloatArray]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ModelTeacher:
+    """The model's own labels: its prompts' keys of the unlabeled rows and the decision fitted on them.
+
+    Its scores are divided by `spread`; by itself (None) they stay as they are.
+    """
+
+    decision: Decision
+    keys: list[PromptKeys]
+    spread: float | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Panel:
+    """Fitted teachers: what each says of the unlabeled rows, how to ask it about others, and how they are summed.
+
+    A single teacher is not summed: `combination` is None and its scores stand as they are. `flips` are the shares of labels that
+    each round of teaching changed.
+    """
+
+    task: TaskConfig
+    unlabeled: Views
+    ask: Mapping[str, Ask]
+    combination: Combination | None
+    model: ModelTeacher | None
+    flips: list[float] = field(default_factory=list)
+
+    def scores(self) -> FloatArray:
+        """Return the unlabeled rows' scores [N, C] that labels are made of."""
+        return self.decided(self.unlabeled)
+
+    def views(self, split: str, rows: Sequence[TaskRow]) -> Views:
+        """Return what each teacher says of a split's rows."""
+        return Views(rows=rows, scores={name: ask(split, rows) for name, ask in self.ask.items()})
+
+    def decided(self, views: Views) -> FloatArray:
+        """Return the scores [N, C] of rows by all teachers together."""
+        if self.combination is None:
+            return next(iter(views.scores.values()))
+        return views.combined(self.combination)
+
+
+def fit_panel(
+    walk: Walk,
+    task: TaskConfig,
+    labeller: Artifact,
+    rows: Sequence[TaskRow],
+    scoring: ScoringConfig,
+    passes: Sequence[ScoringPass],
+    coarse: CoarseToFine | None,
+) -> Panel:
+    """Fit the teachers of `pseudo_label.teachers` on unlabeled rows, sum them, and let them teach each other.
+
+    `passes` are what a labelled split is read with, so that evaluation finds it scored.
+
+    Raises:
+        ConfigError: a teacher cannot serve this task.
+        DataError: the file of labels is missing or malformed.
+    """
+    settings = walk.config.pseudo_label
+    check_teachers(walk.config, task)
+    scores: dict[str, FloatArray] = {}
+    ask: dict[str, Ask] = {}
+    model: ModelTeacher | None = None
+    is_alone = len(settings.teachers) == 1
+    count = settings.shortlist if task.candidates is None else None
+    lexical = Teacher.LEXICAL.value
+    for teacher in sorted(settings.teachers, key=lambda teacher: count is not None and teacher is Teacher.MODEL):
+        name = teacher.value
+        if teacher is not Teacher.MODEL:
+            fitted, scores[name] = _fit_other(walk, task, labeller, teacher, rows)
+            ask[name] = _ask_fitted(fitted)
+            continue
+        asked = rows if count is None else _shortlisted(rows, task, scores[lexical], count, walk.config.seed)
+        model = _model_teacher(walk, task, labeller, asked, scoring, coarse, is_alone=is_alone)
+        scores[name] = _model_scores(model, model.keys, task)
+        ask[name] = _ask_model(walk, task, labeller, scoring, passes, model)
+        if count is not None:
+            scores[name] = within_shortlists(scores[name], scores[lexical], count)
+            ask[name] = _within(ask[name], ask[lexical], count)
+    # In the order that they were named, whatever order they were fitted in.
+    views = Views(rows=rows, scores={teacher.value: scores[teacher.value] for teacher in settings.teachers})
+    combination = None if is_alone else fit_combination(views.scores, _weights(settings))
+    panel = Panel(task=task, unlabeled=views, ask=ask, combination=combination, model=model)
+    return _taught(walk, panel)
+
+
+def _weights(settings: PseudoLabelConfig) -> dict[str, float] | None:
+    """Return the teachers' weights, or None where they follow from estimated accuracies."""
+    if settings.weighting is Weighting.ESTIMATED:
+        return None
+    return {Teacher.LEXICAL.value: LEXICAL_WEIGHT, **(settings.teacher_weights or {})}
+
+
+def check_teachers(config: PipelineConfig, task: TaskConfig) -> None:
+    """Raise ConfigError where a teacher cannot serve a task."""
+    teachers = config.pseudo_label.teachers
+    if Teacher.RULES in teachers and not task.rules:
+        raise ConfigError(f"pseudo_label.teachers: task '{task.name}' has no rules; add them to its file, or leave 'rules' out")
+    if Teacher.EMBEDDING in teachers and task.candidates is not None:
+        raise ConfigError(f"pseudo_label.teachers: 'embedding' has no labels to learn in task '{task.name}'; leave it out")
+
+
+def check_encoder(config: PipelineConfig) -> None:
+    """Raise CheckpointError where the encoder's directory is not there."""
+    place = config.pseudo_label.encoder
+    if Teacher.EMBEDDING in config.pseudo_label.teachers and place is not None and not Path(place).is_dir():
+        raise CheckpointError(f"pseudo_label.encoder: {place}: no such directory; give a checkpoint or a Hugging Face directory")
+
+
+def _model_teacher(
+    walk: Walk,
+    task: TaskConfig,
+    labeller: Artifact,
+    rows: Sequence[TaskRow],
+    scoring: ScoringConfig,
+    coarse: CoarseToFine | None,
+    *,
+    is_alone: bool,
+) -> ModelTeacher:
+    """Score the rows and fit the model's decision, on those of them that were scored in full."""
+    method = walk.config.pseudo_label.method
+    keys = scoring.keys(scores_of(walk, task, labeller, "unlabeled", rows, scoring.passes(task)).passes, task)
+    whole = np.asarray([row.shortlist is None for row in rows], dtype=bool)
+    whole_keys = keys if whole.all() else [k.of_rows(whole) for k in keys]
+    fit_keys = content_free_keys(walk, task, labeller, scoring) if method is Method.CONTENT_FREE else whole_keys
+    decision = fit_decision(method, fit_keys, task, coarse_to_fine=coarse)
+    return ModelTeacher(decision=decision, keys=keys, spread=None if is_alone else spread_of(decision.scores(whole_keys, task)))
+
+
+def _shortlisted(rows: Sequence[TaskRow], task: TaskConfig, lexical_NC: FloatArray, count: int, seed: int) -> list[TaskRow]:
+    """Return the rows with their shortlists, and a sample of them without, on which the model's decision is fitted."""
+    in_full = {row.line for row in sample_rows(rows, task, _ROWS_IN_FULL, seed)[0]}
+    listed = with_shortlists(rows, lexical_NC, count)
+    return [row if row.line in in_full else short for row, short in zip(rows, listed, strict=True)]
+
+
+def _within(ask_model: Ask, ask_lexical: Ask, count: int) -> Ask:
+    return lambda split, rows: within_shortlists(ask_model(split, rows), ask_lexical(split, rows), count)
+
+
+def _model_scores(model: ModelTeacher, keys: list[PromptKeys], task: TaskConfig) -> FloatArray:
+    scores_NC = model.decision.scores(keys, task)
+    return scores_NC if model.spread is None else row_centred(scores_NC) / model.spread
+
+
+def _ask_model(
+    walk: Walk,
+    task: TaskConfig,
+    labeller: Artifact,
+    scoring: ScoringConfig,
+    passes: Sequence[ScoringPass],
+    model: ModelTeacher,
+) -> Ask:
+    def ask(split: str, rows: Sequence[TaskRow]) -> FloatArray:
+        found: list[PassScores] = scores_of(walk, task, labeller, split, rows, passes).passes
+        return _model_scores(model, scoring.keys(found, task), task)
+
+    return ask
+
+
+def _ask_fitted(fitted: FittedTeacher) -> Ask:
+    return lambda split, rows: fitted.scores(rows)
+
+
+def _fit_other(
+    walk: Walk, task: TaskConfig, labeller: Artifact, teacher: Teacher, rows: Sequence[TaskRow]
+) -> tuple[FittedTeacher, FloatArray]:
+    """Fit a teacher that is not the model's prompts; return it and the unlabeled rows' scores."""
+    if teacher is Teacher.LEXICAL:
+        lexical = lexical_of(walk, task)
+        assert lexical is not None, "there are unlabeled rows"
+        return lexical, lexical.scores(rows)
+    if teacher is Teacher.RULES:
+        rules = fit_rules(task, rows)
+        return rules, rules.scores(rows)
+    if teacher is Teacher.FILE:
+        file = given_labels(walk.config, task).fitted(rows)
+        logger.info("pseudo_label %s: the file of labels names %.0f %% of the rows", task.name, 100 * file.coverage(rows))
+        return file, file.scores(rows)
+    return fit_embedding(task, rows, _encoder(walk, labeller).encode, walk.config.seed)
+
+
+def _encoder(walk: Walk, labeller: Artifact) -> MeanEncoder:
+    from adapt.checkpoint.opening import open_checkpoint  # these import torch
+    from adapt.scoring.encoder import MeanEncoder
+
+    opened = open_checkpoint(weights_of(encoder_artifact(walk) or labeller), walk.scorer, walk.config.offload)
+    return MeanEncoder(opened.model, opened.tokenizer, opened.device)
+
+
+def encoder_artifact(walk: Walk) -> Artifact | None:
+    """Return the model that the teacher `embedding` reads with, where it is another one than the labelling model."""
+    settings = walk.config.pseudo_label
+    if Teacher.EMBEDDING not in settings.teachers or settings.encoder is None:
+        return None
+    return open_model_artifact(Path(settings.encoder), "pseudo_label.encoder")
+
+
+def teacher_files(walk: Walk) -> dict[str, str]:
+    """Return sha256 by name of what teachers read beside the task's own files.
+
+    Raises:
+        ConfigError: the teacher `file` has none.
+        DataError: it does not exist.
+    """
+    if Teacher.FILE not in walk.config.pseudo_label.teachers:
+        return {}
+    place = Path(_teacher_file(walk.config))
+    if not place.is_file():
+        raise DataError(f"{place}: no such file; pseudo_label.teacher_file takes rows with id and label")
+    return {"teacher_file": sha256_of_file(place)}
+
+
+def given_labels(config: PipelineConfig, task: TaskConfig) -> LabelFile:
+    """Read the file of labels. Raises as `teacher_files` does, and DataError where it is malformed."""
+    return read_label_file(Path(_teacher_file(config)), task)
+
+
+def _teacher_file(config: PipelineConfig) -> str:
+    place = config.pseudo_label.teacher_file
+    if place is None:
+        raise ConfigError("pseudo_label.teacher_file: not set; the teacher 'file' needs a file of labels")
+    return place
+
+
+def _taught(walk: Walk, panel: Panel) -> Panel:
+    """Let the lexical teacher learn from the sum of all, round by round, as long as that changes little.
+
+    Where the task has it learn nothing by itself (`lexical.rounds: 0`), it learns nothing here either.
+    """
+    settings = walk.config.pseudo_label
+    name = Teacher.LEXICAL.value
+    if panel.combination is None or name not in panel.ask or panel.task.lexical.rounds == 0:
+        return panel
+    for number in range(1, settings.teaching_rounds + 1):
+        before_NC = panel.scores()
+        lexical = _lexical_taught(walk, panel, before_NC)
+        scores = {**panel.unlabeled.scores, name: lexical.scores(panel.unlabeled.rows)}
+        assert panel.combination is not None
+        combination = fit_combination(scores, panel.combination.weights, panel.combination.estimates)
+        next_panel = Panel(
+            task=panel.task,
+            unlabeled=Views(rows=panel.unlabeled.rows, scores=scores),
+            ask={**panel.ask, name: _ask_fitted(lexical)},
+            combination=combination,
+            model=panel.model,
+            flips=panel.flips,
+        )
+        after_NC = next_panel.scores()
+        flips = float(np.mean(before_NC.argmax(axis=1) != after_NC.argmax(axis=1)))
+        reason = _decay(flips, after_NC, settings.collapse_limit, has_classes=panel.task.candidates is None)
+        if reason is not None:
+            logger.info("pseudo_label %s: round %d of teaching taken back, %s", panel.task.name, number, reason)
+            return panel
+        panel = replace(next_panel, flips=[*panel.flips, flips])
+    return panel
+
+
+def _lexical_taught(walk: Walk, panel: Panel, summed_NC: FloatArray) -> lexical_files.Lexical:
+    """Fit the lexical labeller to the sum of all where rows were labelled, and to its own scores on all other unlabeled rows.
+
+    A sample of the rows would teach it less than it knows of them all.
+    """
+    rows = adaptation_rows(walk, panel.task, None).rows
+    guide_NC = panel.ask[Teacher.LEXICAL.value]("unlabeled", rows)
+    guide_NC = guide_NC / spread_of(guide_NC)
+    place = {row.line: index for index, row in enumerate(rows)}
+    spread = spread_of(summed_NC)
+    for row, scores_C in zip(panel.unlabeled.rows, summed_NC, strict=True):
+        guide_NC[place[row.line], : len(scores_C)] = scores_C / spread
+    return lexical_files.fit(panel.task, rows, walk.config.seed, guide_NC)
+
+
+def _decay(flips: float, scores_NC: FloatArray, limit: float, *, has_classes: bool) -> str | None:
+    """Return why a round of teaching made things worse, or None."""
+    if flips > _FLIP_LIMIT:
+        return f"it changed {100 * flips:.0f} % of the labels"
+    largest = np.bincount(scores_NC.argmax(axis=1)).max() / len(scores_NC)
+    if has_classes and largest > limit:
+        return f"one label took {100 * largest:.0f} % of the rows"
+    return None

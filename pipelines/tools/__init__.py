@@ -1,0 +1,1 @@
+"""What is done beside the stages: studies, swapped files, checks, parameter counts."""

@@ -1,0 +1,378 @@
+"""Checks of what a walk's stages need, made before the first of them builds: a long run must not end in a late refusal.
+
+There is one function per concern, the cheap ones first: settings, then data, then what needs the model or the base. Each checks
+for the stages of this walk only. Nothing is written, and stages keep their own checks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapt.core.artifacts import Artifact
+from adapt.core.errors import ConfigError
+from adapt.core.spans import LabelLoss
+from adapt.model.config import GPTConfig, HFConfig
+from adapt.train.engine_config import check_optimizer
+from adapt.train.train_config import Trained
+from pipelines.config.schema import MomentsStart, PipelineConfig, Teacher
+from pipelines.stages.contract import Walk, open_model_artifact, weights_of
+from pipelines.stages.rows import LABELLED_SPLITS, existing
+from pipelines.stages.scoring_choice import chosen_prompts
+from pseudo_label.adaptation_data import refuse_unreadable
+from pseudo_label.criteria.contract import get_criterion
+from pseudo_label.decision import Method
+from pseudo_label.label_tree import TreeSource
+from pseudo_label.labelling import ScoringConfig
+from pseudo_label.prompts import Prompt, parse_template
+from pseudo_label.tasks import TaskConfig, iterate_split, read_split, split_path
+
+_UNLABELED = "unlabeled"
+_LABELLING = ("label_tree", "pseudo_label")
+_ON_A_BASE = ("label_tree", "prompt_search", "pseudo_label", "continue_pretrain", "evaluate", "export")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """A walk that is about to start: its stages by name, in their order, and its tasks."""
+
+    walk: Walk
+    stages: list[str]
+    tasks: list[TaskConfig]
+
+    @property
+    def config(self) -> PipelineConfig:
+        return self.walk.config
+
+    def has(self, *stages: str) -> bool:
+        """Whether one of these stages will run."""
+        return any(stage in self.stages for stage in stages)
+
+    @property
+    def makes_its_base(self) -> bool:
+        """Whether tasks start from a base that this walk pretrains."""
+        return self.has("pretrain") and self.config.checkpoint is None and not isinstance(self.config.model, HFConfig)
+
+    @property
+    def predicts_directly(self) -> bool:
+        """Whether rows are labelled by the export at `checkpoint`, and not by one of this run."""
+        return self.has("predict") and not self.has("export") and self.config.checkpoint is not None
+
+    @property
+    def is_fitted_at_evaluation(self) -> bool:
+        """Whether evaluation reads unlabeled rows."""
+        settings = self.config.evaluate
+        methods = {*settings.methods, settings.method}
+        return bool(settings.criteria) or any(method.needs_rows or method.needs_lexical for method in methods)
+
+    @property
+    def asks_model_to_label(self) -> bool:
+        """Whether prompts label unlabeled rows."""
+        return self.has("label_tree") or (self.has("pseudo_label") and Teacher.MODEL in self.config.pseudo_label.teachers)
+
+
+def check_ahead(walk: Walk, stages: list[str], tasks: list[TaskConfig]) -> None:
+    """Refuse now what a later stage of this walk would refuse.
+
+    Raises:
+        AdaptError: the same error that the stage would raise.
+    """
+    ahead = Ahead(walk=walk, stages=stages, tasks=tasks)
+    for check in CHECKS:
+        check(ahead)
+
+
+def check_criteria(ahead: Ahead) -> None:
+    """Criteria that are named exist."""
+    config = ahead.config
+    named: list[tuple[str, str | None]] = []
+    if ahead.has(*_LABELLING):
+        named.append(("pseudo_label.criterion", config.pseudo_label.criterion))
+    if ahead.has("evaluate"):
+        named.append(("evaluate.criterion", config.evaluate.criterion))
+        named += [("evaluate.criteria", name) for name in config.evaluate.criteria]
+    for task in ahead.tasks:
+        named += [(f"task '{task.name}', prompts.{name}.criterion", prompt.criterion) for name, prompt in task.prompts.items()]
+    for where, criterion in named:
+        if criterion is not None:
+            try:
+                get_criterion(criterion)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {error}") from error
+
+
+def check_prompts(ahead: Ahead) -> None:
+    """Prompts that are named exist, can be read, and have their label where training wants it."""
+    for task in ahead.tasks:
+        for name in task.prompts:
+            parse_template(task, name)
+        if ahead.has(*_LABELLING, "evaluate"):
+            chosen_prompts(ahead.config, task)
+        if ahead.has("continue_pretrain"):
+            reading = ahead.config.continue_pretrain
+            name = reading.prompt or task.reference
+            if name not in task.prompts:
+                there = ", ".join(task.prompts)
+                raise ConfigError(f"continue_pretrain.prompt: task '{task.name}' has no prompt '{name}'; it has: {there}")
+            refuse_unreadable(task, name, ahead.config.objective.pseudo_label, reading)
+
+
+def check_joint_tasks(ahead: Ahead) -> None:
+    """Tasks that are adapted together are tasks of the walk."""
+    from pipelines.stages.continue_pretrain import check_joint
+
+    if ahead.has("continue_pretrain"):
+        check_joint(ahead.config)
+
+
+def check_proposals(ahead: Ahead) -> None:
+    """A label tree and a search for prompts can be made as they are asked for."""
+    from pipelines.stages.label_tree import group_sizes
+    from pipelines.stages.prompt_search import judged_task
+
+    for task in ahead.tasks:
+        if ahead.has("label_tree"):
+            group_sizes(ahead.walk, task)
+        if ahead.has("prompt_search"):
+            judged_task(task, ahead.config.prompt_search)
+
+
+def check_teachers(ahead: Ahead) -> None:
+    """Teachers that label suit the tasks, and what they read is there."""
+    from pipelines.stages.teacher_panel import check_encoder, check_teachers, given_labels, teacher_files
+
+    if not ahead.has("pseudo_label"):
+        return
+    check_encoder(ahead.config)
+    teacher_files(ahead.walk)
+    for task in ahead.tasks:
+        check_teachers(ahead.config, task)
+        if Teacher.FILE in ahead.config.pseudo_label.teachers:
+            given_labels(ahead.config, task)
+
+
+def check_optimizers(ahead: Ahead) -> None:
+    """Engine and optimizers go together."""
+    config = ahead.config
+    for stage, optimizer in (("pretrain", config.pretrain.optimizer), ("continue_pretrain", config.continue_pretrain.optimizer)):
+        if ahead.has(stage):
+            try:
+                check_optimizer(config.engine, optimizer)
+            except ConfigError as error:
+                raise ConfigError(f"{stage}.{error}") from error
+
+
+def check_corpus(ahead: Ahead) -> None:
+    """Corpus files are there and have the domains that are repeated; what needs general text has some."""
+    from adapt.text.corpus import find_corpus
+    from pipelines.stages.forgetting import refuse_needed
+    from pipelines.stages.pretrain import check_repeats
+
+    data = ahead.config.data
+    if ahead.has("continue_pretrain") and not data.corpus:
+        refuse_needed(ahead.config)
+    if ahead.has("tokenizer", "pretrain") or (ahead.has("continue_pretrain") and data.corpus):
+        files = find_corpus(data.corpus, data.domain_field, data.encoding)
+        if ahead.has("pretrain") and data.domain_field is None:  # else the lines say their domains, and there may be many lines
+            check_repeats(ahead.config.pretrain.repeats or {}, sorted({file.domain for file in files}))
+
+
+def check_rows(ahead: Ahead) -> None:
+    """The splits that will be read are there, and every line of them is a row of its task."""
+    from pipelines.stages.evaluate import refuse_repeated_ids, splits_of
+
+    walk = ahead.walk
+    for task in ahead.tasks:
+        splits = dict.fromkeys([*_needed_splits(ahead), *existing(walk, task, _read_where_there(ahead))])
+        rows = {split: read_split(walk.data_root(), task, split) for split in splits if split != _UNLABELED}
+        if _UNLABELED in splits:
+            deque(iterate_split(walk.data_root(), task, _UNLABELED), maxlen=0)  # there may be many: none is kept
+        for split in splits_of(walk, task) if ahead.has("evaluate") else []:
+            found = rows.get(split) or read_split(walk.data_root(), task, split)
+            refuse_repeated_ids(split_path(walk.data_root(), task, split), found)
+
+
+def _needed_splits(ahead: Ahead) -> list[str]:
+    """Return the splits that a task has to have, those of evaluation aside."""
+    config = ahead.config
+    reads_unlabeled = ahead.has("pseudo_label", "prompt_search")
+    reads_unlabeled |= ahead.has("label_tree") and config.label_tree.source is TreeSource.CONFUSIONS
+    named = [config.split] if ahead.has("prompt_search") and config.split is not None else []
+    return [*([_UNLABELED] if reads_unlabeled else []), *named]
+
+
+def _read_where_there(ahead: Ahead) -> list[str]:
+    """Return the splits that are read where a task has them."""
+    config = ahead.config
+    found: list[str] = []
+    if ahead.has("evaluate") and ahead.is_fitted_at_evaluation:
+        found.append(_UNLABELED)
+    if found or _needed_splits(ahead):
+        found += config.exclude_eval.splits
+    if ahead.has("pseudo_label") and config.pseudo_label.estimates_noise:
+        found += LABELLED_SPLITS
+    if ahead.has("prompt_search") and config.split is None:
+        found += LABELLED_SPLITS
+    if ahead.has("label_tree") and config.label_tree.labelled_weight:
+        found += LABELLED_SPLITS
+    return found
+
+
+def check_lexical(ahead: Ahead) -> None:
+    """A labeller that is to decide alone has unlabeled rows to learn from."""
+    from pipelines.stages.evaluate import no_rows_to_learn_from
+
+    if not ahead.has("evaluate") or ahead.config.evaluate.method is not Method.LEXICAL:
+        return
+    root = ahead.walk.data_root()
+    for task in ahead.tasks:
+        if not existing(ahead.walk, task, [_UNLABELED]) or next(iterate_split(root, task, _UNLABELED), None) is None:
+            raise no_rows_to_learn_from(task)
+
+
+def check_other_tasks(ahead: Ahead) -> None:
+    """Other tasks that an adaptation is measured on have labelled rows, and rows that can be read."""
+    from pipelines.stages.other_tasks import labelled_rows_of, model_method
+
+    others = ahead.walk.load_tasks(ahead.config.evaluate.other_tasks)  # unknown ones are refused whatever the stages
+    if not ahead.has("continue_pretrain") or not ahead.has("evaluate"):
+        return
+    for other in others:
+        if any(other.name != task.name for task in ahead.tasks):
+            labelled_rows_of(ahead.walk, other)
+            if model_method(ahead.config).needs_rows:
+                for split in existing(ahead.walk, other, [_UNLABELED, *ahead.config.exclude_eval.splits]):
+                    read_split(ahead.walk.data_root(), other, split)
+
+
+def check_input(ahead: Ahead) -> None:
+    """The rows to be labelled at the end are there, can be read, and will not be written over; a pipe is left to its stage."""
+    from adapt.text.rows.writing import kind_of_output
+    from pipelines.stages.predict import added_columns, is_piped, source_of, survey_of
+    from pseudo_label.predictor import read_spec
+
+    config = ahead.config
+    if not ahead.has("predict") or ahead.stages == ["predict"]:  # by itself it reads all rows before it scores any
+        return
+    if config.output is not None:
+        kind_of_output(config.output)
+    own: TaskConfig | None = None  # an export brings its own task
+    if ahead.predicts_directly:
+        own = read_spec(open_model_artifact(Path(str(config.checkpoint))).path).task
+    for task in ahead.tasks if not is_piped(config.input) else []:
+        with ExitStack() as kept:
+            survey_of(source_of(ahead.walk, task, kept), own or task, added_columns(config))
+
+
+def check_own_model(ahead: Ahead) -> None:
+    """The model to be pretrained can be made, fits, and has the vocabulary of the tokenizer that will be trained."""
+    from pipelines.stages.pretrain import check_model
+
+    if not ahead.has("pretrain"):
+        return
+    model, vocab_size = ahead.walk.own_model(), ahead.config.tokenizer.vocab_size
+    check_model(model, ahead.walk.quiet_engine)
+    if ahead.has("tokenizer") and model.vocab_size != vocab_size:
+        raise ConfigError(f"model.vocab_size: is {model.vocab_size}, and tokenizer.vocab_size is {vocab_size}; give both the same")
+
+
+def check_earlier_stages(ahead: Ahead) -> None:
+    """What this walk does not make itself was made by an earlier command, and is whole."""
+    walk = ahead.walk
+    if ahead.has("pretrain") and not ahead.has("tokenizer"):
+        walk.require("tokenizer")
+    if ahead.has(*_ON_A_BASE) and not ahead.makes_its_base:
+        walk.base()
+    for stage, earlier in {"continue_pretrain": "pseudo_label", "export": "evaluate", "predict": "export"}.items():
+        if ahead.has(stage) and not ahead.has(earlier) and not (stage == "predict" and ahead.predicts_directly):
+            for task in ahead.tasks:
+                walk.require(earlier, task)
+    if ahead.has("evaluate", "export") and not ahead.has("continue_pretrain"):
+        for task in ahead.tasks:
+            walk.find("continue_pretrain", task)
+
+
+def check_adaptation(ahead: Ahead) -> None:
+    """The base has what is to be trained, what training starts from, and room for it."""
+    from pipelines.stages.continue_pretrain import check_training, moments_of, own_model_of
+
+    if not ahead.has("continue_pretrain"):
+        return
+    settings, base = ahead.config.continue_pretrain, None if ahead.makes_its_base else ahead.walk.base()
+    model = ahead.walk.own_model() if base is None else own_model_of(base)
+    if base is not None:
+        moments_of(base, settings)
+    elif settings.moments is MomentsStart.KEEP and not ahead.config.pretrain.keeps_moments:
+        raise ConfigError(
+            "continue_pretrain.moments=keep: this walk's base will have no optimizer moments; set pretrain.keeps_moments=true, or "
+            "use continue_pretrain.moments=fresh"
+        )
+    check_training(model, ahead.walk.quiet_engine)
+    _check_trained(settings.trains, model, base)
+
+
+def _check_trained(trains: Trained, model: GPTConfig | None, base: Artifact | None) -> None:
+    """Raise ConfigError where the model has none of the parameters that are to be trained."""
+    from adapt.model.gpt import GPT  # these import torch
+    from adapt.model.hf import SPARSE_FAMILIES
+    from adapt.train.trained import train_only
+
+    if model is not None:
+        try:
+            train_only(GPT(model), trains)
+        except ConfigError as error:
+            raise ConfigError(f"continue_pretrain.{error}") from error
+    elif base is not None and trains in (Trained.EXPERTS, Trained.ROUTER) and base.config.get("model_type") not in SPARSE_FAMILIES:
+        raise ConfigError(f"continue_pretrain.trains={trains.value}: {base.path} is a dense model; use all, dense or head")
+
+
+def check_words(ahead: Ahead) -> None:
+    """The base's tokenizer knows the tasks' words and tells them apart, and has a mask where labels are masked."""
+    if not (ahead.asks_model_to_label or ahead.has("continue_pretrain", "evaluate")) or ahead.makes_its_base:
+        return
+    from adapt.checkpoint.vocabulary import tokenizer_of
+
+    place, loss = weights_of(ahead.walk.base()), ahead.config.objective.pseudo_label
+    tokenizer = tokenizer_of(place)
+    for task in ahead.tasks:
+        for name in _used_prompts(ahead, task):
+            Prompt(task, name, tokenizer, context_length=0)  # no row is rendered
+    if ahead.has("continue_pretrain") and loss in (LabelLoss.MLM, LabelLoss.BOTH) and tokenizer.mask_id is None:
+        raise ConfigError(
+            f"objective.pseudo_label={loss.value}: masked labels need a <mask> token, and the tokenizer of {place} has none; use "
+            "objective.pseudo_label=clm"
+        )
+
+
+def _used_prompts(ahead: Ahead, task: TaskConfig) -> list[str]:
+    """Return the prompts that rows of a task are scored or trained with."""
+    config = ahead.config
+    names = [task.reference]
+    is_ensemble = bool({Method.ENSEMBLE, Method.COMBINED} & {*config.evaluate.methods, config.evaluate.method})
+    if ahead.asks_model_to_label or (ahead.has("evaluate") and is_ensemble):
+        names += ScoringConfig(prompts=config.pseudo_label.prompts).names(task)
+    if ahead.has("continue_pretrain") and config.continue_pretrain.prompt is not None:
+        names.append(config.continue_pretrain.prompt)
+    return list(dict.fromkeys(names))
+
+
+CHECKS: tuple[Callable[[Ahead], None], ...] = (
+    check_criteria,
+    check_prompts,
+    check_joint_tasks,
+    check_proposals,
+    check_teachers,
+    check_optimizers,
+    check_corpus,
+    check_rows,
+    check_lexical,
+    check_other_tasks,
+    check_input,
+    check_own_model,
+    check_earlier_stages,
+    check_adaptation,
+    check_words,
+)

@@ -1,0 +1,80 @@
+"""The tables that a run ends with: accuracies, criteria by task, and what coarse-to-fine loses."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from adapt.core.artifacts import METRICS_FILE, is_artifact, open_artifact
+from pipelines.stages import evaluate, pseudo_label
+from pipelines.stages.contract import Walk
+from pipelines.stages.criteria_table import CRITERIA_FILE
+from pipelines.stages.lexical_answers import MODEL as LEXICAL_MODEL
+
+
+def accuracy_table(current: Walk) -> str:
+    """Return the run's accuracies as text: the lexical labeller, then base beside adapted; empty where nothing was measured."""
+    rows: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in _rows(current, METRICS_FILE):
+        low, high = row["ci95"]
+        cell = f"{100 * row['accuracy']:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        rows.setdefault((row["task"], f"{row['split']} ({row['n']})", row["method"]), {})[row["model"]] = cell
+    if not rows:
+        return ""
+    lines = [f"{'task':<14} {'split':<12} {'method':<9} {'not adapted, % [95 %]':<22} {'adapted, % [95 %]':<20}"]
+    for (task, split, method), cells in rows.items():
+        before = cells.get("base", cells.get(LEXICAL_MODEL, "-"))
+        lines.append(f"{task:<14} {split:<12} {method:<9} {before:<22} {cells.get('adapted', '-'):<20}".rstrip())
+    return "\n".join(lines)
+
+
+def teachers_table(current: Walk) -> str:
+    """Return each task's teachers with estimated and measured accuracies as text; empty where one teacher labelled."""
+    lines = []
+    for name in current.config.tasks:
+        path = current.directory / pseudo_label.NAME / name
+        metrics = open_artifact(path.resolve()).metrics if is_artifact(path) else {}
+        if len(metrics.get("teachers", {})) > 1:
+            lines.append(f"{name}: {pseudo_label.say_teachers(metrics)}")
+    return "\n".join(lines)
+
+
+def criteria_table(current: Walk) -> str:
+    """Return accuracy by criterion and task as text, raw / prior-matched; empty where no criteria were compared."""
+    cells: dict[str, dict[str, str]] = {}
+    criteria: list[str] = []
+    for row in _rows(current, CRITERIA_FILE):
+        task = f"{row['task']}{'' if row['model'] == 'base' else '*'}"
+        if row["criterion"] not in criteria:
+            criteria.append(row["criterion"])
+        prior = f"/{100 * row['prior']['accuracy']:.1f}" if "prior" in row else ""
+        cells.setdefault(task, {})[row["criterion"]] = f"{100 * row['raw']['accuracy']:.1f}{prior}"
+    if not cells:
+        return ""
+    lines = ["accuracy on dev + few under the reference prompt, %, raw/prior-matched (*: adapted)"]
+    lines.append(f"{'task':<14}" + "".join(f"{name:>14}" for name in criteria))
+    lines += [f"{task:<14}" + "".join(f"{found.get(name, '-'):>14}" for name in criteria) for task, found in cells.items()]
+    return "\n".join(lines)
+
+
+def coarse_table(current: Walk) -> str:
+    """Return what coarse-to-fine loses at each step, beside ranking all labels at once; empty where it was not used."""
+    rows = _rows(current, evaluate.COARSE_FILE)
+    if not rows:
+        return ""
+    heads = {"n": 5, "right": 6, "right_flat": 11, "lost_at_coarse": 15, "lost_at_fine": 13, "mended": 7, "spoilt": 7}
+    lines = [f"{'coarse to fine':<14} {'split':<6} {'model':<8} {'method':<12}" + "".join(f"{h:>{w}}" for h, w in heads.items())]
+    for row in rows:
+        who = f"{row['task']:<14} {row['split']:<6} {row['model']:<8} {row['method']:<12}"
+        lines.append(who + "".join(f"{row[h]:>{w}}" for h, w in heads.items()))
+    return "\n".join(lines)
+
+
+def _rows(current: Walk, file: str) -> list[dict[str, Any]]:
+    """Return the rows of an evaluation file of all tasks of the run."""
+    found: list[dict[str, Any]] = []
+    for name in current.config.tasks:
+        path = current.directory / evaluate.NAME / name
+        if is_artifact(path) and (path / file).is_file():
+            found += json.loads((path / file).read_text(encoding="utf-8"))
+    return found

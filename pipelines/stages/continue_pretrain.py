@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,74 +18,105 @@ import numpy as np
 
 from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.checkpoint.vocabulary import load_tokenizer
-from adapt.core.artifacts import Artifact, StageKey
+from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain, to_plain
 from adapt.model.config import GPTConfig
+from adapt.objective_config import ObjectiveConfig
 from adapt.text.mixing import Ingredient, RowList, mixed
 from adapt.text.packing import RowSource
 from adapt.train.engine_config import EngineConfig
-from pipelines.config.schema import AdaptConfig, MomentsStart, PipelineConfig
+from pipelines.config.schema import AdaptConfig, GateConfig, MomentsStart, PipelineConfig
 from pipelines.ranks.launch import launch
-from pipelines.stages.contract import Plan, Walk, plain_settings, weights_of
-from pipelines.stages.forgetting import general_perplexity, general_text, held_out_rows, is_rolled_back, replayed_rows
-from pipelines.stages.pretrain import describe_training, train_config, training_job, training_metrics
+from pipelines.stages.contract import Reads, Stage, Workshop, unkeyed
+from pipelines.stages.forgetting import (
+    GeneralTextReads,
+    general_perplexity,
+    general_text,
+    held_out_rows,
+    is_rolled_back,
+    replayed_rows,
+)
+from pipelines.stages.models import weights_of
+from pipelines.stages.products import Adaptation, Labels
+from pipelines.stages.run import Run
+from pipelines.stages.training import TrainingReads, finished_training, train_config
 from pseudo_label.adaptation_data import ReadingConfig, training_rows
 from pseudo_label.store import LABELS_FILE, read_labels, rows_of_labels
 from pseudo_label.tasks import TaskConfig, read_rows, split_path
 
 NAME = "continue_pretrain"
-VERSION = 1
-PER_TASK = True
 _GENERAL_FILE = "general.json"
 _MOMENTS_DIRECTORY = "moments"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Member:
-    """A task that is adapted, its labels, and how many of its rows come in an epoch."""
+class Member(Reads):
+    """A task that is adapted, and where its rows are; `rows_per_epoch` of them come in an epoch."""
 
     task: TaskConfig
-    labels: Artifact
-    rows_per_epoch: int
+    rows: Path = unkeyed("labels hold a digest of every row's text, and a row of another text is refused")
+    labels: Path = unkeyed("the artifact of labels is an input")
+    rows_per_epoch: int = unkeyed("follows from labels and settings")
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "task": to_plain(self.task),
+            "labels": str(self.labels),
+            "rows": str(self.rows),
+            "rows_per_epoch": self.rows_per_epoch,
+        }
 
 
-def plan(walk: Walk, task: TaskConfig | None) -> Plan:
+@dataclass(frozen=True, kw_only=True)
+class AdaptReads(Reads):
+    """The base, the tasks with their labels (`inputs`: those artifacts and the base's), the objective, and how it is trained."""
+
+    tasks: tuple[Member, ...]
+    continue_pretrain: AdaptConfig
+    objective: ObjectiveConfig
+    gate: GateConfig | None
+    training: TrainingReads
+    base: Artifact
+    labels: Mapping[str, Artifact]
+    general_text: GeneralTextReads | None
+    moments: Path | None = unkeyed("they lie beside the base's weights")
+
+
+class ContinuePretrain(Stage[AdaptReads]):
     """Continue pretraining on the selected rows under the whole objective."""
-    assert task is not None
-    config = walk.config
-    settings = config.continue_pretrain
-    base = walk.base()
-    check_training(own_model_of(base), walk.engine)
-    members = _members(walk, task, base)
-    is_joint = _is_joint(settings, task)
-    name = "joint" if is_joint else task.name
-    moments = moments_of(base, settings)
-    general = general_text(walk, base)
-    tasks = {f"task {member.task.name}" if is_joint else "task": member.task for member in members}
-    key = StageKey(
-        stage=NAME,
-        version=VERSION,
-        config=plain_settings(
-            **tasks,
+
+    name = NAME
+    version = 2  # metrics are an Adaptation; general text counts by what it is made of
+
+    def reads(self, run: Run, task: TaskConfig | None) -> AdaptReads:
+        assert task is not None
+        config, settings = run.config, run.config.continue_pretrain
+        base = run.base()
+        is_joint = _is_joint(settings, task)
+        training = TrainingReads.of(run, NAME, "joint" if is_joint else task.name)
+        check_training(own_model_of(base), training.engine)
+        labels = _labels(run, task, base)
+        general = GeneralTextReads.of(config)
+        return AdaptReads(
+            tasks=tuple(_member(run, member, found) for member, found in labels),
             continue_pretrain=settings,
             objective=config.objective,
-            **walk.engine.numerics(),
-            seed=config.seed,
             gate=None if general is None else config.gate,
-        ),
-        inputs={
-            "base": base,
-            **{labels_name(member.task, is_joint): member.labels for member in members},
-            **({} if general is None else {"general_text": general}),
-        },
-    )
+            training=training,
+            base=base,
+            labels={labels_name(member, is_joint): found for member, found in labels},
+            general_text=general,
+            moments=moments_of(base, settings),
+        )
 
-    def build(result: Path, work: Path) -> Mapping[str, Any]:
-        n_task_rows = sum(member.rows_per_epoch for member in members)
+    def build(self, reads: AdaptReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
+        settings = reads.continue_pretrain
+        n_task_rows = sum(member.rows_per_epoch for member in reads.tasks)
         if not n_task_rows:
-            return {"is_adapted": False}
+            return _plain(Adaptation(is_adapted=False))
+        general = None if reads.general_text is None else general_text(shop, reads.general_text, reads.base)
         if settings.replay_share and general is not None and not general.metrics["train"]:
             raise DataError("data.corpus: no text is left to replay; lower pretrain.held_out_share")
         n_replayed = round(n_task_rows * settings.replay_share / (1 - settings.replay_share))
@@ -93,21 +124,30 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         train = replace(train_config(settings, steps), trains=settings.trains)
         job = {
             "stage": NAME,
-            "base": str(weights_of(base).resolve()),
-            "tasks": [_plain_member(walk, member) for member in members if member.rows_per_epoch],
+            "base": str(weights_of(reads.base).resolve()),
+            "tasks": [member.plain() for member in reads.tasks if member.rows_per_epoch],
             "reading": to_plain(settings.reading()),
             "general": None if general is None else str(general.path.resolve()),
-            "general_rows": config.gate.general_rows,
+            "general_rows": 0 if reads.gate is None else reads.gate.general_rows,
             "replayed_rows": n_replayed,
             "job": {
-                **training_job(walk, NAME, name, config.objective, train, result, work),
-                "moments_from": None if moments is None else str(moments.resolve()),
+                **reads.training.job(NAME, reads.objective, train, result, work),
+                "moments_from": None if reads.moments is None else str(reads.moments.resolve()),
             },
         }
-        launch(job, work, walk.engine)
-        return _finished(walk, result, work)
+        launch(job, work, reads.training.engine)
+        return _plain(_finished(reads.gate, result, work))
 
-    return Plan(key=key, build=build, describe=_describe)
+    def describe(self, artifact: Artifact) -> str:
+        return str(Adaptation.of(artifact))
+
+
+STAGE = ContinuePretrain()
+
+
+def _plain(found: Adaptation) -> dict[str, Any]:
+    metrics: dict[str, Any] = to_plain(found)
+    return metrics
 
 
 def own_model_of(base: Artifact) -> GPTConfig | None:
@@ -145,29 +185,34 @@ def _is_joint(settings: AdaptConfig, task: TaskConfig) -> bool:
     return settings.joint is not None and task.name in settings.joint
 
 
-def _members(walk: Walk, task: TaskConfig, base: Artifact) -> list[_Member]:
-    """Return the tasks that are adapted with this one, itself among them.
+def _labels(run: Run, task: TaskConfig, base: Artifact) -> list[tuple[TaskConfig, Artifact]]:
+    """Return the tasks that are adapted with this one, itself among them, and their labels.
 
     Raises:
         ConfigError: tasks are to be adapted together that the run has not, or in rounds.
         DataError: labels come from another model.
     """
-    config = walk.config
-    check_joint(config)
-    joint = config.continue_pretrain.joint or {}
-    together = [other for other in walk.tasks() if other.name in joint] if task.name in joint else [task]
-    members = []
-    for member in together:
-        labels = walk.require("pseudo_label", member)
+    check_joint(run.config)
+    joint = run.config.continue_pretrain.joint or {}
+    together = [other for other in run.tasks() if other.name in joint] if task.name in joint else [task]
+    found = [(member, run.require("pseudo_label", member)) for member in together]
+    for _, labels in found:
         if labels.inputs["base"].digest != base.digest:
             raise DataError(
                 f"{labels.path}: its labels come from another model than {base.path}; run `python -m pipelines.pseudo_label` again"
             )
-        n_rows = int(labels.metrics["selected"])
-        if config.continue_pretrain.reads_unselected and n_rows:
-            n_rows = int(labels.metrics["rows"]) - int(labels.metrics["held_out"])
-        members.append(_Member(task=member, labels=labels, rows_per_epoch=round(n_rows * joint.get(member.name, 1.0))))
-    return members
+    return found
+
+
+def _member(run: Run, task: TaskConfig, labels: Artifact) -> Member:
+    settings, found = run.config.continue_pretrain, Labels.of(labels)
+    n_rows = found.rows - found.held_out if settings.reads_unselected and found.selected else found.selected
+    return Member(
+        task=task,
+        rows=split_path(run.data_root(), task, "unlabeled").absolute() if n_rows else Path(),
+        labels=(labels.path / LABELS_FILE).resolve(),
+        rows_per_epoch=round(n_rows * (settings.joint or {}).get(task.name, 1.0)),
+    )
 
 
 def check_joint(config: PipelineConfig) -> None:
@@ -197,38 +242,19 @@ def moments_of(base: Artifact, settings: AdaptConfig) -> Path | None:
     return place
 
 
-def _plain_member(walk: Walk, member: _Member) -> dict[str, Any]:
-    return {
-        "task": to_plain(member.task),
-        "labels": str((member.labels.path / LABELS_FILE).resolve()),
-        "rows": str(split_path(walk.data_root(), member.task, "unlabeled").absolute()),
-        "rows_per_epoch": member.rows_per_epoch,
-    }
-
-
-def _finished(walk: Walk, result: Path, work: Path) -> dict[str, Any]:
-    """Collect the metrics of a finished job, and hold it against the gate."""
-    metrics = training_metrics(result, work)
+def _finished(gate: GateConfig | None, result: Path, work: Path) -> Adaptation:
+    """Collect what a finished job says of itself, and compare its forgetting with the gate."""
+    trained = {field.name: getattr(found, field.name) for found in [finished_training(result, work)] for field in fields(found)}
     losses = result / _GENERAL_FILE
     if not losses.is_file():
-        return {"is_adapted": True, **metrics}
+        return Adaptation(is_adapted=True, **trained)
     content = json.loads(losses.read_text(encoding="utf-8"))
     general = general_perplexity(np.asarray(content["before"]), np.asarray(content["after"]))
-    is_taken_back = is_rolled_back(walk.config.gate, general)
+    is_taken_back = gate is not None and is_rolled_back(gate, general)
     if is_taken_back:
         for file in result.iterdir():
             shutil.rmtree(file) if file.is_dir() else file.unlink()
-    return {"is_adapted": not is_taken_back, "general": to_plain(general), "said": str(general), **metrics}
-
-
-def _describe(artifact: Artifact) -> str:
-    metrics = artifact.metrics
-    if "said" in metrics and not metrics["is_adapted"]:
-        return f"rolled back, the base model stands: {metrics['said']}, more than gate.max_general_ppl_increase"
-    if not metrics["is_adapted"]:
-        return "no pseudo-labels to train on: the base model stands"
-    said = f"; {metrics['said']}" if "said" in metrics else ""
-    return describe_training(artifact) + said
+    return Adaptation(is_adapted=not is_taken_back, general=general, **trained)
 
 
 def train_rank(job: dict[str, Any], rank: RankInfo) -> None:

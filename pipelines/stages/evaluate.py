@@ -8,129 +8,149 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey
+from adapt.core.artifacts import METRICS_FILE, Artifact
 from adapt.core.errors import DataError
 from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
-from pipelines.stages.contract import Plan, Walk, order_of, plain_settings
+from pipelines.stages.contract import Stage, Workshop
 from pipelines.stages.criteria_table import CRITERIA_FILE, compare_criteria, criteria_pairs, pooled
 from pipelines.stages.lexical_answers import LexicalAnswers
 from pipelines.stages.other_tasks import OTHER_TASKS_FILE, other_tasks, say_other_task
-from pipelines.stages.rows import LABELLED_SPLITS, existing, is_labelled, labelled_part
-from pipelines.stages.scores import Scored, scores_of
-from pipelines.stages.subject import ADAPTED, BASE, Subject, prompts_of, subject_of
+from pipelines.stages.products import Adaptation, Evaluation
+from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, TaskData, is_labelled, labelled_part
+from pipelines.stages.run import Run
+from pipelines.stages.scores import Scored, ScorerReads, scores_of
+from pipelines.stages.scoring_choice import say_if_treeless
+from pipelines.stages.subject import ADAPTED, BASE, Measuring, Subject, prompts_of, subject_of
 from pseudo_label.accuracy import accuracy_of, balance_of
 from pseudo_label.coarse_to_fine import step_losses
 from pseudo_label.decision import Decision, Method, lexical_decision
 from pseudo_label.labelling import predictions
 from pseudo_label.submission import submission_name, write_submission
-from pseudo_label.tasks import TaskConfig, TaskRow, read_split, split_path
+from pseudo_label.tasks import TaskConfig, TaskRow, split_path
 from pseudo_label.teachers import lexical_files
 from pseudo_label.zero_shot import PromptKeys, passes_for
 
 NAME = "evaluate"
-VERSION = 2  # the weights of `combined` have mean 1
-PER_TASK = True
 DECISION_FILE = "decision.json"
 COARSE_FILE = "coarse_to_fine.json"
 ANSWERS_FILE = "answers.json"
 
 
-def plan(walk: Walk, task: TaskConfig | None) -> Plan:
+@dataclass(frozen=True, kw_only=True)
+class EvaluateReads(Measuring):
+    """The task with the splits to measure on, the models, and other tasks that an adaptation may unlearn."""
+
+    data: TaskData
+    splits: list[str]
+    other_tasks: tuple[TaskData, ...]
+    base: Artifact
+    continue_pretrain: Artifact | None
+
+    @property
+    def models(self) -> dict[str, Artifact]:
+        """The models to measure: the base, and the adapted one where there is one."""
+        adapted = self.continue_pretrain
+        is_adapted = adapted is not None and Adaptation.of(adapted).is_adapted
+        return {BASE: self.base, ADAPTED: adapted} if adapted is not None and is_adapted else {BASE: self.base}
+
+
+class Evaluate(Stage[EvaluateReads]):
     """Evaluate the base, and the adapted model where the run has one."""
-    assert task is not None
-    config, settings = walk.config, walk.config.evaluate
-    base = walk.base()
-    adapted = adapted_artifact(walk, task, base)
-    splits = splits_of(walk, task)
-    inputs = {"base": base} if adapted is None else {"base": base, "continue_pretrain": adapted}
-    others = [other for other in walk.load_tasks(settings.other_tasks) if other.name != task.name]
-    files = walk.split_digests(task, [*splits, "unlabeled", *config.exclude_eval.splits])
-    for other in others:
-        files |= walk.split_digests(other, [*LABELLED_SPLITS, "unlabeled", *config.exclude_eval.splits])
-    key = StageKey(
-        stage=NAME,
-        version=VERSION,
-        config=plain_settings(
-            task=task,
-            other_tasks=others,
-            other_orders=[order_of(other) for other in others],
-            evaluate=settings,
-            seed=config.seed,
+
+    name = NAME
+    version = 2  # the weights of `combined` have mean 1
+
+    def reads(self, run: Run, task: TaskConfig | None) -> EvaluateReads:
+        assert task is not None
+        config = run.config
+        base = run.base()
+        splits = splits_of(run, task)
+        others = [other for other in run.load_tasks(config.evaluate.other_tasks) if other.name != task.name]
+        return EvaluateReads(
+            evaluate=config.evaluate,
             prompts=config.pseudo_label.prompts,
             form=config.objective.pseudo_label.form,
-            exclude=config.exclude_eval.splits,
+            scorer=ScorerReads.of(run),
+            data=TaskData.of(run, task, [*splits, UNLABELED]),
             splits=splits,
-            precision=walk.scorer.precision,
-        ),
-        inputs=inputs,
-        files=files,
-    )
+            other_tasks=tuple(TaskData.of(run, other, [*LABELLED_SPLITS, UNLABELED]) for other in others),
+            base=base,
+            continue_pretrain=adapted_artifact(run, task, base),
+        )
 
-    def build(result: Path, work: Path) -> Mapping[str, Any]:
-        models = {BASE: base}
-        if adapted is not None and adapted.metrics["is_adapted"]:
-            models[ADAPTED] = adapted
-        walk.say_if_treeless(task, wants_groups=settings.coarse_to_fine)
-        rows_by_split = {split: read_split(walk.data_root(), task, split) for split in splits}
+    def build(self, reads: EvaluateReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
+        task, settings = reads.data.task, reads.evaluate
+        say_if_treeless(task, wants_groups=settings.coarse_to_fine)
+        rows_by_split = {split: reads.data.read(split) for split in reads.splits}
         for split, rows in rows_by_split.items():
-            refuse_repeated_ids(split_path(walk.data_root(), task, split), rows)
-        measured = {split: labelled_part(walk, task, split, rows) for split, rows in rows_by_split.items()}
+            refuse_repeated_ids(reads.data.path(split), rows)
+        measured = {split: labelled_part(shop, task, split, rows) for split, rows in rows_by_split.items()}
         found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": [], "answers": []}
         methods = list(dict.fromkeys([*settings.methods, settings.method]))
-        lexical = LexicalAnswers.of(walk, task) if any(method.needs_lexical for method in methods) else None
+        lexical = LexicalAnswers.of(shop, reads.data) if any(method.needs_lexical for method in methods) else None
         if lexical is not None and Method.LEXICAL in methods:
             for part, lines in lexical.measure(task, measured).items():
                 found[part] += lines
-        for name, model in models.items():
-            subject = subject_of(walk, task, name, model, methods, settings.criteria)
-            for part, lines in _measure(walk, task, subject, measured, lexical).items():
+        for name, model in reads.models.items():
+            subject = subject_of(shop, reads, reads.data, name, model, methods, settings.criteria)
+            for part, lines in _measure(shop, reads, subject, measured, lexical).items():
                 found[part] += lines
         # The last model is the one that counts: it predicts, and its decision is exported.
-        decision = _decision(walk, task, subject, lexical)
-        _write_predictions(walk, result, task, subject, decision, rows_by_split, lexical)
+        decision = _decision(settings.method, task, subject, lexical)
+        _write_predictions(shop, reads, result, subject, decision, rows_by_split, lexical)
         kept_decision = {"scoring": to_plain(subject.scoring), "decision": to_plain(decision)}
         _write_json(result / DECISION_FILE, kept_decision)
         _write_json(result / METRICS_FILE, found["table"])
         if decision.needs_lexical and lexical is not None:
             for file in (lexical_files.LEXICAL_FILE, lexical_files.LEXICAL_ARRAYS):
                 shutil.copyfile(lexical.artifact.file(file), result / file)
-        found["other_tasks"] = other_tasks(walk, others, models)
+        found["other_tasks"] = other_tasks(shop, reads, reads.other_tasks, reads.models)
         kept = {CRITERIA_FILE: "criteria", COARSE_FILE: "coarse_to_fine", ANSWERS_FILE: "answers", OTHER_TASKS_FILE: "other_tasks"}
         for file, part in kept.items():
             if found[part]:
                 _write_json(result / file, found[part])
         return {part: lines for part, lines in found.items() if part != "answers"}
 
-    return Plan(key=key, build=build, describe=_describe)
+    def describe(self, artifact: Artifact) -> str:
+        lines, found = [], Evaluation.of(artifact)
+        for row in found.table:
+            if row["method"] != "raw":
+                lines.append(f"{row['split']} {row['model']} {row['method']} {100 * row['accuracy']:.1f} %")
+        lines += [say_other_task(row) for row in found.other_tasks]
+        return ", ".join(lines) or "predictions only (no labelled split)"
 
 
-def splits_of(walk: Walk, task: TaskConfig) -> list[str]:
+STAGE = Evaluate()
+
+
+def splits_of(run: Run, task: TaskConfig) -> list[str]:
     """Return the splits to evaluate: `split` if given, else those of `evaluate.splits` that the task has.
 
     Raises:
         DataError: none of them exists.
     """
-    if walk.config.split is not None:
-        return [walk.config.split]
-    found = existing(walk, task, walk.config.evaluate.splits)
+    if run.config.split is not None:
+        return [run.config.split]
+    root, wanted = run.data_root(), run.config.evaluate.splits
+    found = [split for split in wanted if split_path(root, task, split).is_file()]
     if not found:
-        place = split_path(walk.data_root(), task, "dev").parent
-        wanted = ", ".join(walk.config.evaluate.splits)
-        raise DataError(f"{place}: has none of the splits {wanted} (evaluate.splits); check data.root")
+        place = split_path(root, task, "dev").parent
+        raise DataError(f"{place}: has none of the splits {', '.join(wanted)} (evaluate.splits); check data.root")
     return found
 
 
-def adapted_artifact(walk: Walk, task: TaskConfig, base: Artifact) -> Artifact | None:
+def adapted_artifact(run: Run, task: TaskConfig, base: Artifact) -> Artifact | None:
     """Return the run's adapted model, if it has one that was adapted from this base.
 
     Raises:
         CheckpointError: it was adapted, and the adaptation is incomplete or damaged.
     """
-    artifact = walk.find("continue_pretrain", task)
+    artifact = run.find("continue_pretrain", task)
     return artifact if artifact is not None and artifact.inputs["base"].digest == base.digest else None
 
 
@@ -145,13 +165,12 @@ def refuse_repeated_ids(path: Path, rows: list[TaskRow]) -> None:
             raise DataError(f"{path}, line {row.line}: id {json.dumps(row.id)} occurs more than once (before in line {first})")
 
 
-def _decision(walk: Walk, task: TaskConfig, subject: Subject, lexical: LexicalAnswers | None) -> Decision:
+def _decision(method: Method, task: TaskConfig, subject: Subject, lexical: LexicalAnswers | None) -> Decision:
     """Return the decision that predicts and is exported.
 
     Raises:
         DataError: it asks no model, and there are no unlabeled rows that the lexical labeller could learn from.
     """
-    method = walk.config.evaluate.method
     if method is not Method.LEXICAL:
         return subject.decisions[method]
     if lexical is None:
@@ -165,14 +184,14 @@ def no_rows_to_learn_from(task: TaskConfig) -> DataError:
 
 
 def _measure(
-    walk: Walk,
-    task: TaskConfig,
+    shop: Workshop,
+    reads: EvaluateReads,
     subject: Subject,
     rows_by_split: Mapping[str, list[TaskRow]],
     lexical: LexicalAnswers | None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Return accuracies and answers on labelled rows, criteria beside each other, and what coarse-to-fine loses."""
-    settings = walk.config.evaluate
+    task, settings = reads.data.task, reads.evaluate
     if not subject.decisions and not settings.criteria:
         return {}
     names = prompts_of(task, subject.scoring, list(subject.decisions), is_trained=subject.name == ADAPTED)
@@ -183,7 +202,7 @@ def _measure(
     for split, rows in rows_by_split.items():
         if not rows:
             continue
-        scored = scores_of(walk, task, subject.model, split, rows, passes)
+        scored = scores_of(shop, reads.scorer, reads.data, subject.model, split, rows, passes)
         keys = subject.scoring.keys(scored.passes, task, names)
         for method in subject.decisions:
             decision = subject.decisions[method]
@@ -247,25 +266,26 @@ def _coarse_losses(
 
 
 def _write_predictions(
-    walk: Walk,
+    shop: Workshop,
+    reads: EvaluateReads,
     result: Path,
-    task: TaskConfig,
     subject: Subject,
     decision: Decision,
     rows_by_split: Mapping[str, list[TaskRow]],
     lexical: LexicalAnswers | None,
 ) -> None:
     """Write every split's predictions; a split without labels is scored only here, for the method that decides."""
+    task = reads.data.task
     names = prompts_of(task, subject.scoring, list(subject.decisions), is_trained=subject.name == ADAPTED)
     for split, rows in rows_by_split.items():
         has_gold = is_labelled(rows)
         wanted = names if has_gold else decision.prompts
-        extra = criteria_pairs(task, walk.config.evaluate.criteria) if has_gold else []
+        extra = criteria_pairs(task, reads.evaluate.criteria) if has_gold else []
         pairs = [*subject.scoring.pairs(task, wanted), *extra]
         passes = passes_for(pairs, subject.scoring.form, with_groups=subject.scoring.with_groups)
         keys: list[PromptKeys] = []
         if decision.prompts:
-            scored = scores_of(walk, task, subject.model, split, rows, passes)
+            scored = scores_of(shop, reads.scorer, reads.data, subject.model, split, rows, passes)
             keys = subject.scoring.keys(scored.passes, task, decision.prompts)
         scores = decision.scores(keys, task, _lexical_scores(lexical, decision, rows))
         guesses = predictions(scores, rows, task) if rows else []
@@ -277,12 +297,3 @@ def _write_predictions(
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
-def _describe(artifact: Artifact) -> str:
-    lines = []
-    for row in artifact.metrics["table"]:
-        if row["method"] != "raw":
-            lines.append(f"{row['split']} {row['model']} {row['method']} {100 * row['accuracy']:.1f} %")
-    lines += [say_other_task(row) for row in artifact.metrics["other_tasks"]]
-    return ", ".join(lines) or "predictions only (no labelled split)"

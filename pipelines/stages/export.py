@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adapt.checkpoint.hf_directory import INDEX_FILE
-from adapt.core.artifacts import METRICS_FILE, Artifact, StageKey
+from adapt.core.artifacts import METRICS_FILE, Artifact
 from adapt.core.errors import DataError
 from adapt.core.typed import from_plain, to_plain
-from pipelines.stages.contract import Plan, Walk, order_of, weights_of
+from pipelines.stages.contract import Reads, Stage, Workshop, order_of
 from pipelines.stages.evaluate import DECISION_FILE, adapted_artifact
+from pipelines.stages.models import weights_of
+from pipelines.stages.products import Adaptation
+from pipelines.stages.run import Run
 from pseudo_label.decision import Decision
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.predictor import PredictorSpec, save_spec
@@ -21,26 +25,37 @@ from pseudo_label.tasks import TaskConfig
 from pseudo_label.teachers import lexical_files
 
 NAME = "export"
-VERSION = 1
-PER_TASK = True
 
 
-def plan(walk: Walk, task: TaskConfig | None) -> Plan:
+@dataclass(frozen=True, kw_only=True)
+class ExportReads(Reads):
+    """The task, its evaluation, and the model: the adapted one, or the base where nothing was adapted."""
+
+    task: TaskConfig
+    base: Artifact
+    model: Artifact
+    evaluate: Artifact
+
+
+class Export(Stage[ExportReads]):
     """Export the adapted model (or the base, where nothing was adapted) with the decision that evaluation fitted."""
-    assert task is not None
-    base = walk.base()
-    evaluated = walk.require("evaluate", task)
-    adapted = adapted_artifact(walk, task, base)
-    model = adapted or base
-    _refuse_stale(evaluated, task, {"base": base} if adapted is None else {"base": base, "continue_pretrain": adapted})
-    key = StageKey(
-        stage=NAME, version=VERSION, config={"task": to_plain(task)}, inputs={"base": base, "model": model, "evaluate": evaluated}
-    )
 
-    def build(result: Path, work: Path) -> Mapping[str, Any]:
+    name = NAME
+
+    def reads(self, run: Run, task: TaskConfig | None) -> ExportReads:
+        assert task is not None
+        base = run.base()
+        evaluated = run.require("evaluate", task)
+        adapted = adapted_artifact(run, task, base)
+        _refuse_stale(evaluated, task, {"base": base} if adapted is None else {"base": base, "continue_pretrain": adapted})
+        return ExportReads(task=task, base=base, model=adapted or base, evaluate=evaluated)
+
+    def build(self, reads: ExportReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
         from adapt.checkpoint.weights import checkpoint_files, record_sums  # imports torch
 
-        weights = weights_of(adapted if adapted is not None and adapted.metrics["is_adapted"] else base)
+        task, evaluated, model = reads.task, reads.evaluate, reads.model
+        is_base = model.digest == reads.base.digest or not Adaptation.of(model).is_adapted
+        weights = weights_of(reads.base if is_base else model)
         for file in checkpoint_files(weights):
             shutil.copyfile(file, result / file.name)
         if (result / INDEX_FILE).is_file():
@@ -58,7 +73,7 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         shutil.copyfile(evaluated.file(METRICS_FILE), result / METRICS_FILE)
         provenance = {
             "task": task.name,
-            "base": base.digest,
+            "base": reads.base.digest,
             "model": model.digest,
             "model_stage": model.stage,
             "model_config": model.config,
@@ -68,10 +83,11 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
         (result / "provenance.json").write_text(text, encoding="utf-8")
         return {"task": task.name, "bytes": sum(p.stat().st_size for p in result.iterdir())}
 
-    def describe(artifact: Artifact) -> str:
+    def describe(self, artifact: Artifact) -> str:
         return f"{artifact.metrics['bytes'] / 1e6:.1f} MB"
 
-    return Plan(key=key, build=build, describe=describe)
+
+STAGE = Export()
 
 
 def _refuse_stale(evaluated: Artifact, task: TaskConfig, models: Mapping[str, Artifact]) -> None:

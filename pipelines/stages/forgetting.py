@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 
 from adapt.checkpoint.vocabulary import tokenizer_of
-from adapt.core.artifacts import Artifact, StageKey
+from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.scorer import FloatArray
-from adapt.text.corpus import find_corpus
 from adapt.text.packing import PackedCorpus, SomeRows
 from adapt.text.tokenized_corpus import TokenizedCorpus, open_tokenized, tokenize_corpus
 from pipelines.config.schema import GateAction, GateConfig, PipelineConfig
-from pipelines.stages.contract import Walk, weights_of
-from pipelines.stages.tokenizer import corpus_digests
+from pipelines.stages.contract import Reads, Workshop, key_of
+from pipelines.stages.corpus import CorpusReads
+from pipelines.stages.models import weights_of
+from pipelines.stages.products import GeneralPerplexity
 
 NAME = "general_text"
 VERSION = 1
@@ -35,53 +36,50 @@ _TRAINING, _HELD_OUT = "train", "held_out"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneralPerplexity:
-    """Perplexity on general text before and after; `increase` is after / before - 1, `ci95` its interval over the rows."""
+class GeneralTextReads(Reads):
+    """The corpus; the documents for training are kept only where they are replayed."""
 
-    before: float
-    after: float
-    increase: float
-    ci95: tuple[float, float]
-    tokens: int
+    held_out_share: float
+    wants_training: bool
+    corpus: CorpusReads
 
-    def __str__(self) -> str:
-        low, high = self.ci95
-        change = f"{100 * self.increase:+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}]"
-        return f"general perplexity {self.before:.1f} -> {self.after:.1f} ({change})"
+    @classmethod
+    def of(cls, config: PipelineConfig) -> GeneralTextReads | None:
+        """Return what general text is made of; None where no `data.corpus` is given.
+
+        Raises:
+            ConfigError: something needs it, and there is none.
+        """
+        if not config.data.corpus:
+            refuse_needed(config)
+            return None
+        return cls(
+            held_out_share=config.pretrain.held_out_share,
+            wants_training=config.continue_pretrain.replay_share > 0,
+            corpus=CorpusReads.of(config.data),
+        )
 
 
-def general_text(walk: Walk, base: Artifact) -> Artifact | None:
-    """Return the general text of this run in the base's tokens; None where no `data.corpus` is given.
+@dataclass(frozen=True, kw_only=True)
+class _InTokens(Reads):
+    """General text, and the base in whose tokens it is kept."""
 
-    Raises:
-        ConfigError: something needs it, and there is none.
-    """
-    config = walk.config
-    if not config.data.corpus:
-        refuse_needed(config)
-        return None
-    files = find_corpus(config.data.corpus, config.data.domain_field, config.data.encoding)
-    share, wants_training = config.pretrain.held_out_share, config.continue_pretrain.replay_share > 0
+    text: GeneralTextReads
+    base: Artifact
+
+
+def general_text(shop: Workshop, reads: GeneralTextReads, base: Artifact) -> Artifact:
+    """Return general text in the base's tokens."""
     place = weights_of(base)
-    key = StageKey(
-        stage=NAME,
-        version=VERSION,
-        config={
-            "held_out_share": share,
-            "wants_training": wants_training,
-            "domain_field": config.data.domain_field,
-            **config.data.reading(),
-        },
-        inputs={"base": base},
-        files=corpus_digests(files),
-    )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
         tokenizer = tokenizer_of(place)
-        places = tokenize_corpus(files, tokenizer, result / "tokens", share, wants_training=wants_training)
+        places = tokenize_corpus(
+            reads.corpus.corpus_files, tokenizer, result / "tokens", reads.held_out_share, wants_training=reads.wants_training
+        )
         return {path.name: len(open_tokenized(path).lengths_D) for path in places if path.is_dir()}
 
-    return walk.produce(key, build, NAME)
+    return shop.produce(key_of(NAME, VERSION, _InTokens(text=reads, base=base)), build, NAME)
 
 
 def refuse_needed(config: PipelineConfig) -> None:

@@ -17,20 +17,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adapt.core.artifacts import Artifact, StageKey
+from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import Span
-from pipelines.stages.contract import Plan, Walk, plain_settings, weights_of
-from pipelines.stages.rows import LABELLED_SPLITS, adaptation_rows, labelled_rows
-from pipelines.stages.scores import scores_of
-from pipelines.stages.scoring_choice import scoring_of
+from pipelines.config.schema import LabelTreeConfig
+from pipelines.stages.contract import Reads, Stage, Workshop
+from pipelines.stages.models import weights_of
+from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, TaskData, adaptation_rows, labelled_rows
+from pipelines.stages.run import Run
+from pipelines.stages.scores import ScorerReads, scores_of
+from pipelines.stages.scoring_choice import label_form, scoring_of
 from pseudo_label.decision import Method, fit_decision
 from pseudo_label.label_tree import (
     GroupSizes,
@@ -44,48 +47,51 @@ from pseudo_label.label_tree import (
     name_groups,
     tree_yaml,
 )
+from pseudo_label.labelling import ScoringConfig
 from pseudo_label.prompts import Prompt
 from pseudo_label.tasks import TaskConfig, TaskRow
 
 NAME = "label_tree"
-VERSION = 1
-PER_TASK = True
 TREE_FILE = "label_tree.yaml"
 
 
-def plan(walk: Walk, task: TaskConfig | None) -> Plan:
-    """Propose a tree for a task's labels.
+@dataclass(frozen=True, kw_only=True)
+class LabelTreeReads(Reads):
+    """The base and the task; rows, and how they are scored, only for `confusions`."""
 
-    Raises:
-        ConfigError: the task has no labels of its own, or they cannot be grouped as asked for.
-    """
-    assert task is not None
-    config, settings = walk.config, walk.config.label_tree
-    sizes = group_sizes(walk, task)
-    base = walk.base()
-    reads_rows = settings.source is TreeSource.CONFUSIONS
-    scoring = replace(scoring_of(config, task), with_groups=False)
-    key = StageKey(
-        stage=NAME,
-        version=VERSION,
-        config=plain_settings(
-            task=task,
+    data: TaskData
+    label_tree: LabelTreeConfig
+    scoring: ScoringConfig | None
+    scorer: ScorerReads
+    base: Artifact
+
+
+class LabelTree(Stage[LabelTreeReads]):
+    """Propose a tree for a task's labels."""
+
+    name = NAME
+
+    def reads(self, run: Run, task: TaskConfig | None) -> LabelTreeReads:
+        assert task is not None
+        config, settings = run.config, run.config.label_tree
+        group_sizes(settings, task)
+        reads_rows = settings.source is TreeSource.CONFUSIONS
+        scoring = replace(scoring_of(config.pseudo_label, label_form(config), task), with_groups=False)
+        return LabelTreeReads(
+            data=TaskData.of(run, task, [UNLABELED, *LABELLED_SPLITS] if reads_rows else []),
             label_tree=settings,
-            precision=walk.scorer.precision,
             scoring=scoring if reads_rows else None,
-            exclude=config.exclude_eval.splits if reads_rows else None,
-            seed=config.seed if reads_rows else None,
-        ),
-        inputs={"base": base},
-        files=walk.split_digests(task, ["unlabeled", *config.exclude_eval.splits, *LABELLED_SPLITS]) if reads_rows else {},
-    )
+            scorer=ScorerReads.of(run),
+            base=run.base(),
+        )
 
-    def build(result: Path, work: Path) -> Mapping[str, Any]:
-        likeness_CC = _likeness_of_scored(walk, task, base) if reads_rows else _likeness_of_words(walk, task, base)
-        groups = group_labels(task.labels, likeness_CC, sizes)
+    def build(self, reads: LabelTreeReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
+        task, source = reads.data.task, reads.label_tree.source
+        likeness_CC = _likeness_of_words(reads) if reads.scoring is None else _likeness_of_scored(shop, reads, reads.scoring)
+        groups = group_labels(task.labels, likeness_CC, group_sizes(reads.label_tree, task))
         words = task.prompts[task.reference].label_words or task.label_words
         tree = name_groups(groups, task.labels, likeness_CC, words)
-        comment = f"Proposed by pipelines.label_tree for {task.name} from {settings.source.value}; model {base.digest[:16]}."
+        comment = f"Proposed by pipelines.label_tree for {task.name} from {source.value}; model {reads.base.digest[:16]}."
         (result / TREE_FILE).write_text(tree_yaml(tree, comment), encoding="utf-8")
         inside, between = mean_likeness(groups, task.labels, likeness_CC)
         found = {"sizes": {word: len(labels) for word, labels in tree.items()}, "inside": inside, "between": between}
@@ -94,16 +100,20 @@ def plan(walk: Walk, task: TaskConfig | None) -> Plan:
             found["known"] = {"groups": len(known), "adjusted_rand_index": adjusted_rand_index(groups, known)}
         return found
 
-    def deliver(artifact: Artifact) -> None:
-        sys.stdout.write(artifact.file(TREE_FILE).read_text(encoding="utf-8") + _summary(task, artifact))
+    def describe(self, artifact: Artifact) -> str:
+        m = artifact.metrics
+        return f"{sum(m['sizes'].values())} labels in {len(m['sizes'])} groups (a proposal)"
+
+    def deliver(self, reads: LabelTreeReads, artifact: Artifact, place: Path) -> None:
+        sys.stdout.write(artifact.file(TREE_FILE).read_text(encoding="utf-8") + _summary(reads.data.task, artifact))
         sys.stdout.flush()
 
-    return Plan(key=key, build=build, describe=_describe, deliver=deliver)
+
+STAGE = LabelTree()
 
 
-def group_sizes(walk: Walk, task: TaskConfig) -> GroupSizes:
+def group_sizes(settings: LabelTreeConfig, task: TaskConfig) -> GroupSizes:
     """Return how many groups of what size are asked for. Raises ConfigError for settings that no tree can have."""
-    settings = walk.config.label_tree
     if task.candidates is not None:
         raise ConfigError(f"task '{task.name}': its rows bring their own candidates, so it has no labels to group; leave it out")
     known = len(task.label_tree) if task.label_tree is not None else round(len(task.labels) ** 0.5)
@@ -120,14 +130,15 @@ def group_sizes(walk: Walk, task: TaskConfig) -> GroupSizes:
     return sizes
 
 
-def _likeness_of_words(walk: Walk, task: TaskConfig, base: Artifact) -> FloatArray:
+def _likeness_of_words(reads: LabelTreeReads) -> FloatArray:
     """Compare the labels' words as the model reads them in the reference prompt."""
     import torch
 
     from adapt.checkpoint.opening import open_checkpoint
     from adapt.model.inputs import ModelInputs
 
-    opened = open_checkpoint(weights_of(base), walk.scorer, walk.config.offload)
+    task = reads.data.task
+    opened = open_checkpoint(weights_of(reads.base), reads.scorer.scorer, reads.scorer.offload)
     prompt = Prompt(task, task.reference, opened.tokenizer, opened.model.context_length)
     empty = prompt.null_row(TaskRow(id=None, texts=dict.fromkeys(task.fields, ""), label=None, candidates=None, line=0))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -148,32 +159,31 @@ def _likeness_of_words(walk: Walk, task: TaskConfig, base: Artifact) -> FloatArr
     return likeness_of_vectors(np.stack(vectors))
 
 
-def _likeness_of_scored(walk: Walk, task: TaskConfig, base: Artifact) -> FloatArray:
+def _likeness_of_scored(shop: Workshop, reads: LabelTreeReads, scoring: ScoringConfig) -> FloatArray:
     """Compare the labels' scores over unlabeled rows, and, where asked for, what labelled rows are taken for.
 
     Raises:
         DataError: there are too few unlabeled rows, or no labelled ones where they are asked for.
     """
-    settings = walk.config.label_tree
-    scoring = replace(scoring_of(walk.config, task), with_groups=False)
-    rows = adaptation_rows(walk, task, settings.rows).rows
+    settings, task = reads.label_tree, reads.data.task
+    rows = adaptation_rows(shop, reads.data, settings.rows).rows
     if len(rows) < 2:
         raise DataError(
             f"task '{task.name}': has {len(rows)} unlabeled rows to score; use label_tree.source=embeddings, which reads none"
         )
     passes = scoring.passes(task)
-    keys = scoring.keys(scores_of(walk, task, base, "unlabeled", rows, passes).passes, task)
+    keys = scoring.keys(scores_of(shop, reads.scorer, reads.data, reads.base, UNLABELED, rows, passes).passes, task)
     decision = fit_decision(Method.ENSEMBLE, keys, task)
     likeness_CC = likeness_of_scores(decision.flat_scores(keys))
     if settings.labelled_weight == 0:
         return likeness_CC
-    labelled = labelled_rows(walk, task)
+    labelled = labelled_rows(shop, reads.data)
     if not labelled:
         raise DataError(f"task '{task.name}': has no labelled rows in dev or few; use label_tree.labelled_weight=0")
     predicted, gold = [], []
     for split, some in labelled.items():
-        scored = scoring.keys(scores_of(walk, task, base, split, some, passes).passes, task)
-        predicted += decision.flat_scores(scored).argmax(axis=1).tolist()
+        scored = scores_of(shop, reads.scorer, reads.data, reads.base, split, some, passes)
+        predicted += decision.flat_scores(scoring.keys(scored.passes, task)).argmax(axis=1).tolist()
         gold += [task.labels.index(row.label or "") for row in some]
     mistakes_CC = likeness_of_mistakes(np.asarray(predicted), np.asarray(gold), len(task.labels))
     return np.asarray((1 - settings.labelled_weight) * likeness_CC + settings.labelled_weight * mistakes_CC)
@@ -195,8 +205,3 @@ def _summary(task: TaskConfig, artifact: Artifact) -> str:
         f"nothing uses this tree until it is pasted into the task's file ({task.name}.yaml); rename its groups as you like"
     )
     return "\n".join(lines) + "\n"
-
-
-def _describe(artifact: Artifact) -> str:
-    m = artifact.metrics
-    return f"{sum(m['sizes'].values())} labels in {len(m['sizes'])} groups (a proposal)"

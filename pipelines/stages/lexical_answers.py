@@ -12,7 +12,8 @@ from typing import Any
 
 from adapt.core.artifacts import Artifact
 from adapt.core.typed import to_plain
-from pipelines.stages.contract import Walk
+from pipelines.stages.contract import Workshop
+from pipelines.stages.rows import TaskData
 from pipelines.stages.teachers import lexical_artifact
 from pseudo_label.accuracy import accuracy_of, balance_of
 from pseudo_label.decision import Method
@@ -31,10 +32,10 @@ class LexicalAnswers:
     labeller: lexical_files.Lexical
 
     @classmethod
-    def of(cls, walk: Walk, task: TaskConfig) -> LexicalAnswers | None:
+    def of(cls, shop: Workshop, data: TaskData) -> LexicalAnswers | None:
         """Fit the labeller, or take the one that is there; None where there are no unlabeled rows."""
-        artifact = lexical_artifact(walk, task)
-        return None if artifact is None else cls(artifact=artifact, labeller=lexical_files.load(artifact.path, task))
+        artifact = lexical_artifact(shop, data)
+        return None if artifact is None else cls(artifact=artifact, labeller=lexical_files.load(artifact.path, data.task))
 
     def measure(self, task: TaskConfig, rows_by_split: Mapping[str, list[TaskRow]]) -> dict[str, list[dict[str, Any]]]:
         """Return accuracies and answers on labelled rows, as lines like those of the models; splits without any are left out."""

@@ -14,25 +14,24 @@ from typing import Any
 import numpy as np
 
 from adapt.core.artifacts import Artifact
-from adapt.core.errors import DataError
 from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
-from pipelines.config.schema import PipelineConfig
-from pipelines.stages.contract import Walk
-from pipelines.stages.rows import labelled_rows
+from pipelines.config.schema import EvaluateConfig
+from pipelines.stages.contract import Workshop
+from pipelines.stages.rows import TaskData, labelled_rows_of_other
 from pipelines.stages.scores import scores_of
-from pipelines.stages.subject import subject_of
+from pipelines.stages.subject import Measuring, subject_of
 from pseudo_label.comparison import paired_difference
 from pseudo_label.decision import Method
 from pseudo_label.labelling import predictions
-from pseudo_label.tasks import TaskConfig, TaskRow
+from pseudo_label.tasks import TaskRow
 from pseudo_label.zero_shot import passes_for
 
 OTHER_TASKS_FILE = "other_tasks.json"
 _BASE, _ADAPTED = "base", "adapted"
 
 
-def other_tasks(walk: Walk, others: Sequence[TaskConfig], models: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+def other_tasks(shop: Workshop, how: Measuring, others: Sequence[TaskData], models: Mapping[str, Artifact]) -> list[dict[str, Any]]:
     """Return a plain line for each other task: accuracy before and after adaptation, and their difference.
 
     There are none without an adapted model.
@@ -43,15 +42,15 @@ def other_tasks(walk: Walk, others: Sequence[TaskConfig], models: Mapping[str, A
     if _ADAPTED not in models:
         return []
     found = []
-    for task in others:
-        rows_by_split = labelled_rows_of(walk, task)
-        right = {name: _right(walk, task, name, models[name], rows_by_split) for name in (_BASE, _ADAPTED)}
+    for data in others:
+        rows_by_split = labelled_rows_of_other(shop, data)
+        right = {name: _right(shop, how, data, name, models[name], rows_by_split) for name in (_BASE, _ADAPTED)}
         difference = paired_difference(right[_ADAPTED], right[_BASE])
         found.append(
             {
-                "task": task.name,
+                "task": data.task.name,
                 "n": len(right[_BASE]),
-                "method": model_method(walk.config).value,
+                "method": model_method(how.evaluate).value,
                 "before": float(right[_BASE].mean()),
                 "after": float(right[_ADAPTED].mean()),
                 "difference": to_plain(difference),
@@ -60,17 +59,9 @@ def other_tasks(walk: Walk, others: Sequence[TaskConfig], models: Mapping[str, A
     return found
 
 
-def labelled_rows_of(walk: Walk, task: TaskConfig) -> dict[str, list[TaskRow]]:
-    """Return the labelled rows of another task by split. Raises DataError where it has none."""
-    rows_by_split = labelled_rows(walk, task)
-    if not rows_by_split:
-        raise DataError(f"evaluate.other_tasks: {task.name} has no labelled rows in dev or few; leave it out")
-    return rows_by_split
-
-
-def model_method(config: PipelineConfig) -> Method:
+def model_method(settings: EvaluateConfig) -> Method:
     """Return the method that the model is asked by: what it unlearnt shows without the lexical labeller's help."""
-    method = config.evaluate.method
+    method = settings.method
     return Method.PRIOR if method.needs_lexical else method
 
 
@@ -81,17 +72,24 @@ def say_other_task(line: Mapping[str, Any]) -> str:
     return f"{line['task']} {before:.1f} -> {after:.1f} % ({after - before:+.1f} points [{low:+.1f}, {high:+.1f}])"
 
 
-def _right(walk: Walk, task: TaskConfig, name: str, model: Artifact, rows_by_split: Mapping[str, list[TaskRow]]) -> FloatArray:
+def _right(
+    shop: Workshop,
+    how: Measuring,
+    data: TaskData,
+    name: str,
+    model: Artifact,
+    rows_by_split: Mapping[str, list[TaskRow]],
+) -> FloatArray:
     """Return which rows a model answers rightly [N], 1 or 0."""
-    method = model_method(walk.config)
-    subject = subject_of(walk, task, name, model, [method])
+    method, task = model_method(how.evaluate), data.task
+    subject = subject_of(shop, how, data, name, model, [method])
     decision = subject.decisions[method]
     passes = passes_for(
         subject.scoring.pairs(task, decision.prompts), subject.scoring.form, with_groups=subject.scoring.with_groups
     )
     right: list[bool] = []
     for split, rows in rows_by_split.items():
-        scored = scores_of(walk, task, model, split, rows, passes)
+        scored = scores_of(shop, how.scorer, data, model, split, rows, passes)
         scores = decision.scores(subject.scoring.keys(scored.passes, task, decision.prompts), task)
         right += [guess == row.label for guess, row in zip(predictions(scores, rows, task), rows, strict=True)]
     return np.asarray(right, dtype=np.float64)

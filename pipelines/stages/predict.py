@@ -20,20 +20,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from adapt.core.artifacts import Artifact, StageKey, sha256_of_file, writable, write_atomically
+from adapt.core.artifacts import Artifact, writable, write_atomically
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.progress import progress
 from adapt.text.rows.contract import Row, RowsFile
 from adapt.text.rows.reading import ENDINGS, endings_of, header_of, open_rows, rows_of
 from adapt.text.rows.writing import STANDARD, kind_of_output, write_rows
 from pipelines.config.schema import PipelineConfig
-from pipelines.stages.contract import Plan, Walk, open_model_artifact, plain_settings
+from pipelines.stages.contract import Files, Reads, Stage, Workshop, unkeyed
+from pipelines.stages.models import open_model_artifact
+from pipelines.stages.run import Run
+from pipelines.stages.scores import ScorerReads
 from pseudo_label.predictor import PREDICTOR_FILE, Prediction, Predictor, load
 from pseudo_label.tasks import TaskConfig, refuse_headless, row_from, split_path
 
 NAME = "predict"
-VERSION = 1
-PER_TASK = True
 PREDICTIONS_FILE = "predictions.jsonl"
 logger = logging.getLogger("pipelines")
 _PART_ROWS = 512
@@ -48,57 +49,80 @@ class Survey:
     columns: list[str]
 
 
-def plan(walk: Walk, task: TaskConfig | None) -> Plan:
-    """Label `input` with the export at `checkpoint`, or with the run's own export of the task."""
-    config = walk.config
-    if config.checkpoint is not None and "export" not in config.stages:
-        export = open_model_artifact(Path(config.checkpoint))
-    else:
-        export = walk.require("export", task)
-    kept = ExitStack()  # what was read from a pipe, until this process ends
-    source = source_of(walk, task, kept)
-    added = added_columns(config)
-    key = StageKey(
-        stage=NAME,
-        version=VERSION,
-        config=plain_settings(precision=walk.scorer.precision, prefix=config.predict.prefix, **config.data.reading()),
-        inputs={"export": export},
-        files={Path(source.name).name: sha256_of_file(source.path), **_answering(export)},
-    )
+@dataclass(frozen=True, kw_only=True)
+class PredictReads(Reads):
+    """The rows to label, the export that labels them, and how its columns are called."""
 
-    def build(result: Path, work: Path) -> Mapping[str, Any]:
-        predictor = load(export.path, walk.scorer, config.offload)
-        survey = survey_of(source, predictor.spec.task, added)
+    export: Artifact
+    files: Files
+    encoding: str | None
+    prefix: str
+    scorer: ScorerReads
+    source: RowsFile = unkeyed("files holds its content")
+    added: list[str] = unkeyed("follows from prefix")
+    output: str | None = unkeyed("where the answers are copied to")
+    kept: ExitStack = unkeyed("rows that were read from a pipe, until this process ends")
+
+
+class Predict(Stage[PredictReads]):
+    """Label `input` with the export at `checkpoint`, or with the run's own export of the task."""
+
+    name = NAME
+
+    def reads(self, run: Run, task: TaskConfig | None) -> PredictReads:
+        config = run.config
+        if config.checkpoint is not None and "export" not in config.stages:
+            export = open_model_artifact(Path(config.checkpoint))
+        else:
+            export = run.require("export", task)
+        kept = ExitStack()
+        source = source_of(run, task, kept)
+        return PredictReads(
+            export=export,
+            files=Files({Path(source.name).name: source.path, **_answering(export)}),
+            encoding=config.data.encoding,
+            prefix=config.predict.prefix,
+            scorer=ScorerReads.of(run),
+            source=source,
+            added=added_columns(config),
+            output=config.output,
+            kept=kept,
+        )
+
+    def build(self, reads: PredictReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
+        predictor = load(reads.export.path, reads.scorer.scorer, reads.scorer.offload)
+        survey = survey_of(reads.source, predictor.spec.task, reads.added)
         parts = [work / f"part-{number:06d}.jsonl" for number in range(math.ceil(survey.n_rows / _PART_ROWS))]
-        _answer(source, predictor, survey, parts, added)
+        _answer(reads.source, predictor, survey, parts, reads.added)
         with writable(result), (result / PREDICTIONS_FILE).open("wb") as joined:
             for part in parts:
                 joined.write(part.read_bytes())
-        return {"rows": survey.n_rows, "input": source.name, "columns": survey.columns}
+        return {"rows": survey.n_rows, "input": reads.source.name, "columns": survey.columns}
 
-    def describe(artifact: Artifact) -> str:
+    def describe(self, artifact: Artifact) -> str:
         return f"{artifact.metrics['rows']} rows of {artifact.metrics['input']}"
 
-    def deliver(artifact: Artifact) -> None:
-        kept.close()
-        if config.output is not None:
-            write_rows(config.output, artifact.file(PREDICTIONS_FILE), [*artifact.metrics["columns"], *added])
-            logger.info("predict: written to %s", config.output)
-
-    return Plan(key=key, build=build, describe=describe, deliver=deliver)
+    def deliver(self, reads: PredictReads, artifact: Artifact, place: Path) -> None:
+        reads.kept.close()
+        if reads.output is not None:
+            write_rows(reads.output, artifact.file(PREDICTIONS_FILE), [*artifact.metrics["columns"], *reads.added])
+            logger.info("predict: written to %s", reads.output)
 
 
-def source_of(walk: Walk, task: TaskConfig | None, kept: ExitStack) -> RowsFile:
+STAGE = Predict()
+
+
+def source_of(run: Run, task: TaskConfig | None, kept: ExitStack) -> RowsFile:
     """Return the file to label: `input`, else the task's test split, else its dev. `kept` keeps what was read from a pipe.
 
     Raises:
         ConfigError: there is no task either, or what is to be written cannot be, or would replace the input.
         DataError: there is no such file.
     """
-    output = walk.config.output
+    output = run.config.output
     if output is not None:
         kind_of_output(output)  # refuses what cannot be written before anything is scored
-    source = _source(walk, task, kept)
+    source = _source(run, task, kept)
     if output is not None and _is_same(Path(output), source.path):
         raise ConfigError(f"{source.name}: is the input; give output= another name, so that your rows stay")
     return source
@@ -181,47 +205,47 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _source(walk: Walk, task: TaskConfig | None, kept: ExitStack) -> RowsFile:
+def _source(run: Run, task: TaskConfig | None, kept: ExitStack) -> RowsFile:
     """Return the file of rows to label; what comes from a pipe is put into a file first.
 
     Raises:
         DataError: there is none.
     """
-    encoding = walk.config.data.encoding
-    if walk.config.input is not None:
-        given = Path(walk.config.input)
-        if is_piped(walk.config.input):
-            return _spooled(walk, kept)
+    encoding = run.config.data.encoding
+    if run.config.input is not None:
+        given = Path(run.config.input)
+        if is_piped(run.config.input):
+            return _spooled(run, kept)
         if not given.is_file():
             raise DataError(f"{given}: no such file; give input=FILE.jsonl, FILE.csv or another kind of rows")
         return open_rows(given, encoding=encoding)
     if task is None:
         raise ConfigError("no input given; set input=FILE.jsonl, FILE.csv or another kind of rows, or - for standard input")
     for split in ("test", "dev"):
-        path = split_path(walk.data_root(), task, split)
+        path = split_path(run.data_root(), task, split)
         if path.is_file():
             return open_rows(path, encoding=task.encoding)
-    raise DataError(f"{split_path(walk.data_root(), task, 'test')}: no such file; give input=FILE.jsonl")
+    raise DataError(f"{split_path(run.data_root(), task, 'test')}: no such file; give input=FILE.jsonl")
 
 
-def _answering(export: Artifact) -> dict[str, str]:
-    """Return the sha256 of what says how an export answers, which a bare checkpoint's digest does not cover."""
+def _answering(export: Artifact) -> dict[str, Path]:
+    """Return the file that says how an export answers, which a bare checkpoint's digest does not cover."""
     file = export.path / PREDICTOR_FILE
-    return {f"export/{PREDICTOR_FILE}": sha256_of_file(file)} if file.is_file() else {}
+    return {f"export/{PREDICTOR_FILE}": file} if file.is_file() else {}
 
 
-def _spooled(walk: Walk, kept: ExitStack) -> RowsFile:
+def _spooled(run: Run, kept: ExitStack) -> RowsFile:
     """Copy standard input or a pipe into a file of the store that goes away with this process."""
-    given = str(walk.config.input)
+    given = str(run.config.input)
     ending = endings_of(given) or next(iter(ENDINGS))
-    with writable(walk.store.root):
-        scratch = tempfile.NamedTemporaryFile(dir=walk.store.root, prefix=".input-", suffix=ending)  # noqa: SIM115 (the stack closes it)
+    with writable(run.store.root):
+        scratch = tempfile.NamedTemporaryFile(dir=run.store.root, prefix=".input-", suffix=ending)  # noqa: SIM115 (the stack closes it)
         copy = kept.enter_context(scratch)
         with Path("/dev/stdin" if given == STANDARD else given).open("rb") as stream:
             shutil.copyfileobj(stream, copy)
         copy.flush()
     name = "standard input" if given == STANDARD else given
-    return open_rows(Path(copy.name), encoding=walk.config.data.encoding, name=name)
+    return open_rows(Path(copy.name), encoding=run.config.data.encoding, name=name)
 
 
 def _is_same(output: Path, source: Path) -> bool:

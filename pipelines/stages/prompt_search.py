@@ -17,16 +17,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adapt.core.artifacts import Artifact, StageKey
+from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.scorer import FloatArray
+from adapt.core.spans import LabelForm
 from adapt.core.typed import to_plain
 from pipelines.config.schema import PromptSearchConfig
 from pipelines.report_page.figures import Point, bar_chart, scatter_chart
 from pipelines.report_page.page import Section, note, page, table
-from pipelines.stages.contract import Plan, Walk, plain_settings, weights_of
-from pipelines.stages.rows import LABELLED_SPLITS, adaptation_rows, labelled_part, labelled_rows, sample_rows
-from pipelines.stages.scores import scores_of
+from pipelines.stages.contract import Reads, Stage, Workshop, unkeyed
+from pipelines.stages.models import weights_of
+from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, TaskData, adaptation_rows, labelled_part, labelled_rows, sample_rows
+from pipelines.stages.run import Run
+from pipelines.stages.scores import ScorerReads, scores_of
 from pipelines.stages.scoring_choice import label_form
 from pseudo_label.accuracy import accuracy_of
 from pseudo_label.labelling import predictions
@@ -42,12 +45,10 @@ from pseudo_label.prompt_search import (
     rank_correlation,
 )
 from pseudo_label.prompts import Prompt
-from pseudo_label.tasks import TaskConfig, TaskRow, read_split, split_path
+from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.zero_shot import PromptKeys, criterion_of, form_of, keys_from, passes_for
 
 NAME = "prompt_search"
-VERSION = 1
-PER_TASK = True
 PROMPTS_FILE = "prompts.json"
 ENSEMBLE_FILE = "ensemble.yaml"
 PAGE_FILE = "prompts.html"
@@ -63,50 +64,66 @@ class Labelled:
     keys: Mapping[str, PromptKeys]
 
 
-def plan(walk: Walk, task: TaskConfig | None) -> Plan:
-    """Judge the prompts of `prompt_search.file`, or the task's own.
+@dataclass(frozen=True, kw_only=True)
+class PromptSearchReads(Reads):
+    """The task with the prompts to judge, the rows they are judged and measured on, and the model."""
 
-    Raises:
-        ConfigError: an entry of the file is malformed, or a setting makes no sense.
-    """
-    assert task is not None
-    config, settings = walk.config, walk.config.prompt_search
-    judged = judged_task(task, settings)
-    base = walk.base()
-    measured_on = list(LABELLED_SPLITS) if config.split is None else [config.split]
-    key = StageKey(
-        stage=NAME,
-        version=VERSION,
-        config=plain_settings(
-            task=judged,
-            rows=[settings.rows, settings.labelled_rows],
+    data: TaskData
+    rows: int
+    labelled_rows: int | None
+    top: int
+    split: str | None
+    form: LabelForm
+    scorer: ScorerReads
+    base: Artifact
+    suggested_for: str = unkeyed("the task's name, for the reader of the suggestion")
+
+
+class PromptSearch(Stage[PromptSearchReads]):
+    """Judge the prompts of `prompt_search.file`, or the task's own."""
+
+    name = NAME
+
+    def reads(self, run: Run, task: TaskConfig | None) -> PromptSearchReads:
+        """Raise ConfigError where an entry of the file is malformed, or a setting makes no sense."""
+        assert task is not None
+        config, settings = run.config, run.config.prompt_search
+        measured_on = list(LABELLED_SPLITS) if config.split is None else [config.split]
+        return PromptSearchReads(
+            data=TaskData.of(run, judged_task(task, settings), [UNLABELED, *measured_on]),
+            rows=settings.rows,
+            labelled_rows=settings.labelled_rows,
             top=settings.top,
-            form=label_form(config),
-            precision=walk.scorer.precision,
-            exclude=config.exclude_eval.splits,
             split=config.split,
-            seed=config.seed,
-        ),
-        inputs={"base": base},
-        files=walk.split_digests(judged, ["unlabeled", *measured_on, *config.exclude_eval.splits]),
-    )
+            form=label_form(config),
+            scorer=ScorerReads.of(run),
+            base=run.base(),
+            suggested_for=task.name,
+        )
 
-    def build(result: Path, work: Path) -> Mapping[str, Any]:
-        found = _search(walk, judged, base)
+    def build(self, reads: PromptSearchReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
+        judged = reads.data.task
+        found = _search(shop, reads)
         best = found["ensemble"]["prompts"]
-        comment = f"Suggested by pipelines.prompt_search for {task.name}: the best by {SCORE_FORMULA}; model {base.digest[:16]}."
+        model = reads.base.digest[:16]
+        comment = f"Suggested by pipelines.prompt_search for {reads.suggested_for}: the best by {SCORE_FORMULA}; model {model}."
         (result / PROMPTS_FILE).write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         (result / ENSEMBLE_FILE).write_text(prompts_yaml(judged, best, comment), encoding="utf-8")
         (result / PAGE_FILE).write_text(_page(found), encoding="utf-8")
         kept = {name: found[name] for name in ("rows", "labelled", "rank_correlation", "ensemble")}
         return {"prompts": len(judged.prompts), **kept}
 
-    def deliver(artifact: Artifact) -> None:
+    def describe(self, artifact: Artifact) -> str:
+        m = artifact.metrics
+        return f"{m['prompts']} prompts judged on {m['rows']} rows, best: {', '.join(m['ensemble']['prompts'])}"
+
+    def deliver(self, reads: PromptSearchReads, artifact: Artifact, place: Path) -> None:
         found = json.loads(artifact.file(PROMPTS_FILE).read_text(encoding="utf-8"))
-        sys.stdout.write(_text(found, walk.store.root / walk.place(NAME, task)))
+        sys.stdout.write(_text(found, place))
         sys.stdout.flush()
 
-    return Plan(key=key, build=build, describe=_describe, deliver=deliver)
+
+STAGE = PromptSearch()
 
 
 def judged_task(task: TaskConfig, settings: PromptSearchConfig) -> TaskConfig:
@@ -123,16 +140,17 @@ def judged_task(task: TaskConfig, settings: PromptSearchConfig) -> TaskConfig:
     return replace(task, prompts=prompts, reference=next(iter(prompts)), ensemble=None)
 
 
-def _search(walk: Walk, task: TaskConfig, base: Artifact) -> dict[str, Any]:
+def _search(shop: Workshop, reads: PromptSearchReads) -> dict[str, Any]:
     """Score and judge every prompt; return all that was found as plain values, prompts by score."""
-    rows = adaptation_rows(walk, task, walk.config.prompt_search.rows).rows
+    task = reads.data.task
+    rows = adaptation_rows(shop, reads.data, reads.rows).rows
     if not rows:
-        raise DataError(f"{split_path(walk.data_root(), task, 'unlabeled')}: has no rows; prompts are judged on unlabeled ones")
-    rows_by_split = _labelled_rows(walk, task)
-    merges = _merges(walk, task, base, rows)
-    keys = _keys(walk, task, base, "unlabeled", rows)
+        raise DataError(f"{reads.data.path(UNLABELED)}: has no rows; prompts are judged on unlabeled ones")
+    rows_by_split = _labelled_rows(shop, reads)
+    merges = _merges(reads, rows)
+    keys = _keys(shop, reads, UNLABELED, rows)
     parts = [
-        Labelled(split=split, rows=some, keys={k.prompt: k for k in _keys(walk, task, base, split, some)})
+        Labelled(split=split, rows=some, keys={k.prompt: k for k in _keys(shop, reads, split, some)})
         for split, some in rows_by_split.items()
     ]
     found = []
@@ -141,7 +159,7 @@ def _search(walk: Walk, task: TaskConfig, base: Artifact) -> dict[str, Any]:
         line = {**to_plain(judgement), **to_plain(task.prompts[k.prompt]), "merged_words": words, "words": n_words}
         found.append({**line, **_accuracies(task, parts, k)})
     found.sort(key=lambda line: -line["score"])
-    best, every = [line["prompt"] for line in found[: walk.config.prompt_search.top]], [k.prompt for k in keys]
+    best, every = [line["prompt"] for line in found[: reads.top]], [k.prompt for k in keys]
     scores, accuracies = [line["score"] for line in found], [line["prior"]["accuracy"] for line in found if "prior" in line]
     return {
         "task": task.name,
@@ -155,28 +173,29 @@ def _search(walk: Walk, task: TaskConfig, base: Artifact) -> dict[str, Any]:
     }
 
 
-def _labelled_rows(walk: Walk, task: TaskConfig) -> dict[str, list[TaskRow]]:
+def _labelled_rows(shop: Workshop, reads: PromptSearchReads) -> dict[str, list[TaskRow]]:
     """Return the labelled rows to measure on, by split.
 
     Raises:
         DataError: the split that was asked for is missing or not labelled.
     """
-    split, limit = walk.config.split, walk.config.prompt_search.labelled_rows
+    data, split, limit = reads.data, reads.split, reads.labelled_rows
+    task = data.task
     if split is None:
-        found = labelled_rows(walk, task)
+        found = labelled_rows(shop, data)
     else:
-        found = {split: labelled_part(walk, task, split, read_split(walk.data_root(), task, split))}
+        found = {split: labelled_part(shop, task, split, data.read(split))}
         if not found[split]:
-            raise DataError(f"{split_path(walk.data_root(), task, split)}: no row has a label; leave split= out or name another")
+            raise DataError(f"{data.path(split)}: no row has a label; leave split= out or name another")
     if limit is None:
         return found
-    sampled = {name: sample_rows(rows, task, limit, walk.config.seed)[0] for name, rows in found.items()}
+    sampled = {name: sample_rows(rows, task, limit, data.seed)[0] for name, rows in found.items()}
     for name, rows in sampled.items():
-        walk.say_once(f"{task.name} {name}: measured on {len(rows):,} of {len(found[name]):,} labelled rows")
+        shop.say_once(f"{task.name} {name}: measured on {len(rows):,} of {len(found[name]):,} labelled rows")
     return {name: rows for name, rows in sampled.items() if rows}
 
 
-def _merges(walk: Walk, task: TaskConfig, base: Artifact, rows: Sequence[TaskRow]) -> dict[str, tuple[list[str], int]]:
+def _merges(reads: PromptSearchReads, rows: Sequence[TaskRow]) -> dict[str, tuple[list[str], int]]:
     """Return each prompt's label words that merge with what stands before them, after trying each prompt on a row.
 
     Raises:
@@ -184,21 +203,23 @@ def _merges(walk: Walk, task: TaskConfig, base: Artifact, rows: Sequence[TaskRow
     """
     from adapt.checkpoint.opening import open_checkpoint  # imports torch
 
-    opened = open_checkpoint(weights_of(base), walk.scorer, walk.config.offload)
+    task = reads.data.task
+    opened = open_checkpoint(weights_of(reads.base), reads.scorer.scorer, reads.scorer.offload)
     for name in task.prompts:
         prompt = Prompt(task, name, opened.tokenizer, opened.model.context_length)
-        prompt.readings(rows[0], form_of(criterion_of(task, name, None), label_form(walk.config)))
+        prompt.readings(rows[0], form_of(criterion_of(task, name, None), reads.form))
     return {name: boundary_merges(task, name, opened.tokenizer, rows[:_BOUNDARY_ROWS]) for name in task.prompts}
 
 
-def _keys(walk: Walk, task: TaskConfig, base: Artifact, split: str, rows: Sequence[TaskRow]) -> list[PromptKeys]:
+def _keys(shop: Workshop, reads: PromptSearchReads, split: str, rows: Sequence[TaskRow]) -> list[PromptKeys]:
     """Return every prompt's keys of a split's rows; each prompt is scored as the only one of its task."""
-    form = label_form(walk.config)
+    task, form = reads.data.task, reads.form
     found = []
     for name in task.prompts:
         pairs = [(name, criterion_of(task, name, None))]
         single = alone(task, name)
-        scored = scores_of(walk, single, base, split, rows, passes_for(pairs, form, with_groups=False))
+        passes = passes_for(pairs, form, with_groups=False)
+        scored = scores_of(shop, reads.scorer, replace(reads.data, task=single), reads.base, split, rows, passes)
         found += keys_from(scored.passes, pairs, form, single)
     return found
 
@@ -292,8 +313,3 @@ def _percent(accuracy: Mapping[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _describe(artifact: Artifact) -> str:
-    m = artifact.metrics
-    return f"{m['prompts']} prompts judged on {m['rows']} rows, best: {', '.join(m['ensemble']['prompts'])}"

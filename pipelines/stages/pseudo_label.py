@@ -4,83 +4,117 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from adapt.core.artifacts import Artifact, StageKey
+from adapt.core.artifacts import Artifact
 from adapt.core.scorer import FloatArray
+from adapt.core.spans import LabelForm
 from adapt.core.typed import to_plain
 from adapt.text.corpus import is_held_out
-from pipelines.config.schema import PipelineConfig, Teacher
-from pipelines.stages.contract import Plan, Walk, plain_settings
+from pipelines.config.schema import PseudoLabelConfig, Teacher
+from pipelines.stages.contract import Files, Stage, Workshop, unkeyed
 from pipelines.stages.criteria_table import criteria_pairs
-from pipelines.stages.rows import LABELLED_SPLITS, AdaptationRows, adaptation_rows, labelled_rows
-from pipelines.stages.scoring_choice import coarse_of, label_form, scoring_of
-from pipelines.stages.teacher_panel import Panel, encoder_artifact, fit_panel, teacher_files
+from pipelines.stages.products import Labels
+from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, AdaptationRows, TaskData, adaptation_rows, labelled_rows
+from pipelines.stages.run import Run
+from pipelines.stages.scores import ScorerReads
+from pipelines.stages.scoring_choice import coarse_of, label_form, say_if_treeless, scoring_of
+from pipelines.stages.teacher_panel import Panel, TeacherReads, encoder_artifact, fit_panel, teacher_file
 from pseudo_label.accuracy import accuracy_of
 from pseudo_label.decision import margins, refuse_collapse, softmax
 from pseudo_label.labelling import predictions
 from pseudo_label.selection import agreement, select
 from pseudo_label.store import LABELS_FILE, Provenance, PseudoLabel, reading_digest, write_labels
-from pseudo_label.tasks import TaskConfig, row_digest
+from pseudo_label.tasks import TaskConfig, TaskRow, row_digest
 from pseudo_label.zero_shot import passes_for
 
 NAME = "pseudo_label"
-VERSION = 4  # a round of teaching learns from all unlabeled rows
-PER_TASK = True
 DECISION_FILE = "decision.json"
 
 
-def plan(walk: Walk, task: TaskConfig | None) -> Plan:
-    """Label a task's unlabeled rows with the base model, in later rounds with the one adapted before."""
-    assert task is not None
-    config, settings = walk.config, walk.config.pseudo_label
-    base, labeller = walk.base(), walk.labeller(task)
-    encoder = encoder_artifact(walk)
-    measured_on = LABELLED_SPLITS if settings.estimates_noise else ()
-    key = StageKey(
-        stage=NAME,
-        version=VERSION,
-        config=plain_settings(
-            task=task,
-            pseudo_label=settings,
-            seed=config.seed,
-            form=label_form(config),
-            exclude=config.exclude_eval.splits,
-            precision=walk.scorer.precision,
-        ),
-        inputs={"base": base, "labeller": labeller, **({} if encoder is None else {"encoder": encoder})},
-        files=teacher_files(walk)
-        | walk.split_digests(task, list(dict.fromkeys(["unlabeled", *config.exclude_eval.splits, *measured_on]))),
-    )
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabelReads(TeacherReads):
+    """What the teachers read; the `labeller` is the base, in later rounds the model adapted in the round before."""
 
-    def build(result: Path, work: Path) -> Mapping[str, Any]:
-        given = adaptation_rows(walk, task, settings.max_rows)
-        walk.say_if_treeless(task, wants_groups=settings.coarse_to_fine)
+    form: LabelForm
+    base: Artifact
+    compared: list[str] = unkeyed("evaluation's criteria: with them, labelled splits are scored once for both stages")
+
+
+class PseudoLabelStage(Stage[PseudoLabelReads]):
+    """Label a task's unlabeled rows with the base model, in later rounds with the one adapted before."""
+
+    name = NAME
+    version = 5  # metrics are Labels
+
+    def reads(self, run: Run, task: TaskConfig | None) -> PseudoLabelReads:
+        assert task is not None
+        config, settings = run.config, run.config.pseudo_label
+        measured_on = LABELLED_SPLITS if settings.estimates_noise else ()
+        file = teacher_file(settings)
+        return PseudoLabelReads(
+            data=TaskData.of(run, task, [UNLABELED, *measured_on]),
+            pseudo_label=settings,
+            form=label_form(config),
+            scorer=ScorerReads.of(run),
+            base=run.base(),
+            labeller=run.labeller(task),
+            encoder=encoder_artifact(settings),
+            teacher_file=Files() if file is None else Files({"teacher_file": file}),
+            compared=config.evaluate.criteria,
+        )
+
+    def build(self, reads: PseudoLabelReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
+        task, settings = reads.data.task, reads.pseudo_label
+        given = adaptation_rows(shop, reads.data, settings.max_rows)
+        say_if_treeless(task, wants_groups=settings.coarse_to_fine)
         if not given.rows:
             write_labels(result / LABELS_FILE, task, [], [], Provenance(prompt="", criterion="", method="", checkpoint=""))
             return _summary(task, given, [])
-        scoring = scoring_of(config, task)
+        scoring = scoring_of(settings, reads.form, task)
         coarse = coarse_of(task, settings.coarse_to_fine, settings.coarse)
         # Labelled splits are read with the passes that evaluation needs, so that it finds these rows scored.
-        pairs = [*scoring.pairs(task), *criteria_pairs(task, config.evaluate.criteria)]
+        pairs = [*scoring.pairs(task), *criteria_pairs(task, reads.compared)]
         passes = passes_for(pairs, scoring.form, with_groups=scoring.with_groups)
-        panel = fit_panel(walk, task, labeller, given.rows, scoring, passes, coarse)
-        labels = _labels(task, config, panel, is_first_round=labeller.digest == base.digest)
-        write_labels(result / LABELS_FILE, task, given.rows, labels, _provenance(panel, labeller))
+        panel = fit_panel(shop, reads, given.rows, scoring, passes, coarse)
+        labels = _labels(task, settings, panel, is_first_round=reads.labeller.digest == reads.base.digest)
+        write_labels(result / LABELS_FILE, task, given.rows, labels, _provenance(panel, reads.labeller))
         decided = {
             "decision": None if panel.model is None else to_plain(panel.model.decision),
             "combination": None if panel.combination is None else to_plain(panel.combination),
         }
         text = json.dumps(decided, ensure_ascii=False, indent=1) + "\n"
         (result / DECISION_FILE).write_text(text, encoding="utf-8")
-        measured = _measured(walk, task, panel, labels) if settings.estimates_noise else {}
+        measured = _measured(labelled_rows(shop, reads.data), task, panel, labels) if settings.estimates_noise else {}
         return {**_summary(task, given, labels), **_teachers(panel), **measured}
 
-    return Plan(key=key, build=build, describe=_describe)
+    def describe(self, artifact: Artifact) -> str:
+        found = Labels.of(artifact)
+        if not found.rows:
+            return "no unlabeled rows: nothing to label, the base model will be evaluated as it is"
+        text = f"{found.selected} of {found.rows} rows selected, {found.held_out} held out, "
+        text += f"{found.excluded} left out as evaluation texts"
+        if found.sharing_a_passage:
+            text += f", {found.sharing_a_passage} share a passage with evaluation texts"
+        if len(found.teachers) > 1:
+            text += f"; {found.said_of_teachers}"
+        if found.disagreement is not None:
+            voters = "prompts and other teachers" if len(found.teachers) > 1 else "prompts"
+            text += f"; {voters} disagree on {100 * found.disagreement:.0f} % of the selected"
+        if found.labelled is not None:
+            labelled = found.labelled
+            text += f", {100 * labelled.accuracy:.0f} % of {labelled.n} labelled rows as sure as these are right"
+        if found.empty_classes:
+            text += f"; no example of {', '.join(found.empty_classes)}"
+        return text
+
+
+STAGE = PseudoLabelStage()
 
 
 def _provenance(panel: Panel, labeller: Artifact) -> Provenance:
@@ -97,13 +131,13 @@ def _provenance(panel: Panel, labeller: Artifact) -> Provenance:
     )
 
 
-def _labels(task: TaskConfig, config: PipelineConfig, panel: Panel, *, is_first_round: bool) -> list[PseudoLabel]:
+def _labels(task: TaskConfig, settings: PseudoLabelConfig, panel: Panel, *, is_first_round: bool) -> list[PseudoLabel]:
     """Decide, refuse a collapse of the first round (that of a later one only ends the rounds), and select.
 
     Raises:
         DataError: one class took nearly all raw predictions of the only teacher and nothing corrects it.
     """
-    settings, rows = config.pseudo_label, panel.unlabeled.rows
+    rows = panel.unlabeled.rows
     scores = panel.scores()
     if is_first_round and panel.combination is None and panel.model is not None:
         refuse_collapse(scores, panel.model.decision, task, settings.collapse_limit)
@@ -136,7 +170,7 @@ def _teachers(panel: Panel) -> dict[str, Any]:
     return {"teachers": found, "taught": panel.flips}
 
 
-def _measured(walk: Walk, task: TaskConfig, panel: Panel, labels: list[PseudoLabel]) -> dict[str, Any]:
+def _measured(labelled: Mapping[str, list[TaskRow]], task: TaskConfig, panel: Panel, labels: list[PseudoLabel]) -> dict[str, Any]:
     """Say how many selected labels are wrong: by agreement, and on labelled rows that would be selected too.
 
     On the labelled rows each teacher's accuracy is measured beside its estimate.
@@ -145,12 +179,12 @@ def _measured(walk: Walk, task: TaskConfig, panel: Panel, labels: list[PseudoLab
     found: dict[str, Any] = {}
     n_voters = len(panel.ask) if panel.model is None else len(panel.ask) - 1 + len(panel.model.keys)
     if selected and n_voters > 1:
-        found["noise/disagreement"] = 1 - float(np.mean([label.agreement for label in selected]))
+        found["disagreement"] = 1 - float(np.mean([label.agreement for label in selected]))
     least = {name: min(label.margin for label in selected if label.label == name) for name in {x.label for x in selected}}
     guesses: list[str] = []
     gold: list[str] = []
     right: dict[str, list[float]] = {}
-    for split, rows in labelled_rows(walk, task).items():
+    for split, rows in labelled.items():
         views = panel.views(split, rows)
         scores: FloatArray = panel.decided(views)
         answers, sure = predictions(scores, rows, task), margins(scores)
@@ -161,7 +195,7 @@ def _measured(walk: Walk, task: TaskConfig, panel: Panel, labels: list[PseudoLab
             given = predictions(view, rows, task)
             right.setdefault(name, []).extend(float(a == row.label) for a, row in zip(given, rows, strict=True))
     if gold and selected:
-        found["noise/labelled"] = to_plain(accuracy_of(guesses, gold))
+        found["labelled"] = to_plain(accuracy_of(guesses, gold))
     if right:
         found["measured"] = {name: float(np.mean(values)) for name, values in right.items()}
     return found
@@ -183,35 +217,3 @@ def _summary(task: TaskConfig, given: AdaptationRows, labels: list[PseudoLabel])
         "empty_classes": [label for label, count in by_class.items() if count == 0 and task.candidates is None],
         "largest_class_share": max((predicted.count(x) for x in set(predicted)), default=0) / max(len(labels), 1),
     }
-
-
-def _describe(artifact: Artifact) -> str:
-    m = artifact.metrics
-    if not m["rows"]:
-        return "no unlabeled rows: nothing to label, the base model will be evaluated as it is"
-    text = f"{m['selected']} of {m['rows']} rows selected, {m['held_out']} held out, {m['excluded']} left out as evaluation texts"
-    if m["sharing_a_passage"]:
-        text += f", {m['sharing_a_passage']} share a passage with evaluation texts"
-    if len(m["teachers"]) > 1:
-        text += f"; {say_teachers(m)}"
-    if "noise/disagreement" in m:
-        voters = "prompts and other teachers" if len(m["teachers"]) > 1 else "prompts"
-        text += f"; {voters} disagree on {100 * m['noise/disagreement']:.0f} % of the selected"
-    if "noise/labelled" in m:
-        labelled = m["noise/labelled"]
-        text += f", {100 * labelled['accuracy']:.0f} % of {labelled['n']} labelled rows as sure as these are right"
-    if m["empty_classes"]:
-        text += f"; no example of {', '.join(m['empty_classes'])}"
-    return text
-
-
-def say_teachers(metrics: Mapping[str, Any]) -> str:
-    """Say each teacher's estimated accuracy, and the one measured where rows are labelled."""
-    measured = metrics.get("measured", {})
-    said = []
-    for name, teacher in metrics["teachers"].items():
-        estimated = teacher.get("estimated")
-        text = name if estimated is None else f"{name} {100 * estimated:.0f} % estimated"
-        said.append(f"{text} ({100 * measured[name]:.0f} % measured)" if name in measured else text)
-    together = f"; together {100 * measured['together']:.0f} % measured" if "together" in measured else ""
-    return "teachers: " + ", ".join(said) + together

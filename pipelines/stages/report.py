@@ -4,62 +4,78 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adapt.core.artifacts import Artifact, StageKey, is_artifact, open_artifact
+from adapt.core.artifacts import Artifact, is_artifact, open_artifact
 from adapt.core.errors import ConfigError
 from pipelines.report_page.figures import Interval, Line, bar_chart, interval_chart, line_chart
 from pipelines.report_page.page import Section, note, page, table
-from pipelines.stages.contract import Plan, Walk
+from pipelines.stages.contract import Reads, Stage, Workshop
+from pipelines.stages.products import Adaptation, Evaluation, Labels, Training
+from pipelines.stages.run import Run
 from pseudo_label.store import LABELS_FILE, read_labels
 from pseudo_label.tasks import TaskConfig
 
 NAME = "report"
-VERSION = 1
-PER_TASK = False
 PAGE_FILE = "report.html"
 _BINS = 20
 _TEXT_LOSSES = ("loss/total", "loss/context", "loss/prompt", "loss/pseudo_label")
 
 
-def plan(walk: Walk, task: TaskConfig | None) -> Plan:
-    """Draw whatever the run has so far."""
-    found = _artifacts(walk)
-    if not found:
-        raise ConfigError(f"{walk.directory}: nothing to report yet; run other stages first")
-    key = StageKey(stage=NAME, version=VERSION, config={"name": walk.name}, inputs=found)
+@dataclass(frozen=True, kw_only=True)
+class ReportReads(Reads):
+    """The run's name and its artifacts by 'stage' or 'stage/task', in a fixed order."""
 
-    def build(result: Path, work: Path) -> Mapping[str, Any]:
+    run_name: str
+    artifacts: Mapping[str, Artifact]
+
+
+class Report(Stage[ReportReads]):
+    """Draw whatever the run has so far."""
+
+    name = NAME
+    is_per_task = False
+
+    def reads(self, run: Run, task: TaskConfig | None) -> ReportReads:
+        found = _artifacts(run)
+        if not found:
+            raise ConfigError(f"{run.directory}: nothing to report yet; run other stages first")
+        return ReportReads(run_name=run.name, artifacts=found)
+
+    def build(self, reads: ReportReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
+        found = reads.artifacts
         sections = [_evaluation(found), *_trainings(found), *_labels(found), _provenance(found)]
         shown = [section for section in sections if section is not None]
-        (result / PAGE_FILE).write_text(page(f"Run {walk.name}", shown), encoding="utf-8")
+        (result / PAGE_FILE).write_text(page(f"Run {reads.run_name}", shown), encoding="utf-8")
         return {"sections": len(shown)}
 
-    def describe(artifact: Artifact) -> str:
+    def describe(self, artifact: Artifact) -> str:
         return f"{artifact.metrics['sections']} sections in {PAGE_FILE}"
 
-    return Plan(key=key, build=build, describe=describe)
+
+STAGE = Report()
 
 
-def _artifacts(walk: Walk) -> dict[str, Artifact]:
+def _artifacts(run: Run) -> dict[str, Artifact]:
     """Return the run's artifacts by 'stage' or 'stage/task', in a fixed order."""
     found: dict[str, Artifact] = {}
     for stage in ("tokenizer", "pretrain"):
-        if is_artifact(walk.directory / stage):
-            found[stage] = open_artifact((walk.directory / stage).resolve())
-    for task in walk.config.tasks:
+        if is_artifact(run.directory / stage):
+            found[stage] = open_artifact((run.directory / stage).resolve())
+    for task in run.config.tasks:
         for stage in ("pseudo_label", "continue_pretrain", "evaluate", "export"):
-            path = walk.directory / stage / task
+            path = run.directory / stage / task
             if is_artifact(path):
                 found[f"{stage}/{task}"] = open_artifact(path.resolve())
     return found
 
 
 def _evaluation(found: Mapping[str, Artifact]) -> Section | None:
-    rows = [row for name, a in found.items() if name.startswith("evaluate/") for row in a.metrics["table"]]
+    rows = [row for name, a in found.items() if name.startswith("evaluate/") for row in Evaluation.of(a).table]
     if not rows:
         return None
     header = ("task", "split", "model", "method", "prompts", "criterion", "n", "accuracy, %", "95 % interval")
@@ -124,11 +140,12 @@ def _line(title: str, history: Sequence[Mapping[str, float]], names: Sequence[st
 
 def _held_out(artifact: Artifact) -> str:
     rows = []
-    for name, ledger in artifact.metrics["held_out"].items():
-        for part, before in ledger["before"].items():
-            if before["count"]:
-                after = ledger["after"][part]
-                rows.append([name, part, f"{before['count']:.0f}", f"{before['value']:.4f}", f"{after['value']:.4f}"])
+    made = Adaptation.of(artifact) if artifact.stage == "continue_pretrain" else Training.of(artifact)
+    for name, ledger in made.held_out.items():
+        for part, before in ledger.before.items():
+            if before.count:
+                after = ledger.after[part]
+                rows.append([name, part, f"{before.count:.0f}", f"{before.value:.4f}", f"{after.value:.4f}"])
     return table(("held-out rows", "part", "count", "before", "after"), rows) if rows else ""
 
 
@@ -141,13 +158,13 @@ def _labels(found: Mapping[str, Artifact]) -> list[Section]:
         if not labels:
             parts = [note("No unlabeled rows: nothing was labelled.")]
         else:
-            m = artifact.metrics
+            made = Labels.of(artifact)
             counts, edges = np.histogram([label.confidence for label in labels], bins=_BINS, range=(0, 1))
             bars = [(f"{low:.2f}", float(count)) for low, count in zip(edges, counts, strict=False)]
-            classes = [(label, float(count)) for label, count in m["selected_by_class"].items()]
+            classes = [(label, float(count)) for label, count in made.selected_by_class.items()]
             parts = [
-                note(f"{m['selected']} of {m['rows']} rows selected, {m['held_out']} held out, {m['excluded']} excluded."),
-                _teachers(m),
+                note(f"{made.selected} of {made.rows} rows selected, {made.held_out} held out, {made.excluded} excluded."),
+                _teachers(made),
                 bar_chart("Confidence of the pseudo-labels (probability of the best label)", bars, "rows"),
                 bar_chart("Selected rows by class", classes, "rows"),
             ]
@@ -155,13 +172,12 @@ def _labels(found: Mapping[str, Artifact]) -> list[Section]:
     return sections
 
 
-def _teachers(metrics: Mapping[str, Any]) -> str:
+def _teachers(labels: Labels) -> str:
     """Lay out what each teacher weighs, and how right it is by estimate and by measurement, in %."""
-    measured = metrics.get("measured", {})
+    measured = labels.measured
     rows = []
-    for name, teacher in metrics["teachers"].items():
-        shares = (teacher.get("estimated"), measured.get(name))
-        weight = teacher.get("weight")
+    for name, teacher in labels.teachers.items():
+        shares, weight = (teacher.estimated, measured.get(name)), teacher.weight
         rows.append([name, "-" if weight is None else f"{weight:.2f}", *["-" if x is None else f"{100 * x:.1f}" for x in shares]])
     if "together" in measured and len(rows) > 1:
         rows.append(["together", "-", "-", f"{100 * measured['together']:.1f}"])

@@ -10,18 +10,79 @@ from __future__ import annotations
 import hashlib
 import heapq
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from pipelines.stages.contract import Walk
+from adapt.core.artifacts import sha256_of_file
+from adapt.core.errors import DataError
+from adapt.core.typed import digest_of, to_plain
+from pipelines.stages.contract import Files, Reads, Workshop, order_of, unkeyed
+from pipelines.stages.run import Run
 from pseudo_label.criteria.contract import Null
 from pseudo_label.leakage import EvaluationTexts
 from pseudo_label.tasks import TaskConfig, TaskRow, iterate_split, read_split, row_digest, split_path
 
 LABELLED_SPLITS = ("dev", "few")
+UNLABELED = "unlabeled"
 _DOMAIN_TEXTS = 64
+
+
+class UndeclaredRead(AssertionError):
+    """A stage read a split that it does not declare: a mistake of the program."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskData(Reads):
+    """A task and those of its splits that a stage may read; texts of the splits in `exclude` are kept out of adaptation.
+
+    Rows are sampled by `seed`.
+    """
+
+    task: TaskConfig
+    files: Files
+    exclude: list[str]
+    seed: int
+    root: Path | None = unkeyed("rows count, not where they are")
+    declared: frozenset[str] = unkeyed("files holds those that exist")
+
+    @classmethod
+    def of(cls, run: Run, task: TaskConfig, splits: Sequence[str]) -> TaskData:
+        """Declare splits of a task, which may be absent; those of `exclude_eval` belong to `unlabeled`.
+
+        Raises:
+            ConfigError: splits are read, and data.root is not set or no directory.
+        """
+        exclude = run.config.exclude_eval.splits if UNLABELED in splits else []
+        declared = frozenset([*splits, *exclude])
+        root = run.data_root() if declared else None
+        names = {split: split_path(root, task, split) for split in sorted(declared)} if root is not None else {}
+        # An ending other than .json is part of the name.
+        files = Files({f"{task.name}/{path.name.removesuffix('.json')}": path for path in names.values() if path.is_file()})
+        return cls(task=task, files=files, exclude=exclude, seed=run.config.seed, root=root, declared=declared)
+
+    def path(self, split: str) -> Path:
+        """Return where a split is or would be."""
+        return split_path(self._root_for(split), self.task, split)
+
+    def existing(self, splits: Iterable[str]) -> list[str]:
+        """Return those of the splits that the task has."""
+        return [split for split in splits if self.path(split).is_file()]
+
+    def read(self, split: str) -> list[TaskRow]:
+        """Read a split. Raises DataError where it is missing or malformed."""
+        return read_split(self._root_for(split), self.task, split)
+
+    def iterate(self, split: str) -> Iterator[TaskRow]:
+        """Read a split row by row."""
+        return iterate_split(self._root_for(split), self.task, split)
+
+    def _root_for(self, split: str) -> Path:
+        if split not in self.declared or self.root is None:
+            raise UndeclaredRead(f"task '{self.task.name}': split '{split}' is read and not declared")
+        return self.root
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,31 +99,34 @@ class AdaptationRows:
     n_file: int
 
 
-def adaptation_rows(walk: Walk, task: TaskConfig, limit: int | None) -> AdaptationRows:
+def adaptation_rows(shop: Workshop, data: TaskData, limit: int | None) -> AdaptationRows:
     """Read the unlabeled rows that may be adapted on, and take a sample of `limit`; how many of how many is said once.
 
-    Rows with an evaluation row's texts are kept out, and so are copies. Memory holds the rows that are kept.
+    Rows with an evaluation row's texts are kept out, and so are copies. Memory holds the rows that are kept. A walk reads and
+    screens a file once for each limit.
     """
-    held = EvaluationTexts(
-        (
-            row
-            for split in existing(walk, task, walk.config.exclude_eval.splits)
-            for row in read_split(walk.data_root(), task, split)
-        ),
-        task,
-    )
+    digests = [sha256_of_file(data.path(split)) for split in data.existing([UNLABELED, *data.exclude])]
+    what = digest_of([to_plain(data.task), order_of(data.task), str(data.path(UNLABELED)), digests, data.exclude, data.seed, limit])
+    found, n_distinct = shop.read_once(what, lambda: _screened(data, limit))
+    _say(shop, data, found, n_distinct)
+    return found
+
+
+def _screened(data: TaskData, limit: int | None) -> tuple[AdaptationRows, int]:
+    task = data.task
+    held = EvaluationTexts((row for split in data.existing(data.exclude) for row in data.read(split)), task)
     n_file, n_excluded = 0, 0
 
     def allowed() -> Iterator[TaskRow]:
         nonlocal n_file, n_excluded
-        for row in iterate_split(walk.data_root(), task, "unlabeled"):
+        for row in data.iterate(UNLABELED):
             n_file += 1
             if held.has_row(row):
                 n_excluded += 1
             else:
                 yield row
 
-    kept, n_distinct = sample_rows(allowed(), task, limit, walk.config.seed)
+    kept, n_distinct = sample_rows(allowed(), task, limit, data.seed)
     found = AdaptationRows(
         rows=kept,
         n_excluded=n_excluded,
@@ -70,8 +134,7 @@ def adaptation_rows(walk: Walk, task: TaskConfig, limit: int | None) -> Adaptati
         n_copies=n_file - n_excluded - n_distinct,
         n_file=n_file,
     )
-    _say(walk, task, found, n_distinct)
-    return found
+    return found, n_distinct
 
 
 def sample_rows(rows: Iterable[TaskRow], task: TaskConfig, limit: int | None, seed: int) -> tuple[list[TaskRow], int]:
@@ -99,44 +162,47 @@ def _rank(row: TaskRow, task: TaskConfig, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
-def _say(walk: Walk, task: TaskConfig, found: AdaptationRows, n_distinct: int) -> None:
+def _say(shop: Workshop, data: TaskData, found: AdaptationRows, n_distinct: int) -> None:
     notes = []
     if len(found.rows) < n_distinct:
-        notes.append(f"sampled with seed {walk.config.seed}")
+        notes.append(f"sampled with seed {data.seed}")
     if found.n_copies:
         notes.append(f"{found.n_copies:,} are copies of others and left out")
     if notes:
-        walk.say_once(f"{task.name}: {len(found.rows):,} of {found.n_file:,} unlabeled rows ({', '.join(notes)})")
+        shop.say_once(f"{data.task.name}: {len(found.rows):,} of {found.n_file:,} unlabeled rows ({', '.join(notes)})")
 
 
-def domain_texts(walk: Walk, task: TaskConfig, nulls: Iterable[Null]) -> list[dict[str, str]]:
+def domain_texts(shop: Workshop, data: TaskData, nulls: Iterable[Null]) -> list[dict[str, str]]:
     """Return texts by field, evenly from a task's unlabeled rows, where one of the null contexts is its domain; else none."""
-    if Null.DOMAIN not in nulls or not existing(walk, task, ["unlabeled"]):
+    if Null.DOMAIN not in nulls or not data.existing([UNLABELED]):
         return []
-    rows = adaptation_rows(walk, task, None).rows
+    rows = adaptation_rows(shop, data, None).rows
     count = min(len(rows), _DOMAIN_TEXTS)
     return [dict(rows[index * len(rows) // count].texts) for index in range(count)]
 
 
-def labelled_rows(walk: Walk, task: TaskConfig) -> dict[str, list[TaskRow]]:
+def labelled_rows(shop: Workshop, data: TaskData) -> dict[str, list[TaskRow]]:
     """Return the labelled rows of dev and few, as far as the task has them."""
-    found = {split: read_split(walk.data_root(), task, split) for split in existing(walk, task, LABELLED_SPLITS)}
-    return {split: labelled_part(walk, task, split, rows) for split, rows in found.items() if is_labelled(rows)}
+    found = {split: data.read(split) for split in data.existing(LABELLED_SPLITS)}
+    return {split: labelled_part(shop, data.task, split, rows) for split, rows in found.items() if is_labelled(rows)}
 
 
-def labelled_part(walk: Walk, task: TaskConfig, split: str, rows: list[TaskRow]) -> list[TaskRow]:
+def labelled_rows_of_other(shop: Workshop, data: TaskData) -> dict[str, list[TaskRow]]:
+    """Return the labelled rows of another task by split. Raises DataError where it has none."""
+    found = labelled_rows(shop, data)
+    if not found:
+        raise DataError(f"evaluate.other_tasks: {data.task.name} has no labelled rows in dev or few; leave it out")
+    return found
+
+
+def labelled_part(shop: Workshop, task: TaskConfig, split: str, rows: list[TaskRow]) -> list[TaskRow]:
     """Return the rows of a split that have a label; that it is a part of them is said once."""
     part = [row for row in rows if row.label is not None]
     if 0 < len(part) < len(rows):
-        walk.say_once(f"{task.name} {split}: {len(part):,} of {len(rows):,} rows have a label; it is measured on these")
+        shop.say_once(f"{task.name} {split}: {len(part):,} of {len(rows):,} rows have a label; it is measured on these")
     return part
 
 
 def is_labelled(rows: list[TaskRow]) -> bool:
     """Return whether a row has a label."""
     return any(row.label is not None for row in rows)
-
-
-def existing(walk: Walk, task: TaskConfig, splits: list[str] | tuple[str, ...]) -> list[str]:
-    """Return those of the splits that the task has."""
-    return [split for split in splits if split_path(walk.data_root(), task, split).is_file()]

@@ -17,16 +17,20 @@ from typing import Any
 from adapt.checkpoint.offload import OffloadConfig
 from adapt.core.artifacts import Artifact, StageKey, writable, write_atomically
 from adapt.core.errors import DataError
+from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import digest_of, from_plain, to_plain
 from adapt.scoring.scorer_config import ScorerConfig
+from adapt.train.engine_config import EngineConfig
 from pipelines.ranks.launch import launch
-from pipelines.stages.contract import Walk, order_of, weights_of
-from pipelines.stages.rows import domain_texts
+from pipelines.stages.contract import Reads, Workshop, order_of, unkeyed
+from pipelines.stages.models import weights_of
+from pipelines.stages.rows import TaskData, domain_texts
+from pipelines.stages.run import Run
 from pseudo_label.labelling import ScoringConfig, TaskScorer, content_free_rows
 from pseudo_label.prompts import Prompt
 from pseudo_label.store import SCORES_FILE, join_scores, read_scores, write_scores
-from pseudo_label.tasks import TaskConfig, TaskRow, read_rows, split_path
+from pseudo_label.tasks import TaskConfig, TaskRow, read_rows
 from pseudo_label.zero_shot import PassScores, PromptKeys, ScoringPass
 
 NAME = "score"
@@ -60,6 +64,22 @@ class ScoreJob:
         return math.ceil(len(self.lines) / _CHUNK_ROWS)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScorerReads(Reads):
+    """How a stage's rows are scored."""
+
+    precision: Precision
+    scorer: ScorerConfig = unkeyed("a score is the same in any batch; its precision is keyed")
+    offload: OffloadConfig = unkeyed("paged weights give the same bits")
+    engine: EngineConfig = unkeyed("chunks are the same on any number of ranks")
+
+    @classmethod
+    def of(cls, run: Run) -> ScorerReads:
+        """Return how a run scores; what `scorer.precision=auto` came to is said."""
+        scorer = run.scorer
+        return cls(precision=scorer.precision, scorer=scorer, offload=run.config.offload, engine=run.config.engine)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scored:
     """Passes over a split's rows, and the seconds that scoring them took when it was done."""
@@ -69,58 +89,68 @@ class Scored:
 
 
 def scores_of(
-    walk: Walk, task: TaskConfig, model: Artifact, split: str, rows: Sequence[TaskRow], passes: Sequence[ScoringPass]
+    shop: Workshop,
+    how: ScorerReads,
+    data: TaskData,
+    model: Artifact,
+    split: str,
+    rows: Sequence[TaskRow],
+    passes: Sequence[ScoringPass],
 ) -> Scored:
     """Score rows of a split under every pass, or take the scores that are there; linked as `score/<task>/<split>-<model stage>`."""
     if not rows:
         return Scored(passes=[PassScores(what=what, rows=[], nulls=[]) for what in passes], seconds=0.0)
+    task = data.task
     job = ScoreJob(
         task=task,
         weights=str(weights_of(model).resolve()),
-        source=str(split_path(walk.data_root(), task, split).absolute()),  # not where a link leads: the ending says the kind
+        source=str(data.path(split).absolute()),  # not where a link leads: the ending says the kind
         lines=[row.line for row in rows],
         shortlists={str(row.line): list(row.shortlist) for row in rows if row.shortlist is not None},
         passes=list(passes),
-        domain=domain_texts(walk, task, (what.null for what in passes)),
-        scorer=walk.scorer,
-        offload=walk.config.offload,
+        domain=domain_texts(shop, data, (what.null for what in passes)),
+        scorer=how.scorer,
+        offload=how.offload,
         checkpoint=model.digest,
         parts="",
     )
     key = StageKey(
-        stage=NAME, version=VERSION, config=_settings(task, rows, passes, job.domain, walk.scorer), inputs={"model": model}
+        stage=NAME, version=VERSION, config=_settings(task, rows, passes, job.domain, how.precision), inputs={"model": model}
     )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
         started = time.monotonic()
         whole = from_plain(ScoreJob, {**to_plain(job), "parts": str(work)}, "job")
-        n_ranks = min(walk.config.engine.world_size, whole.n_chunks)
+        n_ranks = min(how.engine.world_size, whole.n_chunks)
         if n_ranks == 1:
             _score_chunks(whole, rows, range(whole.n_chunks))
         else:
-            launch({"stage": NAME, "job": to_plain(whole)}, work, walk.config.engine, n_ranks)
+            launch({"stage": NAME, "job": to_plain(whole)}, work, how.engine, n_ranks)
         places = [whole.place(chunk) for chunk in range(whole.n_chunks)]
         join_scores(result / SCORES_FILE, places)
         seconds = time.monotonic() - started
         return {"rows": len(rows), "passes": [what.name for what in passes], "seconds": seconds, **_cut_rows(places)}
 
-    artifact = walk.produce(key, build, f"{NAME}/{task.name}/{split}-{model.stage}")
+    artifact = shop.produce(key, build, f"{NAME}/{task.name}/{split}-{model.stage}")
     if found := artifact.metrics.get("cut"):
-        walk.say_once(
+        shop.say_once(
             f"{task.name} {split}: {found:,} of {len(rows):,} rows are longer than the model's context of "
             f"{artifact.metrics['context']} tokens and were cut (the longest has {artifact.metrics['longest']:,})"
         )
     return Scored(passes=read_scores(artifact.file(SCORES_FILE), task, rows), seconds=float(artifact.metrics["seconds"]))
 
 
-def content_free_keys(walk: Walk, task: TaskConfig, model: Artifact, scoring: ScoringConfig) -> list[PromptKeys]:
+def content_free_keys(
+    shop: Workshop, how: ScorerReads, data: TaskData, model: Artifact, scoring: ScoringConfig
+) -> list[PromptKeys]:
     """Return the reference prompt's keys of texts that say nothing; none for tasks whose rows bring their own candidates."""
     from adapt.checkpoint.opening import open_checkpoint  # imports torch
 
+    task = data.task
     if task.candidates is not None:
         return []
-    opened = open_checkpoint(weights_of(model), walk.scorer, walk.config.offload)
-    scoring = replace(scoring, domain=domain_texts(walk, task, (criterion.null for _, criterion in scoring.pairs(task))))
+    opened = open_checkpoint(weights_of(model), how.scorer, how.offload)
+    scoring = replace(scoring, domain=domain_texts(shop, data, (criterion.null for _, criterion in scoring.pairs(task))))
     scorer = TaskScorer(task, scoring, opened.scorer, opened.tokenizer)
     return scorer.keys(content_free_rows(task), [task.reference])
 
@@ -179,7 +209,7 @@ def _cut_rows(places: Sequence[Path]) -> dict[str, int]:
 
 
 def _settings(
-    task: TaskConfig, rows: Sequence[TaskRow], passes: Sequence[ScoringPass], domain: list[dict[str, str]], scorer: ScorerConfig
+    task: TaskConfig, rows: Sequence[TaskRow], passes: Sequence[ScoringPass], domain: list[dict[str, str]], precision: Precision
 ) -> dict[str, Any]:
     """Return all that scores depend on beside the model."""
     plain = to_plain(task)
@@ -193,5 +223,5 @@ def _settings(
         **({"domain": digest_of(domain)} if domain else {}),
         "rows": digest_of(content),
         **({"shortlists": digest_of(lists)} if any(places is not None for places in lists) else {}),
-        "precision": scorer.precision.value,
+        "precision": precision.value,
     }

@@ -6,17 +6,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from adapt.core.artifacts import Artifact
-from pipelines.stages.contract import Walk
+from adapt.core.spans import LabelForm
+from pipelines.config.schema import EvaluateConfig
+from pipelines.stages.contract import Reads, Workshop
 from pipelines.stages.criteria_table import criteria_pairs
-from pipelines.stages.rows import adaptation_rows, domain_texts
-from pipelines.stages.scores import Scored, content_free_keys, scores_of
+from pipelines.stages.rows import UNLABELED, TaskData, adaptation_rows, domain_texts
+from pipelines.stages.scores import Scored, ScorerReads, content_free_keys, scores_of
 from pipelines.stages.scoring_choice import chosen_prompts, coarse_of
 from pseudo_label.decision import Decision, Method, fit_combined, fit_decision
 from pseudo_label.labelling import ScoringConfig
-from pseudo_label.tasks import TaskConfig, TaskRow, split_path
+from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.zero_shot import passes_for
 
 BASE, ADAPTED = "base", "adapted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring(Reads):
+    """How models are measured; `form` is that of the objective, `prompts` those of `pseudo_label.prompts`."""
+
+    evaluate: EvaluateConfig
+    prompts: list[str] | None
+    form: LabelForm
+    scorer: ScorerReads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,27 +43,33 @@ class Subject:
 
 
 def subject_of(
-    walk: Walk, task: TaskConfig, name: str, model: Artifact, methods: Sequence[Method], criteria: Sequence[str] = ()
+    shop: Workshop,
+    how: Measuring,
+    data: TaskData,
+    name: str,
+    model: Artifact,
+    methods: Sequence[Method],
+    criteria: Sequence[str] = (),
 ) -> Subject:
     """Fit each method's decision for a model, on unlabeled rows; those rows are scored for the criteria too.
 
     Methods that ask no model are left out.
     """
-    config, settings = walk.config, walk.config.evaluate
+    task, settings = data.task, how.evaluate
     methods = [method for method in methods if method.needs_model]
     is_trained = name == ADAPTED
     scoring = ScoringConfig(
-        form=settings.form or config.objective.pseudo_label.form,
-        prompts=chosen_prompts(config, task),
+        form=settings.form or how.form,
+        prompts=chosen_prompts(how.prompts, task),
         criterion=settings.criterion,
         with_groups=settings.coarse_to_fine and task.label_tree is not None,
     )
     wants_rows = any(method.needs_rows for method in methods) or bool(criteria)
-    fit_rows = _fit_rows(walk, task) if wants_rows else []
+    fit_rows = _fit_rows(shop, data, settings.fit_rows) if wants_rows else []
     pairs = [*scoring.pairs(task, prompts_of(task, scoring, methods, is_trained=is_trained)), *criteria_pairs(task, criteria)]
-    scoring = replace(scoring, domain=domain_texts(walk, task, (criterion.null for _, criterion in pairs)))
+    scoring = replace(scoring, domain=domain_texts(shop, data, (criterion.null for _, criterion in pairs)))
     passes = passes_for(pairs, scoring.form, with_groups=scoring.with_groups)
-    fitted_on = scores_of(walk, task, model, "unlabeled", fit_rows, passes)
+    fitted_on = scores_of(shop, how.scorer, data, model, UNLABELED, fit_rows, passes)
     coarse = coarse_of(task, settings.coarse_to_fine, settings.coarse)
     decisions: dict[Method, Decision] = {}
     for method in methods:
@@ -68,7 +86,7 @@ def subject_of(
             )
             continue
         if method is Method.CONTENT_FREE:
-            keys = content_free_keys(walk, task, model, scoring)
+            keys = content_free_keys(shop, how.scorer, data, model, scoring)
         decisions[method] = fit_decision(method, keys, task, coarse_to_fine=coarse)
     return Subject(name=name, model=model, scoring=scoring, decisions=decisions, fitted_on=fitted_on)
 
@@ -79,8 +97,6 @@ def prompts_of(task: TaskConfig, scoring: ScoringConfig, methods: Sequence[Metho
     return scoring.names(task) if reads_all else [task.reference]
 
 
-def _fit_rows(walk: Walk, task: TaskConfig) -> list[TaskRow]:
+def _fit_rows(shop: Workshop, data: TaskData, limit: int) -> list[TaskRow]:
     """Return the unlabeled rows that calibration is fitted on; none where the task has no such file."""
-    if not split_path(walk.data_root(), task, "unlabeled").is_file():
-        return []
-    return adaptation_rows(walk, task, walk.config.evaluate.fit_rows).rows
+    return adaptation_rows(shop, data, limit).rows if data.existing([UNLABELED]) else []

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adapt.core.artifacts import Artifact, sha256_of_file
+from adapt.core.artifacts import Artifact
 from adapt.core.errors import CheckpointError, ConfigError, DataError
 from adapt.core.scorer import FloatArray
-from pipelines.config.schema import PipelineConfig, PseudoLabelConfig, Teacher, Weighting
-from pipelines.stages.contract import Walk, open_model_artifact, weights_of
-from pipelines.stages.rows import adaptation_rows, sample_rows
-from pipelines.stages.scores import content_free_keys, scores_of
+from pipelines.config.schema import PseudoLabelConfig, Teacher, Weighting
+from pipelines.stages.contract import Files, Reads, Workshop
+from pipelines.stages.models import open_model_artifact, weights_of
+from pipelines.stages.rows import UNLABELED, TaskData, adaptation_rows, sample_rows
+from pipelines.stages.scores import ScorerReads, content_free_keys, scores_of
 from pipelines.stages.teachers import Views, lexical_of
 from pseudo_label.coarse_to_fine import CoarseToFine
 from pseudo_label.decision import LEXICAL_WEIGHT, Decision, Method, fit_decision
@@ -32,7 +33,7 @@ from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.teachers import lexical_files
 from pseudo_label.teachers.contract import FittedTeacher, row_centred, spread_of
 from pseudo_label.teachers.embedding import fit_embedding
-from pseudo_label.teachers.file import LabelFile, read_label_file
+from pseudo_label.teachers.file import read_label_file
 from pseudo_label.teachers.label_model import Combination, fit_combination
 from pseudo_label.teachers.rules import fit_rules
 from pseudo_label.zero_shot import PassScores, PromptKeys, ScoringPass
@@ -45,6 +46,18 @@ _ROWS_IN_FULL = 500  # that are scored under every label where others have a sho
 _FLIP_LIMIT = 0.3  # share of labels that a round of teaching may change
 
 Ask = Callable[[str, Sequence[TaskRow]], FloatArray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherReads(Reads):
+    """What teachers read: the task's rows, the settings, the model that labels, and what the teachers named have of their own."""
+
+    data: TaskData
+    pseudo_label: PseudoLabelConfig
+    scorer: ScorerReads
+    labeller: Artifact
+    encoder: Artifact | None
+    teacher_file: Files
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,9 +103,8 @@ class Panel:
 
 
 def fit_panel(
-    walk: Walk,
-    task: TaskConfig,
-    labeller: Artifact,
+    shop: Workshop,
+    reads: TeacherReads,
     rows: Sequence[TaskRow],
     scoring: ScoringConfig,
     passes: Sequence[ScoringPass],
@@ -106,8 +118,8 @@ def fit_panel(
         ConfigError: a teacher cannot serve this task.
         DataError: the file of labels is missing or malformed.
     """
-    settings = walk.config.pseudo_label
-    check_teachers(walk.config, task)
+    settings, task, seed = reads.pseudo_label, reads.data.task, reads.data.seed
+    check_teachers(settings, task)
     scores: dict[str, FloatArray] = {}
     ask: dict[str, Ask] = {}
     model: ModelTeacher | None = None
@@ -117,13 +129,13 @@ def fit_panel(
     for teacher in sorted(settings.teachers, key=lambda teacher: count is not None and teacher is Teacher.MODEL):
         name = teacher.value
         if teacher is not Teacher.MODEL:
-            fitted, scores[name] = _fit_other(walk, task, labeller, teacher, rows)
+            fitted, scores[name] = _fit_other(shop, reads, teacher, rows)
             ask[name] = _ask_fitted(fitted)
             continue
-        asked = rows if count is None else _shortlisted(rows, task, scores[lexical], count, walk.config.seed)
-        model = _model_teacher(walk, task, labeller, asked, scoring, coarse, is_alone=is_alone)
+        asked = rows if count is None else _shortlisted(rows, task, scores[lexical], count, seed)
+        model = _model_teacher(shop, reads, asked, scoring, coarse, is_alone=is_alone)
         scores[name] = _model_scores(model, model.keys, task)
-        ask[name] = _ask_model(walk, task, labeller, scoring, passes, model)
+        ask[name] = _ask_model(shop, reads, scoring, passes, model)
         if count is not None:
             scores[name] = within_shortlists(scores[name], scores[lexical], count)
             ask[name] = _within(ask[name], ask[lexical], count)
@@ -131,7 +143,7 @@ def fit_panel(
     views = Views(rows=rows, scores={teacher.value: scores[teacher.value] for teacher in settings.teachers})
     combination = None if is_alone else fit_combination(views.scores, _weights(settings))
     panel = Panel(task=task, unlabeled=views, ask=ask, combination=combination, model=model)
-    return _taught(walk, panel)
+    return _taught(shop, reads, panel)
 
 
 def _weights(settings: PseudoLabelConfig) -> dict[str, float] | None:
@@ -141,26 +153,25 @@ def _weights(settings: PseudoLabelConfig) -> dict[str, float] | None:
     return {Teacher.LEXICAL.value: LEXICAL_WEIGHT, **(settings.teacher_weights or {})}
 
 
-def check_teachers(config: PipelineConfig, task: TaskConfig) -> None:
+def check_teachers(settings: PseudoLabelConfig, task: TaskConfig) -> None:
     """Raise ConfigError where a teacher cannot serve a task."""
-    teachers = config.pseudo_label.teachers
+    teachers = settings.teachers
     if Teacher.RULES in teachers and not task.rules:
         raise ConfigError(f"pseudo_label.teachers: task '{task.name}' has no rules; add them to its file, or leave 'rules' out")
     if Teacher.EMBEDDING in teachers and task.candidates is not None:
         raise ConfigError(f"pseudo_label.teachers: 'embedding' has no labels to learn in task '{task.name}'; leave it out")
 
 
-def check_encoder(config: PipelineConfig) -> None:
+def check_encoder(settings: PseudoLabelConfig) -> None:
     """Raise CheckpointError where the encoder's directory is not there."""
-    place = config.pseudo_label.encoder
-    if Teacher.EMBEDDING in config.pseudo_label.teachers and place is not None and not Path(place).is_dir():
+    place = settings.encoder
+    if Teacher.EMBEDDING in settings.teachers and place is not None and not Path(place).is_dir():
         raise CheckpointError(f"pseudo_label.encoder: {place}: no such directory; give a checkpoint or a Hugging Face directory")
 
 
 def _model_teacher(
-    walk: Walk,
-    task: TaskConfig,
-    labeller: Artifact,
+    shop: Workshop,
+    reads: TeacherReads,
     rows: Sequence[TaskRow],
     scoring: ScoringConfig,
     coarse: CoarseToFine | None,
@@ -168,11 +179,13 @@ def _model_teacher(
     is_alone: bool,
 ) -> ModelTeacher:
     """Score the rows and fit the model's decision, on those of them that were scored in full."""
-    method = walk.config.pseudo_label.method
-    keys = scoring.keys(scores_of(walk, task, labeller, "unlabeled", rows, scoring.passes(task)).passes, task)
+    method, task, labeller = reads.pseudo_label.method, reads.data.task, reads.labeller
+    scored = scores_of(shop, reads.scorer, reads.data, labeller, UNLABELED, rows, scoring.passes(task))
+    keys = scoring.keys(scored.passes, task)
     whole = np.asarray([row.shortlist is None for row in rows], dtype=bool)
     whole_keys = keys if whole.all() else [k.of_rows(whole) for k in keys]
-    fit_keys = content_free_keys(walk, task, labeller, scoring) if method is Method.CONTENT_FREE else whole_keys
+    is_content_free = method is Method.CONTENT_FREE
+    fit_keys = content_free_keys(shop, reads.scorer, reads.data, labeller, scoring) if is_content_free else whole_keys
     decision = fit_decision(method, fit_keys, task, coarse_to_fine=coarse)
     return ModelTeacher(decision=decision, keys=keys, spread=None if is_alone else spread_of(decision.scores(whole_keys, task)))
 
@@ -194,16 +207,11 @@ def _model_scores(model: ModelTeacher, keys: list[PromptKeys], task: TaskConfig)
 
 
 def _ask_model(
-    walk: Walk,
-    task: TaskConfig,
-    labeller: Artifact,
-    scoring: ScoringConfig,
-    passes: Sequence[ScoringPass],
-    model: ModelTeacher,
+    shop: Workshop, reads: TeacherReads, scoring: ScoringConfig, passes: Sequence[ScoringPass], model: ModelTeacher
 ) -> Ask:
     def ask(split: str, rows: Sequence[TaskRow]) -> FloatArray:
-        found: list[PassScores] = scores_of(walk, task, labeller, split, rows, passes).passes
-        return _model_scores(model, scoring.keys(found, task), task)
+        found: list[PassScores] = scores_of(shop, reads.scorer, reads.data, reads.labeller, split, rows, passes).passes
+        return _model_scores(model, scoring.keys(found, reads.data.task), reads.data.task)
 
     return ask
 
@@ -212,79 +220,67 @@ def _ask_fitted(fitted: FittedTeacher) -> Ask:
     return lambda split, rows: fitted.scores(rows)
 
 
-def _fit_other(
-    walk: Walk, task: TaskConfig, labeller: Artifact, teacher: Teacher, rows: Sequence[TaskRow]
-) -> tuple[FittedTeacher, FloatArray]:
+def _fit_other(shop: Workshop, reads: TeacherReads, teacher: Teacher, rows: Sequence[TaskRow]) -> tuple[FittedTeacher, FloatArray]:
     """Fit a teacher that is not the model's prompts; return it and the unlabeled rows' scores."""
+    task = reads.data.task
     if teacher is Teacher.LEXICAL:
-        lexical = lexical_of(walk, task)
+        lexical = lexical_of(shop, reads.data)
         assert lexical is not None, "there are unlabeled rows"
         return lexical, lexical.scores(rows)
     if teacher is Teacher.RULES:
         rules = fit_rules(task, rows)
         return rules, rules.scores(rows)
     if teacher is Teacher.FILE:
-        file = given_labels(walk.config, task).fitted(rows)
+        file = read_label_file(reads.teacher_file.paths["teacher_file"], task).fitted(rows)
         logger.info("pseudo_label %s: the file of labels names %.0f %% of the rows", task.name, 100 * file.coverage(rows))
         return file, file.scores(rows)
-    return fit_embedding(task, rows, _encoder(walk, labeller).encode, walk.config.seed)
+    return fit_embedding(task, rows, _encoder(reads).encode, reads.data.seed)
 
 
-def _encoder(walk: Walk, labeller: Artifact) -> MeanEncoder:
+def _encoder(reads: TeacherReads) -> MeanEncoder:
     from adapt.checkpoint.opening import open_checkpoint  # these import torch
     from adapt.scoring.encoder import MeanEncoder
 
-    opened = open_checkpoint(weights_of(encoder_artifact(walk) or labeller), walk.scorer, walk.config.offload)
+    opened = open_checkpoint(weights_of(reads.encoder or reads.labeller), reads.scorer.scorer, reads.scorer.offload)
     return MeanEncoder(opened.model, opened.tokenizer, opened.device)
 
 
-def encoder_artifact(walk: Walk) -> Artifact | None:
+def encoder_artifact(settings: PseudoLabelConfig) -> Artifact | None:
     """Return the model that the teacher `embedding` reads with, where it is another one than the labelling model."""
-    settings = walk.config.pseudo_label
     if Teacher.EMBEDDING not in settings.teachers or settings.encoder is None:
         return None
     return open_model_artifact(Path(settings.encoder), "pseudo_label.encoder")
 
 
-def teacher_files(walk: Walk) -> dict[str, str]:
-    """Return sha256 by name of what teachers read beside the task's own files.
+def teacher_file(settings: PseudoLabelConfig) -> Path | None:
+    """Return the file of the teacher `file`; None where it does not teach.
 
     Raises:
-        ConfigError: the teacher `file` has none.
+        ConfigError: it has none.
         DataError: it does not exist.
     """
-    if Teacher.FILE not in walk.config.pseudo_label.teachers:
-        return {}
-    place = Path(_teacher_file(walk.config))
+    if Teacher.FILE not in settings.teachers:
+        return None
+    if settings.teacher_file is None:
+        raise ConfigError("pseudo_label.teacher_file: not set; the teacher 'file' needs a file of labels")
+    place = Path(settings.teacher_file)
     if not place.is_file():
         raise DataError(f"{place}: no such file; pseudo_label.teacher_file takes rows with id and label")
-    return {"teacher_file": sha256_of_file(place)}
-
-
-def given_labels(config: PipelineConfig, task: TaskConfig) -> LabelFile:
-    """Read the file of labels. Raises as `teacher_files` does, and DataError where it is malformed."""
-    return read_label_file(Path(_teacher_file(config)), task)
-
-
-def _teacher_file(config: PipelineConfig) -> str:
-    place = config.pseudo_label.teacher_file
-    if place is None:
-        raise ConfigError("pseudo_label.teacher_file: not set; the teacher 'file' needs a file of labels")
     return place
 
 
-def _taught(walk: Walk, panel: Panel) -> Panel:
+def _taught(shop: Workshop, reads: TeacherReads, panel: Panel) -> Panel:
     """Let the lexical teacher learn from the sum of all, round by round, as long as that changes little.
 
     Where the task has it learn nothing by itself (`lexical.rounds: 0`), it learns nothing here either.
     """
-    settings = walk.config.pseudo_label
+    settings = reads.pseudo_label
     name = Teacher.LEXICAL.value
     if panel.combination is None or name not in panel.ask or panel.task.lexical.rounds == 0:
         return panel
     for number in range(1, settings.teaching_rounds + 1):
         before_NC = panel.scores()
-        lexical = _lexical_taught(walk, panel, before_NC)
+        lexical = _lexical_taught(shop, reads.data, panel, before_NC)
         scores = {**panel.unlabeled.scores, name: lexical.scores(panel.unlabeled.rows)}
         assert panel.combination is not None
         combination = fit_combination(scores, panel.combination.weights, panel.combination.estimates)
@@ -306,19 +302,19 @@ def _taught(walk: Walk, panel: Panel) -> Panel:
     return panel
 
 
-def _lexical_taught(walk: Walk, panel: Panel, summed_NC: FloatArray) -> lexical_files.Lexical:
+def _lexical_taught(shop: Workshop, data: TaskData, panel: Panel, summed_NC: FloatArray) -> lexical_files.Lexical:
     """Fit the lexical labeller to the sum of all where rows were labelled, and to its own scores on all other unlabeled rows.
 
     A sample of the rows would teach it less than it knows of them all.
     """
-    rows = adaptation_rows(walk, panel.task, None).rows
-    guide_NC = panel.ask[Teacher.LEXICAL.value]("unlabeled", rows)
+    rows = adaptation_rows(shop, data, None).rows
+    guide_NC = panel.ask[Teacher.LEXICAL.value](UNLABELED, rows)
     guide_NC = guide_NC / spread_of(guide_NC)
     place = {row.line: index for index, row in enumerate(rows)}
     spread = spread_of(summed_NC)
     for row, scores_C in zip(panel.unlabeled.rows, summed_NC, strict=True):
         guide_NC[place[row.line], : len(scores_C)] = scores_C / spread
-    return lexical_files.fit(panel.task, rows, walk.config.seed, guide_NC)
+    return lexical_files.fit(panel.task, rows, data.seed, guide_NC)
 
 
 def _decay(flips: float, scores_NC: FloatArray, limit: float, *, has_classes: bool) -> str | None:

@@ -13,9 +13,9 @@ from typing import Any
 from adapt.core.artifacts import Artifact, StageKey
 from adapt.core.scorer import FloatArray
 from adapt.core.typed import digest_of, to_plain
-from pipelines.stages.contract import Walk, order_of
-from pipelines.stages.rows import adaptation_rows, existing
-from pseudo_label.tasks import TaskConfig, TaskRow
+from pipelines.stages.contract import Workshop, order_of
+from pipelines.stages.rows import UNLABELED, TaskData, adaptation_rows
+from pseudo_label.tasks import TaskRow
 from pseudo_label.teachers import lexical_files
 from pseudo_label.teachers.label_model import Combination
 
@@ -36,14 +36,15 @@ class Views:
         return combination.apply(self.scores)
 
 
-def lexical_artifact(walk: Walk, task: TaskConfig) -> Artifact | None:
+def lexical_artifact(shop: Workshop, data: TaskData) -> Artifact | None:
     """Fit the lexical labeller on all unlabeled rows that may be adapted on; None where there are none.
 
     Linked under the run as `lexical/<task>`.
     """
-    if not existing(walk, task, ["unlabeled"]):
+    task = data.task
+    if not data.existing([UNLABELED]):
         return None
-    rows = adaptation_rows(walk, task, None).rows
+    rows = adaptation_rows(shop, data, None).rows
     if not rows:
         return None
     plain = to_plain(task)
@@ -56,18 +57,18 @@ def lexical_artifact(walk: Walk, task: TaskConfig) -> Artifact | None:
             "words": {label: task.words_of(label) for label in task.labels},
             "order": order_of(task),
             "rows": digest_of([(row.line, dict(row.texts), row.candidates) for row in rows]),
-            "seed": walk.config.seed,
+            "seed": data.seed,
         },
     )
 
     def build(result: Path, work: Path) -> Mapping[str, Any]:
-        lexical_files.save(result, lexical_files.fit(task, rows, walk.config.seed))
+        lexical_files.save(result, lexical_files.fit(task, rows, data.seed))
         return {"rows": len(rows)}
 
-    return walk.produce(key, build, f"{NAME}/{task.name}")
+    return shop.produce(key, build, f"{NAME}/{task.name}")
 
 
-def lexical_of(walk: Walk, task: TaskConfig) -> lexical_files.Lexical | None:
+def lexical_of(shop: Workshop, data: TaskData) -> lexical_files.Lexical | None:
     """Return the task's lexical labeller, or None where there are no unlabeled rows to fit it on."""
-    artifact = lexical_artifact(walk, task)
-    return None if artifact is None else lexical_files.load(artifact.path, task)
+    artifact = lexical_artifact(shop, data)
+    return None if artifact is None else lexical_files.load(artifact.path, data.task)

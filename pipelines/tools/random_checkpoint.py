@@ -14,7 +14,7 @@ from adapt.checkpoint.vocabulary import check_vocabulary, open_tokenizer
 from adapt.core.artifacts import writable
 from adapt.core.errors import ConfigError
 from pipelines.config.schema import PipelineConfig
-from pipelines.stages.contract import Walk
+from pipelines.stages.run import Run
 
 NAME = "random_checkpoint"
 
@@ -28,14 +28,14 @@ def make(config: PipelineConfig, point: str | None) -> None:
     from adapt.checkpoint.random_weights import random_weights  # these import torch
     from adapt.checkpoint.weights import has_weights, rounded, save_model
 
-    walk = Walk(config, point)
-    model = walk.own_model()
+    run = Run(config, point)
+    model = run.own_model()
     if config.output is None:
         raise ConfigError("no output given; set output=DIR, the directory of the checkpoint to be made")
     place = Path(config.output)
     if has_weights(place) and not config.force:
         raise ConfigError(f"{place}: holds a checkpoint already; choose another place, or set force=true")
-    tokenizer = open_tokenizer(walk.require("tokenizer").path)
+    tokenizer = open_tokenizer(run.require("tokenizer").path)
     check_vocabulary(tokenizer, model)
     started = time.monotonic()
     with writable(place):

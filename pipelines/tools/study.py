@@ -23,7 +23,7 @@ from adapt.core.registry import suggest
 from pipelines.config.schema import PipelineConfig
 from pipelines.stages import continue_pretrain, evaluate, pseudo_label
 from pipelines.stages.criteria_table import CRITERIA_FILE
-from pipelines.stages.pretrain import token_loss
+from pipelines.stages.products import Adaptation, Evaluation, Labels
 from pipelines.stages.rows import LABELLED_SPLITS
 from pipelines.tools.study_page import Table, markdown, study_page
 from pipelines.walk.order import STAGES
@@ -194,10 +194,10 @@ def _read(directory: Path, run: str, task: str) -> RunResult:
     if not gold:
         raise CheckpointError(f"evaluated on no labelled {' or '.join(LABELLED_SPLITS)}")
     lines = [
-        line for line in evaluated.metrics["table"] if (line["model"], line["method"]) == ADAPTED_RAW and line["split"] in gold
+        line for line in Evaluation.of(evaluated).table if (line["model"], line["method"]) == ADAPTED_RAW and line["split"] in gold
     ]
     seed = adapted.config.get("seed") if adapted else None
-    noise = labels.metrics.get("noise/labelled") if labels else None
+    made = None if labels is None else Labels.of(labels)
     return RunResult(
         run=run,
         seed=seed_in(run) if seed is None else seed,
@@ -205,9 +205,9 @@ def _read(directory: Path, run: str, task: str) -> RunResult:
         answers=answers,
         entropy=mean_entropy(lines),
         held_out=_held_out(adapted) if adapted else None,
-        selected=labels.metrics["selected"] if labels else None,
-        labelled_rows=labels.metrics["rows"] if labels else None,
-        label_accuracy=noise["accuracy"] if noise else None,
+        selected=made.selected if made else None,
+        labelled_rows=made.rows if made else None,
+        label_accuracy=made.labelled.accuracy if made and made.labelled else None,
         training_s=_training_s(adapted) if adapted else None,
         scoring_s=sum(line["seconds"] for line in lines) if lines else None,
         criteria=[line for line in _json(evaluated, CRITERIA_FILE) if line["model"] == "base"],
@@ -226,16 +226,17 @@ def _json(artifact: Artifact, file: str) -> list[dict[str, Any]]:
 
 
 def _held_out(adapted: Artifact) -> HeldOutLoss | None:
-    ledgers = list(adapted.metrics.get("held_out", {}).values())
+    ledgers = list(Adaptation.of(adapted).held_out.values())
     if not ledgers:
         return None
-    return HeldOutLoss(before=token_loss(ledgers[0]["before"]), after=token_loss(ledgers[0]["after"]))
+    before, after = ledgers[0].token_losses
+    return HeldOutLoss(before=before, after=after)
 
 
 def _training_s(adapted: Artifact) -> float | None:
     """Return how long the steps took: all tokens by the measured speed, which holds also where training was resumed."""
     history = adapted.path / "history.jsonl"
-    speed = adapted.metrics.get("tokens_per_s")
+    speed = Adaptation.of(adapted).tokens_per_s
     if not speed or not history.is_file():
         return None
     return sum(float(json.loads(line)["tokens"]) for line in history.read_text(encoding="utf-8").splitlines()) / float(speed)

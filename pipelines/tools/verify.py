@@ -29,7 +29,7 @@ from adapt.core.errors import ConfigError, DataError
 from adapt.model.gpt import GPT
 from adapt.model.hf import HFModel
 from adapt.model.inputs import ModelInputs
-from pipelines.stages.contract import open_model_artifact, weights_of
+from pipelines.stages.models import open_model_artifact, weights_of
 
 DIFFERENT_CODE = 1
 _BLOCK_POSITIONS = 256

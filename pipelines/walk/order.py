@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import logging
-from typing import cast
+from typing import Any
 
 from adapt.core.artifacts import is_artifact
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
 from adapt.model.config import HFConfig
 from pipelines.config.schema import PipelineConfig
-from pipelines.stages.contract import Stage, Walk
+from pipelines.stages.contract import Stage
+from pipelines.stages.run import Run
 from pipelines.walk.preflight import check_ahead
 
 logger = logging.getLogger("pipelines")
@@ -32,7 +33,7 @@ STAGES = (
 _BASE_STAGES = ("tokenizer", "pretrain")
 
 
-def walk(config: PipelineConfig, point: str | None = None) -> Walk:
+def walk(config: PipelineConfig, point: str | None = None) -> Run:
     """Run the configured stages in order; `point` names one point of a sweep.
 
     Raises:
@@ -43,29 +44,30 @@ def walk(config: PipelineConfig, point: str | None = None) -> Walk:
         raise ConfigError(
             f"stages: unknown stage '{unknown[0]}'{suggest(unknown[0], list(STAGES))}; there are: {', '.join(STAGES)}"
         )
-    current = Walk(config, point)
+    current = Run(config, point)
     names = _without_base_stages(current, [name for name in STAGES if name in config.stages])
     wanted = [stage_named(name) for name in names]
     is_direct_prediction = config.checkpoint is not None and config.stages == ["predict"]
-    needs_tasks = any(stage.PER_TASK for stage in wanted) and not is_direct_prediction
+    needs_tasks = any(stage.is_per_task for stage in wanted) and not is_direct_prediction
     tasks = current.tasks() if needs_tasks else []
     check_ahead(current, names, tasks)
     for stage in wanted:
-        for task in tasks if stage.PER_TASK and tasks else [None]:
+        for task in tasks if stage.is_per_task and tasks else [None]:
             current.run_stage(stage, task)
-            if stage.NAME == "continue_pretrain" and "pseudo_label" in names and task is not None:
+            if stage.name == "continue_pretrain" and "pseudo_label" in names and task is not None:
                 from pipelines.walk.rounds import further_rounds
 
                 further_rounds(current, task)
     return current
 
 
-def stage_named(name: str) -> Stage:
+def stage_named(name: str) -> Stage[Any]:
     """Import a stage of `STAGES`."""
-    return cast(Stage, importlib.import_module(f"pipelines.stages.{name}"))
+    found: Stage[Any] = importlib.import_module(f"pipelines.stages.{name}").STAGE
+    return found
 
 
-def _without_base_stages(current: Walk, wanted: list[str]) -> list[str]:
+def _without_base_stages(current: Run, wanted: list[str]) -> list[str]:
     """Leave out the stages that make a base where `model` is one already; refuse them where nothing else was asked for."""
     if not isinstance(current.config.model, HFConfig):
         return wanted
@@ -77,7 +79,7 @@ def _without_base_stages(current: Walk, wanted: list[str]) -> list[str]:
     return rest
 
 
-def places(current: Walk) -> str:
+def places(current: Run) -> str:
     """Return where a run's report and exports are."""
     from pipelines.stages import export, report
 

@@ -7,7 +7,7 @@ for the stages of this walk only. Nothing is written, and stages keep their own 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,9 @@ from adapt.model.config import GPTConfig, HFConfig
 from adapt.train.engine_config import check_optimizer
 from adapt.train.train_config import Trained
 from pipelines.config.schema import MomentsStart, PipelineConfig, Teacher
-from pipelines.stages.contract import Walk, open_model_artifact, weights_of
-from pipelines.stages.rows import LABELLED_SPLITS, existing
+from pipelines.stages.models import open_model_artifact, weights_of
+from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, TaskData, labelled_rows_of_other
+from pipelines.stages.run import Run
 from pipelines.stages.scoring_choice import chosen_prompts
 from pseudo_label.adaptation_data import refuse_unreadable
 from pseudo_label.criteria.contract import get_criterion
@@ -29,8 +30,8 @@ from pseudo_label.label_tree import TreeSource
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.prompts import Prompt, parse_template
 from pseudo_label.tasks import TaskConfig, iterate_split, read_split, split_path
+from pseudo_label.teachers.file import read_label_file
 
-_UNLABELED = "unlabeled"
 _LABELLING = ("label_tree", "pseudo_label")
 _ON_A_BASE = ("label_tree", "prompt_search", "pseudo_label", "continue_pretrain", "evaluate", "export")
 
@@ -39,13 +40,13 @@ _ON_A_BASE = ("label_tree", "prompt_search", "pseudo_label", "continue_pretrain"
 class Ahead:
     """A walk that is about to start: its stages by name, in their order, and its tasks."""
 
-    walk: Walk
+    run: Run
     stages: list[str]
     tasks: list[TaskConfig]
 
     @property
     def config(self) -> PipelineConfig:
-        return self.walk.config
+        return self.run.config
 
     def has(self, *stages: str) -> bool:
         """Whether one of these stages will run."""
@@ -74,13 +75,13 @@ class Ahead:
         return self.has("label_tree") or (self.has("pseudo_label") and Teacher.MODEL in self.config.pseudo_label.teachers)
 
 
-def check_ahead(walk: Walk, stages: list[str], tasks: list[TaskConfig]) -> None:
+def check_ahead(run: Run, stages: list[str], tasks: list[TaskConfig]) -> None:
     """Refuse now what a later stage of this walk would refuse.
 
     Raises:
         AdaptError: the same error that the stage would raise.
     """
-    ahead = Ahead(walk=walk, stages=stages, tasks=tasks)
+    ahead = Ahead(run=run, stages=stages, tasks=tasks)
     for check in CHECKS:
         check(ahead)
 
@@ -110,7 +111,7 @@ def check_prompts(ahead: Ahead) -> None:
         for name in task.prompts:
             parse_template(task, name)
         if ahead.has(*_LABELLING, "evaluate"):
-            chosen_prompts(ahead.config, task)
+            chosen_prompts(ahead.config.pseudo_label.prompts, task)
         if ahead.has("continue_pretrain"):
             reading = ahead.config.continue_pretrain
             name = reading.prompt or task.reference
@@ -121,7 +122,7 @@ def check_prompts(ahead: Ahead) -> None:
 
 
 def check_joint_tasks(ahead: Ahead) -> None:
-    """Tasks that are adapted together are tasks of the walk."""
+    """Tasks that are adapted together are tasks of the run."""
     from pipelines.stages.continue_pretrain import check_joint
 
     if ahead.has("continue_pretrain"):
@@ -135,23 +136,24 @@ def check_proposals(ahead: Ahead) -> None:
 
     for task in ahead.tasks:
         if ahead.has("label_tree"):
-            group_sizes(ahead.walk, task)
+            group_sizes(ahead.config.label_tree, task)
         if ahead.has("prompt_search"):
             judged_task(task, ahead.config.prompt_search)
 
 
 def check_teachers(ahead: Ahead) -> None:
     """Teachers that label suit the tasks, and what they read is there."""
-    from pipelines.stages.teacher_panel import check_encoder, check_teachers, given_labels, teacher_files
+    from pipelines.stages.teacher_panel import check_encoder, check_teachers, teacher_file
 
+    settings = ahead.config.pseudo_label
     if not ahead.has("pseudo_label"):
         return
-    check_encoder(ahead.config)
-    teacher_files(ahead.walk)
+    check_encoder(settings)
+    file = teacher_file(settings)
     for task in ahead.tasks:
-        check_teachers(ahead.config, task)
-        if Teacher.FILE in ahead.config.pseudo_label.teachers:
-            given_labels(ahead.config, task)
+        check_teachers(settings, task)
+        if file is not None:
+            read_label_file(file, task)
 
 
 def check_optimizers(ahead: Ahead) -> None:
@@ -184,15 +186,19 @@ def check_rows(ahead: Ahead) -> None:
     """The splits that will be read are there, and every line of them is a row of its task."""
     from pipelines.stages.evaluate import refuse_repeated_ids, splits_of
 
-    walk = ahead.walk
+    run = ahead.run
     for task in ahead.tasks:
-        splits = dict.fromkeys([*_needed_splits(ahead), *existing(walk, task, _read_where_there(ahead))])
-        rows = {split: read_split(walk.data_root(), task, split) for split in splits if split != _UNLABELED}
-        if _UNLABELED in splits:
-            deque(iterate_split(walk.data_root(), task, _UNLABELED), maxlen=0)  # there may be many: none is kept
-        for split in splits_of(walk, task) if ahead.has("evaluate") else []:
-            found = rows.get(split) or read_split(walk.data_root(), task, split)
-            refuse_repeated_ids(split_path(walk.data_root(), task, split), found)
+        splits = dict.fromkeys([*_needed_splits(ahead), *_existing(run, task, _read_where_there(ahead))])
+        rows = {split: read_split(run.data_root(), task, split) for split in splits if split != UNLABELED}
+        if UNLABELED in splits:
+            deque(iterate_split(run.data_root(), task, UNLABELED), maxlen=0)  # there may be many: none is kept
+        for split in splits_of(run, task) if ahead.has("evaluate") else []:
+            found = rows.get(split) or read_split(run.data_root(), task, split)
+            refuse_repeated_ids(split_path(run.data_root(), task, split), found)
+
+
+def _existing(run: Run, task: TaskConfig, splits: Iterable[str]) -> list[str]:
+    return [split for split in splits if split_path(run.data_root(), task, split).is_file()]
 
 
 def _needed_splits(ahead: Ahead) -> list[str]:
@@ -201,7 +207,7 @@ def _needed_splits(ahead: Ahead) -> list[str]:
     reads_unlabeled = ahead.has("pseudo_label", "prompt_search")
     reads_unlabeled |= ahead.has("label_tree") and config.label_tree.source is TreeSource.CONFUSIONS
     named = [config.split] if ahead.has("prompt_search") and config.split is not None else []
-    return [*([_UNLABELED] if reads_unlabeled else []), *named]
+    return [*([UNLABELED] if reads_unlabeled else []), *named]
 
 
 def _read_where_there(ahead: Ahead) -> list[str]:
@@ -209,7 +215,7 @@ def _read_where_there(ahead: Ahead) -> list[str]:
     config = ahead.config
     found: list[str] = []
     if ahead.has("evaluate") and ahead.is_fitted_at_evaluation:
-        found.append(_UNLABELED)
+        found.append(UNLABELED)
     if found or _needed_splits(ahead):
         found += config.exclude_eval.splits
     if ahead.has("pseudo_label") and config.pseudo_label.estimates_noise:
@@ -227,25 +233,25 @@ def check_lexical(ahead: Ahead) -> None:
 
     if not ahead.has("evaluate") or ahead.config.evaluate.method is not Method.LEXICAL:
         return
-    root = ahead.walk.data_root()
+    root = ahead.run.data_root()
     for task in ahead.tasks:
-        if not existing(ahead.walk, task, [_UNLABELED]) or next(iterate_split(root, task, _UNLABELED), None) is None:
+        if not _existing(ahead.run, task, [UNLABELED]) or next(iterate_split(root, task, UNLABELED), None) is None:
             raise no_rows_to_learn_from(task)
 
 
 def check_other_tasks(ahead: Ahead) -> None:
     """Other tasks that an adaptation is measured on have labelled rows, and rows that can be read."""
-    from pipelines.stages.other_tasks import labelled_rows_of, model_method
+    from pipelines.stages.other_tasks import model_method
 
-    others = ahead.walk.load_tasks(ahead.config.evaluate.other_tasks)  # unknown ones are refused whatever the stages
+    others = ahead.run.load_tasks(ahead.config.evaluate.other_tasks)  # unknown ones are refused whatever the stages
     if not ahead.has("continue_pretrain") or not ahead.has("evaluate"):
         return
     for other in others:
         if any(other.name != task.name for task in ahead.tasks):
-            labelled_rows_of(ahead.walk, other)
-            if model_method(ahead.config).needs_rows:
-                for split in existing(ahead.walk, other, [_UNLABELED, *ahead.config.exclude_eval.splits]):
-                    read_split(ahead.walk.data_root(), other, split)
+            labelled_rows_of_other(ahead.run.workshop, TaskData.of(ahead.run, other, LABELLED_SPLITS))
+            if model_method(ahead.config.evaluate).needs_rows:
+                for split in _existing(ahead.run, other, [UNLABELED, *ahead.config.exclude_eval.splits]):
+                    read_split(ahead.run.data_root(), other, split)
 
 
 def check_input(ahead: Ahead) -> None:
@@ -264,7 +270,7 @@ def check_input(ahead: Ahead) -> None:
         own = read_spec(open_model_artifact(Path(str(config.checkpoint))).path).task
     for task in ahead.tasks if not is_piped(config.input) else []:
         with ExitStack() as kept:
-            survey_of(source_of(ahead.walk, task, kept), own or task, added_columns(config))
+            survey_of(source_of(ahead.run, task, kept), own or task, added_columns(config))
 
 
 def check_own_model(ahead: Ahead) -> None:
@@ -273,26 +279,26 @@ def check_own_model(ahead: Ahead) -> None:
 
     if not ahead.has("pretrain"):
         return
-    model, vocab_size = ahead.walk.own_model(), ahead.config.tokenizer.vocab_size
-    check_model(model, ahead.walk.quiet_engine)
+    model, vocab_size = ahead.run.own_model(), ahead.config.tokenizer.vocab_size
+    check_model(model, ahead.run.quiet_engine)
     if ahead.has("tokenizer") and model.vocab_size != vocab_size:
         raise ConfigError(f"model.vocab_size: is {model.vocab_size}, and tokenizer.vocab_size is {vocab_size}; give both the same")
 
 
 def check_earlier_stages(ahead: Ahead) -> None:
     """What this walk does not make itself was made by an earlier command, and is whole."""
-    walk = ahead.walk
+    run = ahead.run
     if ahead.has("pretrain") and not ahead.has("tokenizer"):
-        walk.require("tokenizer")
+        run.require("tokenizer")
     if ahead.has(*_ON_A_BASE) and not ahead.makes_its_base:
-        walk.base()
+        run.base()
     for stage, earlier in {"continue_pretrain": "pseudo_label", "export": "evaluate", "predict": "export"}.items():
         if ahead.has(stage) and not ahead.has(earlier) and not (stage == "predict" and ahead.predicts_directly):
             for task in ahead.tasks:
-                walk.require(earlier, task)
+                run.require(earlier, task)
     if ahead.has("evaluate", "export") and not ahead.has("continue_pretrain"):
         for task in ahead.tasks:
-            walk.find("continue_pretrain", task)
+            run.find("continue_pretrain", task)
 
 
 def check_adaptation(ahead: Ahead) -> None:
@@ -301,8 +307,8 @@ def check_adaptation(ahead: Ahead) -> None:
 
     if not ahead.has("continue_pretrain"):
         return
-    settings, base = ahead.config.continue_pretrain, None if ahead.makes_its_base else ahead.walk.base()
-    model = ahead.walk.own_model() if base is None else own_model_of(base)
+    settings, base = ahead.config.continue_pretrain, None if ahead.makes_its_base else ahead.run.base()
+    model = ahead.run.own_model() if base is None else own_model_of(base)
     if base is not None:
         moments_of(base, settings)
     elif settings.moments is MomentsStart.KEEP and not ahead.config.pretrain.keeps_moments:
@@ -310,7 +316,7 @@ def check_adaptation(ahead: Ahead) -> None:
             "continue_pretrain.moments=keep: this walk's base will have no optimizer moments; set pretrain.keeps_moments=true, or "
             "use continue_pretrain.moments=fresh"
         )
-    check_training(model, ahead.walk.quiet_engine)
+    check_training(model, ahead.run.quiet_engine)
     _check_trained(settings.trains, model, base)
 
 
@@ -335,7 +341,7 @@ def check_words(ahead: Ahead) -> None:
         return
     from adapt.checkpoint.vocabulary import tokenizer_of
 
-    place, loss = weights_of(ahead.walk.base()), ahead.config.objective.pseudo_label
+    place, loss = weights_of(ahead.run.base()), ahead.config.objective.pseudo_label
     tokenizer = tokenizer_of(place)
     for task in ahead.tasks:
         for name in _used_prompts(ahead, task):

@@ -4,37 +4,37 @@ from __future__ import annotations
 
 import logging
 
-from adapt.core.artifacts import Artifact
 from pipelines.stages import continue_pretrain, pseudo_label
-from pipelines.stages.contract import Walk
+from pipelines.stages.products import Adaptation, Labels
+from pipelines.stages.run import Run
 from pseudo_label.store import LABELS_FILE, PseudoLabel, read_labels
 from pseudo_label.tasks import TaskConfig
 
 logger = logging.getLogger("pipelines")
 
 
-def further_rounds(walk: Walk, task: TaskConfig) -> None:
+def further_rounds(run: Run, task: TaskConfig) -> None:
     """Label and adapt again, from the run's first round on, until `pseudo_label.rounds` says to stop (see `RoundsConfig`)."""
-    settings = walk.config.pseudo_label.rounds
+    settings = run.config.pseudo_label.rounds
     for number in range(2, settings.count + 1):
-        labels, adapted = walk.require(pseudo_label.NAME, task), walk.require(continue_pretrain.NAME, task)
-        if not adapted.metrics["is_adapted"]:
+        labels, adapted = run.require(pseudo_label.NAME, task), run.require(continue_pretrain.NAME, task)
+        if not Adaptation.of(adapted).is_adapted:
             return
-        walk.labellers[task.name] = adapted
-        again = walk.run_stage(pseudo_label, task)
+        run.labellers[task.name] = adapted
+        again = run.run_stage(pseudo_label.STAGE, task)
         changed = _changed(read_labels(labels.file(LABELS_FILE)), read_labels(again.file(LABELS_FILE)))
-        worse = _worse(walk, labels, again)
+        worse = _worse(run, Labels.of(labels), Labels.of(again))
         said = f"{task.name}: round {number} changes {100 * changed:.1f} % of the labels"
         if worse is not None:
-            walk.store.link(walk.place(pseudo_label.NAME, task), labels)
+            run.store.link(run.place(pseudo_label.NAME, task), labels)
             logger.info("%s, but %s: round %d stands", said, worse, number - 1)
             return
         if changed < settings.min_change:
-            walk.store.link(walk.place(pseudo_label.NAME, task), labels)
+            run.store.link(run.place(pseudo_label.NAME, task), labels)
             logger.info("%s, fewer than %.1f %%: round %d stands", said, 100 * settings.min_change, number - 1)
             return
         logger.info("%s", said)
-        walk.run_stage(continue_pretrain, task)
+        run.run_stage(continue_pretrain.STAGE, task)
 
 
 def _changed(before: list[PseudoLabel], after: list[PseudoLabel]) -> float:
@@ -44,16 +44,16 @@ def _changed(before: list[PseudoLabel], after: list[PseudoLabel]) -> float:
     return sum(label.label != old[label.text_digest] for label in common) / max(len(common), 1)
 
 
-def _worse(walk: Walk, before: Artifact, after: Artifact) -> str | None:
+def _worse(run: Run, before: Labels, after: Labels) -> str | None:
     """Return why a round's labels are worse than those before, or None."""
-    limit = walk.config.pseudo_label.collapse_limit
-    share = after.metrics["largest_class_share"]
+    limit = run.config.pseudo_label.collapse_limit
+    share = after.largest_class_share
     if share > limit:
         return f"one class took {100 * share:.0f} % of the predictions"
-    if not after.metrics["selected"]:
+    if not after.selected:
         return "nothing was selected"
-    old, new = before.metrics.get("noise/disagreement"), after.metrics.get("noise/disagreement")
-    allowed = walk.config.pseudo_label.rounds.max_noise_increase
+    old, new = before.disagreement, after.disagreement
+    allowed = run.config.pseudo_label.rounds.max_noise_increase
     if old is not None and new is not None and new > old + allowed:
         return f"the prompts' disagreement rose from {100 * old:.1f} to {100 * new:.1f} %"
     return None

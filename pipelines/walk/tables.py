@@ -7,12 +7,13 @@ from typing import Any
 
 from adapt.core.artifacts import METRICS_FILE, is_artifact, open_artifact
 from pipelines.stages import evaluate, pseudo_label
-from pipelines.stages.contract import Walk
 from pipelines.stages.criteria_table import CRITERIA_FILE
 from pipelines.stages.lexical_answers import MODEL as LEXICAL_MODEL
+from pipelines.stages.products import Labels
+from pipelines.stages.run import Run
 
 
-def accuracy_table(current: Walk) -> str:
+def accuracy_table(current: Run) -> str:
     """Return the run's accuracies as text: the lexical labeller, then base beside adapted; empty where nothing was measured."""
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in _rows(current, METRICS_FILE):
@@ -28,18 +29,18 @@ def accuracy_table(current: Walk) -> str:
     return "\n".join(lines)
 
 
-def teachers_table(current: Walk) -> str:
+def teachers_table(current: Run) -> str:
     """Return each task's teachers with estimated and measured accuracies as text; empty where one teacher labelled."""
     lines = []
     for name in current.config.tasks:
         path = current.directory / pseudo_label.NAME / name
-        metrics = open_artifact(path.resolve()).metrics if is_artifact(path) else {}
-        if len(metrics.get("teachers", {})) > 1:
-            lines.append(f"{name}: {pseudo_label.say_teachers(metrics)}")
+        labels = Labels.of(open_artifact(path.resolve())) if is_artifact(path) else None
+        if labels is not None and len(labels.teachers) > 1:
+            lines.append(f"{name}: {labels.said_of_teachers}")
     return "\n".join(lines)
 
 
-def criteria_table(current: Walk) -> str:
+def criteria_table(current: Run) -> str:
     """Return accuracy by criterion and task as text, raw / prior-matched; empty where no criteria were compared."""
     cells: dict[str, dict[str, str]] = {}
     criteria: list[str] = []
@@ -57,7 +58,7 @@ def criteria_table(current: Walk) -> str:
     return "\n".join(lines)
 
 
-def coarse_table(current: Walk) -> str:
+def coarse_table(current: Run) -> str:
     """Return what coarse-to-fine loses at each step, beside ranking all labels at once; empty where it was not used."""
     rows = _rows(current, evaluate.COARSE_FILE)
     if not rows:
@@ -70,7 +71,7 @@ def coarse_table(current: Walk) -> str:
     return "\n".join(lines)
 
 
-def _rows(current: Walk, file: str) -> list[dict[str, Any]]:
+def _rows(current: Run, file: str) -> list[dict[str, Any]]:
     """Return the rows of an evaluation file of all tasks of the run."""
     found: list[dict[str, Any]] = []
     for name in current.config.tasks:

@@ -14,14 +14,15 @@ import numpy as np
 
 from adapt.core.artifacts import Artifact, is_artifact, open_artifact
 from pipelines.stages import continue_pretrain, evaluate
-from pipelines.stages.contract import Walk
+from pipelines.stages.products import Adaptation
+from pipelines.stages.run import Run
 from pipelines.walk.paired_statistics import pool_splits
 from pseudo_label.comparison import Difference, best_unadapted, paired_difference
 
 _ENOUGH_ROWS = 100
 
 
-def verdicts(current: Walk) -> str:
+def verdicts(current: Run) -> str:
     """Return a line for each task of the run that was adapted and evaluated; empty where none was."""
     lines = []
     for task in current.config.tasks:
@@ -31,9 +32,10 @@ def verdicts(current: Walk) -> str:
     return "\n".join(lines)
 
 
-def _gain(current: Walk, adapted: Artifact, evaluated: Artifact) -> str:
-    if not adapted.metrics["is_adapted"]:
-        return "rolled back, the base stands" if "said" in adapted.metrics else "not adapted, no row was selected"
+def _gain(current: Run, adapted: Artifact, evaluated: Artifact) -> str:
+    made = Adaptation.of(adapted)
+    if not made.is_adapted:
+        return "rolled back, the base stands" if made.is_rolled_back else "not adapted, no row was selected"
     path, method = evaluated.path / evaluate.ANSWERS_FILE, current.config.evaluate.method.value
     gold, answers = pool_splits(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ({}, {})
     labels = [label for labels in gold.values() for label in labels]
@@ -63,10 +65,10 @@ def _one_answer(answers: tuple[str, ...]) -> str:
 
 
 def _forgetting(adapted: Artifact) -> str:
-    said = adapted.metrics.get("said")
-    return str(said) if said else "forgetting not measured (no data.corpus)"
+    general = Adaptation.of(adapted).general
+    return "forgetting not measured (no data.corpus)" if general is None else str(general)
 
 
-def _artifact(current: Walk, stage: str, task: str) -> Artifact | None:
+def _artifact(current: Run, stage: str, task: str) -> Artifact | None:
     path = current.directory / stage / task
     return open_artifact(path.resolve()) if is_artifact(path) else None

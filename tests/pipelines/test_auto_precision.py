@@ -20,7 +20,8 @@ from adapt.scoring.scorer_config import ScorerConfig
 from pipelines.config.locations import conf_dir, demo_dir
 from pipelines.config.schema import PipelineConfig
 from pipelines.stages import pretrain, scores
-from pipelines.stages.contract import Walk
+from pipelines.stages.rows import TaskData
+from pipelines.stages.run import Run
 from pipelines.walk.order import STAGES, stage_named
 from pseudo_label.tasks import read_split
 from pseudo_label.zero_shot import passes_for
@@ -71,17 +72,17 @@ def test_no_shipped_configuration_sets_a_precision() -> None:
 def test_keys_hold_what_auto_came_to(copied_run: Path, machine: Machine, precision: Precision) -> None:
     machine(precision)
     explicit = [f"engine.precision={precision.value}", f"scorer.precision={precision.value}"]
-    auto, given = (Walk(config_of(copied_run, *settings)) for settings in (AUTO, explicit))
+    auto, given = (Run(config_of(copied_run, *settings)) for settings in (AUTO, explicit))
     with_precision = set()
     for stage in map(stage_named, STAGES):
-        if stage.NAME == "import_checkpoint":
+        if stage.name == "import_checkpoint":
             continue
-        task = auto.tasks()[0] if stage.PER_TASK else None
-        key = stage.plan(auto, task).key
-        assert key.digest() == stage.plan(given, task).key.digest(), stage.NAME
+        task = auto.tasks()[0] if stage.is_per_task else None
+        key = stage.key(stage.reads(auto, task))
+        assert key.digest() == stage.key(stage.reads(given, task)).digest(), stage.name
         if "precision" in key.config:
             assert key.config["precision"] == precision.value
-            with_precision.add(stage.NAME)
+            with_precision.add(stage.name)
     assert with_precision >= {"pretrain", "pseudo_label", "continue_pretrain", "evaluate", "predict", "label_tree", "prompt_search"}
 
 
@@ -102,16 +103,16 @@ def test_frozen_jobs_hold_what_auto_came_to(
         monkeypatch.setattr(module, "launch", freeze)
     monkeypatch.setattr(scores, "_CHUNK_ROWS", 16)
     machine(precision)
-    walk = Walk(config_of(copied_run, *AUTO, "engine.world_size=2", "force=true"))
+    run = Run(config_of(copied_run, *AUTO, "engine.world_size=2", "force=true"))
     (tmp_path / "work").mkdir()
     with pytest.raises(Frozen):
-        pretrain.plan(walk, None).build(tmp_path / "result", tmp_path / "work")
-    task = walk.tasks()[0]
-    rows = read_split(walk.data_root(), task, "dev")
+        pretrain.STAGE.build(pretrain.STAGE.reads(run, None), run.workshop, tmp_path / "result", tmp_path / "work")
+    task = run.tasks()[0]
+    rows = read_split(run.data_root(), task, "dev")
     scoring = pseudo_label.predictor.ScoringConfig(prompts=[task.reference])
     passes = passes_for(scoring.pairs(task), scoring.form, with_groups=False)
     with pytest.raises(Frozen):
-        scores.scores_of(walk, task, walk.base(), "dev", rows, passes)
+        scores.scores_of(run.workshop, scores.ScorerReads.of(run), TaskData.of(run, task, ["dev"]), run.base(), "dev", rows, passes)
     training, scored = jobs
     assert training["job"]["engine"]["precision"] == scored["job"]["scorer"]["precision"] == precision.value
     assert "auto" not in json.dumps({**training["job"]["engine"], **scored["job"]["scorer"], "layout": None}).split('"')

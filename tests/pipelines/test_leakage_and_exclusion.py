@@ -142,6 +142,6 @@ def test_noise_is_estimated_on_the_labels_of_today(data: Path, smallest_run: Pat
             rows = [{"id": i, "sentence": text, "label": label} for i, text in enumerate(EVALUATION[split])]
             write_rows(data / TASK / f"{split}.json", rows)
         run_here("pseudo_label", [*arguments, "pseudo_label.selection.share=1"])
-        found.append(metrics(tmp_path)["noise/labelled"])
+        found.append(metrics(tmp_path)["labelled"])
     assert found[0]["n"] == found[1]["n"] > 0
     assert found[0]["accuracy"] + found[1]["accuracy"] == pytest.approx(1)

@@ -17,7 +17,7 @@ from adapt.core.runtime import RankInfo
 from adapt.text.tokenized_corpus import open_tokenized
 from pipelines.config.locations import demo_dir
 from pipelines.stages import pretrain
-from pipelines.stages.contract import Walk
+from pipelines.stages.run import Run
 
 RunHere = Callable[[str, list[str]], str]
 
@@ -47,6 +47,10 @@ def test_repeats_that_make_no_sense_are_refused_in_one_line(
     assert sorted(smallest_run.parent.glob("**/manifest.json")) == before
 
 
+def reads_of(place: Path, *more: str) -> pretrain.PretrainReads:
+    return pretrain.STAGE.reads(Run(composed("pretrain", arguments(place, *more))), None)
+
+
 def test_other_repeats_and_another_precision_make_another_base(smallest_run: Path) -> None:
     settings: list[list[str]] = [
         [],
@@ -54,9 +58,7 @@ def test_other_repeats_and_another_precision_make_another_base(smallest_run: Pat
         ["pretrain.repeats={general: 3}"],
         ["pretrain.save_precision=bf16"],
     ]
-    keys = [
-        pretrain.plan(Walk(composed("pretrain", arguments(smallest_run, *more))), None).key.digest() for more in [*settings, []]
-    ]
+    keys = [pretrain.STAGE.key(reads_of(smallest_run, *more)).digest() for more in [*settings, []]]
     assert len(set(keys)) == len(settings)
     assert keys[0] == keys[-1] == open_artifact((smallest_run / "pretrain").resolve()).key
 
@@ -85,10 +87,10 @@ def test_ranks_read_each_domain_as_often_as_asked(
     monkeypatch.setattr(pretrain, "launch", lambda job, *_: pretrain.train_rank(job, RankInfo(rank=0, world_size=1, local_rank=0)))
     more = [f"data.corpus=[{demo_dir()}/corpus/*.txt,{tmp_path}/added_here.txt]"]
     more += [] if repeats is None else [f"pretrain.repeats={repeats}".replace("'", "")]
-    plan = pretrain.plan(Walk(composed("pretrain", arguments(smallest_run, *more))), None)
+    run, reads = Run(composed("pretrain", arguments(smallest_run, *more))), reads_of(smallest_run, *more)
     (tmp_path / "work").mkdir()
     with pytest.raises(Stopped):
-        plan.build(tmp_path / "result", tmp_path / "work")
+        pretrain.STAGE.build(reads, run.workshop, tmp_path / "result", tmp_path / "work")
     corpus = open_tokenized(tmp_path / "work" / "corpus" / "train")
     asked = {"added": 1, "general": 1, **(repeats or {})}
     by_number = [asked["added"], asked["general"]]

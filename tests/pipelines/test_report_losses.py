@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adapt.core.artifacts import Artifact
-from pipelines.stages.pretrain import describe_training
+from pipelines.stages.products import Training
 from pipelines.stages.report import _line, _losses
 
 
@@ -36,4 +36,4 @@ def test_a_training_says_how_many_steps_it_skipped(outcome: dict[str, Any], word
     trained = Artifact(
         path=Path(), stage="pretrain", key="", digest="", config=None, inputs={}, metrics=metrics, created=""
     )  # fmt: skip
-    assert words in describe_training(trained)
+    assert words in str(Training.of(trained))

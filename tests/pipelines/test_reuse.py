@@ -16,13 +16,13 @@ from adapt.core.artifacts import StageKey
 from adapt.core.errors import DataError
 from adapt.core.runtime import RankInfo
 from adapt.model.gpt import GPT
-from adapt.text.corpus import find_corpus
 from adapt.text.tokenizer import Tokenizer
 from pipelines.config.locations import conf_dir, demo_dir
+from pipelines.config.schema import DataConfig
 from pipelines.stages import continue_pretrain, tokenizer
-from pipelines.stages.contract import Walk
+from pipelines.stages.corpus import CorpusReads
 from pipelines.stages.evaluate import adapted_artifact
-from pipelines.stages.tokenizer import corpus_digests
+from pipelines.stages.run import Run
 from pseudo_label.decision import Method, fit_decision
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.predictor import PredictorSpec, save_spec
@@ -45,7 +45,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def digests_of(place: Path) -> dict[str, str]:
-    return corpus_digests(find_corpus([f"{place}/*/news.txt"]))
+    return CorpusReads.of(DataConfig(corpus=[f"{place}/*/news.txt"])).files.digests()
 
 
 def test_files_of_one_name_in_two_directories_both_count(corpus: Path) -> None:
@@ -79,8 +79,8 @@ def test_a_change_of_one_of_two_files_of_a_name_trains_another_tokenizer(
         code, text = in_process("tokenizer", arguments, monkeypatch, capsys)
         assert code == 0, text
         assert word in text
-    walk = Walk(composed("tokenizer", arguments))
-    assert tokenizer.plan(walk, None).key.digest() == walk.require("tokenizer").key
+    run = Run(composed("tokenizer", arguments))
+    assert tokenizer.STAGE.key(tokenizer.STAGE.reads(run, None)).digest() == run.require("tokenizer").key
 
 
 class Stopped(Exception):
@@ -101,7 +101,7 @@ def labelled(tmp_path: Path, sparse_model: GPT, tokenizer: Tokenizer) -> list[st
     write_texts(tmp_path, TEXTS)
     shutil.copy(demo_dir() / "clue" / TASK / "dev.json", tmp_path / "clue" / TASK)
     arguments = [f"task={TASK}", f"data.root={tmp_path}/clue", f"checkpoint={base}", f"run.dir={tmp_path}/runs", "engine=cpu"]
-    walk = Walk(composed("continue_pretrain", with_list(arguments)))
+    run = Run(composed("continue_pretrain", with_list(arguments)))
     task = load_task(TASK, [conf_dir() / "task"])
     rows = read_split(tmp_path / "clue", task, "unlabeled")
     sure: dict[str, Any] = {"margin": 1.0, "confidence": 1.0, "agreement": 1.0, "scores": [], "probabilities": []}
@@ -114,8 +114,8 @@ def labelled(tmp_path: Path, sparse_model: GPT, tokenizer: Tokenizer) -> list[st
         write_labels(result / LABELS_FILE, task, rows, labels, Provenance(prompt="", criterion="", method="", checkpoint=""))
         return {"rows": len(rows), "selected": len(rows), "held_out": 0}
 
-    key = StageKey(stage="pseudo_label", config={}, inputs={"base": walk.base()})
-    walk.produce(key, build, f"pseudo_label/{TASK}")
+    key = StageKey(stage="pseudo_label", config={}, inputs={"base": run.base()})
+    run.workshop.produce(key, build, f"pseudo_label/{TASK}")
     return arguments
 
 
@@ -145,10 +145,11 @@ def readings_of(arguments: list[str], place: Path, monkeypatch: Patch) -> list[s
     monkeypatch.setattr(adapt.train.job, "run_training", stop)
     first_rank = RankInfo(rank=0, world_size=1, local_rank=0)
     monkeypatch.setattr(continue_pretrain, "launch", lambda job, *_: continue_pretrain.train_rank(job, first_rank))
-    walk = Walk(composed("continue_pretrain", with_list(arguments)))
-    plan = continue_pretrain.plan(walk, load_task(TASK, [conf_dir() / "task"]))
+    run = Run(composed("continue_pretrain", with_list(arguments)))
+    stage = continue_pretrain.STAGE
+    reads = stage.reads(run, load_task(TASK, [conf_dir() / "task"]))
     with pytest.raises(Stopped):
-        plan.build(place / "result", place / "work")
+        stage.build(reads, run.workshop, place / "result", place / "work")
     return seen
 
 
@@ -205,16 +206,16 @@ def test_a_bare_export_answers_anew_when_it_is_told_to_answer_otherwise(
 
 def adapted_by_hand(arguments: list[str]) -> Path:
     """Give a run an adaptation and an evaluation of it, as far as later stages look at them before they work; return the former."""
-    walk = Walk(composed("continue_pretrain", with_list(arguments)))
+    run = Run(composed("continue_pretrain", with_list(arguments)))
 
     def build(result: Path, work: Path) -> dict[str, Any]:
         (result / "model.safetensors").write_bytes(b"weights")
         return {"is_adapted": True}
 
-    adapted = walk.produce(
-        StageKey(stage="continue_pretrain", config={}, inputs={"base": walk.base()}), build, f"continue_pretrain/{TASK}"
+    adapted = run.workshop.produce(
+        StageKey(stage="continue_pretrain", config={}, inputs={"base": run.base()}), build, f"continue_pretrain/{TASK}"
     )
-    walk.produce(StageKey(stage="evaluate", config={}, inputs={"base": walk.base()}), build, f"evaluate/{TASK}")
+    run.workshop.produce(StageKey(stage="evaluate", config={}, inputs={"base": run.base()}), build, f"evaluate/{TASK}")
     return adapted.path
 
 
@@ -244,21 +245,21 @@ def test_an_adaptation_that_is_not_whole_is_not_taken_for_none(
 
 
 def test_a_run_that_never_adapted_is_evaluated_by_its_base(labelled: list[str]) -> None:
-    walk = Walk(composed("evaluate", with_list(labelled)))
-    assert adapted_artifact(walk, load_task(TASK, [conf_dir() / "task"]), walk.base()) is None
+    run = Run(composed("evaluate", with_list(labelled)))
+    assert adapted_artifact(run, load_task(TASK, [conf_dir() / "task"]), run.base()) is None
 
 
 def test_a_new_version_of_an_algorithm_makes_its_results_anew(corpus: Path, tmp_path: Path, monkeypatch: Patch) -> None:
-    walk = Walk(composed("tokenizer", [f"data.corpus=['{corpus}/*/news.txt']", f"run.dir={tmp_path}/runs"]))
-    before = tokenizer.plan(walk, None).key
-    monkeypatch.setattr(tokenizer, "VERSION", tokenizer.VERSION + 1)
-    assert tokenizer.plan(walk, None).key.digest() != before.digest()
+    run = Run(composed("tokenizer", [f"data.corpus=['{corpus}/*/news.txt']", f"run.dir={tmp_path}/runs"]))
+    before = tokenizer.STAGE.key(tokenizer.STAGE.reads(run, None))
+    monkeypatch.setattr(tokenizer.TokenizerStage, "version", tokenizer.STAGE.version + 1)
+    assert tokenizer.STAGE.key(tokenizer.STAGE.reads(run, None)).digest() != before.digest()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*/*.py")), ids=lambda path: path.stem)
 def test_every_key_names_its_stage_and_the_version_of_its_algorithm(path: Path) -> None:
     """Also those of stages that other stages need on their way, which stand in no list."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "StageKey":
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "StageKey" and path.stem != "contract":
             given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             assert (given.get("stage"), given.get("version")) == ("NAME", "VERSION")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from command_line import SMALL_DEMO, composed
 
-from pipelines.stages.contract import Walk
-from pipelines.stages.rows import adaptation_rows, sample_rows
+from pipelines.stages.rows import UNLABELED, TaskData, adaptation_rows, sample_rows
+from pipelines.stages.run import Run
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow
 
 TASK = TaskConfig(
@@ -80,9 +80,9 @@ def test_what_is_taken_of_a_file_is_said_once(tmp_path: Path, monkeypatch: pytes
     (place / "unlabeled.csv").write_text("s\n" + "\n".join(texts) + "\n")
     (place / "dev.jsonl").write_text(json.dumps({"s": "text 5", "label": "a"}))
     config = composed("run", [f"data.root={tmp_path}/data", f"run.dir={tmp_path}/runs", "seed=4"])
-    walk = Walk(config)
-    found = adaptation_rows(walk, TASK, 1000)
-    again = adaptation_rows(walk, TASK, 1000)
+    run = Run(config)
+    found = adaptation_rows(run.workshop, TaskData.of(run, TASK, [UNLABELED]), 1000)
+    again = adaptation_rows(run.workshop, TaskData.of(run, TASK, [UNLABELED]), 1000)
     assert found == again
     assert (len(found.rows), found.n_excluded, found.n_copies, found.n_file) == (1000, 1, 2, 1202)
     assert said == ["mine: 1,000 of 1,202 unlabeled rows (sampled with seed 4, 2 are copies of others and left out)"]

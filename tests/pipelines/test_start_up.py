@@ -55,7 +55,8 @@ def test_the_help_of_a_single_stage_needs_no_model(stage: str) -> None:
 
 
 def test_every_stage_can_be_found_without_a_model() -> None:
-    code = f"from pipelines.walk.order import STAGES, stage_named\nassert [stage_named(n).NAME for n in STAGES] == {list(STAGES)}\n{SAY}"
+    names = "[stage_named(name).name for name in STAGES]"
+    code = f"from pipelines.walk.order import STAGES, stage_named\nassert {names} == {list(STAGES)}\n{SAY}"
     assert heavy_imports(code) == "heavy: []"
 
 

@@ -76,7 +76,7 @@ def make_run(
     base = base or {"raw": CHANCE[: len(gold)]}
     labels = produced(
         root, f"{run}/pseudo_label/{task}", "pseudo_label", {"task": task, "run": run},
-        {"selected": 40, "rows": 100, "noise/labelled": to_plain(accuracy_of(["a"] * 4, ["a", "a", "a", "b"]))},
+        {"selected": 40, "rows": 100, "held_out": 0, "labelled": to_plain(accuracy_of(["a"] * 4, ["a", "a", "a", "b"]))},
         {"labels.json": run},
     )  # fmt: skip
     inputs = {}

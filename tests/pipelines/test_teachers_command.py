@@ -16,7 +16,7 @@ from adapt.core.spans import Span
 from pipelines.config.locations import conf_dir
 from pipelines.stages import pseudo_label as label_stage
 from pipelines.stages import teacher_panel
-from pipelines.stages.contract import Walk
+from pipelines.stages.run import Run as PipelineRun
 from pseudo_label.store import LABELS_FILE, SCORES_FILE
 from pseudo_label.tasks import load_task
 
@@ -82,8 +82,8 @@ def test_another_encoder_at_the_same_place_makes_other_labels(smallest_run: Path
         link.symlink_to((smallest_run / stage).resolve())
         own = ["pseudo_label.teachers=[lexical,embedding]", f"pseudo_label.encoder={link}", f"tasks=[{TASK}]"]
         shared = [word for word in on_base(smallest_run, tmp_path, TASK) if not word.startswith("task=")]
-        walk = Walk(composed("pseudo_label", [*shared, *own]))
-        digests.add(label_stage.plan(walk, walk.tasks()[0]).key.digest())
+        run = PipelineRun(composed("pseudo_label", [*shared, *own]))
+        digests.add(label_stage.STAGE.key(label_stage.STAGE.reads(run, run.tasks()[0])).digest())
     assert len(digests) == 2
 
 

@@ -1,0 +1,47 @@
+"""Artifacts that hold a model: opening the one that a setting names, and finding the weights of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adapt.checkpoint.hf_directory import CONFIG_FILE, open_hf_directory
+from adapt.core.artifacts import Artifact, is_artifact, open_artifact
+from adapt.core.errors import CheckpointError
+
+
+def open_model_artifact(path: Path, key: str = "checkpoint") -> Artifact:
+    """Open an artifact, export or bare checkpoint that holds a model, or a Hugging Face directory, given by a configuration key.
+
+    Raises:
+        CheckpointError: there is none, or it has no weights.
+    """
+    from adapt.checkpoint.weights import is_bare_checkpoint, open_bare_checkpoint
+
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path}: no such directory; {key}= takes an artifact or export that holds a model, or a Hugging Face directory"
+        )
+    if not is_artifact(path) and is_bare_checkpoint(path):
+        return open_bare_checkpoint(path)
+    if not is_artifact(path) and (path / CONFIG_FILE).is_file():
+        return open_hf_directory(path)
+    artifact = open_artifact(path.resolve())
+    try:
+        weights_of(artifact)
+    except CheckpointError:
+        raise CheckpointError(f"{path}: is the artifact of stage '{artifact.stage}' and holds no model weights") from None
+    return artifact
+
+
+def weights_of(artifact: Artifact) -> Path:
+    """Return the directory with an artifact's weights: its own, or, where nothing was adapted, its base's."""
+    from adapt.checkpoint.weights import has_weights
+
+    if has_weights(artifact.path):
+        return artifact.path
+    base = artifact.inputs.get("base")
+    if base is not None and has_weights(Path(base.path)):
+        return Path(base.path)
+    raise CheckpointError(
+        f"{artifact.path}: holds no model weights; give a checkpoint made by pretrain, continue_pretrain or export"
+    )

@@ -1,0 +1,161 @@
+"""What stages leave behind for those that come after them: typed views of artifacts' metrics, and the names of their files.
+
+A stage writes one of these as the metrics of its manifest; whoever reads them asks `of(artifact)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from adapt.core.artifacts import MANIFEST, Artifact
+from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.typed import from_plain
+from pseudo_label.accuracy import Accuracy
+
+P = TypeVar("P", bound="Product")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """The base of products."""
+
+    @classmethod
+    def of(cls: type[P], artifact: Artifact) -> P:
+        """Read an artifact's metrics. Raises CheckpointError where they are not those of such a product."""
+        try:
+            return from_plain(cls, artifact.metrics, str(artifact.path / MANIFEST))
+        except ConfigError as error:
+            raise CheckpointError(f"{error}; another version wrote it: run stage {artifact.stage} again") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRecord:
+    """A teacher's weight in the sum, and its accuracy as estimated without labels; none for a single teacher."""
+
+    weight: float | None = None
+    estimated: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels(Product):
+    """Of `pseudo_label`: how many rows were labelled, selected, held out and kept out, and how right labels seem to be.
+
+    `disagreement` is 1 - the mean agreement of prompts and teachers on the selected rows. `labelled` is the accuracy on labelled
+    rows that are as sure as the selected ones, `measured` that of each teacher on all labelled rows. `taught` holds the share of
+    labels that each round of teaching changed.
+    """
+
+    rows: int
+    selected: int
+    held_out: int
+    excluded: int = 0
+    sharing_a_passage: int = 0
+    selected_by_class: dict[str, int] = field(default_factory=dict)
+    empty_classes: list[str] = field(default_factory=list)
+    largest_class_share: float = 0.0
+    teachers: dict[str, TeacherRecord] = field(default_factory=dict)
+    taught: list[float] = field(default_factory=list)
+    disagreement: float | None = None
+    labelled: Accuracy | None = None
+    measured: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def said_of_teachers(self) -> str:
+        """Each teacher's estimated accuracy, and the one measured where rows are labelled, in words."""
+        said = []
+        for name, teacher in self.teachers.items():
+            text = name if teacher.estimated is None else f"{name} {100 * teacher.estimated:.0f} % estimated"
+            said.append(f"{text} ({100 * self.measured[name]:.0f} % measured)" if name in self.measured else text)
+        together = f"; together {100 * self.measured['together']:.0f} % measured" if "together" in self.measured else ""
+        return "teachers: " + ", ".join(said) + together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of the loss: its mean in nats, over how many tokens."""
+
+    value: float
+    count: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """The losses of held-out rows by part, before and after training."""
+
+    before: dict[str, Part]
+    after: dict[str, Part]
+
+    @property
+    def token_losses(self) -> tuple[float, float]:
+        """The mean losses over the tokens of all kinds, before and after."""
+        return _token_loss(self.before), _token_loss(self.after)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Product):
+    """Of training stages: held-out losses by domain or task, and how the job went; `attempts` counts starts."""
+
+    held_out: dict[str, HeldOut] = field(default_factory=dict)
+    steps: int = 0
+    loss: float = 0.0
+    tokens_per_s: float = 0.0
+    attempts: int = 1
+    skipped_steps: int = 0
+
+    def __str__(self) -> str:
+        losses = ["{} {:.3f} -> {:.3f}".format(name, *held_out.token_losses) for name, held_out in self.held_out.items()]
+        skipped = f" ({self.skipped_steps} of them skipped, their gradients overflowed fp16)" if self.skipped_steps else ""
+        return f"{self.steps} steps{skipped}, {self.tokens_per_s:.0f} tokens/s, held-out loss per token: " + ", ".join(losses)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneralPerplexity:
+    """Perplexity on general text before and after; `increase` is after / before - 1, `ci95` its interval over the rows."""
+
+    before: float
+    after: float
+    increase: float
+    ci95: tuple[float, ...]
+    tokens: int
+
+    def __str__(self) -> str:
+        low, high = self.ci95
+        change = f"{100 * self.increase:+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}]"
+        return f"general perplexity {self.before:.1f} -> {self.after:.1f} ({change})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptation(Training):
+    """Of `continue_pretrain`: where nothing was adapted, or the gate took it back, the base stands and there are no weights."""
+
+    is_adapted: bool
+    general: GeneralPerplexity | None = None
+
+    @property
+    def is_rolled_back(self) -> bool:
+        return self.general is not None and not self.is_adapted
+
+    def __str__(self) -> str:
+        if self.is_rolled_back:
+            return f"rolled back, the base model stands: {self.general}, more than gate.max_general_ppl_increase"
+        if not self.is_adapted:
+            return "no pseudo-labels to train on: the base model stands"
+        return super().__str__() + ("" if self.general is None else f"; {self.general}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Product):
+    """Of `evaluate`: lines of accuracies, of criteria beside each other, of coarse-to-fine's losses, and of other tasks."""
+
+    table: list[dict[str, Any]] = field(default_factory=list)
+    criteria: list[dict[str, Any]] = field(default_factory=list)
+    coarse_to_fine: list[dict[str, Any]] = field(default_factory=list)
+    other_tasks: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _token_loss(parts: Mapping[str, Part]) -> float:
+    counted = [part for name, part in parts.items() if name != "balance"]
+    count = sum(part.count for part in counted)
+    return sum(part.value * part.count for part in counted) / count if count else 0.0

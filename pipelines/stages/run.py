@@ -1,0 +1,159 @@
+"""A run: its configuration, its store, and what it has so far. Stages take from it what they declare to read."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from adapt.core.artifacts import MANIFEST, Artifact, ArtifactStore, is_artifact, open_artifact
+from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.precision import say_precision
+from adapt.model.config import GPTConfig, HFConfig
+from adapt.scoring.scorer_config import ScorerConfig
+from adapt.train.engine_config import EngineConfig
+from pipelines.config.locations import conf_dir
+from pipelines.config.schema import PipelineConfig
+from pipelines.stages.contract import Stage, Workshop, now
+from pipelines.stages.models import open_model_artifact
+from pseudo_label.tasks import TaskConfig, load_task
+
+logger = logging.getLogger("pipelines")
+
+
+class Run:
+    """One run through stages. `engine` and `scorer` hold resolved precisions, so that keys and frozen jobs never say `auto`.
+
+    They are resolved when they are first asked for, since that imports torch; `config` holds what was set.
+    """
+
+    def __init__(self, config: PipelineConfig, point: str | None = None) -> None:
+        self.config = config
+        self.store = ArtifactStore(Path(config.run.dir))
+        self.name = config.run.name if point is None else f"{config.run.name}/{point}"
+        self.group = config.run.name
+        self.workshop = Workshop(self.store, self.name, force=config.force)
+        self.labellers: dict[str, Artifact] = {}
+
+    @property
+    def directory(self) -> Path:
+        return self.store.root / self.name
+
+    @property
+    def engine(self) -> EngineConfig:
+        """Return how to train; what `engine.precision=auto` came to is said."""
+        say_precision(self.config.engine.auto_precision())
+        return self.quiet_engine
+
+    @property
+    def scorer(self) -> ScorerConfig:
+        """Return how to score; what `scorer.precision=auto` came to is said."""
+        say_precision(self.config.scorer.auto_precision())
+        return self._scorer
+
+    @cached_property
+    def quiet_engine(self) -> EngineConfig:
+        """What `engine` is, for checks: nothing is said."""
+        return self.config.engine.resolved()
+
+    @cached_property
+    def _scorer(self) -> ScorerConfig:
+        return self.config.scorer.resolved()
+
+    def tasks(self) -> list[TaskConfig]:
+        """Load the run's tasks.
+
+        Raises:
+            ConfigError: none is named, or one is unknown or broken.
+        """
+        if not self.config.tasks:
+            raise ConfigError("no task given; set task=NAME or tasks=[NAME, ...]")
+        return self.load_tasks(self.config.tasks)
+
+    def load_tasks(self, names: Sequence[str]) -> list[TaskConfig]:
+        """Load tasks by name, from `task_dir` first. Raises ConfigError for one that is unknown or broken."""
+        own = [Path(self.config.task_dir)] if self.config.task_dir else []
+        tasks = [load_task(name, [*own, conf_dir() / "task"]) for name in names]
+        chosen = self.config.data.encoding
+        return tasks if chosen is None else [replace(task, encoding=chosen) for task in tasks]
+
+    def data_root(self) -> Path:
+        """Return data.root. Raises ConfigError where none is given or it is no directory."""
+        wanted = "give a directory in the CLUE layout (<task>/{dev,unlabeled,test}.{json,csv,...})"
+        if self.config.data.root is None:
+            raise ConfigError(f"data.root is not set; {wanted}")
+        root = Path(self.config.data.root)
+        if not root.is_dir():
+            raise ConfigError(f"data.root: {root} is no directory; {wanted}")
+        return root
+
+    def place(self, stage: str, task: TaskConfig | None = None) -> str:
+        return f"{self.name}/{stage}" if task is None else f"{self.name}/{stage}/{task.name}"
+
+    def require(self, stage: str, task: TaskConfig | None = None) -> Artifact:
+        """Open the run's artifact of an earlier stage.
+
+        Raises:
+            ConfigError: the run has none yet.
+            CheckpointError: it is incomplete or damaged.
+        """
+        artifact = self.find(stage, task)
+        if artifact is None:
+            path = self.store.root / self.place(stage, task)
+            raise ConfigError(f"{path}: not there yet; run `python -m pipelines.{stage} run.name={self.config.run.name}` first")
+        return artifact
+
+    def find(self, stage: str, task: TaskConfig | None = None) -> Artifact | None:
+        """Open the run's artifact of a stage; None where that stage never ran.
+
+        Raises:
+            CheckpointError: it ran, and what it left is incomplete or damaged.
+        """
+        path = self.store.root / self.place(stage, task)
+        if not path.exists() and not path.is_symlink():
+            return None
+        if not is_artifact(path):
+            again = f"python -m pipelines.{stage} run.name={self.config.run.name}" + ("" if task is None else f" task={task.name}")
+            raise CheckpointError(f"{path}: is incomplete (it has no {MANIFEST}); run `{again}` again")
+        return open_artifact(path.resolve())
+
+    def base(self) -> Artifact:
+        """Open the model that tasks start from: `checkpoint` if given, else `model.path`, else the run's pretrained base."""
+        if self.config.checkpoint is not None:
+            return open_model_artifact(Path(self.config.checkpoint))
+        if isinstance(self.config.model, HFConfig):
+            return open_model_artifact(Path(self.config.model.path), "model.path")
+        return self.require("pretrain")
+
+    def labeller(self, task: TaskConfig) -> Artifact:
+        """Return the model that labels a task's rows: the base, in later rounds the one adapted in the round before."""
+        return self.labellers.get(task.name) or self.base()
+
+    def own_model(self) -> GPTConfig:
+        """Return the sizes of the model that this project makes itself. Raises ConfigError where the base is a foreign one."""
+        if isinstance(self.config.model, HFConfig):
+            raise ConfigError("model=hf is a trained model with its tokenizer: leave tokenizer and pretrain out of stages")
+        return self.config.model
+
+    def run_stage(self, stage: Stage[Any], task: TaskConfig | None) -> Artifact:
+        """Produce one stage's artifact, or take the one that is there; link it under the run's name."""
+        reads = stage.reads(self, task)
+        label = stage.name if task is None else f"{stage.name} {task.name}"
+        started = time.monotonic()
+        artifact, is_new = self.store.produce(
+            stage.key(reads),
+            lambda result, work: stage.build(reads, self.workshop, result, work),
+            force=self.config.force,
+            created=now,
+        )
+        place = self.store.link(self.place(stage.name, task), artifact)
+        stage.deliver(reads, artifact, place)
+        if is_new:
+            logger.info("%s: %s (%.1f s) -> %s", label, stage.describe(artifact), time.monotonic() - started, place)
+        else:
+            logger.info("%s: unchanged, skipped -> %s", label, place)
+        return artifact

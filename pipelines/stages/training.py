@@ -1,0 +1,91 @@
+"""What pretraining and adapting share: what a training job reads, its frozen form, and what it says of itself at its end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapt.core.precision import Precision
+from adapt.core.typed import from_plain, to_plain
+from adapt.objective_config import ObjectiveConfig
+from adapt.train.engine_config import EngineConfig, check_optimizer
+from adapt.train.tracking import TrackerConfig
+from adapt.train.train_config import TrainConfig
+from pipelines.stages.contract import Reads, unkeyed
+from pipelines.stages.products import Training
+from pipelines.stages.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingReads(Reads):
+    """How a job trains: the numbers that its result depends on, and the engine and the tracker that it runs with."""
+
+    precision: Precision
+    gradient_communication: Any
+    loss_scale: Any
+    seed: int
+    engine: EngineConfig = unkeyed("the fields above are those of its settings that a result depends on")
+    tracker: TrackerConfig = unkeyed("watching changes no result")
+    tracked_as: str = unkeyed("the run's name for the tracker")
+    group: str = unkeyed("the run's name for the tracker")
+    tracking_dir: Path = unkeyed("where the tracker writes")
+
+    @classmethod
+    def of(cls, run: Run, stage: str, task: str | None) -> TrainingReads:
+        """Return how a run trains; what `engine.precision=auto` came to is said."""
+        engine = run.engine
+        numerics = engine.numerics()
+        return cls(
+            precision=engine.precision,
+            gradient_communication=numerics.get("gradient_communication"),
+            loss_scale=numerics.get("loss_scale"),
+            seed=run.config.seed,
+            engine=engine,
+            tracker=run.config.tracker,
+            tracked_as=f"{run.name}/{stage}" + (f"/{task}" if task else ""),
+            group=run.group,
+            tracking_dir=run.store.root / run.group,
+        )
+
+    def job(self, stage: str, objective: ObjectiveConfig, train: TrainConfig, result: Path, work: Path) -> dict[str, Any]:
+        """Build the plain form of `TrainJob` that ranks read.
+
+        Raises:
+            ConfigError: engine and optimizer do not go together.
+        """
+        check_optimizer(self.engine, train.optimizer)
+        return {
+            "engine": to_plain(self.engine),
+            "objective": to_plain(objective),
+            "train": to_plain(train),
+            "tracker": to_plain(self.tracker),
+            "name": self.tracked_as,
+            "group": self.group,
+            "stage": stage,
+            "seed": self.seed,
+            "result": str(result.resolve()),
+            "work": str(work.resolve()),
+            "tracking_dir": str(self.tracking_dir.resolve()),
+        }
+
+
+def train_config(settings: Any, steps: int) -> TrainConfig:
+    """Build the loop's settings from a stage's section."""
+    return TrainConfig(
+        steps=steps,
+        batch_rows=settings.batch_rows,
+        optimizer=settings.optimizer,
+        save_every_steps=settings.save_every_steps,
+    )
+
+
+def finished_training(result: Path, work: Path) -> Training:
+    """Collect what a finished job says of itself."""
+    held_out = json.loads((result / "held_out.json").read_text(encoding="utf-8"))
+    outcome = json.loads((work / "outcome.json").read_text(encoding="utf-8"))
+    with (result / "history.jsonl").open(encoding="utf-8") as stream:
+        last = json.loads(list(stream)[-1])
+    plain = {"held_out": held_out, "steps": int(last["step"]), "loss": last["loss/total"], **outcome}
+    return from_plain(Training, plain, str(result))

@@ -61,9 +61,8 @@ def dead_links(text: str, directory: Path) -> Iterator[str]:
             continue
         name, _, anchor = target.partition("#")
         place = (directory / name).resolve() if name else None
-        if place is not None and not place.exists():
-            yield target
-        elif anchor and anchor not in anchors(text if place is None else text_of(place)):
+        is_there = place is None or place.exists()
+        if not is_there or (anchor and anchor not in anchors(text if place is None else text_of(place))):
             yield target
 
 

@@ -75,7 +75,8 @@ class About:
             for place, inner in enumerate(value):
                 yield from self.problems(inner, f"{path}[{place}]")
         elif not self.allows(value):
-            wanted = f"give {self.range}" if self.range else f"it is one of {', '.join(self.one_of)}"
+            finite = "a finite number, " if isinstance(value, float) and not math.isfinite(value) else ""
+            wanted = f"give {finite}{self.range}" if self.range else f"it is one of {', '.join(self.one_of)}"
             yield f"{path}: {value} is out of range; {wanted}" + (f" ({self.hint})" if self.hint else "")
 
 

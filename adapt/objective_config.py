@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 
 from adapt.core.errors import ConfigError
+from adapt.core.settings import Settings, setting, setting_of
 from adapt.core.spans import LabelLoss
-from adapt.core.typed import check_not_negative
+
+_NO_PART = "a part of weight 0 is left out"
 
 
 class BalanceScope(enum.Enum):
@@ -19,32 +21,29 @@ class BalanceScope(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartWeights:
+class PartWeights(Settings):
     """Coefficients of the token losses."""
 
-    context: float = 1.0
-    prompt: float = 1.0
-    pseudo_label: float = 1.0
-
-    def __post_init__(self) -> None:
-        for part in fields(self):
-            check_not_negative(part.name, getattr(self, part.name), "a part of weight 0 is left out")
+    context: float = setting(1.0, "Weight of the text's own next-token loss.", least=0, hint=_NO_PART)
+    prompt: float = setting(1.0, "Weight of the loss on the prompt's tokens.", least=0, hint=_NO_PART)
+    pseudo_label: float = setting(1.0, "Weight of the loss on the label's tokens.", least=0, hint=_NO_PART)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightSchedule:
-    """A factor on a part's weight: `start` up to the share `begins_at` of the run, `end` from `ends_at` on, linear in between."""
+class WeightSchedule(Settings):
+    """A factor on a part's weight: constant up to a share of the run, linear between two shares, constant after that."""
 
-    start: float = 1.0
-    end: float = 1.0
-    begins_at: float = 0.0
-    ends_at: float = 1.0
+    start: float = setting(1.0, "Factor on the part's weight up to `begins_at`.", least=0)
+    end: float = setting(1.0, "Factor on the part's weight from `ends_at` on.", least=0)
+    begins_at: float = setting(0.0, "Where the factor begins to move.", least=0, most=1, unit="share of the run")
+    ends_at: float = setting(
+        1.0, "Where the factor stops moving, not before `begins_at`.", least=0, most=1, unit="share of the run"
+    )
 
     def __post_init__(self) -> None:
-        if min(self.start, self.end) < 0:
-            raise ConfigError("start and end are factors on a weight and cannot be negative")
-        if not 0 <= self.begins_at <= self.ends_at <= 1:
-            raise ConfigError("begins_at and ends_at are shares of the run: 0 <= begins_at <= ends_at <= 1")
+        super().__post_init__()
+        if self.begins_at > self.ends_at:
+            raise ConfigError(f"begins_at: {self.begins_at} is behind ends_at, {self.ends_at}; a schedule runs forward")
 
     def at(self, done: float) -> float:
         """Return the factor where the share `done` of the run's steps lies behind."""
@@ -59,39 +58,38 @@ class WeightSchedule:
 class PartSchedules:
     """How the weight of each part goes over an adaptation (the default: it stays)."""
 
-    context: WeightSchedule = field(default_factory=WeightSchedule)
-    prompt: WeightSchedule = field(default_factory=WeightSchedule)
-    pseudo_label: WeightSchedule = field(default_factory=WeightSchedule)
-    balance: WeightSchedule = field(default_factory=WeightSchedule)
+    context: WeightSchedule = setting_of(WeightSchedule, "Schedule of the text's weight.")
+    prompt: WeightSchedule = setting_of(WeightSchedule, "Schedule of the prompt's weight.")
+    pseudo_label: WeightSchedule = setting_of(WeightSchedule, "Schedule of the label's weight.")
+    balance: WeightSchedule = setting_of(WeightSchedule, "Schedule of the balance loss's weight.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BalanceConfig:
+class BalanceConfig(Settings):
     """Coefficient and scope of the balance loss."""
 
-    weight: float = 0.01
-    scope: BalanceScope = BalanceScope.STEP
-
-    def __post_init__(self) -> None:
-        check_not_negative("weight", self.weight, "0 leaves the balance loss out")
+    weight: float = setting(
+        0.01, "Weight of the loss that spreads tokens evenly over experts.", least=0, hint="0 leaves the balance loss out"
+    )
+    scope: BalanceScope = setting(
+        BalanceScope.STEP, "Over what each expert's share of tokens is taken: the previous step, a sequence, or a micro-batch."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """The loss: how labels are predicted and how much each part counts.
+class ObjectiveConfig(Settings):
+    """The loss: how labels are predicted and how much each part counts."""
 
-    Every `gradient_shares_every_steps` steps (0: never) each part's share in the gradient is measured.
-    """
-
-    pseudo_label: LabelLoss = LabelLoss.CLM
-    weights: PartWeights = field(default_factory=PartWeights)
-    balance: BalanceConfig = field(default_factory=BalanceConfig)
-    schedules: PartSchedules = field(default_factory=PartSchedules)
-    gradient_shares_every_steps: int = 0
-
-    def __post_init__(self) -> None:
-        if self.gradient_shares_every_steps < 0:
-            raise ConfigError(f"gradient_shares_every_steps: {self.gradient_shares_every_steps} is negative; 0 never measures")
+    pseudo_label: LabelLoss = setting(
+        LabelLoss.CLM,
+        "How a label is trained: next tokens (clm), masks (mlm), both, or the text given its label (channel).",
+    )
+    weights: PartWeights = setting_of(PartWeights, "How much each part of the loss counts.")
+    balance: BalanceConfig = setting_of(BalanceConfig, "The loss that balances experts.")
+    schedules: PartSchedules = setting_of(PartSchedules, "How the weight of each part moves over an adaptation.")
+    gradient_shares_every_steps: int = setting(
+        0, "How often each part's share in the gradient is measured.", least=0, unit="steps", hint="0 never measures"
+    )
 
     def at(self, done: float) -> ObjectiveConfig:
         """Return the objective as it is where the share `done` of the run's steps lies behind, without schedules."""

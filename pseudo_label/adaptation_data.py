@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adapt.core.errors import ConfigError
+from adapt.core.settings import Settings, setting
 from adapt.core.spans import LabelForm, LabelLoss, Reading, Span, SpannedText, read_with_targets, readings_for_training
 from adapt.text.contract import TextTokenizer
 from pseudo_label.prompts import Prompt, label_stands_first
@@ -22,21 +23,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadingConfig:
-    """How labelled rows are read for training: under which prompt (absent: the task's reference), with how many labels each.
+class ReadingConfig(Settings):
+    """How labelled rows are read for training."""
 
-    With `soft_labels` = k > 0 a row is read once with each of its k most probable labels, each reading weighted by its
-    probability among the k; 0 reads it once, with its best label. With `reads_unselected` the rows that were not selected are read
-    too, for their text alone, without prompt and label.
-    """
-
-    prompt: str | None = None
-    soft_labels: int = 0
-    reads_unselected: bool = False
-
-    def __post_init__(self) -> None:
-        if self.soft_labels < 0:
-            raise ConfigError(f"soft_labels: {self.soft_labels} is negative; 0 takes the best label alone")
+    prompt: str | None = setting(
+        None, "Prompt that rows are trained with.", form="prompt of the task", hint="null takes the task's reference"
+    )
+    soft_labels: int = setting(
+        0,
+        "Reads a row once with each of so many of its most probable labels, weighted by their probabilities.",
+        least=0,
+        unit="labels",
+        hint="0 reads it once, with its best label",
+    )
+    reads_unselected: bool = setting(False, "Rows that were not selected are read too, for their text only.")
 
 
 def training_rows(

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from adapt.core.errors import ConfigError
 from adapt.core.scorer import FloatArray
+from adapt.core.settings import Settings, setting
 from adapt.core.spans import IntArray
 from pseudo_label.tasks import TaskConfig
 
@@ -32,15 +32,15 @@ class CoarseRule(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoarseToFine:
-    """`beam` groups are followed; `rule` says how groups and labels decide together."""
+class CoarseToFine(Settings):
+    """How coarse-to-fine decides."""
 
-    beam: int = 1
-    rule: CoarseRule = CoarseRule.SEQUENTIAL
-
-    def __post_init__(self) -> None:
-        if self.beam < 1:
-            raise ConfigError(f"beam: {self.beam} is less than 1; at least one group must be followed")
+    beam: int = setting(
+        1, "Groups of the label tree that stay in the race.", least=1, unit="groups", hint="at least one group must be followed"
+    )
+    rule: CoarseRule = setting(
+        CoarseRule.SEQUENTIAL, "How groups and labels decide together: one after the other, or by their joint probability."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

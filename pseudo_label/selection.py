@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from adapt.core.errors import ConfigError
 from adapt.core.scorer import FloatArray
+from adapt.core.settings import Settings, setting
 from pseudo_label.decision import margins, match_prior, softmax
 from pseudo_label.tasks import TaskConfig
 from pseudo_label.zero_shot import PromptKeys
@@ -21,32 +21,23 @@ _ROUNDING = 1e-9  # so that 10 places for thirds of 30 are 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectionConfig:
-    """`share` of the rows is kept; with `is_balanced`, the same number from each predicted class; or the best `per_class` of each.
+class SelectionConfig(Settings):
+    """Which pseudo-labels are trained on.
 
-    Where the task has a prior, classes get places by their shares instead.
-
-    Before that, rows below a threshold go: `min_margin` (lead of the best label), `min_confidence` (its probability),
-    `min_agreement` (share of prompts that give the same label by themselves). A class that was predicted less often than its
-    quota gives what it has; its places are not given to other classes, so that classes stay balanced. A class that was never
-    predicted gives none, which the stage reports.
+    Rows below a threshold go first. A class that was predicted less often than its quota gives what it has; its places are not
+    given to other classes, so that classes stay balanced. Where the task has a prior, classes get places by their shares of it. A
+    class that was never predicted gives none, which the stage reports.
     """
 
-    share: float = 0.5
-    per_class: int | None = None
-    min_margin: float = 0.0
-    min_confidence: float = 0.0
-    min_agreement: float = 0.0
-    max_rows: int | None = None
-    is_balanced: bool = True
-
-    def __post_init__(self) -> None:
-        shares = {"share": self.share, "min_confidence": self.min_confidence, "min_agreement": self.min_agreement}
-        wrong = [f"{name}={value} is not between 0 and 1" for name, value in shares.items() if not 0 <= value <= 1]
-        counts = {"per_class": self.per_class, "max_rows": self.max_rows}
-        wrong += [f"{name}={count} is less than 0" for name, count in counts.items() if count is not None and count < 0]
-        if wrong:
-            raise ConfigError("; ".join(wrong))
+    share: float = setting(0.5, "Share of the rows that is kept, the most confident first.", least=0, most=1)
+    per_class: int | None = setting(
+        None, "Keeps so many of the best rows of each predicted class instead of a share.", least=0, unit="rows"
+    )
+    min_margin: float = setting(0.0, "Least lead of the best label's score over the next one.", hint="0 asks for none")
+    min_confidence: float = setting(0.0, "Least probability of the best label.", least=0, most=1)
+    min_agreement: float = setting(0.0, "Least share of the prompts that give the same label by themselves.", least=0, most=1)
+    max_rows: int | None = setting(None, "Most rows that are selected.", least=0, unit="rows", hint="null takes all")
+    is_balanced: bool = setting(True, "Takes the same number of rows from each predicted class.")
 
 
 def select(

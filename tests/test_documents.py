@@ -15,7 +15,8 @@ from adapt.model.config import GPTConfig, HFConfig
 from adapt.model.routers.contract import all_routers
 from adapt.text.rows.reading import ENDINGS
 from pipelines.bench.contract import all_benchmarks
-from pipelines.config.schema import PipelineConfig, Teacher
+from pipelines.config.label_settings import Teacher
+from pipelines.config.schema import PipelineConfig
 from pseudo_label.criteria.contract import CRITERIA, get_criterion
 from pseudo_label.decision import Method
 from pseudo_label.lexical_config import LexicalConfig, RuleConfig

@@ -339,7 +339,7 @@ def test_logits_in_chunks_equal_logits_at_once(model: GPT, monkeypatch: pytest.M
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_weights_that_train_away_from_the_labels_are_refused_by_name(value: float) -> None:
     for part in ("context", "prompt", "pseudo_label"):
-        with pytest.raises(ConfigError, match=f"^{part}: {value} .* a part of weight 0 is left out"):
+        with pytest.raises(ConfigError, match=f"^{part}: {value} .*a part of weight 0 is left out"):
             PartWeights(**{part: value})
     with pytest.raises(ConfigError, match=f"^weight: {value} "):
         BalanceConfig(weight=value)

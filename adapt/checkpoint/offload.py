@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from adapt.core.errors import ConfigError
+from adapt.core.settings import Settings, setting
 
 
 class Verify(enum.Enum):
@@ -29,18 +29,17 @@ class WeightsIn(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OffloadConfig:
-    """Where weights are while scoring, and what of them is hashed on opening; neither changes a score.
+class OffloadConfig(Settings):
+    """Where weights are while scoring, and what of them is hashed on opening; neither changes a score."""
 
-    `ahead_mb` bounds what is read ahead of its use, `pass_tokens` the (padded) tokens that go through the layers together: each
-    such pass reads the model once. Both matter only where weights are paged.
-    """
-
-    weights: WeightsIn = WeightsIn.MEMORY
-    verify: Verify = Verify.SAMPLE
-    ahead_mb: int = 1024
-    pass_tokens: int = 16384
-
-    def __post_init__(self) -> None:
-        if self.ahead_mb < 1 or self.pass_tokens < 1:
-            raise ConfigError("ahead_mb and pass_tokens must be at least 1")
+    weights: WeightsIn = setting(
+        WeightsIn.MEMORY, "Where weights are while scoring: all in memory, in mapped files (mmap), or in a few buffers (ring)."
+    )
+    verify: Verify = setting(Verify.SAMPLE, "How much of a checkpoint is hashed when it is opened.")
+    ahead_mb: int = setting(1024, "Most that is read from disk ahead of its use, where weights are paged.", least=1, unit="MB")
+    pass_tokens: int = setting(
+        16384,
+        "Padded tokens that go through the layers together where weights are paged; each such pass reads the model once.",
+        least=1,
+        unit="tokens",
+    )

@@ -19,6 +19,7 @@ from typing import Any, TypeVar, Union
 
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
+from adapt.core.settings import about_field
 
 T = TypeVar("T")
 
@@ -42,33 +43,13 @@ def from_plain(kind: type[T], value: Any, where: str) -> T:
     """Build a dataclass from plain values.
 
     Raises:
-        ConfigError: unknown keys, missing keys and wrong types, all of them in one message, each by its dotted path.
+        ConfigError: unknown and missing keys, wrong types and values out of range, all in one message, each by its dotted path.
     """
     problems: list[str] = []
     built = _build(kind, value, "", problems)
     if problems:
         raise ConfigError(f"{where}: " + "; ".join(problems))
     return typing.cast(T, built)
-
-
-def check_not_negative(name: str, value: float, meaning_of_0: str = "give 0 or more") -> None:
-    """Refuse a setting that is negative, infinite or not a number.
-
-    Raises:
-        ConfigError: it is; the message says what 0 means.
-    """
-    if not 0 <= value < float("inf"):
-        raise ConfigError(f"{name}: {value} is not 0 or a positive number; {meaning_of_0}")
-
-
-def check_positive(name: str, value: float, advice: str = "give a number above 0") -> None:
-    """Refuse a setting that is 0, negative, infinite or not a number.
-
-    Raises:
-        ConfigError: it is; the message ends with the advice.
-    """
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"{name}: {value} is not a number above 0; {advice}")
 
 
 def digest_of(value: Any) -> str:
@@ -147,6 +128,9 @@ def _build_dataclass(kind: Any, value: Any, path: str, problems: list[str]) -> A
     for name, field in fields.items():
         if name in value:
             arguments[name] = _build(hints[name], value[name], _join(path, name), problems)
+            said = about_field(kind, name)
+            if said is not None:
+                problems += said.problems(arguments[name], _join(path, name))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             problems.append(f"{_join(path, name)}: missing")
     if len(problems) > before:
@@ -154,7 +138,8 @@ def _build_dataclass(kind: Any, value: Any, path: str, problems: list[str]) -> A
     try:
         return kind(**arguments)
     except ConfigError as error:
-        problems.append(f"{path}: {error}" if path else str(error))
+        is_of_field = str(error).partition(":")[0].partition(".")[0].partition("=")[0] in fields
+        problems.append(str(error) if not path else f"{path}.{error}" if is_of_field else f"{path}: {error}")
         return None
 
 

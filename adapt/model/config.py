@@ -6,37 +6,45 @@ import enum
 from dataclasses import dataclass, field
 
 from adapt.core.errors import ConfigError
-from adapt.core.typed import check_not_negative, check_positive
+from adapt.core.settings import Settings, about, refuse_out_of_range, setting, setting_of
 from adapt.model.activation import Gelu
 from adapt.model.routers.settings import RouterConfig, Top1Config
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """Sizes of a GPT. `experts`: one count per MoE layer, or a single count for all of them; [0] is a dense model.
+    """Sizes of a GPT; ranges are checked by `validate`, since a size may be given before the others are known."""
 
-    With a `capacity_factor`, an expert takes at most that many times its even share of a sequence's tokens in training and
-    drops the others; absent, nothing is ever dropped. `ffn_hidden_size` absent: `ffn_multiple` x `hidden_size`.
-    `expert_residual_layers` is the depth of the expert-residual network (0: none). `even_routing` spreads tokens over experts by a
-    hash, whatever the router says: random weights would send nearly all to a few.
-    """
-
-    n_layers: int
-    hidden_size: int
-    n_heads: int
-    context_length: int
-    vocab_size: int
-    ffn_multiple: int = 4
-    experts: list[int] = field(default_factory=lambda: [0])
-    is_residual: bool = False
-    router: RouterConfig = field(default_factory=Top1Config)
-    capacity_factor: float | None = None
-    init_std: float = 0.02
-    norm_eps: float = 1e-5
-    gelu: Gelu = Gelu.TANH
-    ffn_hidden_size: int | None = None
-    expert_residual_layers: int = 0
-    even_routing: bool = False
+    n_layers: int = field(metadata=about("Transformer blocks; every second one is a MoE layer where `experts` says so.", least=1))
+    hidden_size: int = field(metadata=about("Width of the hidden states, a multiple of `n_heads`.", least=1))
+    n_heads: int = field(metadata=about("Attention heads of a block.", least=1))
+    context_length: int = field(metadata=about("Longest text that the model reads at once.", least=1, unit="tokens"))
+    vocab_size: int = field(metadata=about("Rows of the embedding; presets take `tokenizer.vocab_size`.", least=1, unit="tokens"))
+    ffn_multiple: int = setting(4, "Width of dense MLPs and experts as a multiple of `hidden_size`.", least=1)
+    experts: list[int] = setting_of(
+        lambda: [0],
+        "Experts of each MoE layer, in order, or one count for all of them; 0 is a dense layer.",
+        least=0,
+        hint="[0] is a dense model",
+    )
+    is_residual: bool = setting(False, "Adds a dense MLP beside the experts of every MoE layer.")
+    router: RouterConfig = setting_of(Top1Config, "Decides which experts a token goes to; choose it with model/router=NAME.")
+    capacity_factor: float | None = setting(
+        None,
+        "In training an expert takes at most this many times its even share of a sequence's tokens and drops the others.",
+        above=0,
+        hint="null drops nothing",
+    )
+    init_std: float = setting(0.02, "Standard deviation of the first weights.", least=0)
+    norm_eps: float = setting(1e-5, "Added to the variance in layer norms.", above=0)
+    gelu: Gelu = setting(Gelu.TANH, "Form of the activation: the tanh approximation or the error function.")
+    ffn_hidden_size: int | None = setting(
+        None, "Width of dense MLPs and experts where it is no multiple of `hidden_size`.", least=1, hint="null takes `ffn_multiple`"
+    )
+    expert_residual_layers: int = setting(0, "Depth of the expert-residual network.", least=0, hint="0 is none", unit="layers")
+    even_routing: bool = setting(
+        False, "Spreads tokens over experts by a hash, whatever the router says: for measuring speed with random weights."
+    )
 
     @property
     def ffn_width(self) -> int:
@@ -60,7 +68,7 @@ class GPTConfig:
                 f"model.experts: has {len(counts)} entries, but {self.n_layers} layers have {n_moe} MoE layers; "
                 "give one count, or one per MoE layer"
             )
-        if any(count < 0 or count == 1 for count in counts):
+        if 1 in counts:
             raise ConfigError(f"model.experts: {list(self.experts)} has a count that is neither 0 (dense) nor at least 2")
         by_layer = [0] * self.n_layers
         by_layer[1::2] = counts
@@ -68,16 +76,8 @@ class GPTConfig:
 
     def validate(self) -> None:
         """Raise ConfigError for sizes that no model can have."""
+        refuse_out_of_range(self, "model.")
         self.expert_counts()
-        sizes = (self.n_layers, self.hidden_size, self.n_heads, self.context_length, self.vocab_size, self.ffn_width)
-        if min(sizes) < 1:
-            raise ConfigError("model: layers, hidden size, heads, context, vocabulary and ffn width must be at least 1")
-        if self.capacity_factor is not None:
-            check_positive("model.capacity_factor", self.capacity_factor, "null drops nothing")
-        check_positive("model.norm_eps", self.norm_eps)
-        check_not_negative("model.init_std", self.init_std)
-        if self.expert_residual_layers < 0:
-            raise ConfigError(f"model.expert_residual_layers: {self.expert_residual_layers} is negative; 0 is none")
         if self.n_layers == 1 and any(self.experts):
             raise ConfigError("model.experts: a model of one layer has no MoE layer; use [0]")
         if self.hidden_size % self.n_heads:
@@ -85,10 +85,10 @@ class GPTConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HFConfig:
+class HFConfig(Settings):
     """A base that is a Hugging Face directory; its sizes are in its own config.json."""
 
-    path: str
+    path: str = field(metadata=about("Directory of the Hugging Face model that model=hf takes as the base.", form="directory"))
 
 
 class Recompute(enum.Enum):

@@ -19,6 +19,7 @@ import sentencepiece
 
 from adapt.core.errors import AdaptError, CheckpointError, ConfigError
 from adapt.core.runtime import generator_for
+from adapt.core.settings import Settings, setting
 
 PAD, UNK, BOS, EOS, MASK = "<pad>", "<unk>", "<s>", "</s>", "<mask>"
 MODEL_FILE = "tokenizer.model"
@@ -28,13 +29,17 @@ _SENTENCE_END = re.compile(r"[。！？；…!?;\s]+|[.,，、](?=.)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """How a tokenizer is trained. `max_sentences` sentences are drawn from the corpus; memory grows with them."""
+class TokenizerConfig(Settings):
+    """How a tokenizer is trained."""
 
-    vocab_size: int = 8000
-    max_sentences: int = 400_000
-    character_coverage: float = 0.9995
-    threads: int = 2
+    vocab_size: int = setting(8000, "Pieces of the vocabulary, bytes and special tokens included.", least=1, unit="pieces")
+    max_sentences: int = setting(
+        400_000, "Sentences drawn from the corpus to train on; memory grows with them.", least=1, unit="sentences"
+    )
+    character_coverage: float = setting(
+        0.9995, "Share of the corpus's characters that get a piece of their own; the rest is spelt in bytes.", above=0, most=1
+    )
+    threads: int = setting(2, "CPU threads that train the tokenizer.", least=1)
 
 
 class Tokenizer:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from adapt.core.errors import ConfigError
 from adapt.core.precision import AutoPrecision, Precision, auto_precision
+from adapt.core.settings import Settings, setting, setting_of
 from adapt.model.config import Recompute
 from adapt.train.loss_scale import LossScaleConfig
 from adapt.train.optimizer_config import Algorithm, OptimizerConfig
@@ -24,39 +25,58 @@ class GradientCommunication(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineConfig:
+class EngineConfig(Settings):
     """How a step is computed: none of these changes what it computes (precision aside).
 
-    At `zero_stage` 0 every rank keeps the whole optimizer, at 1 a part of it, at 2 a part of the gradients too. Gradients are
-    added up over micro-batches in fp32 at any precision, and over ranks as `gradient_communication` says. `micro_batch` is in rows
-    per rank; `threads` per rank, absent for an even share of the cores. `expert_parallel` is how many neighbouring ranks share the
-    experts of every layer (1: each has them all). `activation_checkpointing`: what the backward pass computes again. `memory_gb`:
-    what a rank has; what needs more is refused before anything is allocated. `loss_scale` is what fp16 is trained with. `resolved`
+    Gradients are added up over micro-batches in fp32 at any precision, and over ranks as `gradient_communication` says. `resolved`
     replaces the precision `auto`.
-
-    `hostfile` names hosts to train on together (lines `host slots=n`, as many slots as `world_size`), reached by `remote_shell`;
-    the ranks meet at `master_address` (absent: the first host). Without it, all ranks are on this machine.
     """
 
-    world_size: int = 1
-    expert_parallel: int = 1
-    activation_checkpointing: Recompute = Recompute.NONE
-    zero_stage: int = 2
-    precision: Precision = Precision.AUTO
-    gradient_communication: GradientCommunication = GradientCommunication.FP32
-    micro_batch: int = 8
-    pad_multiple: int = 1
-    threads: int | None = None
-    bucket_elements: int = 50_000_000
-    memory_gb: float | None = None
-    loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
-    hostfile: str | None = None
-    remote_shell: str = "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
-    master_address: str | None = None
+    world_size: int = setting(1, "Processes that train together.", least=1, unit="ranks")
+    expert_parallel: int = setting(
+        1, "Neighbouring ranks that share the experts of every layer; divides `world_size`.", least=1, unit="ranks"
+    )
+    activation_checkpointing: Recompute = setting(
+        Recompute.NONE, "What the backward pass computes again to save memory: nothing, feed-forward parts, or whole blocks."
+    )
+    zero_stage: int = setting(
+        2, "ZeRO: at 0 every rank keeps the whole optimizer, at 1 a part of it, at 2 a part of the gradients too.", least=0, most=2
+    )
+    precision: Precision = setting(
+        Precision.AUTO, "Number format of training; auto is bf16 where the device multiplies in it and ZeRO allows, else fp32."
+    )
+    gradient_communication: GradientCommunication = setting(
+        GradientCommunication.FP32, "Format in which ranks sum gradients; that of the model halves the traffic in bf16."
+    )
+    micro_batch: int = setting(8, "Rows that a rank computes at once; changes speed and memory.", least=1, unit="rows")
+    pad_multiple: int = setting(1, "Batches are padded to a multiple of this width.", least=1, unit="tokens")
+    threads: int | None = setting(None, "CPU threads of a rank.", least=1, hint="null gives each rank an even share of the cores")
+    bucket_elements: int = setting(50_000_000, "Gradient elements that ranks exchange at once.", least=1, unit="elements")
+    memory_gb: float | None = setting(
+        None,
+        "Memory that a rank has; training that needs more is refused before it starts.",
+        above=0,
+        unit="GB",
+        hint="null checks nothing",
+    )
+    loss_scale: LossScaleConfig = setting_of(LossScaleConfig, "Loss scaling, read with engine.precision=fp16 only.")
+    hostfile: str | None = setting(
+        None,
+        "File of the hosts to train on together, lines `host slots=n`, as many slots as `world_size`.",
+        hint="null keeps all ranks on this machine",
+        form="file",
+    )
+    remote_shell: str = setting(
+        "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3",
+        "Command that reaches the hosts of `hostfile`.",
+        form="command",
+    )
+    master_address: str | None = setting(
+        None, "Address at which the ranks of several hosts meet.", hint="null takes the first host", form="host"
+    )
 
     def __post_init__(self) -> None:
-        if self.zero_stage not in (0, 1, 2):
-            raise ConfigError(f"zero_stage: {self.zero_stage} is not supported; use 0, 1 or 2")
+        super().__post_init__()
         if self.zero_stage == 0 and self.precision not in (Precision.AUTO, Precision.FP32):
             raise ConfigError(f"zero_stage: 0 keeps no fp32 masters beside {self.precision.value} weights; use 1 or 2, or fp32")
         if self.zero_stage == 1 and self.precision is Precision.BF16:
@@ -65,9 +85,7 @@ class EngineConfig:
             raise ConfigError("zero_stage: 0 shares nothing, experts neither; use 1 or 2, or engine.expert_parallel=1")
         if not self.remote_shell.strip():
             raise ConfigError("remote_shell: is empty; ssh is one")
-        if self.world_size < 1 or self.micro_batch < 1:
-            raise ConfigError("world_size and micro_batch must be at least 1")
-        if self.expert_parallel < 1 or self.world_size % self.expert_parallel:
+        if self.world_size % self.expert_parallel:
             divisors = [n for n in range(1, self.world_size + 1) if self.world_size % n == 0]
             nearest = min(divisors, key=lambda n: (abs(n - self.expert_parallel), -n))
             raise ConfigError(

@@ -14,10 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adapt.core.errors import ConfigError
+from adapt.core.settings import Settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossScaleConfig:
+class LossScaleConfig(Settings):
     """How the scale begins and moves; read with `engine.precision=fp16` alone.
 
     With `hysteresis` n, the first n - 1 overflows after the scale has grown (or begun) skip their steps and leave it; each further
@@ -25,19 +26,18 @@ class LossScaleConfig:
     `window` more do so again.
     """
 
-    initial: int = 1 << 16
-    window: int = 1000
-    hysteresis: int = 2
-    minimum: int = 1
+    initial: int = setting(1 << 16, "First factor on the loss in fp16, a power of 2.", least=1)
+    window: int = setting(1000, "Steps without an overflow after which the scale is doubled.", least=1, unit="steps")
+    hysteresis: int = setting(2, "Overflows after which the scale is halved; the ones before only skip their step.", least=1)
+    minimum: int = setting(1, "Least scale, a power of 2; an overflow there ends the run.", least=1)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in (("initial", self.initial), ("minimum", self.minimum)):
-            if value < 1 or value & (value - 1):
-                raise ConfigError(f"loss_scale.{name}: {value} is not a power of 2; 65536 is one")
+            if value & (value - 1):
+                raise ConfigError(f"{name}: {value} is not a power of 2; 65536 is one")
         if self.minimum > self.initial:
-            raise ConfigError(f"loss_scale.minimum: {self.minimum} is above loss_scale.initial, {self.initial}; lower it")
-        if self.window < 1 or self.hysteresis < 1:
-            raise ConfigError("loss_scale.window and loss_scale.hysteresis must be at least 1")
+            raise ConfigError(f"minimum: {self.minimum} is above initial, {self.initial}; lower it")
 
     def for_deepspeed(self) -> dict[str, int]:
         """Return DeepSpeed's names for these settings; its `loss_scale` 0 stands for a dynamic one."""

@@ -6,8 +6,7 @@ import enum
 import math
 from dataclasses import dataclass
 
-from adapt.core.errors import ConfigError
-from adapt.core.typed import check_not_negative
+from adapt.core.settings import Settings, setting
 
 
 class Schedule(enum.Enum):
@@ -27,32 +26,20 @@ class Algorithm(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """An optimizer with warm-up and a schedule; `clip` is the largest global gradient norm."""
+class OptimizerConfig(Settings):
+    """An optimizer with warm-up and a schedule."""
 
-    algorithm: Algorithm = Algorithm.ADAMW
-    lr: float = 3e-4
-    min_lr_ratio: float = 0.01
-    warmup_share: float = 0.1
-    schedule: Schedule = Schedule.COSINE
-    decay_share: float = 0.2
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_not_negative("lr", self.lr, "0 trains nothing")
-        check_not_negative("weight_decay", self.weight_decay, "0 is none")
-        check_not_negative("eps", self.eps)
-        check_not_negative("clip", self.clip, "0 clips nothing")
-        for name in ("min_lr_ratio", "warmup_share", "decay_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is no share; give 0 to 1")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is out of range; give 0 or more, less than 1")
+    algorithm: Algorithm = setting(Algorithm.ADAMW, "The optimizer; lamb needs engine.zero_stage=0.")
+    lr: float = setting(3e-4, "Largest learning rate, reached after the warm-up.", least=0, hint="0 trains nothing")
+    min_lr_ratio: float = setting(0.01, "Last learning rate as a share of the largest.", least=0, most=1)
+    warmup_share: float = setting(0.1, "Part of the run in which the learning rate rises.", least=0, most=1, unit="share of steps")
+    schedule: Schedule = setting(Schedule.COSINE, "How the learning rate falls after the warm-up; wsd is stable, then linear.")
+    decay_share: float = setting(0.2, "Part of the run at whose end wsd decays.", least=0, most=1, unit="share of steps")
+    beta1: float = setting(0.9, "Decay of the gradient's running mean.", least=0, below=1)
+    beta2: float = setting(0.95, "Decay of the squared gradient's running mean.", least=0, below=1)
+    eps: float = setting(1e-8, "Added to the root of the second moment.", least=0)
+    weight_decay: float = setting(0.1, "Decoupled weight decay per unit of learning rate.", least=0, hint="0 is none")
+    clip: float = setting(1.0, "Largest global gradient norm; larger gradients are scaled to it.", least=0, hint="0 clips nothing")
 
 
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from adapt.core.settings import Settings, setting
 from adapt.core.typed import digest_of
 
 
@@ -21,12 +22,12 @@ class TrackerKind(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackerConfig:
-    """Tracking settings. `mode` is wandb's own: offline, online or disabled."""
+class TrackerConfig(Settings):
+    """Tracking settings."""
 
-    kind: TrackerKind = TrackerKind.NONE
-    project: str = "moe-adapt"
-    mode: str = "offline"
+    kind: TrackerKind = setting(TrackerKind.NONE, "Where metrics go beside the artifacts; set by tracker=NAME.")
+    project: str = setting("moe-adapt", "Project of Weights & Biases that runs are listed under.", form="name")
+    mode: str = setting("offline", "Mode of Weights & Biases.", one_of=("offline", "online", "disabled"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,12 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NoReturn
 
 import hydra
 import omegaconf
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -27,9 +29,12 @@ from adapt.core.errors import AdaptError, ConfigError
 from adapt.core.registry import suggest
 from adapt.core.runtime import set_up_logging
 from adapt.core.typed import defaults_of, digest_of, from_plain, to_plain
-from adapt.model.config import GPTConfig, HFConfig
+from adapt.model.config import GPTConfig
 from adapt.model.routers.settings import RouterConfig, Top1Config
 from adapt.text.rows.writing import STANDARD
+from pipelines.command_line.argument_words import as_typed, flags_first, in_quotes, is_sweep, split_at_commas
+from pipelines.command_line.help import help_of
+from pipelines.config.described import GROUPS, mapping_keys, schema, suggest_key, text_keys
 from pipelines.config.locations import conf_dir, demo_dir
 from pipelines.config.schema import PipelineConfig
 from pipelines.ranks.hosts import check_hosts
@@ -38,19 +43,7 @@ from pipelines.ranks.launch import USER_ERROR_CODE, Terminated, terminate
 _LONGEST_NAME = 120
 _FOREIGN = "hf"
 _IMPORT = "import_checkpoint"
-_QUOTES = ("'", '"')
-_PLACES = (
-    "input",
-    "output",
-    "checkpoint",
-    "source",
-    "task_dir",
-    "data.root",
-    "run.dir",
-    "run.name",
-    "model.path",
-    "prompt_search.file",
-)
+_HELP = ("--help", "-h")
 
 
 def main(config_name: str, act: Callable[[PipelineConfig, str | None], None] | None = None) -> NoReturn:
@@ -59,8 +52,12 @@ def main(config_name: str, act: Callable[[PipelineConfig, str | None], None] | N
     signal.signal(signal.SIGTERM, terminate)
     # With this set Hydra raises its errors instead of printing several lines and exiting by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    is_sweep = any(argument in ("-m", "--multirun") for argument in sys.argv[1:])
-    sys.argv[1:] = [_quoted(_long_form(argument, config_name), is_sweep=is_sweep) for argument in sys.argv[1:]]
+    words, sweeps = flags_first(sys.argv[1:]), is_sweep(sys.argv[1:])
+    if any(word in _HELP for word in words):
+        sys.stdout.write(help_of(config_name, words))
+        sys.exit(0)
+    words = [_long_form(word, config_name, sweeps=sweeps) for word in words]
+    sys.argv[1:] = [as_typed(word, text_keys(), sweeps=sweeps, reads=_is_readable) for word in words]
     is_composed = False
 
     def task(config: DictConfig) -> None:
@@ -94,16 +91,23 @@ def checked(config: DictConfig) -> PipelineConfig:
     missing = sorted(OmegaConf.missing_keys(config).difference(unneeded))
     if missing:
         raise ConfigError(f"mandatory keys are missing: {', '.join(missing)}")
-    plain: Any = OmegaConf.to_container(config, resolve=True)
+    plain: Any = _with_mappings(OmegaConf.to_container(config, resolve=True))
     found = from_plain(PipelineConfig, {**plain, "model": _chosen_model(plain["model"])}, "configuration")
     check_hosts(found.engine)
     return found
 
 
-def _schema(missing: Any) -> dict[str, Any]:
-    """Return all keys with their defaults; `model` has those of both kinds of model, of which `_chosen_model` keeps one."""
-    model = {"kind": "gpt", **defaults_of(GPTConfig, missing), **defaults_of(HFConfig, missing)}
-    return {**defaults_of(PipelineConfig, missing), "model": model}
+def _with_mappings(plain: Any) -> Any:
+    """Read mappings that Hydra's grammar could not, such as `{新闻: 2}`, from the text that they were handed on as."""
+    for path in mapping_keys():
+        *sections, name = path.split(".")
+        section = reduce(lambda inner, part: inner[part], sections, plain)
+        if isinstance(section[name], str):
+            try:
+                section[name] = yaml.safe_load(section[name])
+            except yaml.YAMLError as error:
+                raise ConfigError(f"{path}: '{section[name]}' is no mapping; give {{name: number}}") from error
+    return plain
 
 
 def _chosen_model(model: dict[str, Any]) -> dict[str, Any]:
@@ -124,8 +128,8 @@ def _chosen_model(model: dict[str, Any]) -> dict[str, Any]:
     return {"path": model["path"]}
 
 
-def _long_form(argument: str, config_name: str) -> str:
-    """Turn `task=NAME` into `tasks=[NAME]`, and `task=A,B` into a sweep over both; at an import, `tokenizer` is a file.
+def _long_form(argument: str, config_name: str, *, sweeps: bool) -> str:
+    """Turn `task=NAME` into `tasks=[NAME]`, in a sweep `task=A,B` into one over both; at an import, `tokenizer` is a file.
 
     Hydra itself would take `task` for the configuration group of that name.
     """
@@ -134,34 +138,17 @@ def _long_form(argument: str, config_name: str) -> str:
         return f"{_IMPORT}.{argument}"
     if key != "task" or not equals:
         return argument
-    names = (
-        name if re.fullmatch(r"[\w.-]+", name, re.ASCII) or name[:1] in _QUOTES else _in_quotes(name) for name in value.split(",")
-    )
-    return "tasks=" + ",".join(f"[{name}]" for name in names)
+    names = split_at_commas(value) if sweeps else [value]
+    return "tasks=" + ",".join(f"[{in_quotes(name)}]" for name in names)
 
 
-def _quoted(argument: str, *, is_sweep: bool) -> str:
-    """Put the value of `key=value` into quotes where Hydra cannot read it as it is: Chinese names, parentheses, equals signs.
-
-    What looks like a number or several values is part of the name of a file or directory, unless a sweep was asked for.
-    """
-    key, equals, value = argument.partition("=")
-    if not equals or not re.fullmatch(r"\+{0,2}[\w./@]+", key) or value[:1] in ("", *_QUOTES):
-        return argument
+def _is_readable(word: str) -> bool:
+    """Return whether Hydra's grammar takes a word."""
     try:
-        override = OverridesParser.create().parse_override(argument)
-        is_name = key in _PLACES and not is_sweep
-        if not is_name or (not override.is_sweep_override() and isinstance(override.value(), str | None)):
-            return argument
+        OverridesParser.create().parse_override(word)
     except Exception:  # Hydra's own, or its lexer's
-        if value.startswith("[") and value.endswith("]"):
-            items = [item.strip() for item in value[1:-1].split(",")]
-            return f"{key}=[{','.join(item if item[:1] in _QUOTES else _in_quotes(item) for item in items)}]"
-    return f"{key}={_in_quotes(value)}"
-
-
-def _in_quotes(text: str) -> str:
-    return "'" + text.replace("'", "\\'") + "'"
+        return False
+    return True
 
 
 def _act_on(config: DictConfig, act: Callable[[PipelineConfig, str | None], None]) -> None:
@@ -200,7 +187,7 @@ def _walk(config: PipelineConfig, point: str | None) -> None:
 
 def _register() -> None:
     store = ConfigStore.instance()
-    store.store(name="schema", node=_schema(omegaconf.MISSING))
+    store.store(name="schema", node=schema(omegaconf.MISSING))
     for name, settings in RouterConfig.choices().items():
         store.store(group="model/router", name=name, node=defaults_of(settings, omegaconf.MISSING))
     if not OmegaConf.has_resolver("demo"):
@@ -212,8 +199,8 @@ def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     message = lines[0] if lines else type(error).__name__
     refused = re.match(r"Could not override '([^']+)'", message)
-    if refused and isinstance(error.__cause__, ConfigKeyError | ConfigAttributeError):
-        return _unknown_key(refused.group(1))
+    if isinstance(error.__cause__, ConfigKeyError | ConfigAttributeError) and (refused or error.__cause__.full_key):
+        return _unknown_key(max(refused.group(1) if refused else "", str(error.__cause__.full_key or ""), key=len))
     if refused and error.__cause__ is not None:
         return f"{message} {str(error.__cause__).splitlines()[0]}"
     if "Could not find" in message:
@@ -223,14 +210,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _unknown_key(path: str) -> str:
-    """Name the longest part of a dotted path that exists, and the nearest key to what follows it."""
-    section: Any = _schema(None)
-    for part in path.split("."):
-        if not isinstance(section, dict) or part not in section:
-            names = list(section) if isinstance(section, dict) else []
-            return f"unknown key '{path}'{suggest(part, names)}; `--cfg job` shows all keys"
-        section = section[part]
-    return f"unknown key '{path}'; `--cfg job` shows all keys"
+    if "/" in path:
+        return f"unknown group '{path}'{suggest(path, list(GROUPS))}; there are: {', '.join(GROUPS)}"
+    return f"unknown key '{path}'{suggest_key(path)}; `--help` lists the keys, `--cfg job` their values"
 
 
 def _leave(message: str, code: int = USER_ERROR_CODE) -> NoReturn:

@@ -121,10 +121,6 @@ def group_sizes(settings: LabelTreeConfig, task: TaskConfig) -> GroupSizes:
         groups=max(known, 2) if settings.groups is None else settings.groups, least=settings.min_size, most=settings.max_size
     )
     sizes.check(len(task.labels), f"task '{task.name}'")
-    if not 0 <= settings.labelled_weight <= 1:
-        raise ConfigError(f"label_tree.labelled_weight: {settings.labelled_weight:g} is not a share; take 0 to 1")
-    if settings.rows < 2:
-        raise ConfigError(f"label_tree.rows: {settings.rows} rows say nothing of how labels go together; take at least 2")
     if settings.labelled_weight and settings.source is TreeSource.EMBEDDINGS:
         raise ConfigError("label_tree.labelled_weight: embeddings read no rows; set label_tree.source=confusions")
     return sizes

@@ -16,7 +16,7 @@ import numpy as np
 from adapt.core.artifacts import Artifact
 from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
-from pipelines.config.schema import EvaluateConfig
+from pipelines.config.label_settings import EvaluateConfig
 from pipelines.stages.contract import Workshop
 from pipelines.stages.rows import TaskData, labelled_rows_of_other
 from pipelines.stages.scores import scores_of

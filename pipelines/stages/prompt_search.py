@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.core.artifacts import Artifact
-from adapt.core.errors import ConfigError, DataError
+from adapt.core.errors import DataError
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import LabelForm
 from adapt.core.typed import to_plain
@@ -85,7 +85,7 @@ class PromptSearch(Stage[PromptSearchReads]):
     name = NAME
 
     def reads(self, run: Run, task: TaskConfig | None) -> PromptSearchReads:
-        """Raise ConfigError where an entry of the file is malformed, or a setting makes no sense."""
+        """Raise ConfigError where an entry of the file is malformed."""
         assert task is not None
         config, settings = run.config, run.config.prompt_search
         measured_on = list(LABELLED_SPLITS) if config.split is None else [config.split]
@@ -130,10 +130,8 @@ def judged_task(task: TaskConfig, settings: PromptSearchConfig) -> TaskConfig:
     """Return the task with the prompts to judge: those of a file, or its own.
 
     Raises:
-        ConfigError: an entry of the file is malformed, or a setting makes no sense.
+        ConfigError: an entry of the file is malformed.
     """
-    if settings.rows < 1 or settings.top < 1 or (settings.labelled_rows or 0) < 0:
-        raise ConfigError("prompt_search: rows and top must be at least 1, labelled_rows at least 0")
     if settings.file is None:
         return task
     prompts = load_prompts(Path(settings.file), task)

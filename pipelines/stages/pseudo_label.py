@@ -16,7 +16,7 @@ from adapt.core.scorer import FloatArray
 from adapt.core.spans import LabelForm
 from adapt.core.typed import to_plain
 from adapt.text.corpus import is_held_out
-from pipelines.config.schema import PseudoLabelConfig, Teacher
+from pipelines.config.label_settings import PseudoLabelConfig, Teacher
 from pipelines.stages.contract import Files, Stage, Workshop, unkeyed
 from pipelines.stages.criteria_table import criteria_pairs
 from pipelines.stages.products import Labels

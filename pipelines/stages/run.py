@@ -22,6 +22,7 @@ from pipelines.stages.contract import Stage, Workshop, now
 from pipelines.stages.models import open_model_artifact
 from pseudo_label.tasks import TaskConfig, load_task
 
+DATA_ROOT_ADVICE = "give a directory in the CLUE layout (<task>/{dev,unlabeled,test}.{json,csv,...})"
 logger = logging.getLogger("pipelines")
 
 
@@ -83,12 +84,11 @@ class Run:
 
     def data_root(self) -> Path:
         """Return data.root. Raises ConfigError where none is given or it is no directory."""
-        wanted = "give a directory in the CLUE layout (<task>/{dev,unlabeled,test}.{json,csv,...})"
         if self.config.data.root is None:
-            raise ConfigError(f"data.root is not set; {wanted}")
+            raise ConfigError(f"data.root is not set; {DATA_ROOT_ADVICE}")
         root = Path(self.config.data.root)
         if not root.is_dir():
-            raise ConfigError(f"data.root: {root} is no directory; {wanted}")
+            raise ConfigError(f"data.root: {root} is no directory; {DATA_ROOT_ADVICE}")
         return root
 
     def place(self, stage: str, task: TaskConfig | None = None) -> str:

@@ -7,7 +7,8 @@ import logging
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
 from adapt.core.spans import LabelForm
-from pipelines.config.schema import PipelineConfig, PseudoLabelConfig
+from pipelines.config.label_settings import PseudoLabelConfig
+from pipelines.config.schema import PipelineConfig
 from pseudo_label.coarse_to_fine import CoarseToFine
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.tasks import TaskConfig

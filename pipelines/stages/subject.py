@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from adapt.core.artifacts import Artifact
 from adapt.core.spans import LabelForm
-from pipelines.config.schema import EvaluateConfig
+from pipelines.config.label_settings import EvaluateConfig
 from pipelines.stages.contract import Reads, Workshop
 from pipelines.stages.criteria_table import criteria_pairs
 from pipelines.stages.rows import UNLABELED, TaskData, adaptation_rows, domain_texts

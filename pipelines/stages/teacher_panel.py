@@ -19,7 +19,7 @@ import numpy as np
 from adapt.core.artifacts import Artifact
 from adapt.core.errors import CheckpointError, ConfigError, DataError
 from adapt.core.scorer import FloatArray
-from pipelines.config.schema import PseudoLabelConfig, Teacher, Weighting
+from pipelines.config.label_settings import PseudoLabelConfig, Teacher, Weighting
 from pipelines.stages.contract import Files, Reads, Workshop
 from pipelines.stages.models import open_model_artifact, weights_of
 from pipelines.stages.rows import UNLABELED, TaskData, adaptation_rows, sample_rows

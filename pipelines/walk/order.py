@@ -4,32 +4,20 @@ from __future__ import annotations
 
 import importlib
 import logging
+from pathlib import Path
 from typing import Any
 
 from adapt.core.artifacts import is_artifact
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
 from adapt.model.config import HFConfig
+from pipelines.config.commands import STAGES
 from pipelines.config.schema import PipelineConfig
 from pipelines.stages.contract import Stage
-from pipelines.stages.run import Run
+from pipelines.stages.run import DATA_ROOT_ADVICE, Run
 from pipelines.walk.preflight import check_ahead
 
 logger = logging.getLogger("pipelines")
-# In the order data flows; each is the module of its name, imported once a run wants it.
-STAGES = (
-    "tokenizer",
-    "pretrain",
-    "import_checkpoint",
-    "label_tree",
-    "prompt_search",
-    "pseudo_label",
-    "continue_pretrain",
-    "evaluate",
-    "export",
-    "predict",
-    "report",
-)
 _BASE_STAGES = ("tokenizer", "pretrain")
 
 
@@ -44,6 +32,7 @@ def walk(config: PipelineConfig, point: str | None = None) -> Run:
         raise ConfigError(
             f"stages: unknown stage '{unknown[0]}'{suggest(unknown[0], list(STAGES))}; there are: {', '.join(STAGES)}"
         )
+    _check_directories(config)
     current = Run(config, point)
     names = _without_base_stages(current, [name for name in STAGES if name in config.stages])
     wanted = [stage_named(name) for name in names]
@@ -67,15 +56,35 @@ def stage_named(name: str) -> Stage[Any]:
     return found
 
 
+def _check_directories(config: PipelineConfig) -> None:
+    """Raise ConfigError for a directory that is given and is none, whichever stage would read it."""
+    given = {
+        "task_dir": (config.task_dir, "give a directory of task files, NAME.yaml"),
+        "data.root": (config.data.root, DATA_ROOT_ADVICE),
+        "checkpoint": (config.checkpoint, "give an artifact or export that holds a model, or a Hugging Face directory"),
+    }
+    wrong = [
+        f"{key}: {place} is no directory{' but a file' if Path(place).is_file() else ''}; {advice}"
+        for key, (place, advice) in given.items()
+        if place is not None and not Path(place).is_dir()
+    ]
+    if wrong:
+        raise ConfigError("; ".join(wrong))
+
+
 def _without_base_stages(current: Run, wanted: list[str]) -> list[str]:
-    """Leave out the stages that make a base where `model` is one already; refuse them where nothing else was asked for."""
-    if not isinstance(current.config.model, HFConfig):
+    """Leave out the stages that make a base where one is given; model=hf refuses them where nothing else was asked for."""
+    is_foreign = isinstance(current.config.model, HFConfig)
+    if not is_foreign and current.config.checkpoint is None:
         return wanted
     rest = [name for name in wanted if name not in _BASE_STAGES]
-    if wanted and not rest:
+    if is_foreign and wanted and not rest:
         current.own_model()
+    if not rest:  # a command of its own: it was asked for by name
+        return wanted
     if len(rest) < len(wanted):
-        logger.info("%s: left out, model=hf brings its own", ", ".join(name for name in wanted if name not in rest))
+        given = "model=hf brings its own" if is_foreign else "checkpoint= is the base"
+        logger.info("%s: left out, %s", ", ".join(name for name in wanted if name not in rest), given)
     return rest
 
 

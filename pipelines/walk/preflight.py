@@ -18,7 +18,8 @@ from adapt.core.spans import LabelLoss
 from adapt.model.config import GPTConfig, HFConfig
 from adapt.train.engine_config import check_optimizer
 from adapt.train.train_config import Trained
-from pipelines.config.schema import MomentsStart, PipelineConfig, Teacher
+from pipelines.config.label_settings import Teacher
+from pipelines.config.schema import MomentsStart, PipelineConfig
 from pipelines.stages.models import open_model_artifact, weights_of
 from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, TaskData, labelled_rows_of_other
 from pipelines.stages.run import Run

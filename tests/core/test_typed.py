@@ -200,8 +200,8 @@ def test_something_else_than_a_mapping_at_the_top_is_refused(value: object) -> N
 def test_problems_that_a_dataclass_finds_itself_are_gathered_too() -> None:
     with pytest.raises(ConfigError) as caught:
         from_plain(Evens, {"evens": [{"number": 1}, {"number": 2}, {"number": 3}]}, "here")
-    assert "evens[0]: number: 1 is odd" in str(caught.value)
-    assert "evens[2]: number: 3 is odd" in str(caught.value)
+    assert "evens[0].number: 1 is odd" in str(caught.value)
+    assert "evens[2].number: 3 is odd" in str(caught.value)
     assert "evens[1]" not in str(caught.value)
 
 

@@ -135,5 +135,5 @@ def test_history_has_the_share_above_the_room_and_other_routers_have_none() -> N
 
 @pytest.mark.parametrize("settings", [{"iterations": 0}, {"tolerance": 0.0}, {"tolerance": 1.0}, {"tolerance": float("nan")}])
 def test_settings_that_never_end_or_ask_nothing_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="tolerance between 0 and 1"):
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))}: .* is out of range"):
         SBaseConfig(**settings)

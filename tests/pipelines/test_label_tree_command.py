@@ -119,7 +119,7 @@ def test_labelled_rows_may_have_a_share_in_the_likeness(
         (["label_tree.source=guesses"], ["label_tree.source", "guesses", "embeddings, confusions"]),
         (["label_tree.labelled_weight=2"], ["label_tree.labelled_weight", "0 to 1"]),
         (["label_tree.labelled_weight=0.5"], ["label_tree.labelled_weight", "label_tree.source=confusions"]),
-        (["label_tree.rows=0"], ["label_tree.rows", "at least 2"]),
+        (["label_tree.rows=0"], ["label_tree.rows: 0", "2 or more"]),
         (["checkpoint=/nowhere/at/all"], ["/nowhere/at/all"]),
     ],
 )
@@ -138,7 +138,7 @@ def test_a_task_without_unlabeled_rows_is_told_what_to_do(
     (tmp_path / "clue" / "demo_topics" / "unlabeled.json").write_text("", encoding="utf-8")
     given = command_of(smallest_run, tmp_path / "runs", f"data.root={tmp_path}/clue", "label_tree.source=confusions")
     refused(given, ["demo_topics", "0 unlabeled rows", "label_tree.source=embeddings"], monkeypatch, capsys)
-    given = command_of(smallest_run, tmp_path / "runs", "data.root=/nowhere")
+    given = command_of(smallest_run, tmp_path / "runs", "data.root=null")
     assert in_process("label_tree", given, monkeypatch, capsys)[0] == 0, "embeddings read no data"
 
 

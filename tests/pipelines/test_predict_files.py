@@ -15,7 +15,6 @@ from command_line import in_process, refused
 
 from adapt.core.errors import DataError
 from adapt.text.rows.reading import open_rows, rows_of
-from pipelines.command_line.compose import _quoted
 from pipelines.stages import predict
 
 ADDED = ["prediction", "probability"]
@@ -184,30 +183,3 @@ def test_files_of_any_name_need_no_quotes(tmp_path: Path, predict_here: Predict,
     source = planted(tmp_path / name, "sentence\n好\n")
     predict_here(source, tmp_path / f"out {name}")
     assert [row["sentence"] for row in read(tmp_path / f"out {name}")] == ["好"]
-
-
-@pytest.mark.parametrize(
-    ("argument", "quoted"),
-    [
-        ("input=rows.csv", "input=rows.csv"),
-        ("input=a,b.csv", "input='a,b.csv'"),
-        ("input=2024", "input='2024'"),
-        ("run.name=1e3", "run.name='1e3'"),
-        ("run.name=true", "run.name='true'"),
-        ("checkpoint=null", "checkpoint=null"),
-        ("input='a b.csv'", "input='a b.csv'"),
-        ("seed=1,2", "seed=1,2"),
-        ("data.root=数据", "data.root='数据'"),
-        ("tasks=[数据,demo]", "tasks=['数据','demo']"),
-        ("data.corpus=[a.txt,b.txt]", "data.corpus=[a.txt,b.txt]"),
-        ("input=it's.csv", "input='it\\'s.csv'"),
-        ("--cfg", "--cfg"),
-        ("=3", "=3"),
-    ],
-)
-def test_only_values_that_need_quotes_get_some(argument: str, quoted: str) -> None:
-    assert _quoted(argument, is_sweep=False) == quoted
-
-
-def test_a_sweep_stays_one() -> None:
-    assert [_quoted(word, is_sweep=True) for word in ("input=a.csv,b.csv", "run.name=1,2")] == ["input=a.csv,b.csv", "run.name=1,2"]

@@ -156,7 +156,7 @@ def test_the_suggested_prompts_label_when_they_are_pasted(
             ["entry 1 ('a')", "unknown label 'Neutral'"],
         ),
         ([], "- {name: a, template: '{sentence}{label}', label_words: {Positive: 好, Negative: 好}}", ["'a'", "same"]),
-        (["prompt_search.rows=0"], None, ["prompt_search", "at least 1"]),
+        (["prompt_search.rows=0"], None, ["prompt_search.rows: 0", "1 or more"]),
         (["split=test"], None, ["test.json", "no row has a label"]),
         (["split=nowhere"], None, ["nowhere.json", "no such file"]),
         (["tasks=[]"], None, ["no task given"]),

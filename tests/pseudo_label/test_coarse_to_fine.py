@@ -218,7 +218,7 @@ def test_margins_say_how_sure_the_coarse_step_was() -> None:
 
 @pytest.mark.parametrize("beam", [0, -1])
 def test_at_least_one_group_must_be_followed(beam: int) -> None:
-    with pytest.raises(ConfigError, match=f"beam: {beam} is less than 1"):
+    with pytest.raises(ConfigError, match=f"beam: {beam} is out of range; give 1 or more"):
         CoarseToFine(beam=beam)
 
 

@@ -109,10 +109,10 @@ def test_an_overflow_at_the_least_scale_ends_the_run(results: dict[str, Any]) ->
     ("settings", "words"),
     [
         ({"initial": 1000}, "initial: 1000 is not a power of 2"),
-        ({"minimum": 0}, "minimum: 0 is not a power of 2"),
+        ({"minimum": 0}, "minimum: 0 is out of range; give 1 or more"),
         ({"initial": 2, "minimum": 4}, "minimum: 4 is above"),
-        ({"window": 0}, "at least 1"),
-        ({"hysteresis": 0}, "at least 1"),
+        ({"window": 0}, "window: 0 is out of range"),
+        ({"hysteresis": 0}, "hysteresis: 0 is out of range"),
     ],
 )
 def test_scales_that_cannot_work_are_refused(settings: dict[str, int], words: str) -> None:

@@ -11,9 +11,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from adapt.core.errors import ConfigError
 from adapt.core.registry import import_folder
-from adapt.core.typed import check_not_negative, check_positive
+from adapt.core.settings import Settings, setting
 
 _LARGEST_MARGIN = 16  # T_m amplifies the rounding of the cosine with m
 _NO_ROUTERS = {"contract", "fixed", "gates", "groups", "margin", "settings"}  # what routers share
@@ -21,10 +20,10 @@ _CHOICES: dict[str, type[RouterConfig]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterConfig:
-    """Base of every router's settings; `name` says which router."""
+class RouterConfig(Settings):
+    """Base of every router's settings."""
 
-    name: str = "top1"
+    name: str = setting("top1", "The router; set by model/router=NAME.")
 
     @classmethod
     def choices(cls) -> dict[str, type[RouterConfig]]:
@@ -40,14 +39,12 @@ class RouterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SoftmaxGateConfig(RouterConfig):
-    """Settings of a softmax gate: `jitter` multiplies its input by up to 1 +- that much in training; both are off at 0."""
+    """Settings of a softmax gate."""
 
-    z_loss_weight: float = 0.0
-    jitter: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.z_loss_weight < float("inf") or not 0 <= self.jitter < 1:
-            raise ConfigError("z_loss_weight must be at least 0, and jitter from 0 to below 1")
+    z_loss_weight: float = setting(0.0, "Weight of the loss that keeps gate logits small.", least=0, hint="0 leaves it out")
+    jitter: float = setting(
+        0.0, "In training the gate's input is multiplied by a random factor within 1 plus or minus this.", least=0, below=1
+    )
 
 
 class MarginTarget(enum.Enum):
@@ -59,19 +56,17 @@ class MarginTarget(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class MarginConfig(RouterConfig):
-    """Settings of the margin, 1 (none) to 16; beta is `beta_start * beta_decay ** step`."""
+    """Settings of the margin; the plain logit is blended in with the weight beta = `beta_start` * `beta_decay` ** step."""
 
-    margin: int = 2
-    beta_start: float = 100.0
-    beta_decay: float = 0.99
-    target: MarginTarget = MarginTarget.ROUTED
-    loss_weight: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.margin <= _LARGEST_MARGIN or not 0 <= self.beta_decay <= 1:
-            raise ConfigError(f"margin must be from 1 to {_LARGEST_MARGIN}, and beta_decay from 0 to 1")
-        check_not_negative("beta_start", self.beta_start)
-        check_not_negative("loss_weight", self.loss_weight)
+    margin: int = setting(
+        2, "How many times closer to its expert's direction a token must lie to be worth as much.", least=1, most=_LARGEST_MARGIN
+    )
+    beta_start: float = setting(100.0, "Weight of the plain logit at the first step.", least=0)
+    beta_decay: float = setting(0.99, "Factor on the plain logit's weight at every step.", least=0, most=1)
+    target: MarginTarget = setting(
+        MarginTarget.ROUTED, "Whose logit takes the margin: the expert with the largest plain logit, or position mod experts."
+    )
+    loss_weight: float = setting(0.01, "Weight of the margin's own loss, where the router has one.", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,68 +93,56 @@ class MarginEffect(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class LargeMarginConfig(MarginConfig):
-    """Settings of large-margin routing; `loss_weight` counts where the effect has a loss."""
+    """Settings of large-margin routing."""
 
     name: str = "large_margin"
-    effect: MarginEffect = MarginEffect.BOTH
+    effect: MarginEffect = setting(MarginEffect.BOTH, "What the margin changes in training: the gate, a loss of its own, or both.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertChoiceConfig(MarginConfig):
-    """Settings of expert choice: how many experts pick a token on average, and the margin's."""
+    """Settings of expert choice, where experts pick tokens."""
 
     name: str = "expert_choice"
-    picks_per_token: float = 2.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive("picks_per_token", self.picks_per_token)
+    picks_per_token: float = setting(2.0, "How many experts pick a token on average.", above=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SBaseConfig(RouterConfig):
-    """Settings of S-BASE: the `temperature` that divides the logits, and when a sequence's plan is good enough.
-
-    That is when at most the share `tolerance` of its tokens is above what experts have room for, or after `iterations` rounds.
-    """
+    """Settings of S-BASE, which plans an even share of a sequence's tokens for every expert."""
 
     name: str = "s_base"
-    iterations: int = 500
-    temperature: float = 0.3
-    tolerance: float = 0.02
-
-    def __post_init__(self) -> None:
-        if self.iterations < 1 or not 0 < self.temperature < float("inf") or not 0 < self.tolerance < 1:
-            raise ConfigError("iterations must be at least 1, temperature above 0, and tolerance between 0 and 1")
+    iterations: int = setting(500, "Most rounds of Sinkhorn on the plan of a sequence.", least=1, unit="rounds")
+    temperature: float = setting(0.3, "Divides the logits before the plan is made.", above=0)
+    tolerance: float = setting(
+        0.02, "The plan is good enough when at most this share of tokens is above what experts have room for.", above=0, below=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class HashConfig(RouterConfig):
-    """Settings of hash routing: the map's seed."""
+    """Settings of hash routing."""
 
     name: str = "hash"
-    seed: int = 0
+    seed: int = setting(0, "Seed of the hash that maps token ids to experts.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SigmoidBiasConfig(RouterConfig):
-    """Settings of bias balancing: experts per token, and by how much a bias moves at each step."""
+    """Settings of bias balancing."""
 
     name: str = "sigmoid_bias"
-    experts_per_token: int = 2
-    rate: float = 1e-3
-
-    def __post_init__(self) -> None:
-        check_not_negative("rate", self.rate, "0 never balances")
+    experts_per_token: int = setting(2, "Experts that each token goes to; at most as many as a layer has.", least=1)
+    rate: float = setting(1e-3, "By how much an expert's bias moves at each step.", least=0, hint="0 never balances")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomGroupsConfig(RouterConfig):
-    """Settings of random routed experts: how many groups, and the maps' seed."""
+    """Settings of random routed experts."""
 
     name: str = "random_groups"
-    groups: int = 2
-    seed: int = 0
+    groups: int = setting(2, "Groups that a layer's experts are split into; a domain picks one of them.", least=1)
+    seed: int = setting(0, "Seed of the random maps from token ids to the experts of a group.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,164 @@
+"""The commands, in the order data flows: what each does, which keys it reads, and two examples of each.
+
+A key in `reads` is a top-level key or a whole section; a dotted one is that key or part of a section only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_ALL = ("run", "force")
+_TASKS = ("tasks", "task_dir", "data.root", "data.encoding")
+_BASE = ("checkpoint", "model.path")
+_SCORES = ("scorer", "offload", "engine.world_size", "engine.threads")
+_CORPUS = ("data.corpus", "data.domain_field", "data.encoding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """`python -m pipelines.<name>`: a stage of the pipeline, another command that reads its configuration, or a plain one.
+
+    `reads` is None where the command reads every key, and empty where it has a command line of its own.
+    """
+
+    name: str
+    says: str
+    reads: tuple[str, ...] | None = ()
+    examples: tuple[str, ...] = ()
+    is_stage: bool = False
+
+
+def _stage(name: str, says: str, reads: tuple[str, ...], *examples: str) -> Command:
+    return Command(name=name, says=says, reads=(*_ALL, *reads), examples=examples, is_stage=True)
+
+
+COMMANDS = (
+    _stage(
+        "tokenizer",
+        "General text to a SentencePiece tokenizer.",
+        (*_CORPUS, "tokenizer"),
+        "'data.corpus=[/corpus/*.txt]' tokenizer.vocab_size=16000",
+        "run.name=news data.corpus=/texts/news.jsonl data.domain_field=source",
+    ),
+    _stage(
+        "pretrain",
+        "General text and the run's tokenizer to a base model.",
+        ("seed", *_CORPUS, "tokenizer.vocab_size", "model", "objective.balance", "engine", "tracker", "pretrain"),
+        "'data.corpus=[/corpus/*.txt]' model=small pretrain.steps=2000",
+        "data.corpus=/news.jsonl model=7m_moe4 model/router=top2",
+    ),
+    _stage(
+        "import_checkpoint",
+        "A foreign checkpoint to one that every stage takes as checkpoint=.",
+        ("importer", "source", "import_checkpoint"),
+        "importer=pai_gpt_moe source=/moe tokenizer=/moe/spm.model",
+        "importer=megatron_deepspeed source=/models/gpt",
+    ),
+    _stage(
+        "label_tree",
+        "A proposal of how a task's labels fall into groups, to be read by a person.",
+        ("seed", *_TASKS, *_BASE, "exclude_eval", *_SCORES, "pseudo_label", "objective.pseudo_label", "label_tree"),
+        "task=iflytek checkpoint=runs/base/pretrain label_tree.groups=20",
+        "task=csldcp data.root=/data/clue label_tree.source=confusions",
+    ),
+    _stage(
+        "prompt_search",
+        "A task's prompts judged without labels, and with them where there are some.",
+        ("seed", *_TASKS, *_BASE, "split", "exclude_eval", *_SCORES, "pseudo_label", "objective.pseudo_label", "prompt_search"),
+        "task=tnews data.root=/data/clue prompt_search.file=prompts.yaml",
+        "task=eprstmt checkpoint=/models/base prompt_search.rows=1000",
+    ),
+    _stage(
+        "pseudo_label",
+        "Unlabeled rows and a model to scored, selected labels.",
+        ("seed", *_TASKS, *_BASE, "exclude_eval", *_SCORES, "objective.pseudo_label", "pseudo_label", "evaluate.criteria"),
+        "task=tnews data.root=/data/clue checkpoint=runs/base/pretrain",
+        "task=eprstmt pseudo_label.selection.share=0.3",
+    ),
+    _stage(
+        "continue_pretrain",
+        "A base and its selected rows to a model adapted to a task.",
+        (
+            "seed",
+            *_TASKS,
+            *_BASE,
+            "exclude_eval",
+            "data.corpus",
+            "data.domain_field",
+            "objective",
+            "engine",
+            "tracker",
+            "pretrain.held_out_share",
+            "pseudo_label.rounds",
+            "continue_pretrain",
+            "gate",
+        ),
+        "task=tnews data.root=/data/clue continue_pretrain.epochs=3",
+        "task=tnews objective=mlm continue_pretrain.optimizer.lr=1e-3",
+    ),
+    _stage(
+        "evaluate",
+        "Accuracy of base and adapted model, and predictions for splits without labels.",
+        (
+            "seed",
+            *_TASKS,
+            *_BASE,
+            "split",
+            "exclude_eval",
+            *_SCORES,
+            "objective.pseudo_label",
+            "pseudo_label.prompts",
+            "evaluate",
+        ),
+        "task=eprstmt data.root=/data/clue checkpoint=runs/base/pretrain",
+        "task=tnews split=dev evaluate.criteria=[sum,mean,pmi]",
+    ),
+    _stage(
+        "export",
+        "An adapted model with all that answering needs, in one directory.",
+        (*_TASKS, *_BASE),
+        "task=tnews run.name=news",
+        "tasks=[tnews,eprstmt] run.name=both force=true",
+    ),
+    _stage(
+        "predict",
+        "A file of rows to the same rows with labels, by an export.",
+        (*_TASKS, "checkpoint", "input", "output", *_SCORES, "predict"),
+        "checkpoint=runs/news/export/tnews input=rows.csv output=labelled.csv",
+        "checkpoint=/exports/tnews input=- output=- scorer.precision=fp32",
+    ),
+    _stage(
+        "report", "A run's results to one HTML page.", ("tasks",), "run.name=news tasks=[tnews]", "run.name=news run.dir=/data/runs"
+    ),
+    Command(
+        name="run",
+        says="All stages of `stages`, in order.",
+        reads=None,
+        examples=("experiment=demo", "task=tnews data.root=/data/clue checkpoint=/models/base engine=gpu"),
+    ),
+    Command(
+        name="plan",
+        says="Parameters of a model and memory per rank, without allocating anything.",
+        reads=("model", "tokenizer.vocab_size", "engine"),
+        examples=("model=16b_pyramid engine=node8", "model=small model/router=top2"),
+    ),
+    Command(
+        name="study",
+        says="Finished runs to tables of accuracies with paired differences.",
+        reads=("run.dir", "tasks", "output", "study"),
+        examples=("'study.runs=[news_*]' study.baseline=base", "run.dir=/data/runs 'study.runs=[a,b]' output=study.md"),
+    ),
+    Command(
+        name="random_checkpoint",
+        says="An untrained model of any size as a checkpoint, for measuring speed.",
+        reads=("run", "seed", "force", "output", "model", "tokenizer.vocab_size", "pretrain.save_precision"),
+        examples=("model=1.3b_moe32 output=/scratch/random", "model=tiny output=/tmp/tiny"),
+    ),
+    Command(name="verify", says="A checkpoint's logits compared with a reference."),
+    Command(name="record_sums", says="Sums of a checkpoint's files, against which it is verified later."),
+    Command(name="swap", says="Swap space on NVMe drives: plan, apply, undo."),
+    Command(name="bench", says="Benchmarks against named baselines."),
+    Command(name="gpu_check", says="What wants a GPU: correctness against the CPU, then benchmarks."),
+    Command(name="settings_page", says="The reference of all settings, docs/settings.md."),
+)
+STAGES = tuple(command.name for command in COMMANDS if command.is_stage)

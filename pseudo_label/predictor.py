@@ -5,7 +5,6 @@ This is where the library is put together, and the only file of this package tha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 
 from adapt.checkpoint.offload import OffloadConfig
 from adapt.core.errors import CheckpointError, DataError
+from adapt.core.json_files import read_object, write_json
 from adapt.core.precision import say_precision
-from adapt.core.typed import from_plain, to_plain
+from adapt.core.typed import from_plain
 from adapt.scoring.scorer_config import ScorerConfig
 from pseudo_label.decision import Decision, softmax
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
@@ -91,8 +91,7 @@ class Predictor:
 
 def save_spec(directory: Path, spec: PredictorSpec) -> None:
     """Write what `load` needs beside a checkpoint's files."""
-    text = json.dumps(to_plain(spec), ensure_ascii=False, indent=1) + "\n"
-    (directory / PREDICTOR_FILE).write_text(text, encoding="utf-8")
+    write_json(directory / PREDICTOR_FILE, spec)
 
 
 def read_spec(directory: Path) -> PredictorSpec:
@@ -102,13 +101,9 @@ def read_spec(directory: Path) -> PredictorSpec:
         CheckpointError: it is not an export, or it is damaged.
     """
     place = directory / PREDICTOR_FILE
-    try:
-        content = json.loads(place.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{directory}: is not an export (no {PREDICTOR_FILE}); make one with `pipelines.export`") from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{place}: not valid JSON ({error})") from error
-    spec: PredictorSpec = from_plain(PredictorSpec, content, str(place))
+    if not place.is_file():
+        raise CheckpointError(f"{directory}: is not an export (no {PREDICTOR_FILE}); make one with `pipelines.export`")
+    spec: PredictorSpec = from_plain(PredictorSpec, read_object(place), str(place))
     return spec
 
 

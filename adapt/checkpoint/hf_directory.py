@@ -6,7 +6,6 @@ A directory is one if its `config.json` names a `model_type`. Only safetensors a
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from adapt.checkpoint.file_sums import check_files
 from adapt.core.artifacts import Artifact, sha256_of_file
 from adapt.core.errors import CheckpointError
+from adapt.core.json_files import read_object
 from adapt.core.progress import progress
 from adapt.text.hf_tokenizer import TOKENIZER_FILES
 
@@ -31,10 +31,9 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 def is_hf_directory(directory: Path) -> bool:
     """Whether `config.json` is there, readable, and names a `model_type`."""
     try:
-        content = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return "model_type" in read_object(directory / CONFIG_FILE)
+    except CheckpointError:
         return False
-    return isinstance(content, dict) and "model_type" in content
 
 
 def shards_of(directory: Path) -> list[Path]:
@@ -53,7 +52,7 @@ def shards_of(directory: Path) -> list[Path]:
                 "from_pretrained and then save_pretrained)"
             )
         raise CheckpointError(f"{directory}: has a config.json, but neither {SINGLE_FILE} nor {INDEX_FILE}")
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map of tensor names to shards")
     return [directory / name for name in sorted(set(weight_map.values()))]
@@ -75,7 +74,7 @@ def check_shards(directory: Path) -> None:
     """Raise CheckpointError unless every shard is there and as long as its header says, and files are as the index records them."""
     index = directory / INDEX_FILE
     if index.is_file():
-        check_files(index, _read_json(index))
+        check_files(index, read_object(index))
     for shard in shards_of(directory):
         try:
             with safe_open(shard, framework="pt") as stream:
@@ -91,7 +90,7 @@ def open_hf_directory(directory: Path) -> Artifact:
         CheckpointError: it is incomplete or damaged.
     """
     place = directory.resolve()
-    config = _read_json(place / CONFIG_FILE)
+    config = read_object(place / CONFIG_FILE)
     if "model_type" not in config:
         raise CheckpointError(
             f"{place}: is no complete artifact (no manifest.json), no Hugging Face directory (its config.json has no model_type) "
@@ -114,13 +113,3 @@ def _digest(files: Iterable[tuple[Path, int, int]]) -> str:
     for file, _, _ in progress(files, "hashing the base", unit="file"):
         digest.update(f"{file.name}\0{sha256_of_file(file)}\n".encode())
     return digest.hexdigest()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: missing or not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
-    return content

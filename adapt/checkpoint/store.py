@@ -8,7 +8,6 @@ tokenizer are always compared with the sums that the index records of them (`fil
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from adapt.checkpoint.offload import Verify
 from adapt.checkpoint.reading import read_range, stacked_rows
 from adapt.checkpoint.shard_format import DTYPES, ByteRange, read_header
 from adapt.core.errors import CheckpointError
+from adapt.core.json_files import read_object
 
 INDEX_SCHEMA = 1
 
@@ -73,7 +73,7 @@ def open_store(directory: Path, verify: Verify = Verify.SAMPLE) -> Store:
     index = directory / INDEX_FILE
     if not index.is_file() and (directory / SINGLE_FILE).is_file():
         return Store(directory=directory, tensors=read_header(directory / SINGLE_FILE))
-    content = read_json(index)
+    content = read_object(index, "is this a checkpoint directory?")
     store = indexed_store(directory, content)
     check_files(index, content)
     check_sums([_sum_of(store, name) for name in store.sums], verify)
@@ -110,19 +110,6 @@ def shards_by_tensor(index: Path, content: Mapping[str, Any]) -> dict[str, str]:
     if strange:
         raise CheckpointError(f"{index}: names the shard '{strange[0]}', which is no file of its directory")
     return shards
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a checkpoint. Raises CheckpointError where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; is this a checkpoint directory?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
-    return content
 
 
 def _sums(index: Path, content: Mapping[str, Any], tensors: Mapping[str, ByteRange]) -> dict[str, tuple[str, ...]]:

@@ -27,9 +27,10 @@ from adapt.checkpoint.hf_directory import INDEX_FILE
 from adapt.checkpoint.parted import AnyTensor, PartedTensor
 from adapt.checkpoint.reading import bytes_of, view_of
 from adapt.checkpoint.shard_format import PADDING_PREFIX, PAGE_BYTES, ByteRange, dtype_name, header_of, pages_up
-from adapt.checkpoint.store import INDEX_SCHEMA, indexed_store, read_json
+from adapt.checkpoint.store import INDEX_SCHEMA, indexed_store
 from adapt.core.artifacts import write_atomically
 from adapt.core.errors import CheckpointError
+from adapt.core.json_files import json_text, read_object
 from adapt.core.progress import progress
 
 SHARD_BYTES = 2 << 30
@@ -59,7 +60,7 @@ def write_tensors(directory: Path, tensors: Iterable[tuple[str, AnyTensor]], *, 
         shards = sorted(set(index["weight_map"].values()))
         for shard in shards:
             (directory / f"{UNFINISHED}{shard}").replace(directory / shard)
-        write_atomically(directory / INDEX_FILE, json.dumps(index, ensure_ascii=False, indent=1) + "\n")
+        write_atomically(directory / INDEX_FILE, json_text(index))
         for old in directory.glob("model*.safetensors"):
             if old.name not in shards:
                 old.unlink()
@@ -73,13 +74,13 @@ def add_sums(directory: Path, files: Iterable[Path], *, with_tensors: bool) -> i
     """
     index = directory / INDEX_FILE
     with _alone(directory):
-        content = read_json(index)
+        content = read_object(index)
         store = indexed_store(directory, content)
         if with_tensors and not store.sums:
             content["tensors"] = {name: _entry(name, place) for name, place in progress(store.tensors.items(), "hashing")}
             content["metadata"] = {**content.get("metadata", {}), "schema_version": INDEX_SCHEMA}
         content[FILES_ENTRY] = sums_of_files(files)
-        write_atomically(index, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        write_atomically(index, json_text(content))
     return len(content.get("tensors", {}))
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from adapt.checkpoint.hf_directory import CONFIG_FILE, is_hf_directory
 from adapt.core.errors import CheckpointError
+from adapt.core.json_files import read_object
 from adapt.text.contract import TextTokenizer
 from adapt.text.hf_tokenizer import TOKENIZER_FILE, TOKENIZER_FILES, HFTokenizer
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
@@ -28,7 +28,7 @@ class _Vocabulary:
 
 def tokenizer_of(directory: Path) -> TextTokenizer:
     """Load a checkpoint's tokenizer without its model, of which only the configuration is read. Raises as `load_tokenizer` does."""
-    size = json.loads((directory / CONFIG_FILE).read_text(encoding="utf-8")).get("vocab_size")
+    size = read_object(directory / CONFIG_FILE).get("vocab_size")
     if not isinstance(size, int):
         raise CheckpointError(f"{directory / CONFIG_FILE}: has no vocab_size, against which the tokenizer could be checked")
     return load_tokenizer(directory, _Vocabulary(vocab_size=size))

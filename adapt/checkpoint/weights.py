@@ -6,7 +6,6 @@ that form: what was trained from it is a Hugging Face directory again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -27,12 +26,13 @@ from adapt.checkpoint.offload import OffloadConfig, Verify
 from adapt.checkpoint.paged_weights import PagedWeights
 from adapt.checkpoint.parted import AnyTensor
 from adapt.checkpoint.shard_format import ByteRange
-from adapt.checkpoint.store import Store, open_store, read_json
+from adapt.checkpoint.store import Store, open_store
 from adapt.checkpoint.store_writer import add_sums, write_tensors
 from adapt.checkpoint.streaming import stream
 from adapt.checkpoint.vocabulary import has_tokenizer
 from adapt.core.artifacts import Artifact
 from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.json_files import read_object, write_json
 from adapt.core.precision import Precision
 from adapt.core.typed import from_plain, to_plain
 from adapt.model.buffers import named_state
@@ -129,8 +129,7 @@ def save_model(
         CheckpointError: another process is writing there.
     """
     write_tensors(directory, tensors)
-    text = json.dumps(to_plain(config), ensure_ascii=False, indent=1) + "\n"
-    (directory / CONFIG_FILE).write_text(text, encoding="utf-8")
+    write_json(directory / CONFIG_FILE, config)
     if tokenizer is not None:
         tokenizer.save(directory)
     record_sums(directory)
@@ -167,7 +166,7 @@ def load_config(directory: Path) -> GPTConfig:
     """
     place = directory / CONFIG_FILE
     try:
-        config: GPTConfig = from_plain(GPTConfig, read_json(place), str(place))
+        config: GPTConfig = from_plain(GPTConfig, read_object(place, "is this a checkpoint directory?"), str(place))
         config.validate()
     except ConfigError as error:
         raise CheckpointError(f"{place}: not a model configuration ({error})") from error

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.json_files import json_text
 from adapt.core.typed import digest_of
 
 logger = logging.getLogger(__name__)
@@ -191,7 +192,7 @@ def write_manifest(path: Path, key: StageKey, metrics: Mapping[str, Any], create
         "git_commit": _git_commit(),
         "created": created,
     }
-    write_atomically(path / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
+    write_atomically(path / MANIFEST, json_text(manifest))
 
 
 def write_atomically(path: Path, text: str) -> None:

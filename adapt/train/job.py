@@ -12,6 +12,7 @@ from typing import Any
 
 from adapt.checkpoint.weights import save_trained
 from adapt.core.artifacts import writable, write_atomically
+from adapt.core.json_files import write_json
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import to_plain
 from adapt.model.gpt import GPT
@@ -100,12 +101,12 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
             lines = "".join(json.dumps(line) + "\n" for line in outcome.history)
             (result / HISTORY_FILE).write_text(lines, encoding="utf-8")
             held_out = {name: {"before": _values(before[name]), "after": _values(after[name])} for name in after}
-            _write(result / HELD_OUT_FILE, held_out)
+            write_json(result / HELD_OUT_FILE, held_out)
             if data.general is not None:
-                _write(result / GENERAL_FILE, {"before": general_before, "after": general_after})
-            _write(result / DEEPSPEED_FILE, deepspeed_config(job.engine, job.train.optimizer))
+                write_json(result / GENERAL_FILE, {"before": general_before, "after": general_after})
+            write_json(result / DEEPSPEED_FILE, deepspeed_config(job.engine, job.train.optimizer))
             said = {"tokens_per_s": outcome.tokens_per_s, "attempts": identity.attempt, "skipped_steps": outcome.skipped_steps}
-            _write(work / OUTCOME_FILE, said)
+            write_json(work / OUTCOME_FILE, said)
     else:
         for _ in engine.named_weights():  # gathering is a collective
             pass
@@ -144,7 +145,3 @@ def _attempt(work: Path, rank: RankInfo) -> int:
 
 def _values(ledger: Mapping[str, PartValue]) -> dict[str, Any]:
     return {part: {"value": value.value, "count": value.count} for part, value in ledger.items()}
-
-
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

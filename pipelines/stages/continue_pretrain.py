@@ -6,7 +6,6 @@ gate on general text takes an adaptation back. Tasks that are adapted together h
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.checkpoint.vocabulary import load_tokenizer
 from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError, DataError
+from adapt.core.json_files import read_object
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain, to_plain
 from adapt.model.config import GPTConfig
@@ -248,7 +248,7 @@ def _finished(gate: GateConfig | None, result: Path, work: Path) -> Adaptation:
     losses = result / _GENERAL_FILE
     if not losses.is_file():
         return Adaptation(is_adapted=True, **trained)
-    content = json.loads(losses.read_text(encoding="utf-8"))
+    content = read_object(losses)
     general = general_perplexity(np.asarray(content["before"]), np.asarray(content["after"]))
     is_taken_back = gate is not None and is_rolled_back(gate, general)
     if is_taken_back:

@@ -14,6 +14,7 @@ from typing import Any
 
 from adapt.core.artifacts import METRICS_FILE, Artifact
 from adapt.core.errors import DataError
+from adapt.core.json_files import write_json
 from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
 from pipelines.stages.contract import Stage, Workshop
@@ -104,8 +105,8 @@ class Evaluate(Stage[EvaluateReads]):
         decision = _decision(settings.method, task, subject, lexical)
         _write_predictions(shop, reads, result, subject, decision, rows_by_split, lexical)
         kept_decision = {"scoring": to_plain(subject.scoring), "decision": to_plain(decision)}
-        _write_json(result / DECISION_FILE, kept_decision)
-        _write_json(result / METRICS_FILE, found["table"])
+        write_json(result / DECISION_FILE, kept_decision)
+        write_json(result / METRICS_FILE, found["table"])
         if decision.needs_lexical and lexical is not None:
             for file in (lexical_files.LEXICAL_FILE, lexical_files.LEXICAL_ARRAYS):
                 shutil.copyfile(lexical.artifact.file(file), result / file)
@@ -113,7 +114,7 @@ class Evaluate(Stage[EvaluateReads]):
         kept = {CRITERIA_FILE: "criteria", COARSE_FILE: "coarse_to_fine", ANSWERS_FILE: "answers", OTHER_TASKS_FILE: "other_tasks"}
         for file, part in kept.items():
             if found[part]:
-                _write_json(result / file, found[part])
+                write_json(result / file, found[part])
         return {part: lines for part, lines in found.items() if part != "answers"}
 
     def describe(self, artifact: Artifact) -> str:
@@ -293,7 +294,3 @@ def _write_predictions(
         if has_gold or (split != "test" and (result / name).exists()):
             name = f"{split}_{name}"
         write_submission(result / name, task, rows, guesses, has_unique_ids=not has_gold)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from adapt.checkpoint.hf_directory import INDEX_FILE
 from adapt.core.artifacts import METRICS_FILE, Artifact
 from adapt.core.errors import DataError
+from adapt.core.json_files import read_object, write_json
 from adapt.core.typed import from_plain, to_plain
 from pipelines.stages.contract import Reads, Stage, Workshop, order_of
 from pipelines.stages.evaluate import DECISION_FILE, adapted_artifact
@@ -60,7 +60,7 @@ class Export(Stage[ExportReads]):
             shutil.copyfile(file, result / file.name)
         if (result / INDEX_FILE).is_file():
             record_sums(result)  # a base from elsewhere may have none
-        content = json.loads(evaluated.file(DECISION_FILE).read_text(encoding="utf-8"))
+        content = read_object(evaluated.file(DECISION_FILE))
         spec = PredictorSpec(
             task=task,
             scoring=from_plain(ScoringConfig, content["scoring"], str(evaluated.path)),
@@ -79,8 +79,7 @@ class Export(Stage[ExportReads]):
             "model_config": model.config,
             "evaluate": evaluated.digest,
         }
-        text = json.dumps(provenance, ensure_ascii=False, indent=1) + "\n"
-        (result / "provenance.json").write_text(text, encoding="utf-8")
+        write_json(result / "provenance.json", provenance)
         return {"task": task.name, "bytes": sum(p.stat().st_size for p in result.iterdir())}
 
     def describe(self, artifact: Artifact) -> str:

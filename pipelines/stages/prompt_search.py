@@ -19,6 +19,7 @@ from typing import Any
 
 from adapt.core.artifacts import Artifact
 from adapt.core.errors import DataError
+from adapt.core.json_files import read_object, write_json
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import LabelForm
 from adapt.core.typed import to_plain
@@ -107,7 +108,7 @@ class PromptSearch(Stage[PromptSearchReads]):
         best = found["ensemble"]["prompts"]
         model = reads.base.digest[:16]
         comment = f"Suggested by pipelines.prompt_search for {reads.suggested_for}: the best by {SCORE_FORMULA}; model {model}."
-        (result / PROMPTS_FILE).write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_json(result / PROMPTS_FILE, found)
         (result / ENSEMBLE_FILE).write_text(prompts_yaml(judged, best, comment), encoding="utf-8")
         (result / PAGE_FILE).write_text(_page(found), encoding="utf-8")
         kept = {name: found[name] for name in ("rows", "labelled", "rank_correlation", "ensemble")}
@@ -118,7 +119,7 @@ class PromptSearch(Stage[PromptSearchReads]):
         return f"{m['prompts']} prompts judged on {m['rows']} rows, best: {', '.join(m['ensemble']['prompts'])}"
 
     def deliver(self, reads: PromptSearchReads, artifact: Artifact, place: Path) -> None:
-        found = json.loads(artifact.file(PROMPTS_FILE).read_text(encoding="utf-8"))
+        found = read_object(artifact.file(PROMPTS_FILE))
         sys.stdout.write(_text(found, place))
         sys.stdout.flush()
 

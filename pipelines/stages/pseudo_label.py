@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapt.core.artifacts import Artifact
+from adapt.core.json_files import write_json
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import LabelForm
 from adapt.core.typed import to_plain
@@ -88,8 +88,7 @@ class PseudoLabelStage(Stage[PseudoLabelReads]):
             "decision": None if panel.model is None else to_plain(panel.model.decision),
             "combination": None if panel.combination is None else to_plain(panel.combination),
         }
-        text = json.dumps(decided, ensure_ascii=False, indent=1) + "\n"
-        (result / DECISION_FILE).write_text(text, encoding="utf-8")
+        write_json(result / DECISION_FILE, decided)
         measured = _measured(labelled_rows(shop, reads.data), task, panel, labels) if settings.estimates_noise else {}
         return {**_summary(task, given, labels), **_teachers(panel), **measured}
 

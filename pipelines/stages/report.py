@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from adapt.core.artifacts import Artifact, is_artifact, open_artifact
 from adapt.core.errors import ConfigError
+from adapt.core.json_files import read_lines
 from pipelines.report_page.figures import Interval, Line, bar_chart, interval_chart, line_chart
 from pipelines.report_page.page import Section, note, page, table
 from pipelines.stages.contract import Reads, Stage, Workshop
@@ -107,7 +107,7 @@ def _trainings(found: Mapping[str, Artifact]) -> list[Section]:
         if not history.is_file():
             sections.append(Section(title=f"Training: {name}", parts=[note("Not adapted: the base model stands.")]))
             continue
-        lines = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
+        lines = read_lines(history)
         parts = [_losses(lines), _loads(lines), _line("Gradient norm", lines, ["grad_norm"]), _held_out(artifact)]
         sections.append(Section(title=f"Training: {name}", parts=[part for part in parts if part]))
     return sections

@@ -17,6 +17,7 @@ from typing import Any
 from adapt.checkpoint.offload import OffloadConfig
 from adapt.core.artifacts import Artifact, StageKey, writable, write_atomically
 from adapt.core.errors import DataError
+from adapt.core.json_files import read_object
 from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import digest_of, from_plain, to_plain
@@ -200,7 +201,7 @@ def _may_be_cut(row: TaskRow, prompt: Prompt) -> bool:
 def _cut_rows(places: Sequence[Path]) -> dict[str, int]:
     """Return how many rows were cut, and how long the longest of them is, beside the context's length."""
     files = [place.with_suffix(".json") for place in places]
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    found = [read_object(file) for file in files if file.is_file()]
     return {
         "cut": sum(counted["cut"] for counted in found),
         "longest": max((counted["longest"] for counted in found), default=0),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapt.core.json_files import read_lines, read_object
 from adapt.core.precision import Precision
 from adapt.core.typed import from_plain, to_plain
 from adapt.objective_config import ObjectiveConfig
@@ -83,9 +83,8 @@ def train_config(settings: Any, steps: int) -> TrainConfig:
 
 def finished_training(result: Path, work: Path) -> Training:
     """Collect what a finished job says of itself."""
-    held_out = json.loads((result / "held_out.json").read_text(encoding="utf-8"))
-    outcome = json.loads((work / "outcome.json").read_text(encoding="utf-8"))
-    with (result / "history.jsonl").open(encoding="utf-8") as stream:
-        last = json.loads(list(stream)[-1])
+    held_out = read_object(result / "held_out.json")
+    outcome = read_object(work / "outcome.json")
+    last = read_lines(result / "history.jsonl")[-1]
     plain = {"held_out": held_out, "steps": int(last["step"]), "loss": last["loss/total"], **outcome}
     return from_plain(Training, plain, str(result))

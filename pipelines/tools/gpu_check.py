@@ -19,6 +19,7 @@ import torch
 
 from adapt.core.artifacts import writable, write_atomically
 from adapt.core.errors import AdaptError, ConfigError
+from adapt.core.json_files import read_object
 from pipelines.ranks.launch import USER_ERROR_CODE
 from pipelines.tools.gpu_correctness import CHECKS
 
@@ -98,7 +99,7 @@ def _run_benchmark(options: Sequence[str]) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S)
         if done.returncode:
             return {"status": "failed", "reason": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message"}
-        return {"status": "passed", "rows": json.loads(scratch.read_text(encoding="utf-8"))["rows"]}
+        return {"status": "passed", "rows": read_object(scratch)["rows"]}
     except subprocess.TimeoutExpired:
         return {"status": "failed", "reason": f"took more than {_LIMIT_S} seconds"}
     finally:

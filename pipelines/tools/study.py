@@ -19,6 +19,7 @@ from typing import Any
 
 from adapt.core.artifacts import Artifact, is_artifact, open_artifact, writable, write_atomically
 from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.json_files import read_json, read_lines
 from adapt.core.registry import suggest
 from pipelines.config.schema import PipelineConfig
 from pipelines.stages import continue_pretrain, evaluate, pseudo_label
@@ -221,7 +222,7 @@ def _optional(path: Path) -> Artifact | None:
 def _json(artifact: Artifact, file: str) -> list[dict[str, Any]]:
     """Return the lines of an artifact's file; none where it has no such file."""
     path = artifact.path / file
-    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    found: list[dict[str, Any]] = read_json(path) if path.is_file() else []
     return found
 
 
@@ -239,7 +240,7 @@ def _training_s(adapted: Artifact) -> float | None:
     speed = Adaptation.of(adapted).tokens_per_s
     if not speed or not history.is_file():
         return None
-    return sum(float(json.loads(line)["tokens"]) for line in history.read_text(encoding="utf-8").splitlines()) / float(speed)
+    return sum(float(line["tokens"]) for line in read_lines(history)) / float(speed)
 
 
 def _accuracies(results: Sequence[RunResult], summaries: Sequence[Summary], baseline: str | None) -> Table:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from adapt.core.artifacts import METRICS_FILE, is_artifact, open_artifact
+from adapt.core.json_files import read_json
 from pipelines.stages import evaluate, pseudo_label
 from pipelines.stages.criteria_table import CRITERIA_FILE
 from pipelines.stages.lexical_answers import MODEL as LEXICAL_MODEL
@@ -77,5 +77,5 @@ def _rows(current: Run, file: str) -> list[dict[str, Any]]:
     for name in current.config.tasks:
         path = current.directory / evaluate.NAME / name
         if is_artifact(path) and (path / file).is_file():
-            found += json.loads((path / file).read_text(encoding="utf-8"))
+            found += read_json(path / file)
     return found

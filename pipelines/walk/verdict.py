@@ -8,11 +8,10 @@ there was some.
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
 from adapt.core.artifacts import Artifact, is_artifact, open_artifact
+from adapt.core.json_files import read_json
 from pipelines.stages import continue_pretrain, evaluate
 from pipelines.stages.products import Adaptation
 from pipelines.stages.run import Run
@@ -37,7 +36,7 @@ def _gain(current: Run, adapted: Artifact, evaluated: Artifact) -> str:
     if not made.is_adapted:
         return "rolled back, the base stands" if made.is_rolled_back else "not adapted, no row was selected"
     path, method = evaluated.path / evaluate.ANSWERS_FILE, current.config.evaluate.method.value
-    gold, answers = pool_splits(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ({}, {})
+    gold, answers = pool_splits(read_json(path)) if path.is_file() else ({}, {})
     labels = [label for labels in gold.values() for label in labels]
     right = {
         who: np.asarray([answer == label for answer, label in zip(given, labels, strict=True)], dtype=np.float64)

@@ -7,7 +7,6 @@ Source: ModelScope, `modelscope/models/nlp/gpt_moe` (Alibaba PAI 2022).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from adapt.checkpoint.megatron_files import find_main, module_of
 from adapt.checkpoint.megatron_import import MegatronFiles, MegatronSizes, open_megatron
 from adapt.checkpoint.megatron_settings import Settings
 from adapt.checkpoint.pickled_files import read_pickled
-from adapt.core.errors import CheckpointError
+from adapt.core.json_files import read_object
 
 _MAIN = ("mp_rank_00/model_rng.pt", "mp_rank_00/model_optim_rng.pt", "mp_rank_00_model_states.pt")
 _DEFAULTS: dict[str, Any] = {
@@ -42,7 +41,7 @@ def open_pai(directory: Path, options: ImportOptions, n_tokens: int | None) -> F
     Raises:
         CheckpointError: a file is missing or damaged, or not everything in it is explained.
     """
-    settings = Settings(_read_config(directory / "config.json"), _DEFAULTS, str(directory / "config.json"))
+    settings = Settings(read_object(directory / "config.json"), _DEFAULTS, str(directory / "config.json"))
     settings.require(_ONLY)
     main = find_main(directory, [f"model/{name}" for name in _MAIN])
     hidden = settings.integer("hidden_size")
@@ -61,13 +60,3 @@ def open_pai(directory: Path, options: ImportOptions, n_tokens: int | None) -> F
     )
     files = MegatronFiles(main=main, experts=directory / "model")
     return open_megatron(directory, files, module_of(read_pickled(main), main), sizes, options, n_tokens)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: missing or not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
-    return content

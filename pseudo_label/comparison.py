@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adapt.core.scorer import FloatArray
+from pseudo_label.statistics import even_split_p
 
 RESAMPLES = 10_000
 _SEED = 0
@@ -84,19 +85,10 @@ def best_unadapted(right: Mapping[tuple[str, str], FloatArray]) -> tuple[str, st
 
 
 def mcnemar_p(right_N: npt.NDArray[np.bool_], baseline_right_N: npt.NDArray[np.bool_]) -> float:
-    """Return the two-sided exact p-value: are the rows that only one model gets right split evenly between the two?
-
-    With b rows only the one has right, c only the other, and b + c = m: p = 2 * P(X <= min(b, c)) for X binomial(m, 1/2), at
-    most 1; 1 where the models never differ.
-    """
+    """Return the two-sided exact p-value: are the rows that only one model gets right split evenly between the two?"""
     only_here = int(np.count_nonzero(right_N & ~baseline_right_N))
     only_there = int(np.count_nonzero(~right_N & baseline_right_N))
-    m = only_here + only_there
-    tail, ways = 0, 1
-    for k in range(min(only_here, only_there) + 1):
-        tail += ways
-        ways = ways * (m - k) // (k + 1)  # C(m, k + 1), exact
-    return min(1.0, 2 * tail / 2**m)
+    return even_split_p(only_here, only_there)
 
 
 def answer_shares(answers: Sequence[str], gold: Sequence[str]) -> AnswerShares:

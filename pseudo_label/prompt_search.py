@@ -160,16 +160,6 @@ def boundary_merges(task: TaskConfig, name: str, tokenizer: TextTokenizer, rows:
     return sorted(word for word, merges in merged.items() if merges), len(merged)
 
 
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Return Spearman's rank correlation, equal values sharing their mean rank; None for fewer than 3 or for constant values."""
-    if len(first) < 3:
-        return None
-    ranks = [_ranks(np.asarray(values, float)) for values in (first, second)]
-    centred = [rank - rank.mean() for rank in ranks]
-    spread = float(np.linalg.norm(centred[0]) * np.linalg.norm(centred[1]))
-    return float(centred[0] @ centred[1]) / spread if spread > 0 else None
-
-
 def prompts_yaml(task: TaskConfig, names: Sequence[str], comment: str) -> str:
     """Return prompts as a piece of a task file, with the ensemble that they make."""
     plain = {
@@ -206,10 +196,6 @@ def _text_before(task: TaskConfig, name: str, row: TaskRow) -> str:
             return text + row.texts[part.field].split(blank, 1)[0]
         text += row.texts[part.field]
     return text
-
-
-def _ranks(values: FloatArray) -> FloatArray:
-    return np.asarray([(values < value).sum() + ((values == value).sum() - 1) / 2 for value in values], float)
 
 
 def _read_entries(path: Path) -> list[tuple[str, dict[str, Any]]]:

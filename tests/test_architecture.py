@@ -60,6 +60,7 @@ ONE_FILE = {
     "transformers": "adapt/model/hf.py",
     "tokenizers": "adapt/text/hf_tokenizer.py",
     "sklearn": "pseudo_label/teachers/bag_of_words.py",
+    "scipy": "pseudo_label/statistics.py",
     "openpyxl": "adapt/text/rows/xlsx_rows.py",
 }
 # A benchmark's baseline is another package's own code; Parquet is written in one place and read from users in another.

@@ -43,9 +43,9 @@ from pseudo_label.prompt_search import (
     load_prompts,
     own_scores,
     prompts_yaml,
-    rank_correlation,
 )
 from pseudo_label.prompts import Prompt
+from pseudo_label.statistics import rank_correlation
 from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.zero_shot import PromptKeys, criterion_of, form_of, keys_from, passes_for
 

@@ -18,8 +18,8 @@ from pseudo_label.prompt_search import (
     judge,
     load_prompts,
     prompts_yaml,
-    rank_correlation,
 )
+from pseudo_label.statistics import rank_correlation
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow, load_task
 from pseudo_label.zero_shot import PromptKeys
 

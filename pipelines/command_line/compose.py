@@ -6,12 +6,14 @@ by `adapt.core.typed`, all problems at once. User errors of any kind, Hydra's ow
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -21,6 +23,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -32,24 +35,50 @@ from adapt.core.typed import defaults_of, digest_of, from_plain, to_plain
 from adapt.model.config import GPTConfig
 from adapt.model.routers.settings import RouterConfig, Top1Config
 from adapt.text.rows.writing import STANDARD
+from adapt.train.engine_config import EngineConfig
 from pipelines.command_line.argument_words import as_typed, flags_first, in_quotes, is_sweep, split_at_commas
 from pipelines.command_line.help import help_of
+from pipelines.command_line.sweep import DIED, Outcome, begin, recorded, summary, taken_outcomes, verdict
 from pipelines.config.described import GROUPS, mapping_keys, schema, suggest_key, text_keys
 from pipelines.config.locations import conf_dir, demo_dir
 from pipelines.config.schema import PipelineConfig
 from pipelines.ranks.hosts import check_hosts
+from pipelines.ranks.joining import company, follow, lead, take_repeated_signals_as_one
 from pipelines.ranks.launch import USER_ERROR_CODE, Terminated, terminate
+from pipelines.ranks.surroundings import Place, is_first, place_among
 
+logger = logging.getLogger("pipelines")
 _LONGEST_NAME = 120
 _FOREIGN = "hf"
 _IMPORT = "import_checkpoint"
 _HELP = ("--help", "-h")
+_EXTRA_LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")
 
 
 def main(config_name: str, act: Callable[[PipelineConfig, str | None], None] | None = None) -> NoReturn:
-    """Compose `conf/<config_name>.yaml` with the command line and walk its stages, or do `act` with it; then exit."""
+    """Compose `conf/<config_name>.yaml` with the command line and walk its stages, or do `act` with it; then exit.
+
+    Among processes that were started together (see `surroundings`) rank 0 does so; the others run their ranks and leave with it.
+    """
+    try:
+        place = place_among(os.environ)
+        if place is None:
+            _command(config_name, act, None)
+        if place.rank > 0:
+            sys.exit(follow(place))
+        lead(place, lambda: _command(config_name, act, place))
+    except AdaptError as error:
+        if not is_first(os.environ):
+            sys.exit(USER_ERROR_CODE)
+        _leave(str(error))
+    raise AssertionError("a command leaves by itself")
+
+
+def _command(config_name: str, act: Callable[[PipelineConfig, str | None], None] | None, place: Place | None) -> NoReturn:
     set_up_logging()
     signal.signal(signal.SIGTERM, terminate)
+    if place is not None:
+        take_repeated_signals_as_one()
     # With this set Hydra raises its errors instead of printing several lines and exiting by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     words, sweeps = flags_first(sys.argv[1:]), is_sweep(sys.argv[1:])
@@ -58,26 +87,52 @@ def main(config_name: str, act: Callable[[PipelineConfig, str | None], None] | N
         sys.exit(0)
     words = [_long_form(word, config_name, sweeps=sweeps) for word in words]
     sys.argv[1:] = [as_typed(word, text_keys(), sweeps=sweeps, reads=_is_readable) for word in words]
+    given, command = sys.argv[1:], os.getpid()
     is_composed = False
 
     def task(config: DictConfig) -> None:
         nonlocal is_composed
         is_composed = True
-        _act_on(config, act or _walk)
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            is_elsewhere = os.getpid() != command  # in a process of another launcher's
+            if is_elsewhere:
+                set_up_logging()
+                signal.signal(signal.SIGTERM, terminate)
+            point = _point_name(given)
+            with recorded(HydraConfig.get().job.num, point):
+                found = checked(config)
+                if is_elsewhere:
+                    _check_elsewhere(found, place)
+                (act or _walk)(found, point)
+        else:
+            _act_on(config, act or _walk)
 
     try:
         _register()
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
+        _end_sweep(taken_outcomes())
     except AdaptError as error:
         _leave(str(error))
     except KeyboardInterrupt as stop:
+        taken_outcomes()
         code = 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
         _leave("interrupted; the same command goes on from the last saved state", code)
     except Exception as error:
-        if is_composed and not isinstance(error, HydraException | OmegaConfBaseException):
+        points = taken_outcomes()
+        if any(point.error == DIED for point in points):
+            _end_sweep(points)
+        if points or (is_composed and not isinstance(error, HydraException | OmegaConfBaseException)):
             raise
         _leave(_first_line(error))  # whatever Hydra raises while it composes is about the command line
     sys.exit(0)
+
+
+class SweepStart(Callback):
+    """Called by Hydra where a sweep begins (conf/hydra_settings.yaml)."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Say where the points leave how they end."""
+        begin(Path(config.hydra.sweep.dir))
 
 
 def checked(config: DictConfig) -> PipelineConfig:
@@ -92,6 +147,9 @@ def checked(config: DictConfig) -> PipelineConfig:
     if missing:
         raise ConfigError(f"mandatory keys are missing: {', '.join(missing)}")
     plain: Any = _with_mappings(OmegaConf.to_container(config, resolve=True))
+    others = company()
+    if others is not None:
+        plain["engine"] = _joined_engine(plain["engine"], others.place)
     found = from_plain(PipelineConfig, {**plain, "model": _chosen_model(plain["model"])}, "configuration")
     check_hosts(found.engine)
     return found
@@ -108,6 +166,21 @@ def _with_mappings(plain: Any) -> Any:
             except yaml.YAMLError as error:
                 raise ConfigError(f"{path}: '{section[name]}' is no mapping; give {{name: number}}") from error
     return plain
+
+
+def _joined_engine(engine: dict[str, Any], place: Place) -> dict[str, Any]:
+    """Return the engine's settings with the ranks that were started for it.
+
+    Raises:
+        ConfigError: others are asked for.
+    """
+    started = f"{place.starter} has started {place.world_size} processes"
+    if engine["hostfile"] is not None:
+        raise ConfigError(f"engine.hostfile: {started} for this command, which starts none itself; leave it out")
+    is_given = any(override.startswith("engine.world_size=") for override in HydraConfig.get().overrides.task)
+    if engine["world_size"] != place.world_size and (is_given or engine["world_size"] != EngineConfig().world_size):
+        raise ConfigError(f"engine.world_size: is {engine['world_size']}, and {started}; leave it out, or start as many")
+    return {**engine, "world_size": place.world_size}
 
 
 def _chosen_model(model: dict[str, Any]) -> dict[str, Any]:
@@ -152,16 +225,32 @@ def _is_readable(word: str) -> bool:
 
 
 def _act_on(config: DictConfig, act: Callable[[PipelineConfig, str | None], None]) -> None:
-    point = _point_name() if HydraConfig.get().mode is RunMode.MULTIRUN else None
     try:
-        act(checked(config), point)
+        act(checked(config), None)
     except AdaptError as error:
         _leave(str(error))  # here, before Hydra adds lines of its own
 
 
-def _point_name() -> str:
+def _check_elsewhere(config: PipelineConfig, place: Place | None) -> None:
+    """Raise ConfigError for a point that cannot run beside others."""
+    if place is not None:
+        raise ConfigError(f"hydra/launcher: leave it out; {place.starter} has started this command's processes already")
+    if config.force:
+        raise ConfigError("force: points side by side share artifacts, which others may be reading; leave hydra/launcher out")
+
+
+def _end_sweep(points: list[Outcome]) -> None:
+    """Say how a sweep's points ended, and leave where some failed; a single run has none."""
+    if points:
+        logger.info("%s", summary(points))
+    failed = verdict(points)
+    if failed is not None:
+        _leave(failed)
+
+
+def _point_name(given: Sequence[str]) -> str:
     """Name a point of a sweep by what it varies: the overrides that do not stand on the command line as they are."""
-    varied = [override for override in HydraConfig.get().overrides.task if override not in sys.argv[1:]]
+    varied = [override for override in HydraConfig.get().overrides.task if override not in given]
     name = re.sub(r"[^\w.,=+-]", "", ",".join(varied)) or "point"
     if len(name) > _LONGEST_NAME:
         name = f"{name[:_LONGEST_NAME]}-{digest_of(varied)[:8]}"
@@ -203,6 +292,9 @@ def _first_line(error: Exception) -> str:
         return _unknown_key(max(refused.group(1) if refused else "", str(error.__cause__.full_key or ""), key=len))
     if refused and error.__cause__ is not None:
         return f"{message} {str(error.__cause__).splitlines()[0]}"
+    missing = re.search(r"Could not find 'hydra/launcher/(\w+)'", message)
+    if missing and missing.group(1) in _EXTRA_LAUNCHERS:
+        return f"hydra/launcher={missing.group(1)}: is not installed; run `pip install 'moe-adapt[sweeps]'`"
     if "Could not find" in message:
         options = [line for line in lines[1:] if not line.startswith(("Available", "Config search", "provider"))]
         return f"{message}; there are: {', '.join(options)}"

@@ -1,4 +1,4 @@
-"""Launching a job's ranks, on this machine or on several, and waiting for all of them.
+"""Launching a job's ranks, on this machine, on several, or in processes that wait for it, and waiting for all of them.
 
 The parent freezes a job into one YAML file; ranks read nothing else and never import Hydra. If a rank fails, the others
 are stopped at once and the first failure's reason is raised here; if the parent dies, so do its ranks. A parent that is asked to
@@ -8,6 +8,7 @@ stop (Ctrl-C or SIGTERM) asks its ranks, and waits until they have saved their s
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,6 +21,7 @@ from adapt.core.artifacts import write_atomically
 from adapt.core.errors import AdaptError, TrainingError
 from adapt.train.engine_config import EngineConfig
 from pipelines.ranks.hosts import read_hosts, spread
+from pipelines.ranks.joining import JoinedRanks, company
 from pipelines.ranks.local import LOOPBACK, POLL_S, Death, LocalRanks, Meeting, free_port, log_of, remove_stale
 from pipelines.ranks.remote import RemoteRanks
 
@@ -40,6 +42,9 @@ class Ranks(Protocol):
 
     @property
     def were_stopped(self) -> bool: ...
+
+    @property
+    def wish(self) -> int | None: ...
 
     def deaths(self) -> list[Death]: ...
 
@@ -71,6 +76,9 @@ def launch(job: dict[str, Any], work: Path, engine: EngineConfig, n_ranks: int |
 
 
 def _started(frozen: Path, engine: EngineConfig, n_ranks: int) -> AbstractContextManager[Ranks]:
+    others = company()
+    if others is not None:
+        return JoinedRanks(frozen, engine, others, n_ranks)
     if engine.hostfile is not None:
         return RemoteRanks(frozen, engine, spread(read_hosts(Path(engine.hostfile)), n_ranks))
     meeting = Meeting(address=LOOPBACK, port=free_port(), world_size=n_ranks)
@@ -79,6 +87,8 @@ def _started(frozen: Path, engine: EngineConfig, n_ranks: int) -> AbstractContex
 
 def _wait(ranks: Ranks, work: Path) -> None:
     while ranks.are_running and not ranks.deaths():
+        if ranks.wish is not None:
+            signal.raise_signal(ranks.wish)
         time.sleep(POLL_S)
     if ranks.deaths():
         time.sleep(_TELL_APART_S if ranks.are_running else 0.0)

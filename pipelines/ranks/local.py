@@ -40,11 +40,13 @@ def rank_environment(rank: int, local_rank: int, meeting: Meeting, threads: int)
     """Return a rank's environment: its place among the ranks, where they meet, its threads, and who its parent is.
 
     Large blocks are kept by the allocator instead of going back to the kernel after every use: a training step on a CPU
-    spends a quarter of its time on page faults otherwise. What the user has set stays.
+    spends a quarter of its time on page faults otherwise. What the user has set stays, but what torchrun's agent says to those that
+    it starts: they would meet at its port.
     """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
     return {
         **_KEEP_FREED_MEMORY,
-        **os.environ,
+        **inherited,
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),
         "WORLD_SIZE": str(meeting.world_size),
@@ -72,12 +74,26 @@ class Death:
 
 
 class LocalRanks:
-    """The ranks `first`, `first + 1`, ... of a job that run here; used as a context, which ends those that are left."""
+    """The ranks `first`, `first + 1`, ... of a job that run here; used as a context, which ends those that are left.
 
-    def __init__(self, frozen: Path, first: int, count: int, meeting: Meeting, threads: int | None) -> None:
+    Others may run on this host too, started by other processes: then these are number `first_local` and on of `on_host`.
+    """
+
+    def __init__(
+        self,
+        frozen: Path,
+        first: int,
+        count: int,
+        meeting: Meeting,
+        threads: int | None,
+        *,
+        first_local: int = 0,
+        on_host: int | None = None,
+    ) -> None:
         self._frozen, self._work = frozen, frozen.parent
         self._meeting = meeting
-        self._threads = threads or max((os.cpu_count() or 1) // count, 1)
+        self._first_local = first_local
+        self._threads = threads or max((os.cpu_count() or 1) // (on_host or count), 1)
         self._numbers = range(first, first + count)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._told: list[int] = []
@@ -91,6 +107,11 @@ class LocalRanks:
     @property
     def were_stopped(self) -> bool:
         return any(process.poll() == STOPPED_CODE for process in self._processes)
+
+    @property
+    def wish(self) -> int | None:
+        """Return a signal that another process passes on: there is none that would."""
+        return None
 
     def deaths(self) -> list[Death]:
         """Return those that failed so far."""
@@ -114,7 +135,7 @@ class LocalRanks:
 
     def __enter__(self) -> LocalRanks:
         with ended_on_failure(self):
-            for local_rank, rank in enumerate(self._numbers):
+            for local_rank, rank in enumerate(self._numbers, start=self._first_local):
                 self._start(rank, rank_environment(rank, local_rank, self._meeting, self._threads))
         return self
 

@@ -35,72 +35,99 @@ _PASSED = ("NCCL_", "GLOO_", "TP_", "UCX_", "CUDA_", "TORCH_", "DS_", "MALLOC_",
 _NOT_PASSED = ("CUDA_VISIBLE_DEVICES",)
 
 
-class _Host:
-    """A host's ranks, the process of the remote shell, and what came back."""
+class RanksElsewhere:
+    """Ranks at the other end of a connection that carries orders there and answers back (see `pipelines.ranks.node`)."""
 
-    def __init__(self, ranks: HostRanks, shell: str, log: Path | None, order: NodeOrder) -> None:
-        self.name = ranks.host
-        self.port: int | None = order.port
-        self._first = ranks.first
-        self._log = log
+    def __init__(self, name: str, first: int, orders: IO[str], answers: IO[str]) -> None:
+        self.name = name
+        self.port: int | None = None
+        self.end: int | None = None
+        self.wish: int | None = None
+        self._first = first
+        self._orders, self._answers = orders, answers
         self._said: list[Death] = []
-        self._end: int | None = None
-        with contextlib.ExitStack() as stack:
-            stderr = None if log is None else stack.enter_context(log.open("wb"))
-            self._process = _started(shell, self.name, stderr)
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
+
+    @property
+    def is_running(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def is_silent(self) -> bool:
+        """Say whether the other end has closed the connection."""
+        return not self._listener.is_alive()
+
+    @property
+    def was_stopped(self) -> bool:
+        return not self.is_running and self.end == STOPPED_CODE
+
+    def lost(self) -> str:
+        """Say in a line that the connection ended before its ranks did."""
+        raise NotImplementedError
+
+    def tell(self, line: str) -> None:
+        """Send a line; who is gone is told nothing."""
+        with contextlib.suppress(OSError, ValueError):
+            self._orders.write(line + "\n")
+            self._orders.flush()
+
+    def deaths(self) -> list[Death]:
+        """Return what failed there: ranks, or the connection, which is not to end before it was said that all is over."""
+        if not self.is_running:
+            self._listener.join(1.0 if self.end is None else 0.0)
+            if self.end is None and not self._said:
+                return [Death(rank=self._first, code=1, said=self.lost(), host=self.name)]
+        return list(self._said)
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # a connection that breaks, or is closed here
+            for line in self._answers:
+                self._hear(_parsed(line))
+
+    def _hear(self, message: Mapping[str, Any]) -> None:
+        if "port" in message:
+            self.port = int(message["port"])
+        elif "error" in message:
+            self._said.append(Death(rank=self._first, code=1, said=message["error"], host=self.name))
+        elif "death" in message:
+            self._said.append(from_plain(Death, {**message["death"], "host": self.name}, "death"))
+        elif "wish" in message:
+            self.wish = int(message["wish"])
+        elif "end" in message:
+            self.end = int(message["end"])
+
+
+class _Host(RanksElsewhere):
+    """A host's ranks behind the process of the remote shell."""
+
+    def __init__(self, ranks: HostRanks, shell: str, log: Path | None, order: NodeOrder) -> None:
+        self._log = log
+        with contextlib.ExitStack() as stack:
+            stderr = None if log is None else stack.enter_context(log.open("wb"))
+            self._process = _started(shell, ranks.host, stderr)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        super().__init__(ranks.host, ranks.first, self._process.stdin, self._process.stdout)
+        self.port = order.port
         self.tell(json.dumps(to_plain(order)))
 
     @property
     def is_running(self) -> bool:
         return self._process.poll() is None
 
-    @property
-    def was_stopped(self) -> bool:
-        return not self.is_running and self._end == STOPPED_CODE
-
-    def tell(self, line: str) -> None:
-        """Send a line; a host that is gone is told nothing."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError, ValueError):
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-
     def hang_up(self) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
 
-    def deaths(self) -> list[Death]:
-        """Return what failed here: ranks, or the host itself, which says so itself when all is over."""
-        if not self.is_running:
-            self._listener.join(1.0)
-            if self._end is None and not self._said:
-                return [Death(rank=self._first, code=1, said=self._lost(), host=self.name)]
-        return list(self._said)
-
-    def end(self, deadline: float) -> None:
+    def close(self, deadline: float) -> None:
         try:
             self._process.wait(max(deadline - time.monotonic(), 0.1))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            message = _parsed(line)
-            if "port" in message:
-                self.port = int(message["port"])
-            elif "error" in message:
-                self._said.append(Death(rank=self._first, code=1, said=message["error"], host=self.name))
-            elif "death" in message:
-                self._said.append(from_plain(Death, {**message["death"], "host": self.name}, "death"))
-            elif "end" in message:
-                self._end = int(message["end"])
-
-    def _lost(self) -> str:
+    def lost(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n") if self._log is not None else []
         last = next((line.strip() for line in reversed(lines) if line.strip()), "what it said stands above")
         code = self._process.poll()
@@ -137,6 +164,11 @@ class RemoteRanks:
     def were_stopped(self) -> bool:
         return any(host.was_stopped for host in self._hosts)
 
+    @property
+    def wish(self) -> int | None:
+        """Return a signal that another process passes on: there is none that would."""
+        return None
+
     def deaths(self) -> list[Death]:
         """Return those that failed so far."""
         return [death for host in self._hosts for death in host.deaths()]
@@ -151,7 +183,7 @@ class RemoteRanks:
             host.hang_up()
         deadline = time.monotonic() + _GRACE_S
         for host in self._hosts:
-            host.end(deadline)
+            host.close(deadline)
 
     def _start(self, index: int, port: int | None) -> _Host:
         part = self._parts[index]

@@ -53,6 +53,14 @@ def test_a_rank_is_told_its_place_whatever_the_user_has_set(monkeypatch: pytest.
     assert environment["SOMETHING_ELSE"] == "stays"
 
 
+def test_a_rank_knows_nothing_of_an_agent_whose_port_is_not_its_job_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCH_SHOW_CPP_STACKTRACES", "1")
+    environment = rank_environment(0, 0, meeting_of(2), threads=1)
+    assert not [name for name in environment if name.startswith("TORCHELASTIC_")]
+    assert environment["TORCH_SHOW_CPP_STACKTRACES"] == "1"
+
+
 def test_a_process_starts_with_that_environment() -> None:
     done = subprocess.run(["/bin/sh", "-c", "exit $RANK"], env=rank_environment(5, 5, meeting_of(6), threads=1), timeout=60)
     assert done.returncode == 5

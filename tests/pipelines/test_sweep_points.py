@@ -1,0 +1,135 @@
+"""Points of a sweep, in turn and side by side: one that fails does not stop the others, and the end says how each went."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import ROOT, SMALLEST, command, refused, run
+from test_kill import ranks_below
+
+from adapt.core.artifacts import open_artifact
+from adapt.core.errors import ConfigError
+from pipelines.command_line.sweep import DIED, Outcome, begin, recorded, summary, taken_outcomes, verdict
+
+GO_ON = "the same command runs what is left to do"
+LAUNCHERS = {"joblib": ["hydra.launcher.n_jobs=2"], "submitit_local": []}
+
+
+def test_a_point_that_fails_does_not_stop_those_behind_it(tmp_path: Path) -> None:
+    sizes = ["2350", "999999999", "2300"]
+    sweep = [*SMALLEST, "stages=[tokenizer]", f"tokenizer.vocab_size={','.join(sizes)}", f"run.dir={tmp_path}"]
+    done = run("run", "-m", *sweep)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    names = [f"tokenizer.vocab_size={size}" for size in sizes]
+    *_, heading, first, second, third, last = done.stderr.splitlines()
+    assert heading == "sweep:"
+    assert first == f"  {names[0]}: done"
+    assert second.startswith(f"  {names[1]}: data.corpus: cannot train a vocabulary of 999999999")
+    assert third == f"  {names[2]}: done"
+    assert last == f"error: 1 of 3 points failed: {names[1]}; {GO_ON}"
+    assert [(tmp_path / "demo" / name / "tokenizer").exists() for name in names] == [True, False, True]
+    assert not list((tmp_path / "demo").glob(".points-*"))
+
+
+def test_a_sweep_whose_points_are_all_done_says_so(tmp_path: Path) -> None:
+    done = run("run", "-m", *SMALLEST, "stages=[tokenizer]", "seed=1,2", f"run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-3:] == ["sweep:", "  seed=1: done", "  seed=2: done"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_points_run_side_by_side_share_what_they_have_in_common_and_fail_by_themselves(launcher: str, tmp_path: Path) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    sweep = [
+        *SMALLEST, "stages=[tokenizer,pretrain]", "engine.threads=1", "pretrain.steps=40", "seed=1,2", "engine.expert_parallel=1,3",
+        f"run.dir={tmp_path}", f"hydra/launcher={launcher}", *LAUNCHERS[launcher],
+    ]  # fmt: skip
+    with (tmp_path / "said.txt").open("w+", encoding="utf-8") as said:
+        process = subprocess.Popen(command("run", "-m", *sweep), cwd=ROOT, stdout=said, stderr=said)
+        most = 0
+        while process.poll() is None:
+            most = max(most, len(ranks_below(tmp_path)))
+            time.sleep(0.05)
+        said.seek(0)
+        lines = said.read().splitlines()
+    assert process.returncode == 2
+    assert most == 2, "a rank of each point at once"
+    points = {f"seed={seed},engine.expert_parallel={n}": n == 1 for seed in (1, 2) for n in (1, 3)}
+    told = dict(line.strip().split(": ", 1) for line in lines[lines.index("sweep:") + 1 : -1])
+    assert list(told) == list(points)
+    for name, is_good in points.items():
+        assert told[name] == "done" if is_good else "expert_parallel: 3 does not divide the 1 ranks" in told[name]
+        assert (tmp_path / "demo" / name / "pretrain").exists() is is_good
+    failed = ", ".join(name for name, is_good in points.items() if not is_good)
+    assert lines[-1] == f"error: 2 of 4 points failed: {failed}; {GO_ON}"
+    good = [name for name, is_good in points.items() if is_good]
+    assert len({open_artifact((tmp_path / "demo" / name / "tokenizer").resolve()).path for name in good}) == 1
+    assert len({open_artifact((tmp_path / "demo" / name / "pretrain").resolve()).path for name in good}) == 2
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
+def test_a_launcher_that_is_not_installed_is_named(launcher: str, tmp_path: Path) -> None:
+    arguments = ["run", "-m", f"hydra/launcher={launcher}", *SMALLEST, "seed=1,2", f"run.dir={tmp_path}"]
+    code = f"""
+import runpy, sys
+sys.modules["hydra_plugins"] = None  # as where the extra is not installed
+sys.argv = {arguments!r}
+runpy.run_module("pipelines.run", run_name="__main__", alter_sys=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"error: hydra/launcher={launcher}: is not installed; run `pip install 'moe-adapt[sweeps]'`"
+    ]
+
+
+def test_points_side_by_side_are_not_forced(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    sweep = [*SMALLEST, "stages=[tokenizer]", "seed=1,2", "force=true", "hydra/launcher=joblib", f"run.dir={tmp_path}"]
+    done = run("run", "-m", *sweep)
+    assert done.returncode == 2
+    assert "  seed=1,force=True: force: points side by side share artifacts" in done.stderr
+    assert not list(tmp_path.glob("store/*/*/manifest.json"))
+
+
+def test_a_bad_value_of_a_group_is_refused_before_any_point_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = ["-m", *SMALLEST, "model=tiny,smal", f"run.dir={tmp_path}"]
+    refused("run", sweep, ["Could not find 'model/smal'"], monkeypatch, capsys)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.fixture
+def began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MOE_ADAPT_POINTS", "")
+    begin(tmp_path)
+    return tmp_path
+
+
+def test_every_end_of_a_point_is_recorded(began: Path) -> None:
+    ends = [None, ConfigError("seed: is odd"), ValueError("two\nlines"), KeyboardInterrupt()]
+    for number, end in reversed(list(enumerate(ends))):
+        is_passed_on = end is not None and not isinstance(end, ConfigError)
+        with pytest.raises(type(end)) if is_passed_on else contextlib.nullcontext(), recorded(number, f"p{number}"):
+            if end is not None:
+                raise end
+    if os.fork() == 0:
+        with recorded(4, "p4"):
+            os._exit(1)
+    os.wait()
+    found = taken_outcomes()
+    assert [outcome.error for outcome in found] == [None, "seed: is odd", "ValueError: two", "interrupted", DIED]
+    assert [outcome.name for outcome in found] == ["p0", "p1", "p2", "p3", "p4"]
+    assert list(began.iterdir()) == []
+    assert summary(found).splitlines()[:3] == ["sweep:", "  p0: done", "  p1: seed: is odd"]
+    assert verdict(found) == f"4 of 5 points failed: p1, p2, p3, p4; {GO_ON}"
+    assert verdict([Outcome(number=0, name="p0", error=None)]) is None

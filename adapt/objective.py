@@ -12,7 +12,7 @@ scopes `step` (F from the previous step, detached) and `sequence` (both within o
 own losses are parts of their own, weighted by the router's settings; they and the balance count real tokens times MoE layers.
 
 A reading may carry a weight (that of a soft label): it multiplies each of its targets in the sum and in the count alike. A part's
-coefficient may follow a schedule over the run: a function of the step alone.
+coefficient may follow a schedule over the run: a function of the step only.
 """
 
 from __future__ import annotations

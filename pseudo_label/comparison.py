@@ -42,7 +42,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerShares:
-    """`largest_share` and `share_drift` as in `accuracy.ClassBalance`, from the answers alone."""
+    """`largest_share` and `share_drift` as in `accuracy.ClassBalance`, from the answers only."""
 
     largest_share: float
     share_drift: float

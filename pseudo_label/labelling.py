@@ -37,7 +37,7 @@ class ScoringConfig:
     """How a task's rows are scored: by which prompts (none: the task's own choice), under which criterion (none: each prompt's).
 
     `form` is how label tokens are predicted; `with_groups` scores the words of the label tree's groups too. `domain` are
-    unlabeled texts by field, for criteria that hold candidates against those.
+    unlabeled texts by field, for criteria that compare candidates with those.
     """
 
     form: LabelForm = LabelForm.CLM

@@ -1,6 +1,6 @@
 """Keeping evaluation texts out of adaptation: the same example in other spelling, and passages that two examples share.
 
-Texts are compared by their letters, digits and characters alone, after compatibility normalisation (full-width forms, case).
+Texts are compared only by their letters, digits and characters, after compatibility normalisation (full-width forms, case).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PASSAGE_CHARACTERS = 24
 
 
 class EvaluationTexts:
-    """The texts of evaluation rows, to hold other rows against."""
+    """The texts of evaluation rows, with which other rows are compared."""
 
     def __init__(self, rows: Iterable[TaskRow], task: TaskConfig) -> None:
         self._fields = [name for name, spec in task.fields.items() if not spec.is_optional]
@@ -36,7 +36,7 @@ class EvaluationTexts:
         return any(window in self._passages for text in self._plain(row) for window in _windows(text))
 
     def _plain(self, row: TaskRow) -> tuple[str, ...]:
-        # A text of signs alone (emoji, say) is compared as it is.
+        # A text that has only signs (emoji, say) is compared as it is.
         return tuple(plain_text(row.texts[name]) or row.texts[name] for name in self._fields)
 
 

@@ -22,7 +22,7 @@ list> for a mapping. `synonyms: {good: [好, 不错]}` gives further words of la
 Each prompt is judged on unlabeled rows. Predictions are those of its own scores, matched to the prior. `agreement` is the share of
 rows on which they are the consensus: the ensemble of all other prompts. `confidence` is the mean probability of the best label, and
 `margin` its mean lead, both after the scores were standardised as the ensemble does it and matched to the prior, so that prompts
-of different criteria compare. The score is agreement x confidence (confidence alone where there is one prompt): a guess, as good
+of different criteria compare. The score is agreement x confidence (only confidence where there is one prompt): a guess, as good
 as most of the prompts are. Two things say how biased the raw likelihood is: `mismatch`, the KL divergence (nats) of the mean raw
 posterior from the uniform one, and the share of the label that is predicted most. They are no part of the score: matching mends
 both. Where rows bring their own candidates there are no classes to match: scores stand as they are.

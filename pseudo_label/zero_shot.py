@@ -79,7 +79,7 @@ def form_of(criterion: Criterion, form: LabelForm) -> LabelForm:
 def passes_for(wanted: Iterable[tuple[str, Criterion]], form: LabelForm, *, with_groups: bool) -> list[ScoringPass]:
     """Return the fewest passes that serve all (prompt, criterion) pairs: one for each prompt and form.
 
-    What is held against the domain's texts has a pass of its own.
+    A comparison with the domain's texts has a pass of its own.
     """
     kinds: dict[tuple[str, LabelForm, bool], set[Span]] = {}
     nulls: dict[tuple[str, LabelForm, bool], Null] = {}
@@ -165,7 +165,7 @@ def _domain_nulls(
     """
     if not domain:
         raise DataError(
-            f"task '{prompt.task.name}', prompt '{prompt.name}': its criterion holds candidates against unlabeled texts of the "
+            f"task '{prompt.task.name}', prompt '{prompt.name}': its criterion compares candidates with unlabeled texts of the "
             "task, and there are none; give it an unlabeled split, or take a criterion without them (pmi, total_pmi)"
         )
 

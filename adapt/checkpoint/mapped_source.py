@@ -1,7 +1,7 @@
 """Units as views of mapped files: nothing is copied, the pages belong to the files and to every process that maps them.
 
 A thread asks for the pages ahead of their use (MADV_POPULATE_READ, in steps) and lets go of them behind it (MADV_DONTNEED), which
-takes them out of this process alone: the page cache keeps what it has room for, so that several ranks read a file from the disk
+takes them only out of this process: the page cache keeps what it has room for, so that several ranks read a file from the disk
 once. Letting page faults do the reading is several times slower. The mapping is copy-on-write: no file can be changed by it.
 """
 

@@ -28,7 +28,7 @@ _FEWEST_EXPERTS = 2
 
 
 class PagedWeights:
-    """A `WeightProvider` of a checkpoint whose names and shapes were held against its model."""
+    """A `WeightProvider` of a checkpoint whose names and shapes were compared with its model."""
 
     def __init__(self, store: Store, config: OffloadConfig, device: torch.device) -> None:
         self._store = store

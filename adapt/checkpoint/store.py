@@ -1,8 +1,8 @@
 """A checkpoint's tensors by name: which file, at which byte, of which type and shape, with which sum.
 
-`model.safetensors.index.json` says so for checkpoints of this project; what the shards' own headers say is held against it. Its
+`model.safetensors.index.json` says so for checkpoints of this project; the shards' own headers are compared with it. Its
 `weight_map` is the one that other programs read. Directories without such an index (older ones, those from Hugging Face) are
-opened by their headers alone and have no sums. Opening reads no weight but a sample, if `verify` asks for it; configuration and
+opened by their headers only and have no sums. Opening reads no weight but a sample, if `verify` asks for it; configuration and
 tokenizer are always compared with the sums that the index records of them (`file_sums`).
 """
 

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, held against the model's vocabulary."""
+"""The tokenizer of a checkpoint, compared with the model's vocabulary."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def has_tokenizer(directory: Path) -> bool:
 
 
 def load_tokenizer(directory: Path, model: HasVocabulary) -> TextTokenizer:
-    """Load a checkpoint's tokenizer and hold it against the model's vocabulary (`model` may be its settings).
+    """Load a checkpoint's tokenizer and compare it with the model's vocabulary (`model` may be its settings).
 
     Raises:
         CheckpointError: there is none, or the sizes do not fit.

@@ -70,7 +70,7 @@ def checkpoint_files(directory: Path) -> list[Path]:
 
 
 def is_bare_checkpoint(directory: Path) -> bool:
-    """Whether a directory holds a checkpoint of this project by its files alone, with or without a manifest."""
+    """Whether a directory holds a checkpoint of this project, judged by its files only, with or without a manifest."""
     is_whole = all((directory / name).is_file() for name in (INDEX_FILE, CONFIG_FILE)) and has_tokenizer(directory)
     return is_whole and not is_hf_directory(directory)
 

@@ -15,7 +15,7 @@ ONCE = {"is_said_once": True}  # the `extra` of a log line that a command says o
 
 @dataclass(frozen=True, kw_only=True)
 class RankInfo:
-    """A process's place among the ranks; read from environment variables alone."""
+    """A process's place among the ranks; read from environment variables only."""
 
     rank: int
     world_size: int

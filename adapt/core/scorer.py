@@ -34,7 +34,7 @@ class Scorer(Protocol):
     def score(self, examples: Iterable[Sequence[Reading]], kinds: frozenset[Span]) -> Iterator[FloatArray]:
         """Yield, for each example in order, an array [candidates, kinds] of summed log-probabilities (<= 0).
 
-        Only targets of the wanted kinds are summed; other columns are 0. A score depends on its own reading alone: not on
+        Only targets of the wanted kinds are summed; other columns are 0. A score depends only on its own reading: not on
         the other candidates, on other examples or on batch sizes.
         """
         ...

@@ -129,7 +129,7 @@ def read_with_targets(text: SpannedText, form: LabelForm, mask_id: int | None = 
 
 
 def read_bidirectionally(text: SpannedText, mask_id: int | None) -> Reading:
-    """Read a text whose label stands first: the label's masks see what comes after them, and they alone predict.
+    """Read a text whose label stands first: the label's masks see what comes after them, and only they predict.
 
     A next-token prediction would be copying here: its target is in sight.
 

@@ -1,4 +1,4 @@
-"""Parameter counts by kind, from names alone: nothing is allocated."""
+"""Parameter counts by kind, from names only: nothing is allocated."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Legend: N tokens, K routed (token, expert) pairs.
 
 For measuring what random weights cost: their routers send nearly all tokens to a few experts. A token's experts stay different from
-one another, and depend on its id, position and layer alone, so a score still does not depend on its neighbours.
+one another, and depend only on its id, position and layer, so a score still does not depend on its neighbours.
 """
 
 from __future__ import annotations

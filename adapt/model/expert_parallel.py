@@ -36,7 +36,7 @@ def check_share(expert_counts: Sequence[int], n_ranks: int) -> None:
 
 
 def own_experts(model: Model, share: ExpertShare) -> Model:
-    """Let a model keep a share of its experts alone; on the meta device, before anything is allocated.
+    """Let a model keep only a share of its experts; on the meta device, before anything is allocated.
 
     Raises:
         ConfigError: a layer's experts cannot be shared evenly.

@@ -4,7 +4,7 @@ Legend: N tokens, K routed pairs sorted by expert, E experts, H hidden size, F e
 
 Where one kernel multiplies all experts' rows (`grouped_gemm`), it does; elsewhere they are multiplied one by one (`looped_mlp`).
 Every expert gets a gradient at every step, zeros where it had no tokens, which the gradient reduction of ZeRO relies on. A rank may
-own a slice of the experts alone; then tokens travel to their experts' owners and back.
+own only a slice of the experts; then tokens travel to their experts' owners and back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adapt.model.looped_mlp import looped_mlp, looped_rows
 
 
 class Experts(nn.Module):
-    """E MLPs of one width: up_EFH, GELU, down_EHF, with biases; where they are shared with `peers`, of `share` alone.
+    """E MLPs of one width: up_EFH, GELU, down_EHF, with biases; where they are shared with `peers`, only those of `share`.
 
     `brought_gemm` is a product that the engine brings for GPUs without one of torch's.
     """

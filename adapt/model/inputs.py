@@ -33,7 +33,7 @@ class ModelInputs:
     `documents_BT` numbers the documents of a row from 1; 0 is padding. Documents do not see each other. `is_packed` is False
     when no row holds more than one document, which spares the mask of documents.
 
-    `mask_BSW`, where given, says alone what the last S positions of a row attend to: which of the P positions of the past and
+    Only `mask_BSW`, where given, says what the last S positions of a row attend to: which of the P positions of the past and
     the T of the row (W = P + T). The T - S positions before them are plain causal among themselves. So a long text that many
     short candidates share needs no T x T mask. A `past` is what an earlier call kept of the same rows; with it, S = T.
 
@@ -96,7 +96,7 @@ class Routing:
     """A router's decision, flat: pair k sends token `token_K[k]` to expert `expert_K[k]` with weight `weight_K[k]`.
 
     `probs_NE` are the gate probabilities that the balance loss differentiates (fp32), `logits_NE` what they came from (absent
-    where there is no gate). `losses` are the router's own, each a sum over tokens, in training alone. `overload` counts the pairs
+    where there is no gate). `losses` are the router's own, each a sum over tokens, in training only. `overload` counts the pairs
     above the room that the router itself means experts to have (absent where it sets none).
     """
 

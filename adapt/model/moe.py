@@ -52,7 +52,7 @@ class Sent:
 class MoELayer(nn.Module):
     """A routed layer; `is_residual` adds the dense MLP beside the routed experts, `expert_residual_layers` a network behind them.
 
-    Capacity, where set, is for training alone. `is_even` spreads tokens evenly whatever the router says.
+    Capacity, where set, is for training only. `is_even` spreads tokens evenly whatever the router says.
     """
 
     def __init__(

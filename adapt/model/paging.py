@@ -62,5 +62,5 @@ class PassesTogether(Protocol):
         ...
 
     def run_together(self, batches: Sequence[ModelInputs]) -> list[ModelOutput]:
-        """Return each batch's output, the same bits as if it had been alone."""
+        """Return each batch's output, the same bits as if it had come by itself."""
         ...

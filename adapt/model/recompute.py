@@ -2,7 +2,7 @@
 
 What was decided is kept and never decided again: a near-tie that fell to another expert the second time would give gradients to an
 expert that did not compute the output. Decisions are the outputs of operations that pick (arg max, top k, sorting, comparing,
-drawing), a few numbers a token, whatever router uses them. Statistics come from the first time alone.
+drawing), a few numbers a token, whatever router uses them. Statistics come from the first time only.
 
 Source: Chen et al. 2016 (Training Deep Nets with Sublinear Memory Cost), arXiv:1604.06174.
 """
@@ -25,7 +25,7 @@ _DECISIONS = frozenset(getattr(torch.ops.aten, name) for name in _PICKING.split(
 
 
 def recomputed(run: Callable[..., Result], *args: Any) -> Result:
-    """Call `run`, keeping its arguments and decisions alone for the backward pass. Models draw no random numbers of torch's."""
+    """Call `run`, keeping only its arguments and decisions for the backward pass. Models draw no random numbers of torch's."""
     contexts = partial(create_selective_checkpoint_contexts, _policy)
     result: Result = checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return result

@@ -49,7 +49,7 @@ def packed_inputs(trees: Sequence[PrefixTree], starts: Sequence[int]) -> ModelIn
 
 
 def leading_inputs(trees: Sequence[PrefixTree], starts: Sequence[int]) -> ModelInputs:
-    """Lay out the nodes before `start` alone, plain causal, to be kept as a past."""
+    """Lay out only the nodes before `start`, plain causal, to be kept as a past."""
     nodes = [np.arange(start) for start in starts]
     return _inputs(trees, nodes, max(starts), None, keeps_past=True)
 

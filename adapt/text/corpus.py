@@ -108,7 +108,7 @@ def text_digest(text: str) -> str:
 
 
 def is_held_out(text: str, share: float) -> bool:
-    """Say whether a text belongs to the held-out share: a function of the text alone."""
+    """Say whether a text belongs to the held-out share: a function of the text only."""
     return int(text_digest(text)[:8], 16) < share * 0x1_0000_0000
 
 

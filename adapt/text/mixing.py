@@ -1,7 +1,7 @@
 """Rows held in memory, and several sources of rows mixed into one at fixed numbers per epoch.
 
 Source rows flow in, one source of rows flows out whose order `StepOrder` shuffles. Which row of which source stands at a place
-follows from (seed, epoch, place) alone, as the order of training data must: there is no position to save and none to lose.
+follows only from (seed, epoch, place), as the order of training data must: there is no position to save and none to lose.
 """
 
 from __future__ import annotations

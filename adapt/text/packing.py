@@ -3,7 +3,7 @@
 Legend: D documents, P pieces, R rows.
 
 Long documents are cut into pieces; pieces are laid into rows next-fit among a few open rows, in a seeded order. The plan
-follows from lengths alone, so that any step's rows are found without reading what came before (no state to save, none to lose).
+follows only from lengths, so that any step's rows are found without reading what came before (no state to save, none to lose).
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def tokenize_corpus(
 ) -> tuple[Path, Path]:
     """Write the training and the held-out documents below `directory`, unless they are there; return both places.
 
-    A document is held out by its text alone. Domains are numbered in the order of their sorted names. Unless training documents
+    A document is held out by its text only. Domains are numbered in the order of their sorted names. Unless training documents
     are wanted, they are left out.
 
     Raises:

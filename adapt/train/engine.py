@@ -10,7 +10,7 @@ Gradients are summed over ranks in fp32, unless `engine.gradient_communication` 
 loss and decides which steps to skip; its scaler's numbers are given and taken like the rest of the state.
 
 Where ranks share experts, a MoE layer becomes one of DeepSpeed's when the engine is made: that is how DeepSpeed learns to reduce
-the experts' gradients over those ranks alone that hold the same experts, and to add up their norms over all.
+the experts' gradients only over those ranks that hold the same experts, and to add up their norms over all.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class Engine:
         """Yield what this rank holds of the step's gradients, reduced over the ranks, in pieces."""
         for index, pieces in self._zero.averaged_gradients.items():
             own = (piece for piece in pieces or () if not getattr(piece, "_zero_padding", False))
-            yield from zip(self._zero.params_in_partition[index], own, strict=False)  # a rank may hold padding alone
+            yield from zip(self._zero.params_in_partition[index], own, strict=False)  # a rank may hold only padding
 
     def _take_step(self, lr: float) -> None:
         for group in self._zero.param_groups:
@@ -267,7 +267,7 @@ class Engine:
 
     def set_loss_scale(self, state: LossScale) -> None:
         """Go on with a scale as `loss_scale` returned it."""
-        assert self._is_scaled, "a loss is scaled in fp16 alone"
+        assert self._is_scaled, "a loss is scaled only in fp16"
         scaler = self._zero.loss_scaler
         scaler.cur_scale, scaler.cur_hysteresis = state.scale, state.until_halved
         scaler.cur_iter, scaler.last_overflow_iter = state.steps, state.last_overflow

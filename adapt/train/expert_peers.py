@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup
 
 
 class GroupPeers:
-    """The ranks of one process group as a layer's peers; `twins` own the same experts as this rank (absent: it alone does)."""
+    """The ranks of one process group as a layer's peers; `twins` own the same experts as this rank (absent: only this one)."""
 
     def __init__(self, group: ProcessGroup, twins: ProcessGroup | None = None) -> None:
         self._group = group

@@ -27,7 +27,7 @@ _TOKEN_PARTS = PARTS[: len(Span)]
 def check_losses(
     model: nn.Module, ledger: Mapping[str, PartValue], batches: Sequence[Batch], all_sum: Callable[[Tensor], Tensor], step: int
 ) -> None:
-    """Hold a step's losses against what training can go on from, before its update. A collective where it is not passed.
+    """Check that training can go on from a step's losses, before its update. A collective where it is not passed.
 
     Raises:
         TrainingError: a part is not finite, with the first layer whose output is not; or a token loss explodes.

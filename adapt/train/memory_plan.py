@@ -1,4 +1,4 @@
-"""What a training step keeps in memory on each rank, by kind, from sizes alone; and which setting fits where this one does not.
+"""What a training step keeps in memory on each rank, by kind, from sizes only; and which setting fits where this one does not.
 
 Legend: H hidden size, F width of MLPs, E experts, V vocabulary, k experts per token.
 
@@ -72,7 +72,7 @@ def plan_activations(config: GPTConfig, engine: EngineConfig, experts_per_token:
 
 
 def check_memory(config: GPTConfig, engine: EngineConfig) -> None:
-    """Hold a plan against `engine.memory_gb`, where it is given.
+    """Compare a plan with `engine.memory_gb`, where it is given.
 
     Raises:
         ConfigError: it does not fit, with the nearest setting that does.

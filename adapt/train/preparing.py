@@ -53,7 +53,7 @@ def groups_by_format(groups: Sequence[Mapping[str, Any]], exact: Collection[nn.P
 
 
 def check_is_scaled(groups: Sequence[Mapping[str, Any]], exact: Collection[nn.Parameter]) -> None:
-    """Raise ConfigError where fp16 would train exact parameters alone: DeepSpeed scales no loss whose weights are all fp32."""
+    """Raise ConfigError where fp16 would train only exact parameters: DeepSpeed scales no loss whose weights are all fp32."""
     names = {id(parameter) for parameter in exact}
     if all(id(parameter) in names for group in groups for parameter in group["params"]):
         raise ConfigError(

@@ -17,7 +17,7 @@ from adapt.train.train_config import Trained
 
 
 def train_only(model: nn.Module, trained: Trained) -> None:
-    """Let gradients flow to the parameters of one kind alone.
+    """Let gradients flow only to the parameters of one kind.
 
     Raises:
         ConfigError: the model has none of that kind.

@@ -47,7 +47,7 @@ class Progress:
 class StateWriter:
     """Saves states in the background, one at a time; used as a context, whose end waits for the last of them.
 
-    Every rank takes part in `save`; rank 0 alone holds copies and writes.
+    Every rank takes part in `save`; only rank 0 holds copies and writes.
     """
 
     def __init__(self, work: Path, engine: Engine, keep: int) -> None:

@@ -1,6 +1,6 @@
-"""The engine at ZeRO stage 0: every rank keeps the whole optimizer, and gradients alone are averaged.
+"""The engine at ZeRO stage 0: every rank keeps the whole optimizer, and only gradients are averaged.
 
-Nothing is cut here, so that an optimizer may look at whole tensors (LAMB), and other stages can be held against this one. Weights
+Nothing is cut here, so that an optimizer may look at whole tensors (LAMB), and other stages can be compared with this one. Weights
 are fp32: there are no masters beside them.
 """
 

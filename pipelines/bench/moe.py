@@ -49,7 +49,7 @@ class _Defaults:
 class _Group:
     """Rows of one kind: how they are called, how a case is timed, and the largest ratio to dense by tokens per expert.
 
-    Groups of several `ranks` are for a CPU alone; `cases` are a group's own where none are asked for.
+    Groups of several `ranks` are for CPUs only; `cases` are a group's own where none are asked for.
     """
 
     title: str

@@ -71,7 +71,7 @@ def _own_tokens(case: Case, weights: LayerWeights, rank: int, n_ranks: int) -> t
 
 
 def _shared(case: Case, weights: LayerWeights, share: ExpertShare, x_BTH: Tensor) -> Way:
-    """Return the layer with this rank's experts alone."""
+    """Return the layer with only this rank's experts."""
     layer = own_experts(our_layer(case), share)
     own = share.slice_of(case.experts)
     parts = {name: value[own].clone() if name.startswith("experts.") else value for name, value in our_weights(weights).items()}

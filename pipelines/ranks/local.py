@@ -1,4 +1,4 @@
-"""Ranks on this machine: a process each, told who they are by environment variables alone; watched, stopped, and ended.
+"""Ranks on this machine: a process each, told who they are only by environment variables; watched, stopped, and ended.
 
 A rank tells its starter a user error through a pipe, which takes no disk. None outlives the process that started it.
 """

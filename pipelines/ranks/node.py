@@ -152,7 +152,7 @@ def _watch(ranks: LocalRanks, orders: Orders, answers: TextIO) -> int:
 
 
 def _answers() -> TextIO:
-    """Keep standard output for answers alone: what is started from here on finds standard error in its place."""
+    """Keep standard output for answers only: what is started from here on finds standard error in its place."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return answers

@@ -180,7 +180,7 @@ def _decision(method: Method, task: TaskConfig, subject: Subject, lexical: Lexic
 
 
 def no_rows_to_learn_from(task: TaskConfig) -> DataError:
-    """Return the error of a task that the lexical labeller alone is to decide, without unlabeled rows."""
+    """Return the error of a task that only the lexical labeller is to decide, without unlabeled rows."""
     return DataError(f"evaluate.method=lexical: task '{task.name}' has no unlabeled rows to learn from; choose another method")
 
 

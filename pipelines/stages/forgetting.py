@@ -119,7 +119,7 @@ def general_perplexity(before_R2: FloatArray, after_R2: FloatArray) -> GeneralPe
 
 
 def is_rolled_back(gate: GateConfig, found: GeneralPerplexity) -> bool:
-    """Hold an adaptation against the gate: whether it is to be taken back.
+    """Compare an adaptation with the gate: whether it is to be taken back.
 
     Raises:
         TrainingError: it forgot more than the gate allows, which is to stop the run.

@@ -1,4 +1,4 @@
-"""What a device computes, held against the CPU: experts, attention, whole models with every router, and recomputation.
+"""A device compared with the CPU: experts, attention, whole models with every router, and recomputation.
 
 Each check takes a device and returns rows of (what, largest error as a share of the largest value, bound); on the CPU itself it
 compares the CPU with itself, which is how it is tested where there is no GPU.
@@ -179,7 +179,7 @@ def _error(found: Tensor, wanted: Tensor) -> float:
 
 
 def _worst(what: str, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Compared:
-    """Return the tensor that differs most; values near zero are rounding, and are held against the largest gradient there is."""
+    """Return the tensor that differs most; values near zero are rounding, and are compared with the largest gradient there is."""
     scale = max(float(value.abs().max()) for name, value in wanted.items() if name != "loss")
     errors = {name: float((found[name].cpu() - value.cpu()).abs().max()) / scale for name, value in wanted.items()}
     errors["loss"] = _error(found["loss"], wanted["loss"])

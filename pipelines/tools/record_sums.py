@@ -4,7 +4,7 @@ Record size and sha256 of a checkpoint's configuration and tokenizer in its inde
 from then on a file that was damaged or exchanged is refused when the checkpoint is opened. Checkpoints written by this project have
 these sums; this is for older ones, and for a configuration or tokenizer that you changed yourself.
 
-  checkpoint   a bare checkpoint, or a Hugging Face directory with an index (of the latter, configuration and tokenizer alone)
+  checkpoint   a bare checkpoint, or a Hugging Face directory with an index (of the latter, only configuration and tokenizer)
 """
 
 from __future__ import annotations

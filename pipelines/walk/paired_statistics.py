@@ -109,7 +109,7 @@ class Summary:
 
 
 def variant_of(run: str) -> str:
-    """Return the name that runs share which differ in their seed alone.
+    """Return the name that runs share which differ only in their seed.
 
     Left out are `seed=N` and `tasks=...` in a sweep point's name (tables are by task anyway), and `_s<N>` or `_seed=N` at the end
     of a run's name. A point whose name was too long carries a digest of it and stands for itself.

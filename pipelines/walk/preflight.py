@@ -229,7 +229,7 @@ def _read_where_there(ahead: Ahead) -> list[str]:
 
 
 def check_lexical(ahead: Ahead) -> None:
-    """A labeller that is to decide alone has unlabeled rows to learn from."""
+    """A labeller that decides without a model has unlabeled rows to learn from."""
     from pipelines.stages.evaluate import no_rows_to_learn_from
 
     if not ahead.has("evaluate") or ahead.config.evaluate.method is not Method.LEXICAL:

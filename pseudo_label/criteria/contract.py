@@ -48,7 +48,7 @@ class CandidateScores:
 
 
 class Null(enum.Enum):
-    """What a candidate's score is held against: nothing, the prompt with every field empty, or other texts of the domain."""
+    """What is subtracted from a candidate's score: nothing, the prompt with every field empty, or other texts of the domain."""
 
     NONE = "none"
     EMPTY = "empty"

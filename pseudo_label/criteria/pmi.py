@@ -1,6 +1,6 @@
 """`pmi`: log P(label | text, prompt) - log P(label | prompt), pointwise mutual information with the domain conditional.
 
-The null context is the same prompt with every field empty; in a cloze, the blank alone. Source: Holtzman et al. 2021, "Surface
+The null context is the same prompt with every field empty; in a cloze, only the blank. Source: Holtzman et al. 2021, "Surface
 form competition", arXiv:2104.08315.
 """
 

@@ -1,4 +1,4 @@
-"""`total_pmi`: log P of the whole filled prompt minus log P(label) under the null context (every field empty; a blank alone).
+"""`total_pmi`: log P of the whole filled prompt minus log P(label) under the null context (every field empty; only the blank).
 
 For cloze: without the second term a frequent candidate wins over a fitting one.
 

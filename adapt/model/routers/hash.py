@@ -1,4 +1,4 @@
-"""Hash routing: a token's id alone decides its expert.
+"""Hash routing: only a token's id decides its expert.
 
 Source: Roller et al. 2021 (Hash Layers), random hash, arXiv:2106.04426. The map is a hash of (seed, id), so it needs
 no table and no vocabulary size.

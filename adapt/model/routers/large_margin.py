@@ -19,7 +19,7 @@ from adapt.model.routers.settings import LargeMarginConfig, MarginEffect
 
 
 class LargeMarginRouter(MarginGate):
-    """One expert per token; the margin acts in training alone."""
+    """One expert per token; the margin acts in training only."""
 
     def __init__(self, config: LargeMarginConfig, hidden_size: int, n_experts: int) -> None:
         super().__init__(config, hidden_size, n_experts)

@@ -4,7 +4,7 @@ Sources: Lepikhin et al. 2020 (GShard), arXiv:2006.16668; Zoph et al. 2022 (ST-M
 second expert is always taken; GShard takes it at random in proportion to its weight.
 Training: the top two of the token's own logits, from a jittered input if asked for. Inference: the same without jitter.
 Looks ahead at: nothing. Balance loss: E * sum_e mean(p_e) * f_e with f_e the share of all routed pairs (GShard counts the first
-choices alone), 1.0 when even; z-loss on request.
+choices only), 1.0 when even; z-loss on request.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_config
 from torch import Tensor
 
 import adapt.checkpoint.store_writer
@@ -36,6 +35,7 @@ from adapt.model.gpt import GPT, materialize
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
 from pipelines.command_line.plain_options import run_plainly
 from pipelines.tools.record_sums import RecordConfig, record
+from tests.support.tiny_models import tiny_config
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tiny_models import tiny_config
 from torch import Tensor
 
 import adapt.checkpoint.integrity
@@ -34,6 +33,7 @@ from adapt.core.typed import to_plain
 from adapt.model.gpt import GPT, materialize
 from adapt.scoring.scorer_config import ScorerConfig
 from adapt.text.tokenizer import Tokenizer
+from tests.support.tiny_models import tiny_config
 
 SHAPES = {"a.odd": (3, 5), "b.experts.up": (4, 64, 32), "c.scalar": (), "d.empty": (0, 7), "e.page": (1024,), "f.last": (9,)}
 DTYPES = (torch.bfloat16, torch.float32, torch.float32, torch.float16, torch.float32, torch.int64)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hf_checkpoints import BYTE_LEVEL, add_tokenizer, make_checkpoint, make_model
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
@@ -24,6 +23,7 @@ from adapt.core.precision import Precision
 from adapt.model.hf import FAMILIES, HFModel
 from adapt.scoring.scorer_config import ScorerConfig
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
+from tests.support.hf_checkpoints import BYTE_LEVEL, add_tokenizer, make_checkpoint, make_model
 
 FP32 = ScorerConfig(precision=Precision.FP32)
 

@@ -9,17 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from foreign_checkpoints import (
-    Foreign,
-    close,
-    ids_of,
-    make_weights,
-    megatron_args,
-    pai_config,
-    reference_logits,
-    write_megatron,
-    write_pai,
-)
 from torch import Tensor
 
 import adapt.checkpoint.store_writer
@@ -31,6 +20,17 @@ from adapt.checkpoint.weights import load_model, save_model
 from adapt.model.activation import Gelu
 from adapt.model.gpt import GPT
 from adapt.model.inputs import ModelInputs
+from tests.support.foreign_checkpoints import (
+    Foreign,
+    close,
+    ids_of,
+    make_weights,
+    megatron_args,
+    pai_config,
+    reference_logits,
+    write_megatron,
+    write_pai,
+)
 
 DENSE = Foreign()
 PYRAMID = Foreign(experts=(3, 5))

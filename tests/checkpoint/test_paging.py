@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_config
 
 import adapt.checkpoint.store_writer
 from adapt.checkpoint.offload import OffloadConfig, WeightsIn
@@ -31,6 +30,7 @@ from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.tokenizer import Tokenizer
 from pipelines.bench.scoring_cases import LABEL_KINDS, label_example
+from tests.support.tiny_models import tiny_config
 
 PAGED = [WeightsIn.MMAP, WeightsIn.RING]
 MODELS = {

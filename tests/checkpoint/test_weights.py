@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_config
 from torch import Tensor
 
 import adapt.checkpoint.store_writer
@@ -25,6 +24,7 @@ from adapt.model.exchange import ExpertShare
 from adapt.model.expert_parallel import own_part
 from adapt.model.gpt import GPT, GPTConfig
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
+from tests.support.tiny_models import tiny_config
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny_config
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
@@ -24,6 +23,7 @@ from adapt.model.inputs import Past
 from adapt.model.places import TokenPlaces
 from adapt.objective import contribution, part_counts
 from adapt.objective_config import ObjectiveConfig
+from tests.support.tiny_models import tiny_config
 
 ROWS = ((20, 30), (41,), (9, 11, 13), (1, 1, 2))
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_config
 from torch.nn import functional
 
 from adapt.checkpoint.weights import CONFIG_FILE, load_config
@@ -19,6 +18,7 @@ from adapt.model.expert_residual import ExpertResidual
 from adapt.model.experts import Experts
 from adapt.model.gpt import GPT, GPTConfig, materialize
 from adapt.model.inputs import ModelInputs
+from tests.support.tiny_models import tiny_config
 
 
 def inputs(length: int = 12) -> ModelInputs:

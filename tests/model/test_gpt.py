@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import tiny_config
 from torch import Tensor
 
 from adapt.core.errors import ConfigError
 from adapt.model.gpt import GPT, GPTConfig, materialize
 from adapt.model.inputs import ModelInputs
 from adapt.model.moe import DenseMLP, MoELayer
+from tests.support.tiny_models import tiny_config
 
 SMALL = 60
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hf_checkpoints import make_model
 from transformers import AutoModelForCausalLM
 
 from adapt.checkpoint.weights import load_model
@@ -22,6 +21,7 @@ from adapt.objective import contribution, part_counts
 from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig
 from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
+from tests.support.hf_checkpoints import make_model
 
 VOCAB = 60
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from naive_moe import RULES, naive_layer
-from router_variants import VARIANTS
 from torch import Tensor
 
 from adapt.model.buffers import named_state
@@ -16,6 +14,8 @@ from adapt.model.inputs import ModelInputs
 from adapt.model.moe import MoELayer
 from adapt.model.routers.contract import all_routers
 from adapt.model.routers.top1 import Top1Config
+from tests.support.naive_moe import RULES, naive_layer
+from tests.support.router_variants import VARIANTS
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 STEP = 3

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from router_variants import VARIANTS
-from tiny_models import tiny_config
 from torch import Tensor
 
 from adapt.core.runtime import generator_for
@@ -19,6 +17,8 @@ from adapt.model.gpt import GPT, materialize
 from adapt.model.routers.contract import all_routers
 from adapt.objective import Contribution, contribution, part_counts
 from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig
+from tests.support.router_variants import VARIANTS
+from tests.support.tiny_models import tiny_config
 
 AGAIN = [Recompute.SELECTIVE, Recompute.FULL]
 OBJECTIVE = ObjectiveConfig(balance=BalanceConfig(weight=0.1, scope=BalanceScope.MICROBATCH))

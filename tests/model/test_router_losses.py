@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from router_variants import VARIANTS
-from test_objective import SMALL, ledger_of, readings, stepped
-from tiny_models import tiny_config
 
 from adapt.core.errors import TrainingError
 from adapt.core.spans import LabelLoss, Reading
@@ -21,6 +18,9 @@ from adapt.model.routers.expert_choice import ExpertChoiceConfig
 from adapt.model.routers.top1 import Top1Config, Top1Router
 from adapt.objective import check_balance_gradient, ledger_total, part_counts, parts_of
 from adapt.objective_config import BalanceConfig, ObjectiveConfig
+from tests.support.router_variants import VARIANTS
+from tests.support.tiny_models import tiny_config
+from tests.support.training_steps import SMALL, ledger_of, readings, stepped
 
 OBJECTIVE = ObjectiveConfig(balance=BalanceConfig(weight=0.3))
 STEP = 2

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny_config
 from torch import Tensor
 
 from adapt.core.errors import ConfigError
@@ -24,6 +23,7 @@ from adapt.model.routers.random_groups import RandomGroupsConfig
 from adapt.model.routers.s_base import SBaseConfig
 from adapt.model.routers.sigmoid_bias import SigmoidBiasConfig
 from adapt.model.routers.top1 import Top1Config
+from tests.support.tiny_models import tiny_config
 
 HIDDEN, EXPERTS = 8, 6
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import SMALLEST, in_process, run
-from tiny_exports import write_export
 
 from adapt.model.gpt import GPT
 from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.tokenizer import Tokenizer
+from tests.support.command_line import SMALLEST, in_process, run
+from tests.support.tiny_exports import write_export
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from command_line import composed
 from hydra.errors import ConfigCompositionException
 
 from adapt.core.errors import ConfigError
@@ -11,6 +10,7 @@ from adapt.model.routers.contract import all_routers
 from adapt.model.routers.large_margin import LargeMarginConfig, MarginEffect
 from pipelines.config.locations import conf_dir
 from pipelines.walk.order import STAGES
+from tests.support.command_line import composed
 
 CONF = conf_dir()
 PRIMARY = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "hydra_settings")

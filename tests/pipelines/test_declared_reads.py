@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import SMALLEST, composed
 
 from adapt.core.artifacts import Artifact
 from adapt.model.config import GPTConfig
@@ -19,6 +18,7 @@ from pipelines.stages.rows import TaskData, UndeclaredRead
 from pipelines.stages.run import Run
 from pipelines.walk.order import STAGES, stage_named
 from pseudo_label.tasks import TaskConfig
+from tests.support.command_line import SMALLEST, composed
 
 TASK = "demo_topics"
 REST = ["force=true", "evaluate.other_tasks=[demo_reviews]", "data.corpus=[{corpus}]", "gate.max_general_ppl_increase=9.0"]

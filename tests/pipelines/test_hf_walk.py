@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import FP32_SCORES, in_process, run
-from hf_checkpoints import PREPENDED, make_checkpoint
 from transformers import AutoModelForCausalLM
 
 import pseudo_label
 from adapt.core.artifacts import open_artifact
 from pipelines.config.locations import demo_dir
+from tests.support.command_line import FP32_SCORES, in_process, run
+from tests.support.hf_checkpoints import PREPENDED, make_checkpoint
 
 TASK = "demo_reviews"
 SMALLEST = [

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import ROOT, SMALLEST, command, digests, run
-from test_kill import ranks_below, saved_steps, started, wait_for_step
+
+from tests.support.command_line import ROOT, SMALLEST, command, digests, run
+from tests.support.started_runs import ranks_below, saved_steps, started, wait_for_step
 
 STAGES = [*SMALLEST, "stages=[tokenizer,pretrain]", "engine.world_size=2", "engine.threads=1"]
 # As behind ssh: another directory, hardly any environment, a process group of its own, words joined by the login shell.

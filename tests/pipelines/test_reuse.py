@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import ROOT, composed, in_process, refused
 
 from adapt.checkpoint.weights import save_model
 from adapt.core.artifacts import StageKey
@@ -28,6 +27,7 @@ from pseudo_label.labelling import ScoringConfig
 from pseudo_label.predictor import PredictorSpec, save_spec
 from pseudo_label.store import LABELS_FILE, Provenance, PseudoLabel, reading_digest, write_labels
 from pseudo_label.tasks import load_task, read_split
+from tests.support.command_line import ROOT, composed, in_process, refused
 
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import FP32_SCORES, SMALLEST, digests, in_process, run
 
 import pseudo_label
 from adapt.core.artifacts import open_artifact
 from pipelines.config.locations import demo_dir
+from tests.support.command_line import FP32_SCORES, SMALLEST, digests, in_process, run
 
 TASKS = ("demo_reviews", "demo_topics")
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_models import ROOT
 
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.spans import (
@@ -23,6 +22,7 @@ from adapt.core.spans import (
 from adapt.text.tokenizer import Tokenizer
 from pseudo_label.prompts import Prompt, parse_template
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow, labels_of, load_task
+from tests.support.tiny_models import ROOT
 
 LONG = "今天天气很好我们一起去公园散步吧" * 8
 WORDS = {"a": "体育", "b": "财经新闻", "c": "美食"}

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import numpy.typing as npt
 import pytest
-from naive_scoring import naive_prior_biases
 
 from pseudo_label.decision import margins
 from pseudo_label.selection import SelectionConfig, agreement, select
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig
 from pseudo_label.zero_shot import PromptKeys
+from tests.support.naive_scoring import naive_prior_biases
 
 BOTH = pytest.mark.parametrize("is_balanced", [True, False])
 Mask = npt.NDArray[np.bool_]

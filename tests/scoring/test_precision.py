@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_config
 
 from adapt.core.errors import AdaptError, CheckpointError, ConfigError
 from adapt.core.precision import Precision
@@ -13,6 +12,7 @@ from adapt.core.spans import LabelForm, Reading, Span, SpannedText, read_with_ta
 from adapt.model.gpt import GPT, materialize
 from adapt.scoring.scorer_config import ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
+from tests.support.tiny_models import tiny_config
 
 KINDS = frozenset({Span.LABEL})
 

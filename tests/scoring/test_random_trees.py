@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_tree_scorer import EVERY, MASK, SMALL, assert_equal, one_at_a_time
-from tiny_models import tiny_config
 
 from adapt.core.spans import LabelForm, Reading, Span, join_parts, read_with_targets
 from adapt.model.gpt import GPT, materialize
 from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
+from tests.support.full_passes import EVERY, MASK, SMALL, assert_equal, one_at_a_time
+from tests.support.tiny_models import tiny_config
 
 KINDS = [EVERY, frozenset({Span.LABEL}), frozenset({Span.PROMPT})]
 

@@ -6,19 +6,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
-import torch
-from tiny_models import tiny_config
 
 from adapt.core.errors import DataError
 from adapt.core.scorer import FloatArray
-from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span, join_parts, read_bidirectionally, read_with_targets
+from adapt.core.spans import LabelForm, Reading, Span, join_parts, read_bidirectionally, read_with_targets
 from adapt.model.gpt import GPT, materialize
-from adapt.model.inputs import ModelInputs
 from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
+from tests.support.full_passes import BOS, EVERY, MASK, SMALL, assert_equal, one_at_a_time
+from tests.support.tiny_models import tiny_config
 
-SMALL, MASK, BOS = 60, 59, 2
-EVERY = frozenset(Span)
 LABELS = ([11], [12, 13], [12, 14, 15], [16], [12])
 LAYOUTS = ("label last", "tail after the label", "label first", "cloze in the middle", "masks see what follows")
 
@@ -59,38 +56,10 @@ def examples() -> list[list[Reading]]:
     ] + [example("label last", LabelForm.CLM, seed=30)]
 
 
-@torch.no_grad()
-def one_at_a_time(model: GPT, candidates: Sequence[Reading], kinds: frozenset[Span] = EVERY) -> FloatArray:
-    """Run each reading alone through the whole model and sum its targets by kind."""
-    sums = np.zeros((len(candidates), len(Span)))
-    for candidate, reading in enumerate(candidates):
-        ids_BT = torch.from_numpy(reading.inputs_T).unsqueeze(0)
-        inputs = ModelInputs(
-            ids_BT=ids_BT,
-            positions_BT=torch.arange(len(reading)).unsqueeze(0),
-            documents_BT=torch.ones_like(ids_BT),
-            domains_BT=torch.zeros_like(ids_BT),
-            is_packed=False,
-            mask_BSW=torch.ones(1, len(reading), len(reading), dtype=torch.bool) if reading.is_bidirectional else None,
-        )
-        log_probs_TV = model.logits(model(inputs).hidden_BTH[0]).log_softmax(-1)
-        for place in range(len(reading)):
-            target, kind = int(reading.targets_T[place]), int(reading.kinds_T[place])
-            if target != NO_TARGET and Span(kind) in kinds:
-                sums[candidate, kind] += float(log_probs_TV[place, target])
-    return sums
-
-
 def scored(
     model: GPT, given: Sequence[Sequence[Reading]], kinds: frozenset[Span] = EVERY, config: ScorerConfig | None = None
 ) -> list[FloatArray]:
     return list(TreeScorer(model, config or ScorerConfig()).score(given, kinds))
-
-
-def assert_equal(found: Sequence[FloatArray], wanted: Sequence[FloatArray]) -> None:
-    assert len(found) == len(wanted)
-    for one, other in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("form", list(LabelForm))

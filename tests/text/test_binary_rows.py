@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from row_files import ROWS, planted, records, refusal
 
 from adapt.core.errors import ConfigError
 from adapt.text.rows import xlsx_rows
 from adapt.text.rows.reading import header_of, open_rows, rows_of
+from tests.support.row_files import ROWS, planted, records, refusal
 
 
 def parquet(place: Path, columns: dict[str, Any]) -> Path:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from row_files import json_lines, planted, records
 
 from adapt.core.errors import ConfigError
 from adapt.text.rows.contract import Kind
 from adapt.text.rows.writing import kind_of_output, write_rows
+from tests.support.row_files import json_lines, planted, records
 
 ROWS: list[dict[str, Any]] = [{"id": "0", "s": "菜不错", "p": "好"}, {"id": "1", "s": "", "p": "坏"}]
 

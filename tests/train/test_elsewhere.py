@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from rank_cases import BATCH_ROWS, MODELS, readings
-from stand_in_device import on_the_cpu, stand_in_device
 from torch import Tensor, nn
 
 from adapt.core.precision import FORMATS, Precision
@@ -24,6 +22,8 @@ from adapt.objective import Contribution, ObjectiveConfig, contribution, part_co
 from adapt.train.gradient_shares import gradient_shares
 from adapt.train.optimizer import OptimizerConfig, make_optimizer, moments_at, parameter_groups
 from adapt.train.preparing import router_parameters
+from tests.support.ranks.rank_cases import BATCH_ROWS, MODELS, readings
+from tests.support.stand_in_device import on_the_cpu, stand_in_device
 
 STEPS = 3
 SIZES = MODELS["sigmoid bias"]

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_models import ROOT, tiny_config
 from torch.profiler import ProfilerActivity, profile
 
 import adapt.model.experts
@@ -29,6 +28,7 @@ from adapt.objective_config import ObjectiveConfig
 from adapt.train import memory_plan
 from adapt.train.engine_config import EngineConfig, GradientCommunication
 from adapt.train.memory_plan import check_memory, plan_activations, plan_memory
+from tests.support.tiny_models import ROOT, tiny_config
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "context_length": 128, "vocab_size": 500}
 MODELS = {

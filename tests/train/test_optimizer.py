@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import tiny_config
 
 from adapt.core.errors import ConfigError
 from adapt.model.gpt import GPT
 from adapt.train.optimizer import parameter_groups
 from adapt.train.optimizer_config import OptimizerConfig, Schedule, learning_rate
+from tests.support.tiny_models import tiny_config
 
 STEPS = 200
 every_schedule = pytest.mark.parametrize("schedule", list(Schedule))

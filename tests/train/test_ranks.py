@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from plain_loop import assert_same_training, launch_ranks, plain_loop
-from rank_cases import CASES, MODELS, OBJECTIVES, RESUMED, STEPS, TRAINED, WEIGHTED, optimizer_of, rows_of
 
 from adapt.model.gpt import GPT, materialize
 from adapt.train.train_config import Trained
+from tests.support.plain_loop import assert_same_training, launch_ranks, plain_loop
+from tests.support.ranks.rank_cases import CASES, MODELS, OBJECTIVES, RESUMED, STEPS, TRAINED, WEIGHTED, optimizer_of, rows_of
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Launch every case once per world size."""
-    return launch_ranks("rank_cases.py", tmp_path_factory.mktemp("ranks"), request.param)
+    return launch_ranks("rank_cases", tmp_path_factory.mktemp("ranks"), request.param)
 
 
 @pytest.mark.parametrize("name", list(CASES))

@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from plain_engine import PlainEngine
-from rank_cases import readings
-from tiny_models import tiny_config
 from torch import Tensor
 
 import adapt.model.routers
@@ -34,6 +31,9 @@ from adapt.train.loop import Trainer
 from adapt.train.optimizer_config import OptimizerConfig, Schedule
 from adapt.train.tracking import NoTracker
 from adapt.train.train_config import TrainConfig
+from tests.support.plain_engine import PlainEngine
+from tests.support.ranks.rank_cases import readings
+from tests.support.tiny_models import tiny_config
 
 STEPS = 20
 # Without weight decay, only gradients move a weight.

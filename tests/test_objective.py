@@ -27,6 +27,7 @@ from adapt.objective import (
     part_weights,
 )
 from adapt.objective_config import BalanceConfig, PartSchedules, PartWeights, WeightSchedule
+from tests.support.inner_parts import moe_blocks, moe_layers, parameter_of
 from tests.support.tiny_models import tiny_config
 from tests.support.training_steps import MASK, SMALL, UNEVEN, ledger_of, readings, stepped
 
@@ -213,11 +214,11 @@ def test_balance_is_1_for_even_routing_and_the_number_of_experts_for_full_collap
 def test_the_balance_loss_of_a_collapsed_gate_is_the_number_of_experts(scope: BalanceScope) -> None:
     model = materialize(GPT(tiny_config([4], vocab_size=SMALL)), seed=3)
     with torch.no_grad():
-        for block in model.blocks[1::2]:
+        for block, layer in moe_blocks(model):
             block.mlp_norm.weight.zero_()
             block.mlp_norm.bias.fill_(1.0)
-            block.mlp.router.weight.zero_()
-            block.mlp.router.weight[2] = 2.0
+            parameter_of(layer.router).zero_()
+            parameter_of(layer.router)[2] = 2.0
     collapsed = [torch.tensor([0.0, 0.0, 1.0, 0.0])] * 2
     config = ObjectiveConfig(
         weights=PartWeights(context=0, prompt=0, pseudo_label=0), balance=BalanceConfig(weight=1.0, scope=scope)
@@ -244,7 +245,7 @@ def test_the_step_balance_has_no_gradient_when_shares_are_even(sparse: GPT) -> N
     batch = collate([readings(LabelLoss.CLM)])
     part = contribution(sparse, batch, part_counts(sparse, batch), even, config, 1)
     assert float(part.loss.detach()) == pytest.approx(1.0, abs=1e-5)
-    for gradient in torch.autograd.grad(part.loss, [block.mlp.router.weight for block in sparse.blocks[1::2]]):
+    for gradient in torch.autograd.grad(part.loss, [parameter_of(layer.router) for layer in moe_layers(sparse)]):
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-6, rtol=0)
 
 

@@ -150,7 +150,7 @@ def test_other_contents_have_another_digest(checkpoint: Path, sparse_model: GPT,
     digest = open_bare_checkpoint(checkpoint).digest
     place = copied(checkpoint)
     if what == "a weight":
-        tensors = dict(sparse_model.named_parameters())
+        tensors: dict[str, Tensor] = dict(sparse_model.named_parameters())
         tensors["final_norm.bias"] = tensors["final_norm.bias"] + 1e-3
         save_model(place, sparse_model.config, iter(tensors.items()), tokenizer)
     elif what == "the tokenizer":

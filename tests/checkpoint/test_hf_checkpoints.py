@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from adapt.checkpoint.hf_directory import open_hf_directory
@@ -238,6 +239,8 @@ def test_weights_stay_views_of_the_mapped_files(tmp_path: Path) -> None:
     base = make_checkpoint(tmp_path, "qwen3")
     opened = open_checkpoint(base, FP32, OffloadConfig(weights=WeightsIn.MMAP))
     whole = open_checkpoint(base, FP32)
+    assert isinstance(opened.model, nn.Module)
+    assert isinstance(whole.model, nn.Module)
     matrices = [(name, p) for name, p in opened.model.named_parameters() if p.dim() == 2]
     assert all(mapped_file(parameter.data_ptr()).endswith(".safetensors") for _, parameter in matrices)
     other = dict(whole.model.named_parameters())

@@ -74,7 +74,7 @@ def logits_of(foreign: ForeignCheckpoint, place: Path, ids_BT: Tensor) -> Tensor
         (Foreign(gelu="erf", ffn=10), {"is_older": True}),
     ],
 )
-def test_logits_equal_the_reference(case: Foreign, form: dict[str, bool], tmp_path: Path) -> None:
+def test_logits_equal_the_reference(case: Foreign, form: dict[str, Any], tmp_path: Path) -> None:
     weights = make_weights(case)
     foreign = opened(write_pai(tmp_path / "theirs", case, weights, **form))
     ids_BT = ids_of(case, case.vocab_rows)

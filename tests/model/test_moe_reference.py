@@ -14,10 +14,11 @@ from adapt.model.inputs import ModelInputs
 from adapt.model.moe import MoELayer
 from adapt.model.routers.contract import all_routers
 from adapt.model.routers.top1 import Top1Config
+from tests.support.inner_parts import parameter_of
 from tests.support.naive_moe import RULES, naive_layer
 from tests.support.router_variants import VARIANTS
 
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
 STEP = 3
 
 
@@ -51,7 +52,7 @@ def made(case: Case, config: Any, capacity_factor: float | None) -> MoELayer:
         for name, tensor in named_state(layer):
             tensor.normal_(0.0, 0.1 if name.endswith("selection_bias") else 0.4, generator=generator)
         if case.is_collapsed and hasattr(layer.router, "weight"):
-            layer.router.weight[2] = 0.5
+            parameter_of(layer.router)[2] = 0.5
     return layer
 
 
@@ -115,7 +116,7 @@ def test_outputs_losses_and_gradients_equal_the_naive_layer(
     found = gradients(curved(out, report.probs_NE, dict(report.losses)), {"x": x_BTH, **dict(layer.named_parameters())})
     wanted = gradients(curved(naive, naive_gates, losses), {"x": x_64, **{name: weights[name] for name in found if name != "x"}})
     for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name].double(), gradient, **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(found[name].double(), gradient, **CLOSE, msg=f"{name}: {{}}".format)
 
 
 def test_dropping_drops_in_training_alone() -> None:

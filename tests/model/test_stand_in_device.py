@@ -76,8 +76,8 @@ def assert_same_step(
     for (name, weight), (_, moved) in zip(here.named_parameters(), there.named_parameters(), strict=True):
         assert isinstance(moved.grad, Elsewhere), name
         assert_near(moved.grad, weight.grad)
-    for (_, state), (_, moved) in zip(here.named_buffers(), there.named_buffers(), strict=True):
-        assert_near(moved, state)
+    for (_, state), (_, moved_state) in zip(here.named_buffers(), there.named_buffers(), strict=True):
+        assert_near(moved_state, state)
 
 
 def assert_near(found: Tensor, wanted: Tensor | None) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ SMALLEST = [
 # As `pipelines.run model=hf` walks them: the stages that make a base are left out.
 STAGES = "stages=[tokenizer,pretrain,pseudo_label,continue_pretrain,evaluate]"
 DENSE, SPARSE = "dense, tied, one shard", "sparse, untied, many shards"
-KINDS = {
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     DENSE: ("qwen3", {"tie_word_embeddings": True}),
     SPARSE: ("olmoe", {"max_shard_size": "60KB"}),
 }

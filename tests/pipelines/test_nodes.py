@@ -79,7 +79,7 @@ def test_two_hosts_stop_fail_and_are_lost_as_one_does_and_go_on_to_the_same_bits
     assert last.endswith("the same command goes on from the last saved state")
 
     seen = saved_steps(place)[-1]
-    process = subprocess.Popen(command("run", *arguments), cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command("run", *arguments), cwd=ROOT, stderr=subprocess.DEVNULL, text=True)
     wait_for_step(place, seen + 20)
     process.send_signal(signal.SIGKILL)
     process.wait()

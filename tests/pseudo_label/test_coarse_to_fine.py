@@ -49,7 +49,10 @@ def case(seed: int, n_rows: int = 12, *, has_ties: bool = False) -> Case:
     places = random.permutation(np.concatenate([np.arange(n_groups), random.integers(0, n_groups, n_labels - n_groups)]))
     labels = [f"l{i}" for i in range(n_labels)]
     tree = {f"g{g}": [label for label, place in zip(labels, places, strict=True) if place == g] for g in range(n_groups)}
-    draw = (lambda size: random.integers(0, 3, size).astype(float)) if has_ties else (lambda size: random.normal(size=size) * 4 - 9)
+
+    def draw(size: tuple[int, int]) -> FloatArray:
+        return random.integers(0, 3, size).astype(float) if has_ties else np.asarray(random.normal(size=size) * 4 - 9)
+
     return Case(task_of(labels, tree), draw((n_rows, n_labels)), draw((n_rows, n_groups)))
 
 

@@ -164,7 +164,10 @@ def test_a_frozen_decision_scores_a_row_alone_as_among_others(method: Method) ->
     keys = three_prompts(n_groups=2, n_labels=5)
     decision = fit_decision(method, keys, task, coarse_to_fine=CoarseToFine())
     assert decision.n_fitted == 200
-    row = [PromptKeys(prompt=k.prompt, criterion="sum", labels_NC=k.labels_NC[7:8], groups_NG=k.groups_NG[7:8]) for k in keys]
+    row = []
+    for k in keys:
+        assert k.groups_NG is not None
+        row.append(PromptKeys(prompt=k.prompt, criterion="sum", labels_NC=k.labels_NC[7:8], groups_NG=k.groups_NG[7:8]))
     assert decision.scores(row, task)[0] == pytest.approx(decision.scores(keys, task)[7], rel=1e-12)
 
 
@@ -177,7 +180,7 @@ def test_coarse_to_fine_answers_within_the_best_group(method: Method) -> None:
     groups = decision.groups.apply({k.prompt: k.groups_NG for k in keys if k.groups_NG is not None}).argmax(axis=1)
     members = [[task.labels.index(label) for label in labels] for labels in TREE.values()]
     for best, flat_row, group in zip(decision.scores(keys, task).argmax(axis=1), flat, groups, strict=True):
-        assert best == max(members[group], key=lambda label, row=flat_row: row[label])
+        assert best == max(members[group], key=flat_row.__getitem__)
 
 
 def test_group_priors_follow_the_number_of_their_labels() -> None:

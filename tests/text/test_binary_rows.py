@@ -75,7 +75,7 @@ def workbook(place: Path, *sheets: list[list[Any]]) -> Path:
 
 
 def test_a_workbook_is_read_like_a_table(tmp_path: Path) -> None:
-    lines = [["id", "sentence", None], ["0", "菜不错"], [], ["1", "太贵了"], [None, None]]
+    lines: list[list[Any]] = [["id", "sentence", None], ["0", "菜不错"], [], ["1", "太贵了"], [None, None]]
     path = workbook(tmp_path / "a.XLSX", [], lines)
     assert records(path) == ROWS
     assert [row.place for row in rows_of(open_rows(path))] == ["row 2", "row 4"]

@@ -151,7 +151,8 @@ def test_what_does_not_fit_is_refused_with_the_nearest_setting_that_does(
     with pytest.raises(ConfigError, match=f"the nearest setting that fits is {nearest}") as refused:
         check_memory(BIG, replace(engine, memory_gb=memory_gb))
     settings = dict(pair.split("=") for pair in str(refused.value).split("fits is ")[1].replace("engine.", "").split())
-    other = replace(engine, **{k: int(v) if v.isdigit() else Recompute(v) for k, v in settings.items()})
+    changes: dict[str, Any] = {k: int(v) if v.isdigit() else Recompute(v) for k, v in settings.items()}
+    other = replace(engine, **changes)
     check_memory(BIG, replace(other, memory_gb=memory_gb))
 
 

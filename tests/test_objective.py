@@ -27,9 +27,10 @@ from adapt.objective import (
     part_weights,
 )
 from adapt.objective_config import BalanceConfig, PartSchedules, PartWeights, WeightSchedule
+from tests.support.every_case import for_every
 from tests.support.inner_parts import moe_blocks, moe_layers, parameter_of
 from tests.support.tiny_models import tiny_config
-from tests.support.training_steps import MASK, SMALL, UNEVEN, ledger_of, readings, stepped
+from tests.support.training_steps import MASK, SMALL, UNEVEN, Step, ledger_of, readings, stepped
 
 WEIGHTS = PartWeights(context=1.0, prompt=0.5, pseudo_label=2.0)
 Cut = Callable[[list[Reading]], list[Batch]]
@@ -61,38 +62,56 @@ CUTS: dict[str, Cut] = {
 }
 
 
-@pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("scope", [BalanceScope.STEP, BalanceScope.SEQUENCE])
 @pytest.mark.parametrize("form", list(LabelLoss))
-def test_gradient_and_ledger_do_not_depend_on_how_a_step_is_cut(model: GPT, form: LabelLoss, scope: BalanceScope, cut: str) -> None:
+def test_gradient_and_ledger_do_not_depend_on_how_a_step_is_cut(model: GPT, form: LabelLoss, scope: BalanceScope) -> None:
     config = ObjectiveConfig(pseudo_label=form, weights=WEIGHTS, balance=BalanceConfig(weight=0.3, scope=scope))
     texts = readings(form)
-    whole_batches, cut_batches = [collate([[one] for one in texts])], CUTS[cut](texts)
-    whole, parts = stepped(model, whole_batches, config), stepped(model, cut_batches, config)
-    assert parts.loss == pytest.approx(whole.loss, abs=1e-5)
-    for name, gradient in whole.gradients.items():
-        torch.testing.assert_close(parts.gradients[name], gradient, atol=1e-5, rtol=1e-5)
-    one, other = ledger_of(model, whole, whole_batches, config), ledger_of(model, parts, cut_batches, config)
-    assert tuple(one) == tuple(other) == PARTS
-    for part in PARTS:
-        assert other[part].count == one[part].count
-        assert other[part].value == pytest.approx(one[part].value, abs=1e-5)
+    whole_batches = [collate([[one] for one in texts])]
+    whole = stepped(model, whole_batches, config)
+    one = ledger_of(model, whole, whole_batches, config)
+    assert tuple(one) == PARTS
+
+    @for_every(cut=CUTS)
+    def assert_same(cut: str) -> None:
+        cut_batches = CUTS[cut](texts)
+        parts = stepped(model, cut_batches, config)
+        assert parts.loss == pytest.approx(whole.loss, abs=1e-5)
+        assert_same_gradients(parts, whole)
+        other = ledger_of(model, parts, cut_batches, config)
+        assert tuple(other) == PARTS
+        for part in PARTS:
+            assert other[part].count == one[part].count
+            assert other[part].value == pytest.approx(one[part].value, abs=1e-5)
+
+    assert_same()
 
 
-@pytest.mark.parametrize("cut", CUTS)
-def test_weighted_readings_count_by_their_weights_however_a_step_is_cut(model: GPT, cut: str) -> None:
+def test_weighted_readings_count_by_their_weights_however_a_step_is_cut(model: GPT) -> None:
     """A reading of weight w is w of a reading: in sum and count, so that two halves are one whole."""
     config = ObjectiveConfig(weights=WEIGHTS, balance=BalanceConfig(weight=0.0))
     texts = readings(LabelLoss.CLM)
     halves = [replace(text, weight=weight) for text in texts for weight in (0.25, 0.75)]
-    whole_batches, cut_batches = [collate([[one] for one in texts])], CUTS[cut](halves)
-    whole, parts = stepped(model, whole_batches, config), stepped(model, cut_batches, config)
-    for name, gradient in whole.gradients.items():
-        torch.testing.assert_close(parts.gradients[name], gradient, atol=1e-5, rtol=1e-5)
-    one, other = ledger_of(model, whole, whole_batches, config), ledger_of(model, parts, cut_batches, config)
-    for part in ("context", "prompt", "pseudo_label"):
-        assert other[part].count == pytest.approx(one[part].count)
-        assert other[part].value == pytest.approx(one[part].value, abs=1e-5)
+    whole_batches = [collate([[one] for one in texts])]
+    whole = stepped(model, whole_batches, config)
+    one = ledger_of(model, whole, whole_batches, config)
+
+    @for_every(cut=CUTS)
+    def assert_same(cut: str) -> None:
+        cut_batches = CUTS[cut](halves)
+        parts = stepped(model, cut_batches, config)
+        assert_same_gradients(parts, whole)
+        other = ledger_of(model, parts, cut_batches, config)
+        for part in ("context", "prompt", "pseudo_label"):
+            assert other[part].count == pytest.approx(one[part].count)
+            assert other[part].value == pytest.approx(one[part].value, abs=1e-5)
+
+    assert_same()
+
+
+def assert_same_gradients(found: Step, wanted: Step) -> None:
+    for name, gradient in wanted.gradients.items():
+        torch.testing.assert_close(found.gradients[name], gradient, atol=1e-5, rtol=1e-5)
 
 
 def test_a_part_of_weighted_readings_is_a_weighted_mean(dense: GPT) -> None:

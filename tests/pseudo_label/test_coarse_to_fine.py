@@ -21,9 +21,10 @@ from pseudo_label.coarse_to_fine import (
 )
 from pseudo_label.decision import margins, softmax
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig
+from tests.support.every_case import for_every
 
-BEAMS = pytest.mark.parametrize("beam", [1, 2, 3, 100])
-SEEDS = pytest.mark.parametrize("seed", range(8))
+BEAMS = for_every(beam=[1, 2, 3, 100])
+SEEDS = for_every(seed=range(8))
 MARGINAL = CoarseRule.MARGINAL
 
 
@@ -88,7 +89,7 @@ def test_each_label_belongs_to_the_group_that_lists_it(seed: int) -> None:
 
 @SEEDS
 @BEAMS
-@pytest.mark.parametrize("has_ties", [False, True])
+@for_every(has_ties=[False, True])
 def test_the_best_groups_are_followed(seed: int, beam: int, has_ties: bool) -> None:
     given = case(seed, has_ties=has_ties)
     for row, found in zip(given.groups_NG.tolist(), followed_groups(given.groups_NG, beam), strict=True):
@@ -97,7 +98,7 @@ def test_the_best_groups_are_followed(seed: int, beam: int, has_ties: bool) -> N
 
 @SEEDS
 @BEAMS
-@pytest.mark.parametrize("has_ties", [False, True])
+@for_every(has_ties=[False, True])
 def test_sequential_answers_with_the_best_label_inside_the_followed_groups(seed: int, beam: int, has_ties: bool) -> None:
     given = case(seed, has_ties=has_ties)
     places = given.group_of_label

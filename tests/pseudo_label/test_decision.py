@@ -25,6 +25,7 @@ from pseudo_label.decision import (
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig
 from pseudo_label.teachers.contract import row_centred
 from pseudo_label.zero_shot import PromptKeys
+from tests.support.every_case import for_every
 
 FITTED = [method for method in Method if not method.needs_lexical]
 METHODS = pytest.mark.parametrize("method", FITTED)
@@ -59,8 +60,7 @@ def with_labels(keys: PromptKeys, labels: np.ndarray) -> PromptKeys:
     return PromptKeys(prompt=keys.prompt, criterion=keys.criterion, labels_NC=labels, groups_NG=keys.groups_NG)
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("prior", [[1 / 3, 1 / 3, 1 / 3], [0.7, 0.2, 0.1], [0.05, 0.9, 0.05]])
+@for_every(seed=range(5), prior=[[1 / 3, 1 / 3, 1 / 3], [0.7, 0.2, 0.1], [0.05, 0.9, 0.05]])
 def test_prior_matching_makes_the_mean_posterior_the_prior(seed: int, prior: list[float]) -> None:
     scores = random_keys(seed).labels_NC
     mean = softmax(scores + match_prior(scores, np.asarray(prior))).mean(axis=0)

@@ -11,6 +11,7 @@ from adapt.core.errors import ConfigError
 from adapt.model.gpt import GPT
 from adapt.train.optimizer import parameter_groups
 from adapt.train.optimizer_config import OptimizerConfig, Schedule, learning_rate
+from tests.support.every_case import for_every
 from tests.support.tiny_models import tiny_config
 
 STEPS = 200
@@ -34,8 +35,7 @@ def test_warm_up_rises_linearly_to_the_full_rate(schedule: Schedule) -> None:
 
 
 @every_schedule
-@pytest.mark.parametrize("steps", [1, 2, 3, 10, 997])
-@pytest.mark.parametrize("warmup_share", [0.0, 0.1, 0.5, 1.0])
+@for_every(steps=[1, 2, 3, 10, 997], warmup_share=[0.0, 0.1, 0.5, 1.0])
 def test_a_rate_is_above_zero_and_never_above_the_full_rate(schedule: Schedule, steps: int, warmup_share: float) -> None:
     found = rates(schedule, steps, warmup_share=warmup_share)
     assert min(found) > 0

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import DEMO, VOCAB, tiny_config
 
 from adapt.model.gpt import GPT, materialize
 from adapt.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from tests.support.tiny_models import DEMO, VOCAB, tiny_config
 
 
 @pytest.fixture(scope="session", autouse=True)

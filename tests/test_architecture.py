@@ -1,4 +1,4 @@
-"""The arrows between packages, one place per third-party package, and the size of files."""
+"""The arrows between packages, one place per third-party package, what tests share, and the size of files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("adapt", "pseudo_label", "pipelines")
+SUPPORT = "tests.support"  # what tests share; a test is imported by nobody, and nothing of tests by what is shipped
 LIBRARY = {
     "adapt.core",
     "adapt.text",
@@ -90,7 +91,7 @@ def imports_of(path: Path) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.extend(f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
-            found.extend(argument.value for argument in node.args if isinstance(argument, ast.Constant))
+            found.extend(str(argument.value) for argument in node.args if isinstance(argument, ast.Constant))
         for child in ast.iter_child_nodes(node):
             visit(child)
 
@@ -124,6 +125,8 @@ def violations(root: Path) -> list[str]:
             if target is not None and target not in allowed:
                 found.append(f"{here} imports {name}")
             package = name.split(".")[0]
+            if package == "tests":
+                found.append(f"{here} imports {name}, which is not shipped")
             if package in ONE_FILE and str(here) != ONE_FILE[package] and (package, str(here)) not in ALSO_IN:
                 found.append(f"{here} imports {package}, which belongs to {ONE_FILE[package]}")
     return found
@@ -132,28 +135,57 @@ def violations(root: Path) -> list[str]:
 def circles(root: Path) -> list[list[str]]:
     """List the sets of files that import each other in a circle, imports inside functions included."""
     files = {module_name(path, root): path for path in sources(root)}
-    needs = {name: {_file_of(target, files) for target in imports_of(path)} - {None, name} for name, path in files.items()}
+    needs = {name: _needs(path, files) - {name} for name, path in files.items()}
     reached = {name: _reached(name, needs) for name in files}
     found = {tuple(sorted({name, *(other for other in reached[name] if name in reached[other])})) for name in files}
     return [list(circle) for circle in found if len(circle) > 1]
+
+
+def _needs(path: Path, files: dict[str, Path]) -> set[str]:
+    return {file for target in imports_of(path) if (file := _file_of(target, files)) is not None}
 
 
 def _file_of(name: str, files: dict[str, Path]) -> str | None:
     return name if name in files else name.rpartition(".")[0] if name.rpartition(".")[0] in files else None
 
 
-def _reached(start: str, needs: dict[str, set[str | None]]) -> set[str | None]:
-    found: set[str | None] = set()
+def _reached(start: str, needs: dict[str, set[str]]) -> set[str]:
+    found: set[str] = set()
     left = [start]
     while left:
         new = needs[left.pop()] - found
         found |= new
-        left += [name for name in new if name is not None]
+        left += new
     return found
 
 
 def test_imports_run_one_way_and_third_party_packages_have_one_file() -> None:
     assert violations(ROOT) == []
+
+
+def imports_between_tests(root: Path) -> list[str]:
+    """List every import of a test, or of another test folder's file, from below `tests`."""
+    found = []
+    for path in sorted((root / "tests").rglob("*.py")):
+        for name in imports_of(path):
+            last = name.split(".")
+            is_test = any(part.startswith("test_") or part == "conftest" for part in last[:-1])
+            if is_test or (last[0] == "tests" and not name.startswith(f"{SUPPORT}.")):
+                found.append(f"{path.relative_to(root)} imports {name}; what tests share belongs into tests/support")
+    return found
+
+
+def test_tests_share_helpers_by_the_support_package_only() -> None:
+    assert imports_between_tests(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["from test_gpt import small_config", "from tests.model.test_gpt import small_config", "from tests import conftest"]
+)
+def test_a_planted_import_of_a_test_is_found(tmp_path: Path, line: str) -> None:
+    (tmp_path / "tests" / "support").mkdir(parents=True)
+    (tmp_path / "tests" / "support" / "planted.py").write_text(line, encoding="utf-8")
+    assert len(imports_between_tests(tmp_path)) == 1
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
@@ -176,6 +208,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         ("pipelines/config/__init__.py", "def f():\n    from pipelines.walk.order import walk"),
         ("pipelines/stages/planted.py", "def f():\n    from pipelines.command_line.compose import main"),
         ("pipelines/stages/planted.py", "from pipelines.walk import preflight"),
+        ("adapt/model/planted.py", "from tests.support.tiny_models import tiny_config"),
         ("pipelines/ranks/planted.py", "from pipelines.stages import rank_jobs"),
     ],
 )
@@ -198,7 +231,11 @@ def test_a_planted_circle_is_found(tmp_path: Path) -> None:
 
 
 def test_no_file_is_over_400_lines() -> None:
-    long = {str(p.relative_to(ROOT)): n for p in [*sources(ROOT), *(ROOT / "tests").rglob("*.py")] if (n := _lines(p)) > MAX_LINES}
+    long = {
+        str(p.relative_to(ROOT)): n
+        for p in [*sources(ROOT), *sorted((ROOT / "tests").rglob("*.py"))]
+        if (n := _lines(p)) > MAX_LINES
+    }
     assert long == {}
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_config
-from torch import Tensor
 from torch.nn import functional
 
 import adapt.objective
 from adapt.core.errors import ConfigError
-from adapt.core.spans import NO_TARGET, LabelForm, LabelLoss, Reading, Span, join_parts, read_for_training, read_with_targets
+from adapt.core.spans import NO_TARGET, LabelForm, LabelLoss, Reading, Span, join_parts, read_with_targets
 from adapt.model.batches import Batch, collate
 from adapt.model.gpt import GPT, materialize
 from adapt.model.health import LayerSums
@@ -26,15 +22,16 @@ from adapt.objective import (
     ObjectiveConfig,
     PartValue,
     contribution,
-    ledger_from,
     ledger_total,
     part_counts,
     part_weights,
 )
 from adapt.objective_config import BalanceConfig, PartSchedules, PartWeights, WeightSchedule
+from tests.support.every_case import for_every
+from tests.support.inner_parts import moe_blocks, moe_layers, parameter_of
+from tests.support.tiny_models import tiny_config
+from tests.support.training_steps import MASK, SMALL, UNEVEN, Step, ledger_of, readings, stepped
 
-SMALL, MASK = 60, 59
-UNEVEN = [torch.tensor([0.7, 0.1, 0.15, 0.05]), torch.tensor([0.05, 0.5, 0.05, 0.2, 0.1, 0.1])]
 WEIGHTS = PartWeights(context=1.0, prompt=0.5, pseudo_label=2.0)
 Cut = Callable[[list[Reading]], list[Batch]]
 
@@ -55,50 +52,6 @@ def model(request: pytest.FixtureRequest) -> GPT:
     return found
 
 
-def readings(form: LabelLoss, n: int = 7) -> list[Reading]:
-    """Return texts of unequal length, each a context, a prompt, a label and, for some, a tail."""
-    found = []
-    for seed in range(n):
-        random = np.random.default_rng(seed)
-        context, prompt, label, tail = (random.integers(1, MASK, size).tolist() for size in (3 + seed, 4, 1 + seed % 3, seed % 2))
-        parts = [(context, Span.CONTEXT), (prompt, Span.PROMPT), (label, Span.LABEL), (tail, Span.CONTEXT)]
-        found.append(read_for_training(join_parts(parts), form, MASK))
-    return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """A step summed over its micro-batches and ranks."""
-
-    loss: float
-    sums_P: Tensor
-    layers: list[LayerSums]
-    gradients: dict[str, Tensor]
-
-
-def counted(model: GPT, batches: Sequence[Batch]) -> Tensor:
-    return torch.stack([part_counts(model, batch) for batch in batches]).sum(0)
-
-
-def stepped(model: GPT, batches: Sequence[Batch], config: ObjectiveConfig, world_size: int = 1) -> Step:
-    """Do what a training step does: count first, then add up; every parameter must get a gradient from every batch."""
-    counts_P = counted(model, batches)
-    shares = [share for share in UNEVEN if len(share) in model.expert_counts]
-    parts = [contribution(model, batch, counts_P, shares, config, world_size) for batch in batches]
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    gradients = [torch.autograd.grad(part.loss, parameters) for part in parts]
-    return Step(
-        loss=sum(float(part.loss.detach()) for part in parts) / world_size,
-        sums_P=torch.stack([part.sums_P for part in parts]).sum(0),
-        layers=[functools.reduce(operator.add, layer) for layer in zip(*(part.layers for part in parts), strict=True)],
-        gradients={name: torch.stack(grads).sum(0) / world_size for name, *grads in zip(names, *gradients, strict=True)},
-    )
-
-
-def ledger_of(model: GPT, step: Step, batches: Sequence[Batch], config: ObjectiveConfig) -> dict[str, PartValue]:
-    return ledger_from(model, step.sums_P, counted(model, batches), step.layers, config)
-
-
 CUTS: dict[str, Cut] = {
     "one reading a batch": lambda r: [collate([[one]]) for one in r],
     "packed into one row": lambda r: [collate([r])],
@@ -109,38 +62,56 @@ CUTS: dict[str, Cut] = {
 }
 
 
-@pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("scope", [BalanceScope.STEP, BalanceScope.SEQUENCE])
 @pytest.mark.parametrize("form", list(LabelLoss))
-def test_gradient_and_ledger_do_not_depend_on_how_a_step_is_cut(model: GPT, form: LabelLoss, scope: BalanceScope, cut: str) -> None:
+def test_gradient_and_ledger_do_not_depend_on_how_a_step_is_cut(model: GPT, form: LabelLoss, scope: BalanceScope) -> None:
     config = ObjectiveConfig(pseudo_label=form, weights=WEIGHTS, balance=BalanceConfig(weight=0.3, scope=scope))
     texts = readings(form)
-    whole_batches, cut_batches = [collate([[one] for one in texts])], CUTS[cut](texts)
-    whole, parts = stepped(model, whole_batches, config), stepped(model, cut_batches, config)
-    assert parts.loss == pytest.approx(whole.loss, abs=1e-5)
-    for name, gradient in whole.gradients.items():
-        torch.testing.assert_close(parts.gradients[name], gradient, atol=1e-5, rtol=1e-5)
-    one, other = ledger_of(model, whole, whole_batches, config), ledger_of(model, parts, cut_batches, config)
-    assert tuple(one) == tuple(other) == PARTS
-    for part in PARTS:
-        assert other[part].count == one[part].count
-        assert other[part].value == pytest.approx(one[part].value, abs=1e-5)
+    whole_batches = [collate([[one] for one in texts])]
+    whole = stepped(model, whole_batches, config)
+    one = ledger_of(model, whole, whole_batches, config)
+    assert tuple(one) == PARTS
+
+    @for_every(cut=CUTS)
+    def assert_same(cut: str) -> None:
+        cut_batches = CUTS[cut](texts)
+        parts = stepped(model, cut_batches, config)
+        assert parts.loss == pytest.approx(whole.loss, abs=1e-5)
+        assert_same_gradients(parts, whole)
+        other = ledger_of(model, parts, cut_batches, config)
+        assert tuple(other) == PARTS
+        for part in PARTS:
+            assert other[part].count == one[part].count
+            assert other[part].value == pytest.approx(one[part].value, abs=1e-5)
+
+    assert_same()
 
 
-@pytest.mark.parametrize("cut", CUTS)
-def test_weighted_readings_count_by_their_weights_however_a_step_is_cut(model: GPT, cut: str) -> None:
+def test_weighted_readings_count_by_their_weights_however_a_step_is_cut(model: GPT) -> None:
     """A reading of weight w is w of a reading: in sum and count, so that two halves are one whole."""
     config = ObjectiveConfig(weights=WEIGHTS, balance=BalanceConfig(weight=0.0))
     texts = readings(LabelLoss.CLM)
     halves = [replace(text, weight=weight) for text in texts for weight in (0.25, 0.75)]
-    whole_batches, cut_batches = [collate([[one] for one in texts])], CUTS[cut](halves)
-    whole, parts = stepped(model, whole_batches, config), stepped(model, cut_batches, config)
-    for name, gradient in whole.gradients.items():
-        torch.testing.assert_close(parts.gradients[name], gradient, atol=1e-5, rtol=1e-5)
-    one, other = ledger_of(model, whole, whole_batches, config), ledger_of(model, parts, cut_batches, config)
-    for part in ("context", "prompt", "pseudo_label"):
-        assert other[part].count == pytest.approx(one[part].count)
-        assert other[part].value == pytest.approx(one[part].value, abs=1e-5)
+    whole_batches = [collate([[one] for one in texts])]
+    whole = stepped(model, whole_batches, config)
+    one = ledger_of(model, whole, whole_batches, config)
+
+    @for_every(cut=CUTS)
+    def assert_same(cut: str) -> None:
+        cut_batches = CUTS[cut](halves)
+        parts = stepped(model, cut_batches, config)
+        assert_same_gradients(parts, whole)
+        other = ledger_of(model, parts, cut_batches, config)
+        for part in ("context", "prompt", "pseudo_label"):
+            assert other[part].count == pytest.approx(one[part].count)
+            assert other[part].value == pytest.approx(one[part].value, abs=1e-5)
+
+    assert_same()
+
+
+def assert_same_gradients(found: Step, wanted: Step) -> None:
+    for name, gradient in wanted.gradients.items():
+        torch.testing.assert_close(found.gradients[name], gradient, atol=1e-5, rtol=1e-5)
 
 
 def test_a_part_of_weighted_readings_is_a_weighted_mean(dense: GPT) -> None:
@@ -262,11 +233,11 @@ def test_balance_is_1_for_even_routing_and_the_number_of_experts_for_full_collap
 def test_the_balance_loss_of_a_collapsed_gate_is_the_number_of_experts(scope: BalanceScope) -> None:
     model = materialize(GPT(tiny_config([4], vocab_size=SMALL)), seed=3)
     with torch.no_grad():
-        for block in model.blocks[1::2]:
+        for block, layer in moe_blocks(model):
             block.mlp_norm.weight.zero_()
             block.mlp_norm.bias.fill_(1.0)
-            block.mlp.router.weight.zero_()
-            block.mlp.router.weight[2] = 2.0
+            parameter_of(layer.router).zero_()
+            parameter_of(layer.router)[2] = 2.0
     collapsed = [torch.tensor([0.0, 0.0, 1.0, 0.0])] * 2
     config = ObjectiveConfig(
         weights=PartWeights(context=0, prompt=0, pseudo_label=0), balance=BalanceConfig(weight=1.0, scope=scope)
@@ -293,7 +264,7 @@ def test_the_step_balance_has_no_gradient_when_shares_are_even(sparse: GPT) -> N
     batch = collate([readings(LabelLoss.CLM)])
     part = contribution(sparse, batch, part_counts(sparse, batch), even, config, 1)
     assert float(part.loss.detach()) == pytest.approx(1.0, abs=1e-5)
-    for gradient in torch.autograd.grad(part.loss, [block.mlp.router.weight for block in sparse.blocks[1::2]]):
+    for gradient in torch.autograd.grad(part.loss, [parameter_of(layer.router) for layer in moe_layers(sparse)]):
         torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-6, rtol=0)
 
 

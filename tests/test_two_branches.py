@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_config
 from torch import Tensor, nn
 
 from adapt.core.spans import NO_TARGET, LabelForm, LabelLoss, Reading, Span, SpannedText, join_parts, read_for_training
@@ -18,6 +17,7 @@ from adapt.model.gpt import GPT, materialize
 from adapt.model.inputs import CausalBase
 from adapt.objective import contribution, part_counts
 from adapt.objective_config import BalanceConfig, ObjectiveConfig, PartWeights
+from tests.support.tiny_models import tiny_config
 
 VOCAB, MASK = 60, 59
 LABEL_ALONE = PartWeights(context=0.0, prompt=0.0)
@@ -89,10 +89,9 @@ def test_both_is_the_clean_reading_and_the_label_of_the_masked_one(model: GPT, l
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
 @pytest.mark.parametrize("layout", ["padded", "some rows packed"])
 def test_a_hugging_face_base_keeps_the_branches_apart_as_well(family: str, layout: str, tmp_path: Path) -> None:
-    from hf_checkpoints import make_model
-
     from adapt.checkpoint.hf_directory import config_files_of
     from adapt.model.hf import load_hf_model
+    from tests.support.hf_checkpoints import make_model
 
     make_model(tmp_path, family, VOCAB)
     model = load_hf_model(tmp_path, config_files_of(tmp_path))

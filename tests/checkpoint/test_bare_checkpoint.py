@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_config
 from torch import Tensor
 
 import adapt.checkpoint.store_writer
@@ -36,6 +35,7 @@ from adapt.model.gpt import GPT, materialize
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
 from pipelines.command_line.plain_options import run_plainly
 from pipelines.tools.record_sums import RecordConfig, record
+from tests.support.tiny_models import tiny_config
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_other_contents_have_another_digest(checkpoint: Path, sparse_model: GPT,
     digest = open_bare_checkpoint(checkpoint).digest
     place = copied(checkpoint)
     if what == "a weight":
-        tensors = dict(sparse_model.named_parameters())
+        tensors: dict[str, Tensor] = dict(sparse_model.named_parameters())
         tensors["final_norm.bias"] = tensors["final_norm.bias"] + 1e-3
         save_model(place, sparse_model.config, iter(tensors.items()), tokenizer)
     elif what == "the tokenizer":

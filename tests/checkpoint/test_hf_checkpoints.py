@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hf_checkpoints import BYTE_LEVEL, add_tokenizer, make_checkpoint, make_model
 from safetensors import safe_open
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from adapt.checkpoint.hf_directory import open_hf_directory
@@ -24,6 +24,7 @@ from adapt.core.precision import Precision
 from adapt.model.hf import FAMILIES, HFModel
 from adapt.scoring.scorer_config import ScorerConfig
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
+from tests.support.hf_checkpoints import BYTE_LEVEL, add_tokenizer, make_checkpoint, make_model
 
 FP32 = ScorerConfig(precision=Precision.FP32)
 
@@ -238,6 +239,8 @@ def test_weights_stay_views_of_the_mapped_files(tmp_path: Path) -> None:
     base = make_checkpoint(tmp_path, "qwen3")
     opened = open_checkpoint(base, FP32, OffloadConfig(weights=WeightsIn.MMAP))
     whole = open_checkpoint(base, FP32)
+    assert isinstance(opened.model, nn.Module)
+    assert isinstance(whole.model, nn.Module)
     matrices = [(name, p) for name, p in opened.model.named_parameters() if p.dim() == 2]
     assert all(mapped_file(parameter.data_ptr()).endswith(".safetensors") for _, parameter in matrices)
     other = dict(whole.model.named_parameters())

@@ -10,13 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from foreign_checkpoints import EXPERT_KEY, Foreign, make_weights, megatron_args, pai_config, write_megatron, write_pai
 
 from adapt.checkpoint.import_options import ImportOptions
 from adapt.checkpoint.importers.contract import all_importers
 from adapt.checkpoint.parted import PartedTensor
 from adapt.checkpoint.pickled_files import read_pickled
 from adapt.core.errors import CheckpointError, ConfigError
+from tests.support.foreign_checkpoints import (
+    EXPERT_KEY,
+    Foreign,
+    make_weights,
+    megatron_args,
+    pai_config,
+    write_megatron,
+    write_pai,
+)
 
 CASE = Foreign(experts=(3, 4), is_residual=True)
 MAIN = Path("model") / "mp_rank_00" / "model_rng.pt"

@@ -9,17 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from foreign_checkpoints import (
-    Foreign,
-    close,
-    ids_of,
-    make_weights,
-    megatron_args,
-    pai_config,
-    reference_logits,
-    write_megatron,
-    write_pai,
-)
 from torch import Tensor
 
 import adapt.checkpoint.store_writer
@@ -31,6 +20,17 @@ from adapt.checkpoint.weights import load_model, save_model
 from adapt.model.activation import Gelu
 from adapt.model.gpt import GPT
 from adapt.model.inputs import ModelInputs
+from tests.support.foreign_checkpoints import (
+    Foreign,
+    close,
+    ids_of,
+    make_weights,
+    megatron_args,
+    pai_config,
+    reference_logits,
+    write_megatron,
+    write_pai,
+)
 
 DENSE = Foreign()
 PYRAMID = Foreign(experts=(3, 5))
@@ -74,7 +74,7 @@ def logits_of(foreign: ForeignCheckpoint, place: Path, ids_BT: Tensor) -> Tensor
         (Foreign(gelu="erf", ffn=10), {"is_older": True}),
     ],
 )
-def test_logits_equal_the_reference(case: Foreign, form: dict[str, bool], tmp_path: Path) -> None:
+def test_logits_equal_the_reference(case: Foreign, form: dict[str, Any], tmp_path: Path) -> None:
     weights = make_weights(case)
     foreign = opened(write_pai(tmp_path / "theirs", case, weights, **form))
     ids_BT = ids_of(case, case.vocab_rows)

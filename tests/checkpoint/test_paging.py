@@ -7,14 +7,15 @@ import os
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_config
 
 import adapt.checkpoint.store_writer
 from adapt.checkpoint.offload import OffloadConfig, WeightsIn
+from adapt.checkpoint.paged_weights import PagedWeights
 from adapt.checkpoint.random_weights import random_weights
 from adapt.checkpoint.store import open_store
 from adapt.checkpoint.weights import iterate_tensors, load_model, open_paged, rounded, save_model
@@ -31,6 +32,7 @@ from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.tokenizer import Tokenizer
 from pipelines.bench.scoring_cases import LABEL_KINDS, label_example
+from tests.support.tiny_models import tiny_config
 
 PAGED = [WeightsIn.MMAP, WeightsIn.RING]
 MODELS = {
@@ -64,8 +66,13 @@ def inputs_of(rows: int, columns: int, seed: int) -> ModelInputs:
     return ModelInputs(ids_BT=ids, positions_BT=positions, documents_BT=documents, is_packed=False)
 
 
-def paged(place: Path, way: WeightsIn, dtype: torch.dtype | None = None, **changes: int) -> PagedGPT:
+def paged(place: Path, way: WeightsIn, dtype: torch.dtype | None = None, **changes: Any) -> PagedGPT:
     return open_paged(place, replace(OffloadConfig(weights=way), **changes), "cpu", dtype)
+
+
+def weights_of(model: PagedGPT) -> PagedWeights:
+    assert isinstance(model.provider, PagedWeights)
+    return model.provider
 
 
 def hidden_of(model: CausalBase, inputs: ModelInputs) -> torch.Tensor:
@@ -103,7 +110,7 @@ def test_scores_are_the_same_bits_however_many_batches_pass_together(tmp_path: P
         model = paged(place, way, pass_tokens=pass_tokens)
         found = list(TreeScorer(model, config).score(examples, LABEL_KINDS))
         assert all((one == other).all() for one, other in zip(found, wanted, strict=True))
-        reads = model.provider.clock.read_bytes
+        reads = weights_of(model).clock.read_bytes
         if pass_tokens == 1:
             most = reads
     assert reads < most / 2, "batches that pass together read the model once"
@@ -131,7 +138,7 @@ def test_experts_without_tokens_are_not_read(tmp_path: Path, way: WeightsIn) -> 
     place = saved(tmp_path / "c", config, Precision.FP32)
     model = paged(place, way)
     model(inputs_of(1, 1, 5))
-    one_token = model.provider.clock.read_bytes
+    one_token = weights_of(model).clock.read_bytes
     expert = 2 * 4 * config.hidden_size**2 * 4
     store = open_store(place)
     dense = sum(p.n_bytes for name, p in store.tensors.items() if name.startswith("blocks.") and not name.endswith("p_weight"))
@@ -147,7 +154,7 @@ def test_buffers_are_used_again(tmp_path: Path, way: WeightsIn) -> None:
     wanted = hidden_of(load_model(place), batches[0])
     for _ in range(3):
         assert torch.equal(model.run_together(batches)[0].hidden_BTH, wanted)
-    free = model.provider._pager._free
+    free = weights_of(model)._pager._free
     assert {kind: len(rooms) for kind, rooms in free.items()}["layer"] == 2, "everything was given back"
 
 

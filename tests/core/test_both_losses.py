@@ -17,6 +17,7 @@ from adapt.core.spans import (
     read_for_training,
     read_with_targets,
 )
+from tests.support.every_case import for_every
 
 MASK = 99
 CONTEXT, PROMPT, LABEL = Span.CONTEXT, Span.PROMPT, Span.LABEL
@@ -87,7 +88,7 @@ def test_a_reading_in_one_form_has_no_branch(form: LabelForm) -> None:
     assert reading.positions().tolist() == list(range(len(reading)))
 
 
-@pytest.mark.parametrize("seed", range(30))
+@for_every(seed=range(30))
 def test_the_trunk_is_the_clean_reading_and_the_branch_the_label_of_the_masked_one(seed: int) -> None:
     text = random_text(seed)
     reading = read_for_training(text, LabelLoss.BOTH, MASK)
@@ -104,7 +105,7 @@ def test_the_trunk_is_the_clean_reading_and_the_branch_the_label_of_the_masked_o
     assert MASK not in reading.targets_T
 
 
-@pytest.mark.parametrize("seed", range(30))
+@for_every(seed=range(30))
 def test_each_label_token_is_predicted_once_in_each_form(seed: int) -> None:
     text = random_text(seed)
     reading = read_for_training(text, LabelLoss.BOTH, MASK)

@@ -7,6 +7,7 @@ import pytest
 
 from adapt.core.errors import ConfigError
 from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span, SpannedText, join_parts, read_with_targets
+from tests.support.every_case import for_every
 
 MASK = 99
 FORMS = pytest.mark.parametrize("form", list(LabelForm))
@@ -95,7 +96,7 @@ def test_without_a_label_both_forms_read_alike() -> None:
     assert clm.kinds_T.tolist() == mlm.kinds_T.tolist()
 
 
-@pytest.mark.parametrize("seed", range(20))
+@for_every(seed=range(20))
 def test_the_mask_is_never_a_target_and_the_text_stays_as_it_was(seed: int) -> None:
     text = random_text(seed)
     before = text.ids_T.copy(), text.kinds_T.copy()
@@ -105,7 +106,7 @@ def test_the_mask_is_never_a_target_and_the_text_stays_as_it_was(seed: int) -> N
     assert text.kinds_T.tolist() == before[1].tolist()
 
 
-@pytest.mark.parametrize("seed", range(20))
+@for_every(seed=range(20))
 def test_a_target_is_the_next_token_or_the_masked_one_and_has_its_kind(seed: int) -> None:
     text = random_text(seed)
     reading = read_with_targets(text, LabelForm.MLM, MASK)
@@ -115,7 +116,7 @@ def test_a_target_is_the_next_token_or_the_masked_one_and_has_its_kind(seed: int
         assert reading.kinds_T[t] == text.kinds_T[place]
 
 
-@pytest.mark.parametrize("seed", range(20))
+@for_every(seed=range(20))
 def test_every_label_token_is_predicted_exactly_once_in_both_forms(seed: int) -> None:
     text = random_text(seed)
     labels = text.ids_T[text.kinds_T == int(Span.LABEL)].tolist()
@@ -125,7 +126,7 @@ def test_every_label_token_is_predicted_exactly_once_in_both_forms(seed: int) ->
         assert scored.tolist() == labels
 
 
-@pytest.mark.parametrize("seed", range(20))
+@for_every(seed=range(20))
 def test_in_mlm_no_input_shows_a_label_token(seed: int) -> None:
     text = random_text(seed)
     reading = read_with_targets(text, LabelForm.MLM, MASK)

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import tiny_config
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,6 +18,7 @@ from adapt.model.gpt import GPT, materialize
 from adapt.model.inputs import ModelInputs
 from adapt.objective import contribution, part_counts
 from adapt.objective_config import BalanceConfig, ObjectiveConfig
+from tests.support.tiny_models import tiny_config
 
 ROWS, HEADS, LENGTH, SIZE = 3, 2, 19, 8
 MASK = 59

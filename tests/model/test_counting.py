@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_models import ROOT, tiny_config
 
 from adapt.model.counting import KINDS, ParameterCounts, count_parameters, kind_of
 from adapt.model.gpt import GPT, GPTConfig, materialize
 from adapt.model.routers.sigmoid_bias import SigmoidBiasConfig
+from tests.support.tiny_models import ROOT, tiny_config
 
 BILLIONS = {
     "125m_moe64": "1.910",

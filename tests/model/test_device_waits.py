@@ -6,9 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from device_waits import Waited, no_waiting
-from router_variants import VARIANTS
-from tiny_models import tiny_config
 
 import adapt.model.experts
 from adapt.core.runtime import generator_for
@@ -20,6 +17,9 @@ from adapt.model.grouped_gemm import torch_gemm
 from adapt.model.places import TargetPlaces, TokenPlaces
 from adapt.objective import Contribution, contribution, part_counts
 from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig
+from tests.support.device_waits import Waited, no_waiting
+from tests.support.router_variants import VARIANTS
+from tests.support.tiny_models import tiny_config
 
 CPU = torch.device("cpu")
 # These look at whole sequences in training: how many there are, and of what length, they ask the device.

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny_config
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
@@ -24,6 +23,7 @@ from adapt.model.inputs import Past
 from adapt.model.places import TokenPlaces
 from adapt.objective import contribution, part_counts
 from adapt.objective_config import ObjectiveConfig
+from tests.support.tiny_models import tiny_config
 
 ROWS = ((20, 30), (41,), (9, 11, 13), (1, 1, 2))
 
@@ -65,8 +65,8 @@ def by_sequence(
     assert max(lengths) == longest == k_longest
     found = []
     for q, k, v in zip(*(tensor.split(lengths) for tensor in (q_NAD, k_NAD, v_NAD)), strict=True):
-        parts = (part.transpose(0, 1).unsqueeze(0) for part in (q, k, v))
-        found.append(functional.scaled_dot_product_attention(*parts, is_causal=True).squeeze(0).transpose(0, 1))
+        query, key, value = (part.transpose(0, 1).unsqueeze(0) for part in (q, k, v))
+        found.append(functional.scaled_dot_product_attention(query, key, value, is_causal=True).squeeze(0).transpose(0, 1))
     return torch.cat(found)
 
 
@@ -95,7 +95,7 @@ def test_a_training_step_is_the_one_under_the_mask(
     assert n_calls == (4 if recompute is Recompute.NONE else 8)
     assert set(found) == set(wanted)
     for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, atol=2e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(found[name], value, atol=2e-5, rtol=1e-4, msg=f"{name}: {{}}".format)
 
 
 def test_every_position_is_the_one_under_the_mask_padding_too(monkeypatch: pytest.MonkeyPatch, in_runs: list[int]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from tiny_models import tiny_config
 
 from adapt.model.gpt import GPT, materialize
 from adapt.model.inputs import ModelInputs
 from adapt.model.routers.top2 import Top2Config
+from tests.support.tiny_models import tiny_config
 
 
 def inputs_of(ids_BT: torch.Tensor) -> ModelInputs:

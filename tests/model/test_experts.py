@@ -100,7 +100,7 @@ def test_experts_equal_a_per_token_reference_in_outputs_and_every_gradient(
     found, wanted = gradients(out_NH, experts, x_NH, weight_K), gradients(reference_NH, experts, x_NH, weight_K)
     assert set(found) == {"x", "weights", *PARAMETERS}
     for key in wanted:
-        torch.testing.assert_close(found[key], wanted[key], atol=1e-5, rtol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(found[key], wanted[key], atol=1e-5, rtol=1e-5, msg=f"{key}: {{}}".format)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_config
 from torch.nn import functional
 
 from adapt.checkpoint.weights import CONFIG_FILE, load_config
@@ -19,6 +18,8 @@ from adapt.model.expert_residual import ExpertResidual
 from adapt.model.experts import Experts
 from adapt.model.gpt import GPT, GPTConfig, materialize
 from adapt.model.inputs import ModelInputs
+from tests.support.inner_parts import gradient_of
+from tests.support.tiny_models import tiny_config
 
 
 def inputs(length: int = 12) -> ModelInputs:
@@ -94,10 +95,10 @@ def test_every_parameter_of_the_network_is_trained() -> None:
         model(inputs()).hidden_BTH.pow(3).sum().backward()
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.sub_(1e-2 * parameter.grad)
+                parameter.sub_(1e-2 * gradient_of(parameter))
     network = {name: p for name, p in model.named_parameters() if ".expert_residual." in name}
     assert len(network) == 2 * 2 * 6
-    assert all(bool(parameter.grad.any()) for parameter in network.values())
+    assert all(bool(gradient_of(parameter).any()) for parameter in network.values())
 
 
 def test_an_expert_residual_network_is_counted_as_dense_and_active() -> None:

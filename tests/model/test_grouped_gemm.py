@@ -47,7 +47,7 @@ def test_without_an_engine_nothing_is_brought(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_32_bits_cannot_count_goes_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     on(8, monkeypatch)
-    meta = {"dtype": BF16, "device": "meta"}
+    meta: dict[str, Any] = {"dtype": BF16, "device": "meta"}
     assert gemm_for(torch.zeros(4, 4096, **meta), torch.zeros(32, 16384, 4096, **meta), one_by_one) is None
     assert gemm_for(torch.zeros(4, 4096, **meta), torch.zeros(31, 16384, 4096, **meta), one_by_one) is one_by_one
     assert gemm_for(torch.zeros(1 << 17, 4096, **meta), torch.zeros(8, 16384, 4096, **meta), one_by_one) is None

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hf_checkpoints import make_model
 from transformers import AutoModelForCausalLM
 
 from adapt.checkpoint.weights import load_model
@@ -22,10 +21,11 @@ from adapt.objective import contribution, part_counts
 from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig
 from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
+from tests.support.hf_checkpoints import make_model
 
 VOCAB = 60
-CLOSE = {"atol": 1e-4, "rtol": 1e-4}
-TIED = {"qwen2": {"tie_word_embeddings": True}, "qwen3_moe": {"tie_word_embeddings": True}}
+CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
+TIED: dict[str, dict[str, Any]] = {"qwen2": {"tie_word_embeddings": True}, "qwen3_moe": {"tie_word_embeddings": True}}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -268,6 +268,7 @@ def test_casting_to_bf16_leaves_rotary_frequencies_exact(tmp_path: Path) -> None
 def test_training_mode_has_no_dropout_and_no_router_noise(tmp_path: Path) -> None:
     place = make_model(tmp_path, "mixtral", VOCAB, attention_dropout=0.5, router_jitter_noise=0.5)
     wrapped = load_model(place)
+    assert isinstance(wrapped, HFModel)
     inputs = laid_out([[ids_of(20)]])
     torch.testing.assert_close(logits_of(wrapped.train(), inputs), logits_of(wrapped.eval(), inputs), **CLOSE)
 
@@ -278,6 +279,7 @@ def test_a_sliding_window_bounds_the_context(tmp_path: Path) -> None:
 
 def test_the_pad_token_is_trained_like_any_other(tmp_path: Path) -> None:
     wrapped = load_model(make_model(tmp_path, "llama", VOCAB, pad_token_id=0))
+    assert isinstance(wrapped, HFModel)
     hidden = wrapped.train()(laid_out([[torch.tensor([0, 3, 4])]])).hidden_BTH
     hidden.square().sum().backward()
     assert wrapped.causal.get_input_embeddings().weight.grad[0].any()

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from naive_moe import RULES, naive_layer
-from router_variants import VARIANTS
 from torch import Tensor
 
 from adapt.model.buffers import named_state
@@ -16,8 +14,12 @@ from adapt.model.inputs import ModelInputs
 from adapt.model.moe import MoELayer
 from adapt.model.routers.contract import all_routers
 from adapt.model.routers.top1 import Top1Config
+from tests.support.every_case import for_every
+from tests.support.inner_parts import parameter_of
+from tests.support.naive_moe import RULES, naive_layer
+from tests.support.router_variants import VARIANTS
 
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5}
 STEP = 3
 
 
@@ -51,7 +53,7 @@ def made(case: Case, config: Any, capacity_factor: float | None) -> MoELayer:
         for name, tensor in named_state(layer):
             tensor.normal_(0.0, 0.1 if name.endswith("selection_bias") else 0.4, generator=generator)
         if case.is_collapsed and hasattr(layer.router, "weight"):
-            layer.router.weight[2] = 0.5
+            parameter_of(layer.router)[2] = 0.5
     return layer
 
 
@@ -89,15 +91,27 @@ def gradients(loss: Tensor, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.zeros_like(wanted[name]) if g is None else g for name, g in zip(wanted, found, strict=True)}
 
 
-@pytest.mark.parametrize("is_training", [True, False], ids=["training", "inference"])
-@pytest.mark.parametrize("capacity_factor", [None, 0.8], ids=["dropless", "dropping"])
-@pytest.mark.parametrize("case_name", CASES)
+@dataclass(frozen=True, kw_only=True)
+class Mode:
+    """Whether the layer trains, and the capacity of its experts; at inference capacity changes nothing (see below)."""
+
+    is_training: bool
+    capacity_factor: float | None
+
+
+MODES = {
+    "training, dropless": Mode(is_training=True, capacity_factor=None),
+    "training, dropping": Mode(is_training=True, capacity_factor=0.8),
+    "inference": Mode(is_training=False, capacity_factor=None),
+}
+
+
+@pytest.mark.parametrize("mode_name", MODES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_outputs_losses_and_gradients_equal_the_naive_layer(
-    variant: str, case_name: str, capacity_factor: float | None, is_training: bool
-) -> None:
-    case, config = CASES[case_name], VARIANTS[variant]
-    layer = made(case, config, capacity_factor).train(is_training)
+@for_every(case_name=CASES)
+def test_outputs_losses_and_gradients_equal_the_naive_layer(variant: str, mode_name: str, case_name: str) -> None:
+    case, config, mode = CASES[case_name], VARIANTS[variant], MODES[mode_name]
+    layer = made(case, config, mode.capacity_factor).train(mode.is_training)
     x_BTH, inputs = inputs_of(case)
     x_BTH.requires_grad_()
     out, report = layer(x_BTH, inputs)
@@ -109,13 +123,25 @@ def test_outputs_losses_and_gradients_equal_the_naive_layer(
     torch.testing.assert_close(out.double(), naive, **CLOSE)
     torch.testing.assert_close(report.probs_NE.double(), naive_gates, **CLOSE)
     assert int(report.dropped) == n_dropped
-    assert set(report.losses) == (set(layer.router.traits.loss_weights) if is_training else set())
+    assert set(report.losses) == (set(layer.router.traits.loss_weights) if mode.is_training else set())
     for name in losses:
         torch.testing.assert_close(report.losses[name].double(), losses[name], **CLOSE)
     found = gradients(curved(out, report.probs_NE, dict(report.losses)), {"x": x_BTH, **dict(layer.named_parameters())})
     wanted = gradients(curved(naive, naive_gates, losses), {"x": x_64, **{name: weights[name] for name in found if name != "x"}})
     for name, gradient in wanted.items():
-        torch.testing.assert_close(found[name].double(), gradient, **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(found[name].double(), gradient, **CLOSE, msg=f"{name}: {{}}".format)
+
+
+@for_every(case_name=CASES, variant=VARIANTS)
+def test_at_inference_capacity_changes_no_bit(variant: str, case_name: str) -> None:
+    case, config = CASES[case_name], VARIANTS[variant]
+    x_BTH, inputs = inputs_of(case)
+    with torch.no_grad():
+        (one, report), (other, bounded) = (made(case, config, factor).eval()(x_BTH, inputs) for factor in (None, 0.8))
+    assert torch.equal(one, other)
+    assert torch.equal(report.probs_NE, bounded.probs_NE)
+    assert report.counts_E.tolist() == bounded.counts_E.tolist()
+    assert int(bounded.dropped) == 0
 
 
 def test_dropping_drops_in_training_alone() -> None:

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 import adapt.model.nll
 from adapt.model.nll import nll_of_logits
+from tests.support.every_case import for_every
 
 VOCAB = 53
 BLOCKS = pytest.mark.parametrize("elements", [1, VOCAB, 3 * VOCAB - 1, 3 * VOCAB, 1 << 19])
@@ -98,7 +99,7 @@ def test_extreme_logits_stay_finite_and_right(dtype: torch.dtype) -> None:
     torch.testing.assert_close(gradient_NV.float(), wanted, atol=2e-3, rtol=2**-8)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@for_every(seed=range(5))
 def test_a_loss_is_never_negative(seed: int) -> None:
     logits_NV, _, _ = drawn(50, seed=seed)
     sure_NV = 20 * logits_NV.detach()

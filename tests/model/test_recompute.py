@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from router_variants import VARIANTS
-from tiny_models import tiny_config
 from torch import Tensor
 
 from adapt.core.runtime import generator_for
@@ -19,6 +17,9 @@ from adapt.model.gpt import GPT, materialize
 from adapt.model.routers.contract import all_routers
 from adapt.objective import Contribution, contribution, part_counts
 from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig
+from tests.support.inner_parts import gradient_of, moe_layers, parameter_of
+from tests.support.router_variants import VARIANTS
+from tests.support.tiny_models import tiny_config
 
 AGAIN = [Recompute.SELECTIVE, Recompute.FULL]
 OBJECTIVE = ObjectiveConfig(balance=BalanceConfig(weight=0.1, scope=BalanceScope.MICROBATCH))
@@ -100,8 +101,8 @@ def test_a_look_ahead_is_never_taken_again(variant: str, recompute: Recompute, m
     monkeypatch.setattr(Experts, "forward", recorded)
     model, some = made(recompute, router=VARIANTS[variant]), batch()
     part = contributed(model, some)
-    for block in (model.blocks[1], model.blocks[3]):
-        block.mlp.router.weight.data.neg_()  # a second look would send every token elsewhere
+    for layer in moe_layers(model):
+        parameter_of(layer.router).data.neg_()  # a second look would send every token elsewhere
     contributed(model, some)
     part.loss.backward()
     assert len(sent) == 2
@@ -115,9 +116,9 @@ def test_a_look_ahead_is_never_taken_again(variant: str, recompute: Recompute, m
 def test_a_decision_is_never_made_again(variant: str, recompute: Recompute) -> None:
     model, some = made(recompute, router=VARIANTS[variant]), batch()
     part = contributed(model, some)
-    for block in (model.blocks[1], model.blocks[3]):
-        block.mlp.router.weight.data.neg_()  # a second decision would send every token elsewhere
+    for layer in moe_layers(model):
+        parameter_of(layer.router).data.neg_()  # a second decision would send every token elsewhere
     part.loss.backward()
-    for block, sums in zip((model.blocks[1], model.blocks[3]), part.layers, strict=True):
-        has_gradient_E = block.mlp.experts.up_bias.grad.any(-1)
+    for layer, sums in zip(moe_layers(model), part.layers, strict=True):
+        has_gradient_E = gradient_of(layer.experts.up_bias).any(-1)
         assert torch.equal(has_gradient_E, sums.counts_E > 0)

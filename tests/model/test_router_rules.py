@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny_config
 from torch import Tensor
 
 from adapt.core.errors import ConfigError
@@ -18,12 +17,14 @@ from adapt.model.inputs import ModelInputs, RouterInputs
 from adapt.model.routers.contract import Router, RouterConfig, all_routers, build_router
 from adapt.model.routers.expert_choice import ExpertChoiceConfig
 from adapt.model.routers.hash import HashConfig
-from adapt.model.routers.large_margin import LargeMarginConfig, MarginEffect
+from adapt.model.routers.large_margin import LargeMarginConfig, LargeMarginRouter, MarginEffect
 from adapt.model.routers.margin import MarginTarget, _psi
 from adapt.model.routers.random_groups import RandomGroupsConfig
 from adapt.model.routers.s_base import SBaseConfig
 from adapt.model.routers.sigmoid_bias import SigmoidBiasConfig
 from adapt.model.routers.top1 import Top1Config
+from tests.support.inner_parts import buffer_of, moe_layers, parameter_of
+from tests.support.tiny_models import tiny_config
 
 HIDDEN, EXPERTS = 8, 6
 
@@ -36,7 +37,7 @@ def made(config: RouterConfig) -> Router:
         for parameter in router.parameters():
             parameter.normal_(0.0, 0.3, generator=generator)
         if hasattr(router, "weight"):
-            router.weight[:2] += 0.5
+            parameter_of(router)[:2] += 0.5
     return router
 
 
@@ -81,7 +82,7 @@ def test_biases_even_out_a_lopsided_gate(k: int) -> None:
 def test_a_step_without_tokens_moves_no_bias() -> None:
     router = made(SigmoidBiasConfig())
     router.after_step(torch.zeros(EXPERTS, dtype=torch.float64))
-    assert not router.selection_bias.any()
+    assert not buffer_of(router, "selection_bias").any()
 
 
 def test_sinkhorn_spreads_every_sequence_evenly_where_the_arg_max_does_not() -> None:
@@ -157,6 +158,7 @@ def test_the_margin_has_the_effect_that_was_asked_for(effect: MarginEffect, has_
 def test_round_robin_targets_follow_the_position_in_the_sequence() -> None:
     router = made(LargeMarginConfig(target=MarginTarget.ROUND_ROBIN))
     x_NH, inputs = tokens()
+    assert isinstance(router, LargeMarginRouter)
     _, target_N = router.margin_logits(x_NH, router.logits(x_NH), inputs)
     assert target_N.tolist() == [n % 45 % EXPERTS for n in range(90)]
 
@@ -175,7 +177,8 @@ def test_noise_follows_its_key_and_is_even_between_0_and_1() -> None:
 def test_jitter_acts_in_training_alone_and_differs_by_layer_row_and_position() -> None:
     model = materialize(GPT(tiny_config([4], router=Top1Config(jitter=0.5))), seed=1)
     inputs = laid_out(torch.full((2, 5), 7), torch.tensor([3, 4]))
-    keys = [layer.mlp._router_inputs(inputs, torch.arange(10)).noise_keys_N for layer in model.blocks[1::2]]
+    described_by = [layer._router_inputs(inputs, torch.arange(10)) for layer in moe_layers(model)]
+    keys = [found.noise_keys_N for found in described_by if found.noise_keys_N is not None]
     assert len(torch.cat(keys).unique()) == 2 * 2 * 5
     router, (x_NH, described) = made(Top1Config(jitter=0.5)), tokens()
     noisy, again, plain = router.route(x_NH, described), router.route(x_NH, described), router.eval().route(x_NH, described)
@@ -214,8 +217,9 @@ def test_settings_that_cannot_work_are_refused(router: dict[str, Any], message: 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 @pytest.mark.parametrize("setting", ["capacity_factor", "norm_eps"])
 def test_what_must_be_above_0_is_refused_otherwise(setting: str, value: float) -> None:
+    changes: dict[str, Any] = {setting: value}
     with pytest.raises(ConfigError, match=rf"model\.{setting}: {value} is out of range; give .*more than 0"):
-        GPT(tiny_config(**{setting: value}))
+        GPT(tiny_config(**changes))
 
 
 def test_a_negative_spread_of_the_first_weights_is_refused() -> None:

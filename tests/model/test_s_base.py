@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny_config
 from torch import Tensor
 
 from adapt.core.errors import ConfigError
@@ -16,6 +15,7 @@ from adapt.model.gpt import GPT, materialize
 from adapt.model.health import LayerSums
 from adapt.model.inputs import RouterInputs, Routing
 from adapt.model.routers.s_base import SBaseConfig, SBaseRouter
+from tests.support.tiny_models import tiny_config
 
 EXPERTS, TOKENS = 32, 1024
 SCALES = [1, 10, 100, 1000]

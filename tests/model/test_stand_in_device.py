@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from router_variants import VARIANTS
-from stand_in_device import DEVICE, Elsewhere, MixedDevices, on_the_cpu, stand_in_device
-from tiny_models import tiny_config
 from torch import Tensor
 
 import adapt.model.experts
@@ -29,6 +26,9 @@ from adapt.objective import (
     part_counts,
 )
 from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig
+from tests.support.router_variants import VARIANTS
+from tests.support.stand_in_device import DEVICE, Elsewhere, MixedDevices, on_the_cpu, stand_in_device
+from tests.support.tiny_models import tiny_config
 
 ROUNDING = 1e-5
 
@@ -76,8 +76,8 @@ def assert_same_step(
     for (name, weight), (_, moved) in zip(here.named_parameters(), there.named_parameters(), strict=True):
         assert isinstance(moved.grad, Elsewhere), name
         assert_near(moved.grad, weight.grad)
-    for (_, state), (_, moved) in zip(here.named_buffers(), there.named_buffers(), strict=True):
-        assert_near(moved, state)
+    for (_, state), (_, moved_state) in zip(here.named_buffers(), there.named_buffers(), strict=True):
+        assert_near(moved_state, state)
 
 
 def assert_near(found: Tensor, wanted: Tensor | None) -> None:

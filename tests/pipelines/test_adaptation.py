@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import SMALLEST, refused
 
 from adapt.core.artifacts import open_artifact
 from adapt.core.errors import TrainingError
 from pipelines.config.schema import GateAction, GateConfig
 from pipelines.stages.forgetting import general_perplexity, is_rolled_back
+from tests.support.command_line import SMALLEST, refused
 
 TASKS = ("demo_reviews", "demo_topics")
 RunHere = Callable[[str, list[str]], str]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import DEMO
 
 from adapt.core.artifacts import open_artifact
 from pipelines.stages.evaluate import ANSWERS_FILE
 from pseudo_label.accuracy import accuracy_of
+from tests.support.tiny_models import DEMO
 
 TASKS = pytest.mark.parametrize("task", ["demo_reviews", "demo_topics"])
 WHO = ("task", "split", "model", "method")

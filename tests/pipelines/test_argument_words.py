@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import in_process, refused
 
 from adapt.core.typed import to_plain
 from pipelines.command_line import compose
 from pipelines.command_line.argument_words import as_typed, flags_first
 from pipelines.config.described import text_keys
 from pipelines.config.schema import PipelineConfig
+from tests.support.command_line import in_process, refused
 
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]

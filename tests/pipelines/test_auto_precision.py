@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from command_line import SMALLEST, composed, in_process
 
 import adapt.checkpoint.opening
 import adapt.core.precision
@@ -25,6 +24,7 @@ from pipelines.stages.run import Run
 from pipelines.walk.order import STAGES, stage_named
 from pseudo_label.tasks import read_split
 from pseudo_label.zero_shot import passes_for
+from tests.support.command_line import SMALLEST, composed, in_process
 
 RunHere = Callable[[str, list[str]], str]
 Machine = Callable[[Precision], None]

@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import SMALLEST, on_base, refused
 
 import pseudo_label
 from adapt.core.errors import DataError
 from pipelines.config.locations import demo_dir
+from tests.support.command_line import SMALLEST, on_base, refused
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import SMALLEST, records, refused
 
 from adapt.checkpoint.weights import open_bare_checkpoint
 from adapt.core.artifacts import open_artifact
+from tests.support.command_line import SMALLEST, records, refused
 
 TASK = "demo_reviews"
 RunHere = Callable[[str, list[str]], str]

@@ -37,7 +37,7 @@ from pipelines.bench.step import _peak
 
 SMALL = Case(experts=12, tokens=300, precision=Precision.FP32, hidden=24, ffn=40)
 SIZES = ["cases=12x96s", "hidden=16", "ffn=32", "repeats=1", "dtypes=fp32", "loop_experts=12"]
-SIZE: dict[str, int] = {"n_layers": 2, "hidden_size": 8, "n_heads": 1, "context_length": 16}
+SIZE: dict[str, Any] = {"n_layers": 2, "hidden_size": 8, "n_heads": 1, "context_length": 16}
 NO_BIAS = ("up_bias_EF", "down_bias_EH")
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import FP32_SCORES, in_process, on_base, refused
 
 from pipelines.config.locations import demo_dir
 from pseudo_label.predictor import load
+from tests.support.command_line import FP32_SCORES, in_process, on_base, refused
 
 WORDS = ["很好", "一般", "不错", "太差", "失望", "满意"]
 BLANK = "#idiom#"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import SMALLEST, composed
 
 from adapt.core.artifacts import Artifact
 from adapt.model.config import GPTConfig
@@ -19,6 +18,7 @@ from pipelines.stages.rows import TaskData, UndeclaredRead
 from pipelines.stages.run import Run
 from pipelines.walk.order import STAGES, stage_named
 from pseudo_label.tasks import TaskConfig
+from tests.support.command_line import SMALLEST, composed
 
 TASK = "demo_topics"
 REST = ["force=true", "evaluate.other_tasks=[demo_reviews]", "data.corpus=[{corpus}]", "gate.max_general_ppl_increase=9.0"]
@@ -29,14 +29,18 @@ def run_of(runs: Path, *more: str) -> Run:
     return Run(composed("run", [*SMALLEST, f"tasks=[{TASK}]", f"run.dir={runs}", *rest, *more]))
 
 
+UNREAD: Any = None  # for a field that is no part of a key
+
+
 def reads_of(name: str, runs: Path) -> Reads:
     """Return what a stage of the smallest run reads."""
     if name == "import_checkpoint":  # the smallest run has a base of its own
         source = dataclasses.replace(run_of(runs).base(), stage="source")
         return ImportReads(
             importer="one", residual_axis=0, model=GPTConfig(n_layers=2, hidden_size=8, n_heads=2, vocab_size=9, context_length=8),
-            source=source, files=Files({"tokenizer": demo_dir() / "README.md"}), foreign=None, text_tokenizer=None, keeps_text=None,
-        )  # type: ignore[arg-type]  # fmt: skip
+            source=source, files=Files({"tokenizer": demo_dir() / "README.md"}), foreign=UNREAD, text_tokenizer=None,
+            keeps_text=None,
+        )  # fmt: skip
     stage = stage_named(name)
     run = run_of(runs)
     found: Reads = stage.reads(run, run.tasks()[0] if stage.is_per_task else None)

@@ -8,12 +8,12 @@ import subprocess
 import sys
 
 import pytest
-from command_line import ROOT
 
 from pipelines.command_line.help import WIDTH, help_of, menu
 from pipelines.config.commands import COMMANDS, STAGES
 from pipelines.config.described import keys
 from pipelines.config.locations import conf_dir
+from tests.support.command_line import ROOT
 
 COMPOSED = [command for command in COMMANDS if command.reads != ()]
 SHOWN = {command.name: help_of(command.name) for command in COMPOSED}

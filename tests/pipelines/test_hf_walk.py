@@ -6,16 +6,17 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from command_line import FP32_SCORES, in_process, run
-from hf_checkpoints import PREPENDED, make_checkpoint
 from transformers import AutoModelForCausalLM
 
 import pseudo_label
 from adapt.core.artifacts import open_artifact
 from pipelines.config.locations import demo_dir
+from tests.support.command_line import FP32_SCORES, in_process, run
+from tests.support.hf_checkpoints import PREPENDED, make_checkpoint
 
 TASK = "demo_reviews"
 SMALLEST = [
@@ -32,7 +33,7 @@ SMALLEST = [
 # As `pipelines.run model=hf` walks them: the stages that make a base are left out.
 STAGES = "stages=[tokenizer,pretrain,pseudo_label,continue_pretrain,evaluate]"
 DENSE, SPARSE = "dense, tied, one shard", "sparse, untied, many shards"
-KINDS = {
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     DENSE: ("qwen3", {"tie_word_embeddings": True}),
     SPARSE: ("olmoe", {"max_shard_size": "60KB"}),
 }

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import ROOT, refused
 
 from adapt.core.errors import AdaptError, ConfigError
 from adapt.train.engine_config import EngineConfig
 from pipelines.ranks.hosts import Host, HostRanks, check_hosts, read_hosts, spread
 from pipelines.ranks.launch import launch
 from pipelines.ranks.remote import passed_on
+from tests.support.command_line import ROOT, refused
 
 
 def hostfile(place: Path, text: str) -> Path:

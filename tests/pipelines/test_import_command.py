@@ -10,8 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import refused
-from foreign_checkpoints import (
+
+import adapt.text.tokenizer
+from adapt.core.artifacts import open_artifact
+from adapt.text.tokenizer import MODEL_FILE, Tokenizer
+from pipelines.command_line.plain_options import run_plainly
+from pipelines.tools import verify
+from pipelines.tools.verify import VerifyConfig
+from tests.support.command_line import refused
+from tests.support.foreign_checkpoints import (
     Foreign,
     Weights,
     ids_of,
@@ -20,15 +27,8 @@ from foreign_checkpoints import (
     write_megatron,
     write_pai,
 )
-from hf_checkpoints import BYTE_LEVEL, METASPACE, tokenizer_text
-from tiny_models import DEMO
-
-import adapt.text.tokenizer
-from adapt.core.artifacts import open_artifact
-from adapt.text.tokenizer import MODEL_FILE, Tokenizer
-from pipelines.command_line.plain_options import run_plainly
-from pipelines.tools import verify
-from pipelines.tools.verify import VerifyConfig
+from tests.support.hf_checkpoints import BYTE_LEVEL, METASPACE, tokenizer_text
+from tests.support.tiny_models import DEMO
 
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]

@@ -10,23 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import ROOT, SMALLEST, command, digests, run
+
+from tests.support.command_line import ROOT, SMALLEST, command, digests, run
+from tests.support.started_runs import ranks_below, saved_steps, started, wait_for_step
 
 KILLS = 3
-
-
-def ranks_below(place: Path) -> list[int]:
-    """Return the processes that work on a job below a directory."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                line = (entry / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if "pipelines.worker" in line and str(place) in line:
-                found.append(int(entry.name))
-    return found
 
 
 def test_a_run_killed_three_times_ends_with_the_same_bits(smallest_run: Path, tmp_path: Path) -> None:
@@ -44,27 +32,6 @@ def test_a_run_killed_three_times_ends_with_the_same_bits(smallest_run: Path, tm
     expected, found = digests(smallest_run.parent), digests(tmp_path)
     assert len(expected) >= 30
     assert found == expected
-
-
-def started(arguments: list[str], words: str) -> subprocess.Popen[str]:
-    """Start a run and wait until it says `words`."""
-    process = subprocess.Popen(command("run", *arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for text in process.stderr:
-        if words in text:
-            return process
-    raise AssertionError(f"the run never said {words!r}")
-
-
-def saved_steps(place: Path) -> list[int]:
-    return sorted(int(state.name.removeprefix("step-")) for state in place.glob("store/pretrain/.*.work/step-*"))
-
-
-def wait_for_step(place: Path, least: int) -> None:
-    deadline = time.monotonic() + 120
-    while not any(step >= least for step in saved_steps(place)):
-        assert time.monotonic() < deadline, f"no state of step {least} or later was saved"
-        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command_line import SMALLEST, in_process
-from hf_checkpoints import make_checkpoint
 
 from adapt.core.artifacts import open_artifact
 from pipelines.config.locations import conf_dir, demo_dir
 from pseudo_label.tasks import load_task
+from tests.support.command_line import SMALLEST, in_process
+from tests.support.hf_checkpoints import make_checkpoint
 
 TOPICS = {"sports", "finance", "tech", "food"}
 

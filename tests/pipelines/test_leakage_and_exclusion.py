@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import on_base, records
 
 from adapt.core.artifacts import open_artifact
 from pipelines.config.locations import demo_dir
+from tests.support.command_line import on_base, records
 
 TASK = "demo_reviews"
 RunHere = Callable[[str, list[str]], str]

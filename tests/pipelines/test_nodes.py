@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import ROOT, SMALLEST, command, digests, run
-from test_kill import ranks_below, saved_steps, started, wait_for_step
+
+from tests.support.command_line import ROOT, SMALLEST, command, digests, run
+from tests.support.started_runs import ranks_below, saved_steps, started, wait_for_step
 
 STAGES = [*SMALLEST, "stages=[tokenizer,pretrain]", "engine.world_size=2", "engine.threads=1"]
 # As behind ssh: another directory, hardly any environment, a process group of its own, words joined by the login shell.
@@ -78,7 +79,7 @@ def test_two_hosts_stop_fail_and_are_lost_as_one_does_and_go_on_to_the_same_bits
     assert last.endswith("the same command goes on from the last saved state")
 
     seen = saved_steps(place)[-1]
-    process = subprocess.Popen(command("run", *arguments), cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command("run", *arguments), cwd=ROOT, stderr=subprocess.DEVNULL, text=True)
     wait_for_step(place, seen + 20)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import composed, on_base, records, refused
-from tiny_models import tiny_config
 from torch import Tensor
 
 from adapt.core.artifacts import open_artifact
@@ -21,6 +19,8 @@ from adapt.model.gpt import GPT, materialize
 from adapt.objective import contribution, part_counts
 from adapt.objective_config import BalanceConfig, ObjectiveConfig
 from pipelines.config.locations import conf_dir
+from tests.support.command_line import composed, on_base, records, refused
+from tests.support.tiny_models import tiny_config
 
 TASK = "demo_reviews"
 MASK = 59

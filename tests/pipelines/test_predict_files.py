@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import in_process, refused
 
 from adapt.core.errors import DataError
 from adapt.text.rows.reading import open_rows, rows_of
 from pipelines.stages import predict
+from tests.support.command_line import in_process, refused
 
 ADDED = ["prediction", "probability"]
 Patch = pytest.MonkeyPatch

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import refused
-from tiny_models import DEMO
 
 from adapt.checkpoint.weights import save_model
 from adapt.model.gpt import GPT
 from adapt.text.tokenizer import Tokenizer
 from pipelines.walk.preflight import CHECKS
+from tests.support.command_line import refused
+from tests.support.tiny_models import DEMO
 
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
-from command_line import SMALLEST, in_process
 
 from pipelines.config.locations import conf_dir, demo_dir
 from pseudo_label.tasks import load_task
+from tests.support.command_line import SMALLEST, in_process
 
 PROMPTS = """
 - {name: stars, label_words: {Negative: 差评, Positive: 好评}}

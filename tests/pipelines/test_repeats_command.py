@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import SMALLEST, composed, refused
 
 from adapt.checkpoint.weights import is_router, iterate_tensors, load_model
 from adapt.core.artifacts import open_artifact
@@ -18,6 +17,7 @@ from adapt.text.tokenized_corpus import open_tokenized
 from pipelines.config.locations import demo_dir
 from pipelines.stages import pretrain
 from pipelines.stages.run import Run
+from tests.support.command_line import SMALLEST, composed, refused
 
 RunHere = Callable[[str, list[str]], str]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import in_process, on_base, records, run
 
 from adapt.core.artifacts import Artifact, open_artifact
 from pipelines.stages import continue_pretrain, pseudo_label, teacher_panel
 from pseudo_label.decision import Decision, FittedScores, Method
+from tests.support.command_line import in_process, on_base, records, run
 
 TASK = "demo_reviews"
 SHORT = [

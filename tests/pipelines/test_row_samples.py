@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import SMALL_DEMO, composed
 
 from pipelines.stages.rows import UNLABELED, TaskData, adaptation_rows, sample_rows
 from pipelines.stages.run import Run
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow
+from tests.support.command_line import SMALL_DEMO, composed
 
 TASK = TaskConfig(
     name="mine",

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import ROOT, SMALLEST, in_fp32, in_process, on_base, records, run
 
 from adapt.core.artifacts import open_artifact
 from adapt.train.engine_config import EngineConfig
 from pipelines.config.locations import conf_dir, demo_dir
 from pipelines.stages import scores
+from tests.support.command_line import ROOT, SMALLEST, in_fp32, in_process, on_base, records, run
 
 TASK = "demo_topics"  # its labels do not stand in the order of the alphabet
 CHUNK_ROWS = 10

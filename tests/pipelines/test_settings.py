@@ -19,6 +19,7 @@ from adapt.model.routers.settings import RouterConfig
 from pipelines.config.described import MISSING, keys, router_keys, schema, text_keys, type_of
 from pipelines.config.schema import PipelineConfig
 from pipelines.tools.settings_page import page
+from tests.support.every_case import for_every
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -118,7 +119,7 @@ def whole(leaf: Leaf) -> bool:
     return "whole number" in type_of(leaf)
 
 
-@pytest.mark.parametrize("leaf", RANGED, ids=lambda leaf: leaf.path)
+@for_every(leaf=RANGED)
 def test_a_stated_range_is_enforced(leaf: Leaf) -> None:
     assert leaf.about is not None
     for value in outside(leaf.about, whole(leaf)):

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import refused
-from tiny_models import ROOT
 
 from adapt.core.artifacts import open_artifact
 from adapt.text.rows.reading import open_rows, rows_of
+from tests.support.command_line import refused
+from tests.support.tiny_models import ROOT
 
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]

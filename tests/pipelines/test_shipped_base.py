@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from command_line import FP32_SCORES, composed
 
 from adapt.checkpoint.opening import open_checkpoint
 from adapt.checkpoint.weights import is_bare_checkpoint, is_router, iterate_tensors, load_config
 from adapt.model.counting import count_parameters
 from pipelines.config.locations import demo_dir
+from tests.support.command_line import FP32_SCORES, composed
 
 BASE = demo_dir() / "base"
 MOST_BYTES = 24_000_000

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import ROOT, SMALLEST, command, run
-from small_disk import NOT_PERMITTED
+
+from tests.support.command_line import ROOT, SMALLEST, command, run
+from tests.support.small_disk import NOT_PERMITTED
 
 STEPS = 120
 SETTINGS = [*SMALLEST, "stages=[tokenizer,pretrain]", f"pretrain.steps={STEPS}", "pretrain.save_every_steps=10"]
@@ -24,7 +25,7 @@ def test_a_disk_that_is_full_ends_a_run_in_one_line_and_the_same_command_goes_on
         pytest.skip("no mount namespaces here")
     disk, report = tmp_path / "disk", tmp_path / "report.json"
     disk.mkdir()
-    line = [sys.executable, str(Path(__file__).with_name("small_disk.py")), str(disk), str(report)]
+    line = [sys.executable, "-m", "tests.support.small_disk", str(disk), str(report)]
     line += command("run", *SETTINGS, f"run.dir={disk}/runs")
     done = subprocess.run([*IN_A_NAMESPACE, *line], cwd=ROOT, capture_output=True, text=True, timeout=580)
     if done.returncode == NOT_PERMITTED or "unshare" in done.stderr:

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from command_line import ROOT
 
 from pipelines.walk.order import STAGES
+from tests.support.command_line import ROOT
 
 HEAVY = ("torch", "datasets", "pandas", "transformers", "wandb", "deepspeed", "sklearn", "scipy")
 SAY = f"import sys; print('heavy:', [name for name in {HEAVY} if name in sys.modules])"

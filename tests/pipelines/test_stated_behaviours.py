@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import FP32_SCORES, SMALLEST, digests, on_base, records, refused
 
 import pseudo_label
 import pseudo_label.prompts
@@ -18,6 +17,7 @@ from adapt.checkpoint.opening import open_checkpoint
 from adapt.core.artifacts import open_artifact
 from adapt.text.tokenizer import Tokenizer
 from pipelines.config.locations import conf_dir, demo_dir
+from tests.support.command_line import FP32_SCORES, SMALLEST, digests, on_base, records, refused
 
 RunHere = Callable[[str, list[str]], str]
 Patch = pytest.MonkeyPatch

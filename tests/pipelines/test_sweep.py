@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from command_line import SMALLEST, run
 
 from adapt.core.artifacts import open_artifact
+from tests.support.command_line import SMALLEST, run
 
 
 @pytest.mark.slow

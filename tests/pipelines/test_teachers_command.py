@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import FP32_SCORES, SMALL_DEMO, composed, on_base, records, refused
 
 import pseudo_label
 from adapt.core.artifacts import open_artifact
@@ -19,6 +18,7 @@ from pipelines.stages import teacher_panel
 from pipelines.stages.run import Run as PipelineRun
 from pseudo_label.store import LABELS_FILE, SCORES_FILE
 from pseudo_label.tasks import load_task
+from tests.support.command_line import FP32_SCORES, SMALL_DEMO, composed, on_base, records, refused
 
 TASK = "demo_topics"
 Run = Callable[[str, list[str]], str]

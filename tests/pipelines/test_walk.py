@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command_line import FP32_SCORES, SMALLEST, digests, in_process, run
 
 import pseudo_label
 from adapt.core.artifacts import open_artifact
 from pipelines.config.locations import demo_dir
+from tests.support.command_line import FP32_SCORES, SMALLEST, digests, in_process, run
 
 TASKS = ("demo_reviews", "demo_topics")
 
@@ -52,14 +52,14 @@ def test_held_out_loss_falls_for_each_task(smallest_run: Path) -> None:
             assert ledger["after"][part]["value"] < ledger["before"][part]["value"]
 
 
-def test_the_same_command_again_skips_every_stage(smallest_run: Path) -> None:
-    before = digests(smallest_run.parent)
-    done = run("run", *SMALLEST, f"run.dir={smallest_run.parent}")
+def test_the_same_command_again_skips_every_stage(copied_run: Path) -> None:
+    before = digests(copied_run)
+    done = run("run", *SMALLEST, f"run.dir={copied_run}")
     assert done.returncode == 0
     lines = [line for line in done.stderr.splitlines() if "->" in line]
     assert len(lines) == 13
     assert all("unchanged, skipped" in line for line in lines)
-    assert digests(smallest_run.parent) == before
+    assert digests(copied_run) == before
 
 
 def test_a_submission_has_a_line_for_every_row_of_the_test_split(smallest_run: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import DEMO, tiny_config
 
 from adapt.core.errors import ConfigError
 from adapt.core.spans import NO_TARGET, LabelLoss, Span
@@ -26,6 +25,7 @@ from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.prompts import Prompt
 from pseudo_label.store import PseudoLabel
 from pseudo_label.tasks import TaskConfig, TaskRow, load_task, read_rows, row_from
+from tests.support.tiny_models import DEMO, tiny_config
 
 STEPS = 40
 

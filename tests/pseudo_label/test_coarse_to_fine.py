@@ -21,9 +21,10 @@ from pseudo_label.coarse_to_fine import (
 )
 from pseudo_label.decision import margins, softmax
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig
+from tests.support.every_case import for_every
 
-BEAMS = pytest.mark.parametrize("beam", [1, 2, 3, 100])
-SEEDS = pytest.mark.parametrize("seed", range(8))
+BEAMS = for_every(beam=[1, 2, 3, 100])
+SEEDS = for_every(seed=range(8))
 MARGINAL = CoarseRule.MARGINAL
 
 
@@ -49,7 +50,10 @@ def case(seed: int, n_rows: int = 12, *, has_ties: bool = False) -> Case:
     places = random.permutation(np.concatenate([np.arange(n_groups), random.integers(0, n_groups, n_labels - n_groups)]))
     labels = [f"l{i}" for i in range(n_labels)]
     tree = {f"g{g}": [label for label, place in zip(labels, places, strict=True) if place == g] for g in range(n_groups)}
-    draw = (lambda size: random.integers(0, 3, size).astype(float)) if has_ties else (lambda size: random.normal(size=size) * 4 - 9)
+
+    def draw(size: tuple[int, int]) -> FloatArray:
+        return random.integers(0, 3, size).astype(float) if has_ties else np.asarray(random.normal(size=size) * 4 - 9)
+
     return Case(task_of(labels, tree), draw((n_rows, n_labels)), draw((n_rows, n_groups)))
 
 
@@ -85,7 +89,7 @@ def test_each_label_belongs_to_the_group_that_lists_it(seed: int) -> None:
 
 @SEEDS
 @BEAMS
-@pytest.mark.parametrize("has_ties", [False, True])
+@for_every(has_ties=[False, True])
 def test_the_best_groups_are_followed(seed: int, beam: int, has_ties: bool) -> None:
     given = case(seed, has_ties=has_ties)
     for row, found in zip(given.groups_NG.tolist(), followed_groups(given.groups_NG, beam), strict=True):
@@ -94,7 +98,7 @@ def test_the_best_groups_are_followed(seed: int, beam: int, has_ties: bool) -> N
 
 @SEEDS
 @BEAMS
-@pytest.mark.parametrize("has_ties", [False, True])
+@for_every(has_ties=[False, True])
 def test_sequential_answers_with_the_best_label_inside_the_followed_groups(seed: int, beam: int, has_ties: bool) -> None:
     given = case(seed, has_ties=has_ties)
     places = given.group_of_label

@@ -25,6 +25,7 @@ from pseudo_label.decision import (
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig
 from pseudo_label.teachers.contract import row_centred
 from pseudo_label.zero_shot import PromptKeys
+from tests.support.every_case import for_every
 
 FITTED = [method for method in Method if not method.needs_lexical]
 METHODS = pytest.mark.parametrize("method", FITTED)
@@ -59,8 +60,7 @@ def with_labels(keys: PromptKeys, labels: np.ndarray) -> PromptKeys:
     return PromptKeys(prompt=keys.prompt, criterion=keys.criterion, labels_NC=labels, groups_NG=keys.groups_NG)
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("prior", [[1 / 3, 1 / 3, 1 / 3], [0.7, 0.2, 0.1], [0.05, 0.9, 0.05]])
+@for_every(seed=range(5), prior=[[1 / 3, 1 / 3, 1 / 3], [0.7, 0.2, 0.1], [0.05, 0.9, 0.05]])
 def test_prior_matching_makes_the_mean_posterior_the_prior(seed: int, prior: list[float]) -> None:
     scores = random_keys(seed).labels_NC
     mean = softmax(scores + match_prior(scores, np.asarray(prior))).mean(axis=0)
@@ -164,7 +164,10 @@ def test_a_frozen_decision_scores_a_row_alone_as_among_others(method: Method) ->
     keys = three_prompts(n_groups=2, n_labels=5)
     decision = fit_decision(method, keys, task, coarse_to_fine=CoarseToFine())
     assert decision.n_fitted == 200
-    row = [PromptKeys(prompt=k.prompt, criterion="sum", labels_NC=k.labels_NC[7:8], groups_NG=k.groups_NG[7:8]) for k in keys]
+    row = []
+    for k in keys:
+        assert k.groups_NG is not None
+        row.append(PromptKeys(prompt=k.prompt, criterion="sum", labels_NC=k.labels_NC[7:8], groups_NG=k.groups_NG[7:8]))
     assert decision.scores(row, task)[0] == pytest.approx(decision.scores(keys, task)[7], rel=1e-12)
 
 
@@ -177,7 +180,7 @@ def test_coarse_to_fine_answers_within_the_best_group(method: Method) -> None:
     groups = decision.groups.apply({k.prompt: k.groups_NG for k in keys if k.groups_NG is not None}).argmax(axis=1)
     members = [[task.labels.index(label) for label in labels] for labels in TREE.values()]
     for best, flat_row, group in zip(decision.scores(keys, task).argmax(axis=1), flat, groups, strict=True):
-        assert best == max(members[group], key=lambda label, row=flat_row: row[label])
+        assert best == max(members[group], key=flat_row.__getitem__)
 
 
 def test_group_priors_follow_the_number_of_their_labels() -> None:

@@ -22,6 +22,7 @@ from pseudo_label.label_tree import (
     tree_yaml,
 )
 from pseudo_label.tasks import load_task
+from tests.support.every_case import for_every
 
 Floats = npt.NDArray[np.float64]
 SIZES = [
@@ -52,8 +53,7 @@ def as_sets(groups: list[list[str]]) -> set[frozenset[str]]:
     return {frozenset(group) for group in groups}
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("sizes", [[3, 3], [2, 7, 4], [1, 5, 5, 9], [4] * 12])
+@for_every(seed=range(4), sizes=[[3, 3], [2, 7, 4], [1, 5, 5, 9], [4] * 12])
 def test_planted_groups_of_vectors_are_found(sizes: list[int], seed: int) -> None:
     labels, groups, group = planted(sizes, seed)
     random = np.random.default_rng(seed)
@@ -64,7 +64,7 @@ def test_planted_groups_of_vectors_are_found(sizes: list[int], seed: int) -> Non
     assert adjusted_rand_index(found, groups) == 1.0
 
 
-@pytest.mark.parametrize("seed", range(4))
+@for_every(seed=range(4))
 def test_labels_that_rise_on_the_same_rows_are_grouped(seed: int) -> None:
     labels, groups, group = planted([3, 4, 5], seed)
     random = np.random.default_rng(seed)
@@ -72,8 +72,7 @@ def test_labels_that_rise_on_the_same_rows_are_grouped(seed: int) -> None:
     assert as_sets(group_labels(labels, likeness_of_scores(scores), GroupSizes(groups=3))) == as_sets(groups)
 
 
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("seed", range(3))
+@for_every(sizes=SIZES, seed=range(3))
 def test_every_label_is_in_exactly_one_group_of_an_allowed_size(sizes: GroupSizes, seed: int) -> None:
     labels = [f"label {i}" for i in range(17)]
     found = group_labels(labels, random_likeness(17, seed), sizes)
@@ -82,7 +81,7 @@ def test_every_label_is_in_exactly_one_group_of_an_allowed_size(sizes: GroupSize
     assert all(sizes.least <= len(group) <= (sizes.most or 17) for group in found)
 
 
-@pytest.mark.parametrize("sizes", SIZES)
+@for_every(sizes=SIZES)
 @pytest.mark.parametrize("is_tied", [False, True])
 def test_the_order_of_labels_does_not_matter(sizes: GroupSizes, is_tied: bool) -> None:
     labels = [f"label {i}" for i in range(17)]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pytest
-from tiny_models import ROOT, tiny_config
 
 from adapt.core.scorer import FloatArray, TwoStepScores
 from adapt.core.spans import LabelForm, Reading, Span
@@ -18,6 +17,7 @@ from pseudo_label.coarse_to_fine import CoarseRule, CoarseToFine, followed_group
 from pseudo_label.decision import Decision, Method
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.tasks import TaskRow, load_task
+from tests.support.tiny_models import ROOT, tiny_config
 
 TEXTS = ["股市今天大涨", "国足赢了比赛", "新款手机发布，价格不高", "三岁的孩子会背诗", "春天去哪里玩", "油价又涨了", "两国签订协议"]
 METHODS = pytest.mark.parametrize("method", [Method.RAW, Method.PRIOR, Method.CONTENT_FREE])

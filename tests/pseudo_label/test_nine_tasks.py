@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from naive_scoring import FORMULAS, Naive, naive_prior_biases, naive_softmax
-from tiny_models import ROOT, tiny_config
 
 from adapt.core.spans import LabelForm
 from adapt.model.gpt import GPT, materialize
@@ -26,6 +24,8 @@ from pseudo_label.labelling import ScoringConfig, TaskScorer, content_free_rows,
 from pseudo_label.prompts import Prompt
 from pseudo_label.tasks import PromptConfig, TaskConfig, TaskRow, load_task, row_from
 from pseudo_label.zero_shot import PromptKeys, keys_from, passes_for, score_pass
+from tests.support.naive_scoring import FORMULAS, Naive, naive_prior_biases, naive_softmax
+from tests.support.tiny_models import ROOT, tiny_config
 
 TOLERANCE = 1e-4
 REVIEWS = ["很好用，还会再买", "坏了，也没人管！", "一般", "物流很快，味道也不错", "不值这个价"]

@@ -22,12 +22,13 @@ from pseudo_label.prompt_search import (
 from pseudo_label.statistics import rank_correlation
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow, load_task
 from pseudo_label.zero_shot import PromptKeys
+from tests.support.planted_tokenizers import EncodesOnly
 
 Floats = npt.NDArray[np.float64]
 LABELS = ("good", "bad", "mixed")
 
 
-def task_of(labels: tuple[str, ...] = LABELS, **prompts: PromptConfig) -> TaskConfig:
+def task_of(labels: tuple[str, ...] = LABELS, /, **prompts: PromptConfig) -> TaskConfig:
     return TaskConfig(
         name="mine",
         fields={"text": FieldConfig(path="text"), "gap": FieldConfig(path="gap", blank="#")},
@@ -206,7 +207,7 @@ def test_the_rank_correlation_of_known_values(first: list[float], second: list[f
     assert found == (None if expected is None else pytest.approx(expected))
 
 
-class Merging:
+class Merging(EncodesOnly):
     """A tokenizer of single characters in which `很好` and `，好` are one token each."""
 
     def encode(self, text: str) -> list[int]:
@@ -243,7 +244,7 @@ def test_a_real_tokenizer_merges_across_a_boundary(tokenizer: Tokenizer) -> None
     pieces = [
         p for p in tokenizer.pieces(range(tokenizer.vocab_size)) if len(p) == 2 and p.isalpha() and tokenizer.encode(p)[1:] == []
     ]
-    before, word = pieces[0]
+    before, word = list(pieces[0])
     task = task_of(
         ("good", "bad"), reference=PromptConfig(template=f"{{text}}{before}{{label}}", label_words={"good": word, "bad": "!"})
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import ROOT
 
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.spans import (
@@ -20,17 +20,20 @@ from adapt.core.spans import (
     read_with_targets,
     readings_for_training,
 )
+from adapt.text.contract import TextTokenizer
 from adapt.text.tokenizer import Tokenizer
 from pseudo_label.prompts import Prompt, parse_template
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow, labels_of, load_task
+from tests.support.planted_tokenizers import EncodesOnly
+from tests.support.tiny_models import ROOT
 
 LONG = "今天天气很好我们一起去公园散步吧" * 8
 WORDS = {"a": "体育", "b": "财经新闻", "c": "美食"}
 BLANK = "#idiom#"
 
 
-def task_with(template: str, *, shorten: list[str] | None = None, **changes: object) -> TaskConfig:
-    settings: dict[str, object] = {
+def task_with(template: str, *, shorten: list[str] | None = None, **changes: Any) -> TaskConfig:
+    settings: dict[str, Any] = {
         "name": "planted",
         "fields": {"one": FieldConfig(path="one"), "two": FieldConfig(path="two")},
         "label_words": WORDS,
@@ -53,7 +56,7 @@ def cloze_row(content: str, *candidates: str) -> TaskRow:
     return TaskRow(id=1, texts={"content": content}, label=None, candidates=candidates, line=3)
 
 
-def make(task: TaskConfig, tokenizer: Tokenizer, context: int = 96) -> Prompt:
+def make(task: TaskConfig, tokenizer: TextTokenizer, context: int = 96) -> Prompt:
     return Prompt(task, task.reference, tokenizer, context)
 
 
@@ -267,18 +270,16 @@ def test_doubled_braces_are_text(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(make(task_with("{{{one}}}{label}"), tokenizer).labelled(row_of(), "a").ids_T) == "{比赛}体育"
 
 
-class Words:
+class Words(EncodesOnly):
     """A tokenizer of whole words between bars that knows few of them: what it does not know is <unk>, and case is lost."""
 
-    source, digest = "planted", "planted"
-    vocab_size, pad_id, unk_id, bos_id, eos_id, mask_id = 10, 0, 1, 2, 3, 4
     known = {"sports": 5, "money": 6, "food": 7, "text": 8, "topic": 9}
 
     def encode(self, text: str) -> list[int]:
         return [self.known.get(word.lower(), self.unk_id) for word in text.split("|") if word]
 
 
-def words_task(words: dict[str, str], **changes: object) -> TaskConfig:
+def words_task(words: dict[str, str], **changes: Any) -> TaskConfig:
     return task_with("{one}|topic|{label}", label_words=words, **changes)
 
 

@@ -7,12 +7,13 @@ import math
 import numpy as np
 import numpy.typing as npt
 import pytest
-from naive_scoring import naive_prior_biases
 
 from pseudo_label.decision import margins
 from pseudo_label.selection import SelectionConfig, agreement, select
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig
 from pseudo_label.zero_shot import PromptKeys
+from tests.support.every_case import for_every
+from tests.support.naive_scoring import naive_prior_biases
 
 BOTH = pytest.mark.parametrize("is_balanced", [True, False])
 Mask = npt.NDArray[np.bool_]
@@ -68,7 +69,7 @@ def test_without_eligible_rows_nothing_is_selected(is_balanced: bool) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("seed", range(10))
+@for_every(seed=range(10))
 def test_a_row_that_is_not_eligible_is_never_selected(is_balanced: bool, seed: int) -> None:
     random = np.random.default_rng(seed)
     scores = random.normal(size=(int(random.integers(1, 60)), int(random.integers(1, 6))))
@@ -96,7 +97,7 @@ def test_the_share_is_of_the_eligible_rows() -> None:
     assert select(scores, eligible, SelectionConfig(share=0.5, is_balanced=False)).sum() == 20
 
 
-@pytest.mark.parametrize("seed", range(5))
+@for_every(seed=range(5))
 def test_within_a_class_the_most_confident_rows_are_selected(seed: int) -> None:
     scores = scores_with([25, 40, 35], seed)
     chosen, margin, predicted = select(scores, all_of(scores), SelectionConfig(share=0.3)), margins(scores), scores.argmax(axis=1)
@@ -105,7 +106,7 @@ def test_within_a_class_the_most_confident_rows_are_selected(seed: int) -> None:
         assert margin[of_class & chosen].min() >= margin[of_class & ~chosen].max()
 
 
-@pytest.mark.parametrize("seed", range(5))
+@for_every(seed=range(5))
 def test_unbalanced_selection_takes_the_most_confident_rows_of_all(seed: int) -> None:
     scores = scores_with([5, 70, 25], seed)
     chosen, margin = select(scores, all_of(scores), SelectionConfig(share=0.4, is_balanced=False)), margins(scores)
@@ -221,7 +222,7 @@ def test_what_does_not_divide_evenly_goes_to_the_classes_with_the_surest_next_ro
     assert by_class(scores, chosen) == [quota + (label in lucky) for label in range(3)]
 
 
-@pytest.mark.parametrize("seed", range(40))
+@for_every(seed=range(40))
 def test_selection_of_anything_ends_within_its_limits(seed: int) -> None:
     random = np.random.default_rng(seed)
     n_rows, n_labels = int(random.integers(0, 40)), int(random.integers(1, 8))

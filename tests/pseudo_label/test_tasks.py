@@ -94,7 +94,8 @@ def test_a_blank_has_candidates_of_its_own_row(tmp_path: Path) -> None:
     assert (row.texts["content"], row.label, row.id) == ("他#idiom#了", "1", 0)
     with pytest.raises(DataError, match="line 7: 'content' has no blank #idiom#"):
         row_of(task, content="他了", candidates=["a"])
-    for candidates in ({}, {"candidates": []}, {"candidates": "画龙点睛"}):
+    without: list[dict[str, Any]] = [{}, {"candidates": []}, {"candidates": "画龙点睛"}]
+    for candidates in without:
         with pytest.raises(DataError, match="line 7: has no list 'candidates'"):
             row_of(task, content="他#idiom#了", **candidates)
 

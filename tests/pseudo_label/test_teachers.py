@@ -12,6 +12,7 @@ import pytest
 
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.scorer import FloatArray
+from adapt.core.spans import IntArray
 from pseudo_label.lexical_config import LexicalConfig, Measure, RuleConfig
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow, load_task
 from pseudo_label.teachers import lexical_files
@@ -176,7 +177,7 @@ def test_embeddings_learn_from_the_nearest_label_words_and_from_a_guide() -> Non
     assert (turned.argmax(axis=1) == 1 - wanted).all()
 
 
-def simulated(accuracies: dict[str, float], n: int, n_labels: int) -> tuple[dict[str, FloatArray], FloatArray]:
+def simulated(accuracies: dict[str, float], n: int, n_labels: int) -> tuple[dict[str, FloatArray], IntArray]:
     """Make teachers with independent errors whose margin grows with how often such an answer is right."""
     random = np.random.default_rng(0)
     gold = random.integers(n_labels, size=n)

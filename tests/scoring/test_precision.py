@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_config
 
 from adapt.core.errors import AdaptError, CheckpointError, ConfigError
 from adapt.core.precision import Precision
@@ -13,6 +12,8 @@ from adapt.core.spans import LabelForm, Reading, Span, SpannedText, read_with_ta
 from adapt.model.gpt import GPT, materialize
 from adapt.scoring.scorer_config import ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
+from tests.support.inner_parts import block_of
+from tests.support.tiny_models import tiny_config
 
 KINDS = frozenset({Span.LABEL})
 
@@ -32,7 +33,7 @@ def scorer(precision: Precision, spoilt: float = 0.0) -> TreeScorer:
             parameter.data = parameter.data.to(precision.dtype)
     if spoilt:
         with torch.no_grad():
-            model.blocks[2].attention.qkv.weight.mul_(spoilt)
+            block_of(model, 2).attention.qkv.weight.mul_(spoilt)
     return TreeScorer(model, ScorerConfig(precision=precision))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_tree_scorer import EVERY, MASK, SMALL, assert_equal, one_at_a_time
-from tiny_models import tiny_config
 
 from adapt.core.spans import LabelForm, Reading, Span, join_parts, read_with_targets
 from adapt.model.gpt import GPT, materialize
 from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
+from tests.support.every_case import for_every
+from tests.support.full_passes import EVERY, MASK, SMALL, assert_equal, one_at_a_time
+from tests.support.tiny_models import tiny_config
 
 KINDS = [EVERY, frozenset({Span.LABEL}), frozenset({Span.PROMPT})]
 
@@ -34,7 +35,7 @@ def candidate(random: np.random.Generator, *, has_start: bool) -> Reading:
     return read_with_targets(join_parts([([token], kind) for token, kind in zip(ids, kinds, strict=True)]), form, MASK)
 
 
-@pytest.mark.parametrize("seed", range(24))
+@for_every(seed=range(24))
 def test_random_candidates_score_as_in_full_passes_in_one_step_and_in_two(model: GPT, seed: int) -> None:
     random = np.random.default_rng(seed)
     has_start = seed % 2 == 0  # without it, candidates may share nothing at all

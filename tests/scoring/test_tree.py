@@ -7,10 +7,11 @@ import pytest
 
 from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span, join_parts, read_with_targets
 from adapt.scoring.tree import PrefixTree, build_tree
+from tests.support.every_case import for_every
 
 MASK = 9
 EVERY = frozenset(Span)
-many_seeds = pytest.mark.parametrize("seed", range(12))
+many_seeds = for_every(seed=range(12))
 
 
 def reading(ids: list[int], form: LabelForm = LabelForm.CLM, label: slice | None = None) -> Reading:
@@ -91,7 +92,7 @@ def test_depths_are_positions(seed: int) -> None:
 
 
 @many_seeds
-@pytest.mark.parametrize("kinds", [EVERY, frozenset({Span.LABEL}), frozenset({Span.CONTEXT, Span.PROMPT}), frozenset()])
+@for_every(kinds=[EVERY, frozenset({Span.LABEL}), frozenset({Span.CONTEXT, Span.PROMPT}), frozenset()])
 def test_queries_stand_at_the_nodes_of_their_targets(seed: int, kinds: frozenset[Span]) -> None:
     readings = random_readings(seed)
     tree = build_tree(readings, kinds)

@@ -6,19 +6,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
-import torch
-from tiny_models import tiny_config
 
 from adapt.core.errors import DataError
 from adapt.core.scorer import FloatArray
-from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span, join_parts, read_bidirectionally, read_with_targets
+from adapt.core.spans import LabelForm, Reading, Span, join_parts, read_bidirectionally, read_with_targets
 from adapt.model.gpt import GPT, materialize
-from adapt.model.inputs import ModelInputs
 from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
+from tests.support.full_passes import BOS, EVERY, MASK, SMALL, assert_equal, one_at_a_time
+from tests.support.tiny_models import tiny_config
 
-SMALL, MASK, BOS = 60, 59, 2
-EVERY = frozenset(Span)
 LABELS = ([11], [12, 13], [12, 14, 15], [16], [12])
 LAYOUTS = ("label last", "tail after the label", "label first", "cloze in the middle", "masks see what follows")
 
@@ -59,38 +56,16 @@ def examples() -> list[list[Reading]]:
     ] + [example("label last", LabelForm.CLM, seed=30)]
 
 
-@torch.no_grad()
-def one_at_a_time(model: GPT, candidates: Sequence[Reading], kinds: frozenset[Span] = EVERY) -> FloatArray:
-    """Run each reading alone through the whole model and sum its targets by kind."""
-    sums = np.zeros((len(candidates), len(Span)))
-    for candidate, reading in enumerate(candidates):
-        ids_BT = torch.from_numpy(reading.inputs_T).unsqueeze(0)
-        inputs = ModelInputs(
-            ids_BT=ids_BT,
-            positions_BT=torch.arange(len(reading)).unsqueeze(0),
-            documents_BT=torch.ones_like(ids_BT),
-            domains_BT=torch.zeros_like(ids_BT),
-            is_packed=False,
-            mask_BSW=torch.ones(1, len(reading), len(reading), dtype=torch.bool) if reading.is_bidirectional else None,
-        )
-        log_probs_TV = model.logits(model(inputs).hidden_BTH[0]).log_softmax(-1)
-        for place in range(len(reading)):
-            target, kind = int(reading.targets_T[place]), int(reading.kinds_T[place])
-            if target != NO_TARGET and Span(kind) in kinds:
-                sums[candidate, kind] += float(log_probs_TV[place, target])
-    return sums
+@pytest.fixture(scope="module")
+def full_passes(model: GPT) -> list[FloatArray]:
+    """Return the reference scores of `examples()`."""
+    return [one_at_a_time(model, candidates) for candidates in examples()]
 
 
 def scored(
     model: GPT, given: Sequence[Sequence[Reading]], kinds: frozenset[Span] = EVERY, config: ScorerConfig | None = None
 ) -> list[FloatArray]:
     return list(TreeScorer(model, config or ScorerConfig()).score(given, kinds))
-
-
-def assert_equal(found: Sequence[FloatArray], wanted: Sequence[FloatArray]) -> None:
-    assert len(found) == len(wanted)
-    for one, other in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("form", list(LabelForm))
@@ -125,28 +100,34 @@ def test_masked_labels_of_equal_length_that_see_what_follows_share_a_row(model: 
         *(ScorerConfig(layout=layout, max_batch_tokens=60, window=4) for layout in Layout),
     ],
 )
-def test_scores_do_not_depend_on_batching(model: GPT, config: ScorerConfig) -> None:
-    given = examples()
-    assert_equal(scored(model, given, config=config), [one_at_a_time(model, candidates) for candidates in given])
+def test_scores_do_not_depend_on_batching(model: GPT, full_passes: list[FloatArray], config: ScorerConfig) -> None:
+    assert_equal(scored(model, examples(), config=config), full_passes)
 
 
 @pytest.mark.parametrize("layout", list(Layout))
 @pytest.mark.parametrize("max_batch_tokens", [1, 100, 8192])
-def test_two_steps_give_the_scores_of_one(model: GPT, layout: Layout, max_batch_tokens: int) -> None:
-    given = [(one, example(*which, seed=seed, labels=[[21], [22, 23], [24]])) for seed, one, which in coarse_examples()]
+def test_two_steps_give_the_scores_of_one(
+    model: GPT, full_passes_in_two: list[tuple[FloatArray, FloatArray]], layout: Layout, max_batch_tokens: int
+) -> None:
+    given = examples_in_two()
     scorer = TreeScorer(model, ScorerConfig(layout=layout, max_batch_tokens=max_batch_tokens, window=5))
     found = list(scorer.score_in_two_steps(given, EVERY, lambda _, sums: [int(sums.sum(axis=1).argmax()) % 3, 1]))
     assert len(found) == len(given)
-    for result, (coarse, fine) in zip(found, given, strict=True):
-        wanted = one_at_a_time(model, coarse)
-        assert result.chosen == [int(wanted.sum(axis=1).argmax()) % 3, 1]
-        assert_equal([result.coarse_G3, result.fine_F3], [wanted, one_at_a_time(model, [fine[i] for i in result.chosen])])
+    for result, (coarse, fine) in zip(found, full_passes_in_two, strict=True):
+        assert result.chosen == [int(coarse.sum(axis=1).argmax()) % 3, 1]
+        assert_equal([result.coarse_G3, result.fine_F3], [coarse, fine[result.chosen]])
 
 
-def coarse_examples() -> list[tuple[int, list[Reading], tuple[str, LabelForm]]]:
-    """Return coarse candidates of every layout and form, with the seed that makes fine ones of the same text."""
+def examples_in_two() -> list[tuple[list[Reading], list[Reading]]]:
+    """Return coarse and fine candidates of one text each, in every layout and form."""
     shapes = [(layout, form) for layout in LAYOUTS for form in LabelForm]
-    return [(seed, example(*shape, seed=seed), shape) for seed, shape in enumerate(shapes)]
+    fine = [[21], [22, 23], [24]]
+    return [(example(*shape, seed=seed), example(*shape, seed=seed, labels=fine)) for seed, shape in enumerate(shapes)]
+
+
+@pytest.fixture(scope="module")
+def full_passes_in_two(model: GPT) -> list[tuple[FloatArray, FloatArray]]:
+    return [(one_at_a_time(model, coarse), one_at_a_time(model, fine)) for coarse, fine in examples_in_two()]
 
 
 def test_scores_do_not_depend_on_the_other_examples(model: GPT) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from row_files import ROWS, planted, records, refusal
 
 from adapt.core.errors import ConfigError
 from adapt.text.rows import xlsx_rows
 from adapt.text.rows.reading import header_of, open_rows, rows_of
+from tests.support.row_files import ROWS, planted, records, refusal
 
 
 def parquet(place: Path, columns: dict[str, Any]) -> Path:
@@ -75,7 +75,7 @@ def workbook(place: Path, *sheets: list[list[Any]]) -> Path:
 
 
 def test_a_workbook_is_read_like_a_table(tmp_path: Path) -> None:
-    lines = [["id", "sentence", None], ["0", "菜不错"], [], ["1", "太贵了"], [None, None]]
+    lines: list[list[Any]] = [["id", "sentence", None], ["0", "菜不错"], [], ["1", "太贵了"], [None, None]]
     path = workbook(tmp_path / "a.XLSX", [], lines)
     assert records(path) == ROWS
     assert [row.place for row in rows_of(open_rows(path))] == ["row 2", "row 4"]

@@ -6,13 +6,13 @@ import gzip
 from pathlib import Path
 
 import pytest
-from row_files import ROWS, as_csv, json_lines, planted, records, refusal
 
 from adapt.core.errors import ConfigError, DataError
 from adapt.text.corpus import read_lines
 from adapt.text.rows import encodings
 from adapt.text.rows.contract import MAX_UNPACKED_BYTES
 from adapt.text.rows.encodings import check_encoding
+from tests.support.row_files import ROWS, as_csv, json_lines, planted, records, refusal
 
 TEXT = "这家酒店的早餐太差了，咖啡都是凉的"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from row_files import as_csv
 
 from adapt.core.errors import AdaptError
 from adapt.text.rows.reading import header_of, open_rows, rows_of
+from tests.support.row_files import as_csv
 
 INPUTS = 20_000
 ROWS = [{"id": str(n), "s": text} for n, text in enumerate(["菜不错", "a, b", "", "他说好", "x" * 50])]

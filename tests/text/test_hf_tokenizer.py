@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hf_checkpoints import BYTE_LEVEL, METASPACE, PREPENDED, START, TOKENIZERS, UNKNOWN, add_tokenizer, tokenizer_text
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from adapt.core.errors import CheckpointError
 from adapt.text.hf_tokenizer import HFTokenizer
+from tests.support.hf_checkpoints import BYTE_LEVEL, METASPACE, PREPENDED, START, TOKENIZERS, UNKNOWN, add_tokenizer, tokenizer_text
 
 TEXTS = ["物流很快，包装也好。", "a b c", " 前后有空格 ", "第一行\n\n第二行", "龘𠮷😀", "价格：399 元", "\n", " "]
 

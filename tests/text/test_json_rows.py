@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from row_files import ROWS, json_lines, places, planted, records, refusal
 
 from adapt.text.rows import json_rows as json_module
 from adapt.text.rows.reading import open_rows, rows_of
+from tests.support.row_files import ROWS, json_lines, places, planted, records, refusal
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.ndjson", "a.JSONL", "a.Json", "a.jsonl.gz", "A.JSON.GZ"])

@@ -10,6 +10,7 @@ import pytest
 from adapt.core.spans import NO_TARGET, Reading, Span
 from adapt.text.packing import PackedCorpus, ReadingList, SomeRows, StepOrder
 from adapt.text.tokenized_corpus import TokenizedCorpus
+from tests.support.every_case import for_every
 
 MASK = 4
 CONTEXT = 32
@@ -44,14 +45,14 @@ def plain(rows: list[list[Reading]]) -> list[list[tuple[list[int], list[int], li
     return [[(r.inputs_T.tolist(), r.targets_T.tolist(), r.kinds_T.tolist(), r.domain) for r in row] for row in rows]
 
 
-@pytest.mark.parametrize("seed", range(5))
+@for_every(seed=range(5))
 def test_every_token_of_every_document_occurs_exactly_once_in_an_epoch(seed: int) -> None:
     lengths = random_lengths(seed)
     found = Counter(int(i) for reading in readings_of(packed(lengths, seed)) for i in reading.inputs_T)
     assert found == Counter(i for document in corpus_of(lengths).documents for i in document["ids"])
 
 
-@pytest.mark.parametrize("seed", range(5))
+@for_every(seed=range(5))
 def test_no_row_exceeds_the_context_and_none_is_empty(seed: int) -> None:
     sizes = [sum(len(reading) for reading in row) for row in rows_of(packed(random_lengths(seed), seed))]
     assert max(sizes) <= CONTEXT

@@ -10,6 +10,7 @@ import pytest
 from adapt.core.spans import Reading
 from adapt.text.packing import PackedCorpus, StepOrder
 from adapt.text.tokenized_corpus import TokenizedCorpus
+from tests.support.every_case import for_every
 
 MASK = 4
 CONTEXT = 32
@@ -41,7 +42,7 @@ def plain(rows: list[list[Reading]]) -> list[list[tuple[list[int], list[int], li
     return [[(r.inputs_T.tolist(), r.targets_T.tolist(), r.kinds_T.tolist(), r.domain) for r in row] for row in rows]
 
 
-@pytest.mark.parametrize("seed", range(5))
+@for_every(seed=range(5))
 def test_every_token_comes_as_often_as_its_document_was_asked_for(seed: int) -> None:
     lengths = random_lengths(seed)
     repeats = np.random.default_rng(seed).integers(0, 4, len(lengths)).tolist()
@@ -52,7 +53,7 @@ def test_every_token_comes_as_often_as_its_document_was_asked_for(seed: int) -> 
 
 
 @pytest.mark.parametrize("share", [0.0, 0.6])
-@pytest.mark.parametrize("seed", range(3))
+@for_every(seed=range(3))
 def test_without_repeats_the_rows_are_those_of_all_ones(seed: int, share: float) -> None:
     lengths = random_lengths(seed)
     assert plain(rows_of(packed(lengths, None, seed, share))) == plain(rows_of(packed(lengths, [1] * len(lengths), seed, share)))
@@ -87,7 +88,7 @@ def test_copies_of_a_document_hide_spans_of_their_own() -> None:
     assert len({tuple(row[0].inputs_T.tolist()) for row in rows}) > 6
 
 
-@pytest.mark.parametrize("seed", range(3))
+@for_every(seed=range(3))
 def test_rows_of_a_repeated_corpus_hold_no_more_than_the_context(seed: int) -> None:
     sizes = [sum(len(r) for r in row) for row in rows_of(packed(random_lengths(seed), [3] * 40, seed))]
     assert max(sizes) <= CONTEXT

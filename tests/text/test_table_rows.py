@@ -8,9 +8,9 @@ import random
 from pathlib import Path
 
 import pytest
-from row_files import ROWS, as_csv, places, planted, records, refusal
 
 from adapt.text.rows.reading import header_of, open_rows
+from tests.support.row_files import ROWS, as_csv, places, planted, records, refusal
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.CSV", "a.tsv", "a.TSV", "a.csv.gz", "a.tsv.GZ"])

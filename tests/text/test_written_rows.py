@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from row_files import json_lines, planted, records
 
 from adapt.core.errors import ConfigError
 from adapt.text.rows.contract import Kind
 from adapt.text.rows.writing import kind_of_output, write_rows
+from tests.support.row_files import json_lines, planted, records
 
 ROWS: list[dict[str, Any]] = [{"id": "0", "s": "菜不错", "p": "好"}, {"id": "1", "s": "", "p": "坏"}]
 
@@ -54,7 +54,7 @@ def test_any_cell_comes_back(tmp_path: Path, kind: str) -> None:
 
 
 def test_values_that_are_no_text_are_cells_of_json(tmp_path: Path) -> None:
-    rows = [{"a": 1, "b": True, "c": None, "d": [1, "好"], "e": {"k": 0.5}}, {"a": -0.25, "f": "late"}]
+    rows: list[dict[str, Any]] = [{"a": 1, "b": True, "c": None, "d": [1, "好"], "e": {"k": 0.5}}, {"a": -0.25, "f": "late"}]
     assert records(written(tmp_path, tmp_path / "o.csv", rows)) == [
         {"a": "1", "b": "true", "c": "", "d": '[1, "好"]', "e": '{"k": 0.5}', "f": ""},
         {"a": "-0.25", "b": "", "c": "", "d": "", "e": "", "f": "late"},

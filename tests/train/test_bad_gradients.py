@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_cases import CASES, EXPERTS, LAST_NORM, QKV, cases_of
-from plain_loop import launch_ranks
-from tiny_models import tiny_config
 
 from adapt.model.gpt import GPT, materialize
 from adapt.train.guards import where_gradients_break
+from tests.support.plain_loop import launch_ranks
+from tests.support.ranks.gradient_cases import CASES, EXPERTS, LAST_NORM, QKV, cases_of
+from tests.support.tiny_models import tiny_config
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
 def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Return what each rank said of every case."""
-    return list(launch_ranks("gradient_cases.py", tmp_path_factory.mktemp("gradients"), request.param)["of each rank"])
+    return list(launch_ranks("gradient_cases", tmp_path_factory.mktemp("gradients"), request.param)["of each rank"])
 
 
 @pytest.mark.parametrize("name", list(CASES))

@@ -7,12 +7,10 @@ import importlib.util
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import tiny_config
 
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
@@ -23,6 +21,7 @@ from adapt.model.moe import MoELayer
 from adapt.model.routers.top1 import Top1Config
 from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer_config import OptimizerConfig
+from tests.support.tiny_models import ROOT, tiny_config
 
 CPU = torch.device("cpu")
 
@@ -100,9 +99,9 @@ def test_an_engine_takes_its_device_before_it_tries_a_kernel_on_it(engine: Any, 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_deepspeeds_kernel_computes_what_the_loop_does() -> None:
-    script = Path(__file__).with_name("interpreted_gemm.py")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    environment["PYTHONPATH"] = os.pathsep.join([str(script.parents[2]), environment.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.interpreted_gemm"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[-1]) <= 1e-5

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crossing_cases import CASES, NOISY, OBJECTIVE, PHASES, ROWS, STEPS
-from plain_loop import assert_same_training, launch_ranks, plain_loop
+
+from tests.support.plain_loop import assert_same_training, launch_ranks, plain_loop
+from tests.support.ranks.crossing_cases import CASES, NOISY, OBJECTIVE, PHASES, ROWS, STEPS
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +20,7 @@ def crossed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for number, phase in enumerate(PHASES):
         assert not found, "a phase that is killed has no result"
-        found = launch_ranks("crossing_cases.py", place, phase.world_size, str(number))
+        found = launch_ranks("crossing_cases", place, phase.world_size, str(number))
         saved = {name: sorted(state.name for state in (place / name).glob("step-*")) for name in CASES}
         newest = STEPS if phase.killed_at is None else phase.killed_at - 1
         assert {states[-1] for states in saved.values()} == {f"step-{newest:08d}"}

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from rank_cases import BATCH_ROWS, MODELS, readings
-from stand_in_device import on_the_cpu, stand_in_device
 from torch import Tensor, nn
 
 from adapt.core.precision import FORMATS, Precision
@@ -24,6 +22,9 @@ from adapt.objective import Contribution, ObjectiveConfig, contribution, part_co
 from adapt.train.gradient_shares import gradient_shares
 from adapt.train.optimizer import OptimizerConfig, make_optimizer, moments_at, parameter_groups
 from adapt.train.preparing import router_parameters
+from tests.support.inner_parts import gradient_of
+from tests.support.ranks.rank_cases import BATCH_ROWS, MODELS, readings
+from tests.support.stand_in_device import on_the_cpu, stand_in_device
 
 STEPS = 3
 SIZES = MODELS["sigmoid bias"]
@@ -74,7 +75,7 @@ def trained(precision: Precision, place: torch.device) -> Trained:
         for name, weight in weights.items():
             assert weight.grad is not None, name
             masters[name].grad, weight.grad = weight.grad.float(), None
-        gradients = [master.grad for master in masters.values()]
+        gradients = [gradient_of(master) for master in masters.values()]
         has_overflown = any(bool(has_inf_or_nan(gradient)) for gradient in gradients)
         if has_overflown:
             norms.append(None)

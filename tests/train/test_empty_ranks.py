@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from empty_rank_cases import BATCH_ROWS, CASES, OBJECTIVE, ROUTER, STEPS
-from expert_parallel_cases import MODEL, ROUTERS, ROWS
-from plain_loop import assert_same_training, launch_ranks, plain_loop
+
+from tests.support.plain_loop import assert_same_training, launch_ranks, plain_loop
+from tests.support.ranks.empty_rank_cases import BATCH_ROWS, CASES, OBJECTIVE, ROUTER, STEPS
+from tests.support.ranks.expert_parallel_cases import MODEL, ROUTERS, ROWS
 
 TIME_LIMIT_S = 300  # it takes some 40 s where it does not hang
 
@@ -16,7 +17,7 @@ TIME_LIMIT_S = 300  # it takes some 40 s where it does not hang
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Launch every case once, on two ranks."""
-    return launch_ranks("empty_rank_cases.py", tmp_path_factory.mktemp("empty"), 2, timeout_s=TIME_LIMIT_S)
+    return launch_ranks("empty_rank_cases", tmp_path_factory.mktemp("empty"), 2, timeout_s=TIME_LIMIT_S)
 
 
 @pytest.mark.parametrize("name", CASES)

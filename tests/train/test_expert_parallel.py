@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from expert_parallel_cases import CROSSED, MEASURED, MODEL, OBJECTIVE, ROUTERS, ROWS, STEPS, cases_of, measured_cases
-from plain_loop import assert_same_training, launch_ranks, plain_loop
 
 from adapt.core.errors import ConfigError
 from adapt.model.config import Recompute
@@ -17,6 +15,18 @@ from adapt.model.expert_parallel import own_experts, own_part
 from adapt.model.gpt import GPT, materialize
 from adapt.train.engine_config import EngineConfig
 from adapt.train.preparing import set_recompute
+from tests.support.plain_loop import assert_same_training, launch_ranks, plain_loop
+from tests.support.ranks.expert_parallel_cases import (
+    CROSSED,
+    MEASURED,
+    MODEL,
+    OBJECTIVE,
+    ROUTERS,
+    ROWS,
+    STEPS,
+    cases_of,
+    measured_cases,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +37,12 @@ def plain() -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return launch_ranks("expert_parallel_cases.py", tmp_path_factory.mktemp("two"), 2)
+    return launch_ranks("expert_parallel_cases", tmp_path_factory.mktemp("two"), 2)
 
 
 @pytest.fixture(scope="module")
 def on_four_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return launch_ranks("expert_parallel_cases.py", tmp_path_factory.mktemp("four"), 4)
+    return launch_ranks("expert_parallel_cases", tmp_path_factory.mktemp("four"), 4)
 
 
 @pytest.mark.parametrize("case", cases_of(2), ids=str)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from four_rank_cases import CASES, WORLD_SIZE, Case
-from plain_loop import assert_same_training, launch_ranks, plain_loop
-from rank_cases import MODELS, STEPS, plain_rows
 
 from adapt.objective import PARTS
+from tests.support.plain_loop import assert_same_training, launch_ranks, plain_loop
+from tests.support.ranks.four_rank_cases import CASES, WORLD_SIZE, Case
+from tests.support.ranks.rank_cases import MODELS, STEPS, plain_rows
 
 pytestmark = pytest.mark.slow
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Launch every case once."""
-    return launch_ranks("four_rank_cases.py", tmp_path_factory.mktemp("four"), WORLD_SIZE, timeout_s=1200)
+    return launch_ranks("four_rank_cases", tmp_path_factory.mktemp("four"), WORLD_SIZE, timeout_s=1200)
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from fp16_cases import FITTING, INJECTED, LEAST, OBJECTIVE, STEPS, TOO_LARGE, UNDIVIDED, WITH_SHARES
-from plain_loop import launch_ranks, plain_loop
-from rank_cases import plain_rows
 from torch import Tensor
 
 from adapt.core.errors import ConfigError
@@ -16,6 +13,9 @@ from adapt.core.precision import Precision
 from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.loss_scale import LossScaleConfig
 from adapt.train.optimizer_config import OptimizerConfig
+from tests.support.plain_loop import launch_ranks, plain_loop
+from tests.support.ranks.fp16_cases import FITTING, INJECTED, LEAST, OBJECTIVE, STEPS, TOO_LARGE, UNDIVIDED, WITH_SHARES
+from tests.support.ranks.rank_cases import plain_rows
 
 ROUNDING = 2e-3  # of fp16: 11 bits
 
@@ -23,7 +23,7 @@ ROUNDING = 2e-3  # of fp16: 11 bits
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Launch every case once, on two ranks."""
-    return launch_ranks("fp16_cases.py", tmp_path_factory.mktemp("fp16"), 2)
+    return launch_ranks("fp16_cases", tmp_path_factory.mktemp("fp16"), 2)
 
 
 @pytest.mark.slow

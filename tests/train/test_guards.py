@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from plain_engine import PlainEngine
-from rank_cases import readings
-from tiny_models import tiny_config
 from torch import nn
 
 import adapt.train.estimate
@@ -30,6 +27,9 @@ from adapt.train.loop import Trainer
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.tracking import NoTracker
 from adapt.train.train_config import TrainConfig
+from tests.support.plain_engine import PlainEngine
+from tests.support.ranks.rank_cases import readings
+from tests.support.tiny_models import tiny_config
 
 OPTIMIZER = OptimizerConfig(lr=3e-3)
 TRAIN = TrainConfig(steps=8, batch_rows=5, optimizer=OPTIMIZER, save_every_steps=2)

@@ -15,6 +15,23 @@ from adapt.train.optimizer_config import Algorithm, OptimizerConfig
 LAMB = OptimizerConfig(algorithm=Algorithm.LAMB, lr=0.02, weight_decay=0.1)
 
 
+class Experts(nn.Module):
+    """Stacked matrices whose sizes differ by factors of 100 and 30."""
+
+    def __init__(self, random: torch.Generator) -> None:
+        super().__init__()
+        scale = torch.tensor([0.01, 1.0, 30.0]).view(3, 1, 1)
+        self.up_weight = nn.Parameter(torch.randn(3, 5, 4, generator=random) * scale)
+
+
+class MLP(nn.Module):
+    """What has experts, under the name that the optimizer knows them by."""
+
+    def __init__(self, random: torch.Generator) -> None:
+        super().__init__()
+        self.experts = Experts(random)
+
+
 class Layers(nn.Module):
     """A dense matrix, a bias that starts at 0, and stacked experts of very different sizes."""
 
@@ -22,10 +39,7 @@ class Layers(nn.Module):
         super().__init__()
         random = torch.Generator().manual_seed(0)
         self.dense = nn.Linear(4, 3)
-        self.mlp = nn.Module()
-        self.mlp.experts = nn.Module()
-        scale = torch.tensor([0.01, 1.0, 30.0]).view(3, 1, 1)
-        self.mlp.experts.up_weight = nn.Parameter(torch.randn(3, 5, 4, generator=random) * scale)
+        self.mlp = MLP(random)
         with torch.no_grad():
             self.dense.weight.copy_(torch.randn(3, 4, generator=random))
             self.dense.bias.zero_()

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny_models import ROOT, tiny_config
 from torch.profiler import ProfilerActivity, profile
 
 import adapt.model.experts
@@ -29,6 +28,7 @@ from adapt.objective_config import ObjectiveConfig
 from adapt.train import memory_plan
 from adapt.train.engine_config import EngineConfig, GradientCommunication
 from adapt.train.memory_plan import check_memory, plan_activations, plan_memory
+from tests.support.tiny_models import ROOT, tiny_config
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "context_length": 128, "vocab_size": 500}
 MODELS = {
@@ -151,7 +151,8 @@ def test_what_does_not_fit_is_refused_with_the_nearest_setting_that_does(
     with pytest.raises(ConfigError, match=f"the nearest setting that fits is {nearest}") as refused:
         check_memory(BIG, replace(engine, memory_gb=memory_gb))
     settings = dict(pair.split("=") for pair in str(refused.value).split("fits is ")[1].replace("engine.", "").split())
-    other = replace(engine, **{k: int(v) if v.isdigit() else Recompute(v) for k, v in settings.items()})
+    changes: dict[str, Any] = {k: int(v) if v.isdigit() else Recompute(v) for k, v in settings.items()}
+    other = replace(engine, **changes)
     check_memory(BIG, replace(other, memory_gb=memory_gb))
 
 

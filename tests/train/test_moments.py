@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from stand_in_device import DEVICE, on_the_cpu, stand_in_device
 from torch import Tensor, nn
 
 from adapt.model.buffers import named_state
 from adapt.train.lamb import Lamb
 from adapt.train.optimizer import MOMENTS, make_optimizer, moments_at
 from adapt.train.optimizer_config import Algorithm, OptimizerConfig
+from tests.support.stand_in_device import DEVICE, on_the_cpu, stand_in_device
 
 BEGUN = (0, 7)
 ADAMW = OptimizerConfig(lr=1e-2)

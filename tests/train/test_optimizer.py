@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from tiny_models import tiny_config
 
 from adapt.core.errors import ConfigError
 from adapt.model.gpt import GPT
 from adapt.train.optimizer import parameter_groups
 from adapt.train.optimizer_config import OptimizerConfig, Schedule, learning_rate
+from tests.support.every_case import for_every
+from tests.support.tiny_models import tiny_config
 
 STEPS = 200
 every_schedule = pytest.mark.parametrize("schedule", list(Schedule))
 
 
-def rates(schedule: Schedule, steps: int = STEPS, **settings: float) -> list[float]:
+def changed_to(name: str, value: Any) -> OptimizerConfig:
+    return OptimizerConfig(**{name: value})
+
+
+def rates(schedule: Schedule, steps: int = STEPS, **settings: Any) -> list[float]:
     config = OptimizerConfig(schedule=schedule, lr=3e-4, **settings)
     return [learning_rate(config, step, steps) for step in range(steps)]
 
@@ -28,8 +35,7 @@ def test_warm_up_rises_linearly_to_the_full_rate(schedule: Schedule) -> None:
 
 
 @every_schedule
-@pytest.mark.parametrize("steps", [1, 2, 3, 10, 997])
-@pytest.mark.parametrize("warmup_share", [0.0, 0.1, 0.5, 1.0])
+@for_every(steps=[1, 2, 3, 10, 997], warmup_share=[0.0, 0.1, 0.5, 1.0])
 def test_a_rate_is_above_zero_and_never_above_the_full_rate(schedule: Schedule, steps: int, warmup_share: float) -> None:
     found = rates(schedule, steps, warmup_share=warmup_share)
     assert min(found) > 0
@@ -127,11 +133,11 @@ def test_groups_make_an_optimizer_that_shrinks_matrices_alone() -> None:
 )  # fmt: skip
 def test_settings_that_cannot_train_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"^{name}: {value} "):
-        OptimizerConfig(**{name: value})
+        changed_to(name, value)
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("lr", 0.0), ("clip", 0.0), ("warmup_share", 0.0), ("warmup_share", 1.0), ("beta1", 0.0)]
 )
 def test_the_ends_of_what_settings_may_be_are_allowed(name: str, value: float) -> None:
-    assert getattr(OptimizerConfig(**{name: value}), name) == value
+    assert getattr(changed_to(name, value), name) == value

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from plain_loop import launch_ranks
-from rounded_cases import CASES, COMPARED, RESUMED
 
 from adapt.core.precision import FORMATS, Precision
 from adapt.model.gpt import GPT, materialize
 from adapt.train.engine_config import EngineConfig, GradientCommunication, deepspeed_config
 from adapt.train.optimizer import OptimizerConfig
 from adapt.train.trained import Trained
+from tests.support.plain_loop import launch_ranks
+from tests.support.ranks.rounded_cases import CASES, COMPARED, RESUMED
 
 BF16, FP32 = torch.bfloat16, torch.float32
 
@@ -21,7 +21,7 @@ BF16, FP32 = torch.bfloat16, torch.float32
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Launch every case once, on two ranks."""
-    return launch_ranks("rounded_cases.py", tmp_path_factory.mktemp("rounded"), 2)
+    return launch_ranks("rounded_cases", tmp_path_factory.mktemp("rounded"), 2)
 
 
 @pytest.mark.parametrize("name", CASES)

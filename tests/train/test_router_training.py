@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from plain_engine import PlainEngine
-from rank_cases import readings
-from tiny_models import tiny_config
 from torch import Tensor
 
 import adapt.model.routers
@@ -34,6 +31,10 @@ from adapt.train.loop import Trainer
 from adapt.train.optimizer_config import OptimizerConfig, Schedule
 from adapt.train.tracking import NoTracker
 from adapt.train.train_config import TrainConfig
+from tests.support.inner_parts import moe_layers, parameter_of
+from tests.support.plain_engine import PlainEngine
+from tests.support.ranks.rank_cases import readings
+from tests.support.tiny_models import tiny_config
 
 STEPS = 20
 # Without weight decay, only gradients move a weight.
@@ -76,12 +77,17 @@ def trained(model: GPT, work: Path, tracker: NoTracker | None = None) -> list[di
 
 
 @every_router
-def test_the_loss_falls_and_whatever_received_tokens_moves(name: str, tmp_path: Path) -> None:
+def test_the_loss_falls_and_whatever_received_tokens_moves(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(config_of(name))
     before = {key: value.clone() for key, value in model.named_parameters()}
     seen: list[list[Tensor]] = []
     adapt_routers = model.after_step
-    model.after_step = lambda counts_LE: (seen.append(list(counts_LE)), adapt_routers(counts_LE))[1]
+
+    def watched(counts_LE: Sequence[Tensor]) -> None:
+        seen.append(list(counts_LE))
+        adapt_routers(counts_LE)
+
+    monkeypatch.setattr(model, "after_step", watched)
     history = trained(model, tmp_path / "work")
     assert history[-1]["loss/context"] < history[0]["loss/context"] - 0.3
     received_LE = [sum(counts) for counts in zip(*seen, strict=True)]
@@ -124,7 +130,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(name: str, tmp_path
 def test_a_run_whose_balance_loss_moves_no_router_ends_before_its_first_step(tmp_path: Path) -> None:
     model = made(Top1Config())
     before = {key: value.clone() for key, value in model.named_parameters()}
-    model.blocks[3].mlp.router.weight.requires_grad_(False)
+    parameter_of(moe_layers(model)[1].router).requires_grad_(False)
     with pytest.raises(TrainingError, match="MoE layer 1 gets no gradient"):
         trained(model, tmp_path / "work")
     assert all(torch.equal(value, before[key]) for key, value in model.named_parameters())

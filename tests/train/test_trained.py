@@ -7,9 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from plain_engine import PlainEngine
-from rank_cases import readings
-from tiny_models import tiny_config
 
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.spans import LabelForm
@@ -23,6 +20,9 @@ from adapt.train.tracking import NoTracker
 from adapt.train.train_config import TrainConfig, Trained
 from adapt.train.trained import train_only
 from adapt.train.training_state import MOMENTS, load_moments, save_moments
+from tests.support.plain_engine import PlainEngine
+from tests.support.ranks.rank_cases import readings
+from tests.support.tiny_models import tiny_config
 
 OPTIMIZER = OptimizerConfig(lr=1e-2, warmup_share=0.0)
 KINDS = {

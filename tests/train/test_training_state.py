@@ -13,9 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from plain_engine import PlainEngine
-from rank_cases import readings
-from tiny_models import tiny_config
 
 import adapt.train.training_state as training_state
 from adapt.core.errors import CheckpointError, TrainingError
@@ -32,6 +29,9 @@ from adapt.train.stopping import Stopped
 from adapt.train.tracking import NoTracker
 from adapt.train.train_config import TrainConfig
 from adapt.train.training_state import Progress, StateWriter, load_moments, load_newest_state, save_moments
+from tests.support.plain_engine import PlainEngine
+from tests.support.ranks.rank_cases import readings
+from tests.support.tiny_models import tiny_config
 
 STEPS = 12
 OPTIMIZER = OptimizerConfig(lr=3e-3)

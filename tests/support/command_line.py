@@ -23,8 +23,8 @@ from adapt.scoring.scorer_config import ScorerConfig
 from pipelines.command_line.compose import _register, checked
 from pipelines.config.locations import conf_dir, demo_dir
 from pipelines.config.schema import PipelineConfig
+from tests.support.tiny_models import ROOT as ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 UNLABELED_ROWS = 280
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rank_cases import BATCH_ROWS, OBJECTIVES, OPTIMIZER, SPARSE, Killed, plain_rows
 from torch import Tensor, nn
 
 from adapt.core.errors import TrainingError
@@ -25,6 +24,7 @@ from adapt.train.engine_config import EngineConfig
 from adapt.train.loss_scale import LossScaleConfig
 from adapt.train.train_config import TrainConfig
 from adapt.train.training_state import MOMENTS
+from tests.support.ranks.rank_cases import BATCH_ROWS, OBJECTIVES, OPTIMIZER, SPARSE, Killed, plain_rows
 
 STEPS = 6
 MODEL = replace(SPARSE, router=SigmoidBiasConfig(rate=0.02))

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rank_cases import MODELS, STEPS, plain_rows, train_on_ranks
 
 from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
 from adapt.core.spans import LabelLoss
 from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig
 from adapt.train.engine_config import EngineConfig
+from tests.support.ranks.rank_cases import MODELS, STEPS, plain_rows, train_on_ranks
 
 WORLD_SIZE = 4
 # Nine rows on four ranks: one cut; two micro-batches, of which some are empty; three with padding.

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from rank_cases import BATCH_ROWS, OPTIMIZER
 from torch import Tensor
 
 from adapt.core.runtime import seed_for
@@ -25,15 +24,19 @@ from adapt.train.optimizer_config import OptimizerConfig, learning_rate
 from adapt.train.train_config import Trained
 from adapt.train.trained import train_only
 from pipelines.ranks.local import LOOPBACK, Meeting, free_port, rank_environment
+from tests.support.ranks.rank_cases import BATCH_ROWS, OPTIMIZER
+from tests.support.tiny_models import ROOT
 
 TOLERANCE = 1e-5
 
 
 def launch_ranks(script: str, place: Path, world_size: int, *arguments: str, timeout_s: float = 400) -> dict[str, Any]:
-    """Run a script of this folder on so many ranks and return what it saved; no rank outlives the call."""
+    """Run a script of `tests.support.ranks` on so many ranks and return what it saved; no rank outlives the call."""
     meeting = Meeting(address=LOOPBACK, port=free_port(), world_size=world_size)
-    command = [sys.executable, str(Path(__file__).with_name(script)), str(place), *arguments]
-    ranks = [subprocess.Popen(command, env=rank_environment(rank, rank, meeting, threads=1)) for rank in range(world_size)]
+    command = [sys.executable, "-m", f"tests.support.ranks.{script}", str(place), *arguments]
+    ranks = [
+        subprocess.Popen(command, cwd=ROOT, env=rank_environment(rank, rank, meeting, threads=1)) for rank in range(world_size)
+    ]
     try:
         assert [rank.wait(timeout=timeout_s) for rank in ranks] == [0] * world_size
     finally:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from expert_parallel_cases import MODEL, OBJECTIVE, ROWS
-from rank_cases import BATCH_ROWS, OPTIMIZER, Killed
 from torch import Tensor
 
 from adapt.core.errors import TrainingError
@@ -21,6 +19,8 @@ from adapt.text.mixing import RowList
 from adapt.train.engine_config import EngineConfig
 from adapt.train.loss_scale import LossScaleConfig
 from adapt.train.train_config import TrainConfig
+from tests.support.ranks.expert_parallel_cases import MODEL, OBJECTIVE, ROWS
+from tests.support.ranks.rank_cases import BATCH_ROWS, OPTIMIZER, Killed
 
 QKV, EXPERTS, LAST_NORM = "blocks.1.attention.qkv.weight", "blocks.3.mlp.experts.down_weight", "final_norm.bias"
 LEAST = LossScaleConfig(initial=1, hysteresis=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from adapt.model.gpt import GPTConfig
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "pipelines" / "demo"
 VOCAB = 2400
 

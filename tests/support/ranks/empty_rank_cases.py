@@ -6,14 +6,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from expert_parallel_cases import MODEL, ROUTERS, ROWS
-from rank_cases import train_on_ranks
-
 from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
 from adapt.model.config import Recompute
 from adapt.objective_config import BalanceConfig, ObjectiveConfig
 from adapt.train.engine_config import EngineConfig
+from tests.support.ranks.expert_parallel_cases import MODEL, ROUTERS, ROWS
+from tests.support.ranks.rank_cases import train_on_ranks
 
 STEPS = 3
 BATCH_ROWS = 1

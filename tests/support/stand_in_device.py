@@ -49,7 +49,7 @@ class Elsewhere(Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return _run(func, args, kwargs or {})
 
     def tolist(self) -> Any:
@@ -58,7 +58,7 @@ class Elsewhere(Tensor):
     def numpy(self, *, force: bool = False) -> Any:
         raise TypeError("can't convert a tensor of the stand-in device to numpy; use Tensor.cpu() first")
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Elsewhere({self.data_here!r})"
 
 

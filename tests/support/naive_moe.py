@@ -216,7 +216,7 @@ def naive_layer(
             places = (inputs.documents_BT[row] == document).nonzero().flatten().tolist()
             decisions, found, own = RULES[config.name](config, router, _sequence(layer, x_BTH, inputs, row, places, step))
             gates += found
-            losses = {name: losses.get(name, 0.0) + loss for name, loss in own.items()}  # type: ignore[misc]
+            losses = {name: losses.get(name, 0.0) + loss for name, loss in own.items()}
             if layer.capacity_factor is not None and layer.training:
                 decisions, dropped = within_capacity(decisions, layer.experts.n_experts, layer.capacity_factor)
                 n_dropped += dropped

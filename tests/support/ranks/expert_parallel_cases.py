@@ -7,8 +7,6 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rank_cases import SPARSE, Killed, plain_rows, train_on_ranks
-
 from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
 from adapt.model.config import Recompute
@@ -22,6 +20,7 @@ from adapt.model.routers.top1 import Top1Config
 from adapt.model.routers.top2 import Top2Config
 from adapt.objective_config import BalanceConfig, ObjectiveConfig
 from adapt.train.engine_config import EngineConfig
+from tests.support.ranks.rank_cases import SPARSE, Killed, plain_rows, train_on_ranks
 
 STEPS = 5
 MODEL = replace(SPARSE, experts=[4, 8])

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from expert_parallel_cases import MODEL
-from rank_cases import Killed, plain_rows, train_on_ranks
 
 from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
 from adapt.model.routers.top1 import Top1Config
 from adapt.objective_config import BalanceConfig, ObjectiveConfig
 from adapt.train.engine_config import EngineConfig
+from tests.support.ranks.expert_parallel_cases import MODEL
+from tests.support.ranks.rank_cases import Killed, plain_rows, train_on_ranks
 
 STEPS = 8
 NOISY = replace(MODEL, router=Top1Config(jitter=0.3, z_loss_weight=0.01))

@@ -138,7 +138,7 @@ def _row_logits(foreign: Foreign, weights: Weights, ids: list[int]) -> Tensor:
                 scores = torch.stack([query @ heads_of[j][head, 1] for j in range(place + 1)]) / size**0.5
                 shares = torch.exp(scores - scores.max())
                 shares = shares / shares.sum()
-                mixed.append(sum(shares[j] * heads_of[j][head, 2] for j in range(place + 1)))
+                mixed.append(torch.stack([shares[j] * heads_of[j][head, 2] for j in range(place + 1)]).sum(0))
             dense = w[f"{name}self_attention.dense.weight"] @ torch.cat(mixed) + w[f"{name}self_attention.dense.bias"]
             x[place] = x[place] + dense
         x = [v + _feed_forward(foreign, weights, layer, norm(v, f"{name}post_attention_layernorm")) for v in x]

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from expert_parallel_cases import MODEL, OBJECTIVE, ROWS
-from rank_cases import OPTIMIZER, Killed, train_on_ranks
 from torch import Tensor, nn
 
 from adapt.core.errors import ConfigError
@@ -24,6 +22,8 @@ from adapt.model.routers.expert_choice import ExpertChoiceConfig
 from adapt.objective import contribution, part_counts
 from adapt.train.engine_config import EngineConfig, GradientCommunication
 from adapt.train.trained import Trained, train_only
+from tests.support.ranks.expert_parallel_cases import MODEL, OBJECTIVE, ROWS
+from tests.support.ranks.rank_cases import OPTIMIZER, Killed, train_on_ranks
 
 STEPS = 4
 EXPERT_CHOICE = replace(MODEL, router=ExpertChoiceConfig())

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_models import DEMO
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.support.tiny_models import DEMO
 
 START, UNKNOWN = "<|endoftext|>", "<unk>"
 BYTE_LEVEL, BYTE_LEVEL_SPACED, PREPENDED, METASPACE = "byte level", "byte level, spaced", "prepended", "metaspace"

@@ -1,0 +1,1 @@
+"""Tests of the packages; helpers that several of them share are in `tests.support`."""

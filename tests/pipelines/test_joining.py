@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import ROOT, SMALLEST, command, digests, in_fp32, run
-from test_kill import ranks_below, saved_steps, wait_for_step
 
 from pipelines.ranks.local import free_port
+from tests.support.command_line import ROOT, SMALLEST, command, digests, in_fp32, run
+from tests.support.started_runs import ranks_below, saved_steps, wait_for_step
 
 STAGES = [*SMALLEST, "stages=[tokenizer,pretrain]", "engine.threads=1"]
 LONG = [*STAGES, "pretrain.steps=4000", "pretrain.save_every_steps=20"]

@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import ROOT, SMALLEST, command, refused, run
-from test_kill import ranks_below
 
 from adapt.core.artifacts import open_artifact
 from adapt.core.errors import ConfigError
 from pipelines.command_line.sweep import DIED, Outcome, begin, recorded, summary, taken_outcomes, verdict
+from tests.support.command_line import ROOT, SMALLEST, command, refused, run
+from tests.support.started_runs import ranks_below
 
 GO_ON = "the same command runs what is left to do"
 LAUNCHERS = {"joblib": ["hydra.launcher.n_jobs=2"], "submitit_local": []}
@@ -116,10 +116,10 @@ def began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_end_of_a_point_is_recorded(began: Path) -> None:
-    ends = [None, ConfigError("seed: is odd"), ValueError("two\nlines"), KeyboardInterrupt()]
+    ends: list[BaseException | None] = [None, ConfigError("seed: is odd"), ValueError("two\nlines"), KeyboardInterrupt()]
     for number, end in reversed(list(enumerate(ends))):
-        is_passed_on = end is not None and not isinstance(end, ConfigError)
-        with pytest.raises(type(end)) if is_passed_on else contextlib.nullcontext(), recorded(number, f"p{number}"):
+        passed_on = contextlib.nullcontext() if end is None or isinstance(end, ConfigError) else pytest.raises(type(end))
+        with passed_on, recorded(number, f"p{number}"):
             if end is not None:
                 raise end
     if os.fork() == 0:

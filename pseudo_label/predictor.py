@@ -118,7 +118,7 @@ def load(directory: str | Path, scorer: ScorerConfig | None = None, offload: Off
     lexical = lexical_files.load(place, spec.task) if spec.decision.needs_lexical else None
     if not spec.decision.method.needs_model:
         return Predictor(spec, None, lexical)
-    from adapt.checkpoint.opening import open_checkpoint  # imports torch
+    from adapt.checkpoint.open_checkpoint import open_checkpoint  # imports torch
 
     scorer = scorer or ScorerConfig()
     say_precision(scorer.auto_precision())

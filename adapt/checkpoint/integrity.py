@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapt.checkpoint.offload import Verify
-from adapt.checkpoint.reading import bytes_of
+from adapt.checkpoint.shard_bytes import bytes_of
 from adapt.checkpoint.shard_format import ByteRange
 from adapt.core.errors import CheckpointError
 from adapt.core.progress import progress

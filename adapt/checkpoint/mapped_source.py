@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adapt.checkpoint.pager import Unit
-from adapt.checkpoint.reading import cut_off
+from adapt.checkpoint.shard_bytes import cut_off
 from adapt.checkpoint.shard_format import PAGE_BYTES, ByteRange, pages_down, pages_up
 from adapt.core.errors import CheckpointError
 

@@ -27,8 +27,8 @@ from adapt.checkpoint.megatron_names import (
     heads_last,
     network_depth,
 )
-from adapt.checkpoint.parted import AnyTensor, PartedTensor
 from adapt.checkpoint.pickled_files import check_sums, flattened, read_pickled
+from adapt.checkpoint.tensors_in_parts import AnyTensor, PartedTensor
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.progress import progress
 from adapt.model.activation import Gelu

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from adapt.checkpoint.parted import AnyTensor, PartedTensor
+from adapt.checkpoint.tensors_in_parts import AnyTensor, PartedTensor
 from adapt.model.buffers import saved_buffers
 from adapt.model.config import GPTConfig
 from adapt.model.gpt import GPT, initial_part

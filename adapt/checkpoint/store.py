@@ -19,7 +19,7 @@ from adapt.checkpoint.file_sums import check_files
 from adapt.checkpoint.hf_directory import INDEX_FILE, SINGLE_FILE
 from adapt.checkpoint.integrity import Sum, check_sums
 from adapt.checkpoint.offload import Verify
-from adapt.checkpoint.reading import read_range, stacked_rows
+from adapt.checkpoint.shard_bytes import read_range, stacked_rows
 from adapt.checkpoint.shard_format import DTYPES, ByteRange, read_header
 from adapt.core.errors import CheckpointError
 from adapt.core.json_files import read_object

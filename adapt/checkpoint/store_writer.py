@@ -24,10 +24,10 @@ from torch import Tensor
 from adapt.checkpoint.block_file import BlockFile
 from adapt.checkpoint.file_sums import FILES_ENTRY, sums_of_files
 from adapt.checkpoint.hf_directory import INDEX_FILE
-from adapt.checkpoint.parted import AnyTensor, PartedTensor
-from adapt.checkpoint.reading import bytes_of, view_of
+from adapt.checkpoint.shard_bytes import bytes_of, view_of
 from adapt.checkpoint.shard_format import PADDING_PREFIX, PAGE_BYTES, ByteRange, dtype_name, header_of, pages_up
 from adapt.checkpoint.store import INDEX_SCHEMA, indexed_store
+from adapt.checkpoint.tensors_in_parts import AnyTensor, PartedTensor
 from adapt.core.artifacts import write_atomically
 from adapt.core.errors import CheckpointError
 from adapt.core.json_files import json_text, read_object

@@ -24,11 +24,11 @@ from adapt.checkpoint.hf_directory import (
 )
 from adapt.checkpoint.offload import OffloadConfig, Verify
 from adapt.checkpoint.paged_weights import PagedWeights
-from adapt.checkpoint.parted import AnyTensor
 from adapt.checkpoint.shard_format import ByteRange
 from adapt.checkpoint.store import Store, open_store
 from adapt.checkpoint.store_writer import add_sums, write_tensors
 from adapt.checkpoint.streaming import stream
+from adapt.checkpoint.tensors_in_parts import AnyTensor
 from adapt.checkpoint.vocabulary import has_tokenizer
 from adapt.core.artifacts import Artifact
 from adapt.core.errors import CheckpointError, ConfigError

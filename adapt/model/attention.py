@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adapt.model.inputs import ModelInputs
-from adapt.model.places import TokenPlaces
+from adapt.model.token_positions import TokenPlaces
 
 KeysValues = tuple[Tensor, Tensor]
 Seen = Tensor | TokenPlaces | None  # a mask, the runs in which positions see each other, or plain causal attention

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adapt.core.spans import NO_TARGET, IntArray, Reading
 from adapt.model.inputs import ModelInputs
-from adapt.model.places import TargetPlaces
+from adapt.model.token_positions import TargetPlaces
 
 Row = Sequence[Reading]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adapt.model.activation import Gelu
 from adapt.model.exchange import ExpertShare, Peers, run_at_owners
 from adapt.model.grouped_gemm import GroupedGemm, gemm_for, grouped_rows
-from adapt.model.looped_mlp import looped_mlp, looped_rows
+from adapt.model.per_expert_mlp import looped_mlp, looped_rows
 
 
 class Experts(nn.Module):

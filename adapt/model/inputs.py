@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from adapt.model.places import TokenPlaces
+from adapt.model.token_positions import TokenPlaces
 
 
 @dataclass(frozen=True, kw_only=True)

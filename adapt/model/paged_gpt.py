@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from adapt.model.attention import KeysValues, Seen, seen_by
 from adapt.model.gpt import GPT, Block
 from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past
-from adapt.model.looped_mlp import one_expert
 from adapt.model.moe import MoELayer, Sent
 from adapt.model.paging import WeightProvider
+from adapt.model.per_expert_mlp import one_expert
 
 _PAIRS_PER_EXPERT = 2  # from here on an even routing leaves fewer than one expert in seven without tokens
 

@@ -36,13 +36,13 @@ from adapt.model.expert_parallel import is_stack, own_experts, own_part
 from adapt.model.experts import Experts
 from adapt.model.grouped_gemm import GroupedGemm, wants_brought
 from adapt.model.moe import MoELayer
+from adapt.train.divergence import where_gradients_break
 from adapt.train.engine_config import EngineConfig, GradientCommunication, deepspeed_config
 from adapt.train.expert_peers import GroupPeers
-from adapt.train.guards import where_gradients_break
 from adapt.train.loss_scale import LossScale
+from adapt.train.model_preparation import check_is_scaled, groups_by_format, kept_exact, router_parameters, set_recompute
 from adapt.train.optimizer import MOMENTS, make_optimizer, moments_at, parameter_groups
 from adapt.train.optimizer_config import OptimizerConfig
-from adapt.train.preparing import check_is_scaled, groups_by_format, kept_exact, router_parameters, set_recompute
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -21,14 +21,14 @@ from adapt.objective import PartValue
 from adapt.objective_config import ObjectiveConfig
 from adapt.text.contract import TextTokenizer
 from adapt.text.packing import RowSource, StepOrder
+from adapt.train.cost_estimate import estimate
 from adapt.train.engine_config import EngineConfig, deepspeed_config
-from adapt.train.estimate import estimate
 from adapt.train.loop import Trainer
 from adapt.train.tracking import RunIdentity, TrackerConfig, open_tracker
 from adapt.train.train_config import TrainConfig
-from adapt.train.trained import train_only
+from adapt.train.trainable import train_only
 from adapt.train.training_state import load_moments, save_moments
-from adapt.train.whole_engine import open_engine
+from adapt.train.zero0_engine import open_engine
 
 HISTORY_FILE = "history.jsonl"
 HELD_OUT_FILE = "held_out.json"

@@ -3,7 +3,7 @@
 Small gradients vanish in fp16, whose least number is 6e-8; a loss times the scale makes gradients that much larger, and the
 optimizer divides them again, in fp32. Where a gradient overflows, the step is skipped and the scale halved; after a window of
 steps without that it is doubled. Scales are powers of two, so that they change only exponents and no bit of a gradient. A loss
-that is itself not finite is none of the scale's business, and ends the run (`guards.py`).
+that is itself not finite is none of the scale's business, and ends the run (`divergence.py`).
 
 Source: Micikevicius et al. 2018, section 3.2, arXiv:1710.03740; the rule is that of DeepSpeed's scaler, which keeps the numbers
 of `LossScale`.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapt.checkpoint.opening import OpenCheckpoint, open_checkpoint
+from adapt.checkpoint.open_checkpoint import OpenCheckpoint, open_checkpoint
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
 from adapt.scoring.scorer_config import ScorerConfig

@@ -19,11 +19,11 @@ import torch
 
 from adapt.checkpoint.offload import OffloadConfig, WeightsIn
 from adapt.checkpoint.paged_weights import PagedWeights
-from adapt.checkpoint.parted import AnyTensor, PartedTensor
 from adapt.checkpoint.random_weights import random_weights
 from adapt.checkpoint.store import open_store
 from adapt.checkpoint.store_writer import write_tensors
 from adapt.checkpoint.streaming import stream
+from adapt.checkpoint.tensors_in_parts import AnyTensor, PartedTensor
 from adapt.checkpoint.weights import open_paged, rounded, save_model
 from adapt.core.precision import Precision
 from adapt.model.config import GPTConfig

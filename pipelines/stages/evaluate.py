@@ -19,6 +19,7 @@ from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
 from pipelines.stages.contract import Stage, Workshop
 from pipelines.stages.criteria_table import CRITERIA_FILE, compare_criteria, criteria_pairs, pooled
+from pipelines.stages.evaluated_model import ADAPTED, BASE, EvaluatedModel, Measuring, evaluated_model_of, prompts_of
 from pipelines.stages.lexical_answers import LexicalAnswers
 from pipelines.stages.other_tasks import OTHER_TASKS_FILE, other_tasks, say_other_task
 from pipelines.stages.products import Adaptation, Evaluation
@@ -26,7 +27,6 @@ from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, TaskData, is_label
 from pipelines.stages.run import Run
 from pipelines.stages.scores import Scored, ScorerReads, scores_of
 from pipelines.stages.scoring_choice import say_if_treeless
-from pipelines.stages.subject import ADAPTED, BASE, Measuring, Subject, prompts_of, subject_of
 from pseudo_label.accuracy import accuracy_of, balance_of
 from pseudo_label.coarse_to_fine import step_losses
 from pseudo_label.decision import Decision, Method, lexical_decision
@@ -98,13 +98,13 @@ class Evaluate(Stage[EvaluateReads]):
             for part, lines in lexical.measure(task, measured).items():
                 found[part] += lines
         for name, model in reads.models.items():
-            subject = subject_of(shop, reads, reads.data, name, model, methods, settings.criteria)
-            for part, lines in _measure(shop, reads, subject, measured, lexical).items():
+            evaluated = evaluated_model_of(shop, reads, reads.data, name, model, methods, settings.criteria)
+            for part, lines in _measure(shop, reads, evaluated, measured, lexical).items():
                 found[part] += lines
         # The last model is the one that counts: it predicts, and its decision is exported.
-        decision = _decision(settings.method, task, subject, lexical)
-        _write_predictions(shop, reads, result, subject, decision, rows_by_split, lexical)
-        kept_decision = {"scoring": to_plain(subject.scoring), "decision": to_plain(decision)}
+        decision = _decision(settings.method, task, evaluated, lexical)
+        _write_predictions(shop, reads, result, evaluated, decision, rows_by_split, lexical)
+        kept_decision = {"scoring": to_plain(evaluated.scoring), "decision": to_plain(decision)}
         write_json(result / DECISION_FILE, kept_decision)
         write_json(result / METRICS_FILE, found["table"])
         if decision.needs_lexical and lexical is not None:
@@ -166,14 +166,14 @@ def refuse_repeated_ids(path: Path, rows: list[TaskRow]) -> None:
             raise DataError(f"{path}, line {row.line}: id {json.dumps(row.id)} occurs more than once (before in line {first})")
 
 
-def _decision(method: Method, task: TaskConfig, subject: Subject, lexical: LexicalAnswers | None) -> Decision:
+def _decision(method: Method, task: TaskConfig, evaluated: EvaluatedModel, lexical: LexicalAnswers | None) -> Decision:
     """Return the decision that predicts and is exported.
 
     Raises:
         DataError: it asks no model, and there are no unlabeled rows that the lexical labeller could learn from.
     """
     if method is not Method.LEXICAL:
-        return subject.decisions[method]
+        return evaluated.decisions[method]
     if lexical is None:
         raise no_rows_to_learn_from(task)
     return lexical_decision(int(lexical.artifact.metrics["rows"]))
@@ -187,43 +187,45 @@ def no_rows_to_learn_from(task: TaskConfig) -> DataError:
 def _measure(
     shop: Workshop,
     reads: EvaluateReads,
-    subject: Subject,
+    evaluated: EvaluatedModel,
     rows_by_split: Mapping[str, list[TaskRow]],
     lexical: LexicalAnswers | None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Return accuracies and answers on labelled rows, criteria beside each other, and what coarse-to-fine loses."""
     task, settings = reads.data.task, reads.evaluate
-    if not subject.decisions and not settings.criteria:
+    if not evaluated.decisions and not settings.criteria:
         return {}
-    names = prompts_of(task, subject.scoring, list(subject.decisions), is_trained=subject.name == ADAPTED)
-    pairs = [*subject.scoring.pairs(task, names), *criteria_pairs(task, settings.criteria)]
-    passes = passes_for(pairs, subject.scoring.form, with_groups=subject.scoring.with_groups)
+    names = prompts_of(task, evaluated.scoring, list(evaluated.decisions), is_trained=evaluated.name == ADAPTED)
+    pairs = [*evaluated.scoring.pairs(task, names), *criteria_pairs(task, settings.criteria)]
+    passes = passes_for(pairs, evaluated.scoring.form, with_groups=evaluated.scoring.with_groups)
     table, answers, coarse = [], [], []
     pool: list[tuple[list[TaskRow], Scored]] = []
     for split, rows in rows_by_split.items():
         if not rows:
             continue
-        scored = scores_of(shop, reads.scorer, reads.data, subject.model, split, rows, passes)
-        keys = subject.scoring.keys(scored.passes, task, names)
-        for method in subject.decisions:
-            decision = subject.decisions[method]
+        scored = scores_of(shop, reads.scorer, reads.data, evaluated.model, split, rows, passes)
+        keys = evaluated.scoring.keys(scored.passes, task, names)
+        for method in evaluated.decisions:
+            decision = evaluated.decisions[method]
             scores = decision.scores(keys, task, _lexical_scores(lexical, decision, rows))
-            line, given = _accuracy(task, subject, split, rows, keys, scores, method, scored.seconds)
+            line, given = _accuracy(task, evaluated, split, rows, keys, scores, method, scored.seconds)
             table.append(line)
             answers.append(given)
-        coarse += _coarse_losses(task, subject, split, rows, keys)
+        coarse += _coarse_losses(task, evaluated, split, rows, keys)
         if split in LABELLED_SPLITS:
             pool.append((rows, scored))
     rows, passes_there = pooled(pool)
     criteria = []
     if rows and settings.criteria:
-        criteria = compare_criteria(task, subject.name, settings.criteria, subject.scoring, rows, passes_there, subject.fitted_on)
+        criteria = compare_criteria(
+            task, evaluated.name, settings.criteria, evaluated.scoring, rows, passes_there, evaluated.fitted_on
+        )
     return {"table": table, "criteria": criteria, "coarse_to_fine": coarse, "answers": answers}
 
 
 def _accuracy(
     task: TaskConfig,
-    subject: Subject,
+    evaluated: EvaluatedModel,
     split: str,
     rows: list[TaskRow],
     keys: list[PromptKeys],
@@ -232,15 +234,15 @@ def _accuracy(
     seconds: float,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a line of the accuracy table, and the answers it was counted from beside the right ones."""
-    decision = subject.decisions[method]
+    decision = evaluated.decisions[method]
     guesses, gold = predictions(scores, rows, task), [row.label or "" for row in rows]
     criteria = {k.prompt: k.criterion for k in keys}
-    who = {"task": task.name, "split": split, "model": subject.name, "method": method.value}
+    who = {"task": task.name, "split": split, "model": evaluated.name, "method": method.value}
     line = {
         **who,
         "prompts": "+".join(decision.prompts),
         "criterion": "+".join(dict.fromkeys(criteria[p] for p in decision.prompts)),
-        "form": subject.scoring.form.value,
+        "form": evaluated.scoring.form.value,
         **to_plain(accuracy_of(guesses, gold)),
         **to_plain(balance_of(scores, guesses, gold)),
         "seconds": round(seconds, 2),
@@ -253,15 +255,15 @@ def _lexical_scores(lexical: LexicalAnswers | None, decision: Decision, rows: li
 
 
 def _coarse_losses(
-    task: TaskConfig, subject: Subject, split: str, rows: list[TaskRow], keys: list[PromptKeys]
+    task: TaskConfig, evaluated: EvaluatedModel, split: str, rows: list[TaskRow], keys: list[PromptKeys]
 ) -> list[dict[str, Any]]:
     found = []
-    for method, decision in subject.decisions.items():
+    for method, decision in evaluated.decisions.items():
         if decision.groups is not None and not method.needs_lexical:  # what the lexical labeller adds knows no groups
             gold = [row.label or "" for row in rows]
             joined, flat, groups = decision.model_scores(keys, task), decision.flat_scores(keys), decision.group_scores(keys)
             losses = step_losses(joined, flat, groups, gold, task, decision.coarse)
-            who = {"task": task.name, "split": split, "model": subject.name, "method": method.value}
+            who = {"task": task.name, "split": split, "model": evaluated.name, "method": method.value}
             found.append({**who, **to_plain(decision.coarse), **to_plain(losses)})
     return found
 
@@ -270,24 +272,24 @@ def _write_predictions(
     shop: Workshop,
     reads: EvaluateReads,
     result: Path,
-    subject: Subject,
+    evaluated: EvaluatedModel,
     decision: Decision,
     rows_by_split: Mapping[str, list[TaskRow]],
     lexical: LexicalAnswers | None,
 ) -> None:
     """Write every split's predictions; a split without labels is scored only here, for the method that decides."""
     task = reads.data.task
-    names = prompts_of(task, subject.scoring, list(subject.decisions), is_trained=subject.name == ADAPTED)
+    names = prompts_of(task, evaluated.scoring, list(evaluated.decisions), is_trained=evaluated.name == ADAPTED)
     for split, rows in rows_by_split.items():
         has_gold = is_labelled(rows)
         wanted = names if has_gold else decision.prompts
         extra = criteria_pairs(task, reads.evaluate.criteria) if has_gold else []
-        pairs = [*subject.scoring.pairs(task, wanted), *extra]
-        passes = passes_for(pairs, subject.scoring.form, with_groups=subject.scoring.with_groups)
+        pairs = [*evaluated.scoring.pairs(task, wanted), *extra]
+        passes = passes_for(pairs, evaluated.scoring.form, with_groups=evaluated.scoring.with_groups)
         keys: list[PromptKeys] = []
         if decision.prompts:
-            scored = scores_of(shop, reads.scorer, reads.data, subject.model, split, rows, passes)
-            keys = subject.scoring.keys(scored.passes, task, decision.prompts)
+            scored = scores_of(shop, reads.scorer, reads.data, evaluated.model, split, rows, passes)
+            keys = evaluated.scoring.keys(scored.passes, task, decision.prompts)
         scores = decision.scores(keys, task, _lexical_scores(lexical, decision, rows))
         guesses = predictions(scores, rows, task) if rows else []
         name = submission_name(task)

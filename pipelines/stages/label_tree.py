@@ -130,7 +130,7 @@ def _likeness_of_words(reads: LabelTreeReads) -> FloatArray:
     """Compare the labels' words as the model reads them in the reference prompt."""
     import torch
 
-    from adapt.checkpoint.opening import open_checkpoint
+    from adapt.checkpoint.open_checkpoint import open_checkpoint
     from adapt.model.inputs import ModelInputs
 
     task = reads.data.task

@@ -18,9 +18,9 @@ from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
 from pipelines.config.label_settings import EvaluateConfig
 from pipelines.stages.contract import Workshop
+from pipelines.stages.evaluated_model import Measuring, evaluated_model_of
 from pipelines.stages.rows import TaskData, labelled_rows_of_other
 from pipelines.stages.scores import scores_of
-from pipelines.stages.subject import Measuring, subject_of
 from pseudo_label.comparison import paired_difference
 from pseudo_label.decision import Method
 from pseudo_label.labelling import predictions
@@ -82,14 +82,14 @@ def _right(
 ) -> FloatArray:
     """Return which rows a model answers rightly [N], 1 or 0."""
     method, task = model_method(how.evaluate), data.task
-    subject = subject_of(shop, how, data, name, model, [method])
-    decision = subject.decisions[method]
+    evaluated = evaluated_model_of(shop, how, data, name, model, [method])
+    decision = evaluated.decisions[method]
     passes = passes_for(
-        subject.scoring.pairs(task, decision.prompts), subject.scoring.form, with_groups=subject.scoring.with_groups
+        evaluated.scoring.pairs(task, decision.prompts), evaluated.scoring.form, with_groups=evaluated.scoring.with_groups
     )
     right: list[bool] = []
     for split, rows in rows_by_split.items():
         scored = scores_of(shop, how.scorer, data, model, split, rows, passes)
-        scores = decision.scores(subject.scoring.keys(scored.passes, task, decision.prompts), task)
+        scores = decision.scores(evaluated.scoring.keys(scored.passes, task, decision.prompts), task)
         right += [guess == row.label for guess, row in zip(predictions(scores, rows, task), rows, strict=True)]
     return np.asarray(right, dtype=np.float64)

@@ -200,7 +200,7 @@ def _merges(reads: PromptSearchReads, rows: Sequence[TaskRow]) -> dict[str, tupl
     Raises:
         ConfigError: a prompt cannot be used with this tokenizer, or not in this form of the label.
     """
-    from adapt.checkpoint.opening import open_checkpoint  # imports torch
+    from adapt.checkpoint.open_checkpoint import open_checkpoint  # imports torch
 
     task = reads.data.task
     opened = open_checkpoint(weights_of(reads.base), reads.scorer.scorer, reads.scorer.offload)

@@ -145,7 +145,7 @@ def content_free_keys(
     shop: Workshop, how: ScorerReads, data: TaskData, model: Artifact, scoring: ScoringConfig
 ) -> list[PromptKeys]:
     """Return the reference prompt's keys of texts that say nothing; none for tasks whose rows bring their own candidates."""
-    from adapt.checkpoint.opening import open_checkpoint  # imports torch
+    from adapt.checkpoint.open_checkpoint import open_checkpoint  # imports torch
 
     task = data.task
     if task.candidates is not None:
@@ -167,7 +167,7 @@ def score_rank(content: dict[str, Any], rank: RankInfo) -> None:
 
 
 def _score_chunks(job: ScoreJob, rows: Sequence[TaskRow], chunks: range) -> None:
-    from adapt.checkpoint.opening import open_checkpoint
+    from adapt.checkpoint.open_checkpoint import open_checkpoint
 
     left = [chunk for chunk in chunks if not job.place(chunk).is_file()]
     if not left:

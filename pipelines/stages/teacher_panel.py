@@ -238,7 +238,7 @@ def _fit_other(shop: Workshop, reads: TeacherReads, teacher: Teacher, rows: Sequ
 
 
 def _encoder(reads: TeacherReads) -> MeanEncoder:
-    from adapt.checkpoint.opening import open_checkpoint  # these import torch
+    from adapt.checkpoint.open_checkpoint import open_checkpoint  # these import torch
     from adapt.scoring.encoder import MeanEncoder
 
     opened = open_checkpoint(weights_of(reads.encoder or reads.labeller), reads.scorer.scorer, reads.scorer.offload)

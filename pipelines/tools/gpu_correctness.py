@@ -20,8 +20,8 @@ from adapt.model.config import GPTConfig, Recompute
 from adapt.model.experts import Experts
 from adapt.model.gpt import GPT, materialize
 from adapt.model.grouped_gemm import wants_brought
-from adapt.model.places import TokenPlaces
 from adapt.model.routers.settings import RouterConfig
+from adapt.model.token_positions import TokenPlaces
 from adapt.objective import contribution, part_counts
 from adapt.objective_config import ObjectiveConfig
 

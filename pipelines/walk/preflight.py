@@ -325,7 +325,7 @@ def _check_trained(trains: Trained, model: GPTConfig | None, base: Artifact | No
     """Raise ConfigError where the model has none of the parameters that are to be trained."""
     from adapt.model.gpt import GPT  # these import torch
     from adapt.model.hf import SPARSE_FAMILIES
-    from adapt.train.trained import train_only
+    from adapt.train.trainable import train_only
 
     if model is not None:
         try:

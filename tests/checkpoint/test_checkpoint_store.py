@@ -21,11 +21,11 @@ import adapt.checkpoint.store_writer
 from adapt.checkpoint.hf_directory import INDEX_FILE
 from adapt.checkpoint.integrity import Verify
 from adapt.checkpoint.offload import OffloadConfig, WeightsIn
-from adapt.checkpoint.opening import open_checkpoint
-from adapt.checkpoint.parted import PartedTensor
+from adapt.checkpoint.open_checkpoint import open_checkpoint
 from adapt.checkpoint.shard_format import PADDING_PREFIX, PAGE_BYTES, read_header
 from adapt.checkpoint.store import INDEX_SCHEMA, open_store
 from adapt.checkpoint.store_writer import UNFINISHED, write_tensors
+from adapt.checkpoint.tensors_in_parts import PartedTensor
 from adapt.checkpoint.weights import load_model, record_sums, save_model
 from adapt.core.errors import CheckpointError
 from adapt.core.precision import Precision

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from adapt.checkpoint.hf_directory import open_hf_directory
 from adapt.checkpoint.offload import OffloadConfig, WeightsIn
-from adapt.checkpoint.opening import open_checkpoint
+from adapt.checkpoint.open_checkpoint import open_checkpoint
 from adapt.checkpoint.vocabulary import load_tokenizer
 from adapt.checkpoint.weights import checkpoint_files, has_weights, load_model, save_trained
 from adapt.core.errors import AdaptError, CheckpointError, ConfigError

@@ -13,8 +13,8 @@ import torch
 
 from adapt.checkpoint.import_options import ImportOptions
 from adapt.checkpoint.importers.contract import all_importers
-from adapt.checkpoint.parted import PartedTensor
 from adapt.checkpoint.pickled_files import read_pickled
+from adapt.checkpoint.tensors_in_parts import PartedTensor
 from adapt.core.errors import CheckpointError, ConfigError
 from tests.support.foreign_checkpoints import (
     EXPERT_KEY,

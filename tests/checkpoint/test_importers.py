@@ -15,7 +15,7 @@ import adapt.checkpoint.store_writer
 from adapt.checkpoint.import_options import ImportOptions, ResidualAxis
 from adapt.checkpoint.importers.contract import ForeignCheckpoint, all_importers
 from adapt.checkpoint.megatron_import import UNUSED_EXPERT_BIAS, UNUSED_MIX, UNUSED_RESIDUAL_BIAS
-from adapt.checkpoint.parted import AnyTensor, PartedTensor
+from adapt.checkpoint.tensors_in_parts import AnyTensor, PartedTensor
 from adapt.checkpoint.weights import load_model, save_model
 from adapt.model.activation import Gelu
 from adapt.model.gpt import GPT

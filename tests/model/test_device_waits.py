@@ -14,7 +14,7 @@ from adapt.model.batches import Batch, collate
 from adapt.model.config import Recompute
 from adapt.model.gpt import GPT, materialize
 from adapt.model.grouped_gemm import torch_gemm
-from adapt.model.places import TargetPlaces, TokenPlaces
+from adapt.model.token_positions import TargetPlaces, TokenPlaces
 from adapt.objective import Contribution, contribution, part_counts
 from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig
 from tests.support.device_waits import Waited, no_waiting

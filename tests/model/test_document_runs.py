@@ -20,7 +20,7 @@ from adapt.model.batches import Batch, collate
 from adapt.model.config import Recompute
 from adapt.model.gpt import GPT, materialize
 from adapt.model.inputs import Past
-from adapt.model.places import TokenPlaces
+from adapt.model.token_positions import TokenPlaces
 from adapt.objective import contribution, part_counts
 from adapt.objective_config import ObjectiveConfig
 from tests.support.tiny_models import tiny_config

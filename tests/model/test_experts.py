@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import adapt.model.experts
-import adapt.model.looped_mlp
+import adapt.model.per_expert_mlp
 from adapt.model.experts import Experts
 from adapt.model.grouped_gemm import torch_gemm
 
@@ -88,8 +88,8 @@ def gradients(out_NH: Tensor, experts: Experts, x_NH: Tensor, weight_K: Tensor) 
 def test_experts_equal_a_per_token_reference_in_outputs_and_every_gradient(
     name: str, group_share: float, kept_share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapt.model.looped_mlp, "_GROUP_SHARE", group_share)
-    monkeypatch.setattr(adapt.model.looped_mlp, "_KEPT_SHARE", kept_share)
+    monkeypatch.setattr(adapt.model.per_expert_mlp, "_GROUP_SHARE", group_share)
+    monkeypatch.setattr(adapt.model.per_expert_mlp, "_KEPT_SHARE", kept_share)
     case = CASES[name]
     experts = made(case)
     x_NH, token_K, expert_K, weight_K = inputs(case)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-import adapt.checkpoint.opening
+import adapt.checkpoint.open_checkpoint
 import adapt.core.precision
 import pseudo_label.predictor
 from adapt.core.precision import Precision
@@ -169,13 +169,13 @@ def test_an_export_resolves_on_loading(
     smallest_run: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
     asked: list[Precision] = []
-    original = adapt.checkpoint.opening.open_checkpoint
+    original = adapt.checkpoint.open_checkpoint.open_checkpoint
 
     def watched(place: Path, scorer: ScorerConfig, *rest: Any) -> Any:
         asked.append(scorer.precision)
         return original(place, scorer, *rest)
 
-    monkeypatch.setattr(adapt.checkpoint.opening, "open_checkpoint", watched)
+    monkeypatch.setattr(adapt.checkpoint.open_checkpoint, "open_checkpoint", watched)
     machine(precision)
     place = smallest_run / "export" / TASK
     pseudo_label.predictor.load(place)

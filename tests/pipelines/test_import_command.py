@@ -166,7 +166,7 @@ def test_labelling_without_a_tokenizer_is_refused(
     run_here("import_checkpoint", imports(source[0], tmp_path))
     base = tmp_path / "runs" / "mine" / "import_checkpoint"
     words = ["experiment=demo_from_scratch", "task=demo_reviews", f"checkpoint={base}", f"run.dir={tmp_path}/runs"]
-    monkeypatch.setattr("adapt.checkpoint.opening.load_model", lambda *_, **__: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr("adapt.checkpoint.open_checkpoint.load_model", lambda *_, **__: pytest.fail("the model was loaded first"))
     for stage in ("pseudo_label", "evaluate"):
         refused(stage, words, ["has no tokenizer", "import_checkpoint.tokenizer=FILE"], monkeypatch, capsys)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from adapt.checkpoint.opening import open_checkpoint
+from adapt.checkpoint.open_checkpoint import open_checkpoint
 from adapt.checkpoint.weights import is_bare_checkpoint, is_router, iterate_tensors, load_config
 from adapt.model.counting import count_parameters
 from pipelines.config.locations import demo_dir

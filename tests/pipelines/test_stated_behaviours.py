@@ -13,7 +13,7 @@ import pytest
 import pseudo_label
 import pseudo_label.prompts
 import pseudo_label.tasks
-from adapt.checkpoint.opening import open_checkpoint
+from adapt.checkpoint.open_checkpoint import open_checkpoint
 from adapt.core.artifacts import open_artifact
 from adapt.text.tokenizer import Tokenizer
 from pipelines.config.locations import conf_dir, demo_dir

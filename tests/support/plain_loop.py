@@ -22,7 +22,7 @@ from adapt.text.packing import StepOrder
 from adapt.train.optimizer import make_optimizer
 from adapt.train.optimizer_config import OptimizerConfig, learning_rate
 from adapt.train.train_config import Trained
-from adapt.train.trained import train_only
+from adapt.train.trainable import train_only
 from pipelines.ranks.local import LOOPBACK, Meeting, free_port, rank_environment
 from tests.support.ranks.rank_cases import BATCH_ROWS, OPTIMIZER
 from tests.support.tiny_models import ROOT

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adapt.model.gpt import GPT, materialize
-from adapt.train.guards import where_gradients_break
+from adapt.train.divergence import where_gradients_break
 from tests.support.plain_loop import launch_ranks
 from tests.support.ranks.gradient_cases import CASES, EXPERTS, LAST_NORM, QKV, cases_of
 from tests.support.tiny_models import tiny_config

@@ -20,8 +20,8 @@ from adapt.model.batches import Batch, collate
 from adapt.model.gpt import GPT, materialize
 from adapt.objective import Contribution, ObjectiveConfig, contribution, part_counts, part_weights, parts_of
 from adapt.train.gradient_shares import gradient_shares
+from adapt.train.model_preparation import router_parameters
 from adapt.train.optimizer import OptimizerConfig, make_optimizer, moments_at, parameter_groups
-from adapt.train.preparing import router_parameters
 from tests.support.inner_parts import gradient_of
 from tests.support.ranks.rank_cases import BATCH_ROWS, MODELS, readings
 from tests.support.stand_in_device import on_the_cpu, stand_in_device

@@ -14,7 +14,7 @@ from adapt.model.exchange import ExpertShare
 from adapt.model.expert_parallel import own_experts, own_part
 from adapt.model.gpt import GPT, materialize
 from adapt.train.engine_config import EngineConfig
-from adapt.train.preparing import set_recompute
+from adapt.train.model_preparation import set_recompute
 from tests.support.plain_loop import assert_same_training, launch_ranks, plain_loop
 from tests.support.ranks.expert_parallel_cases import (
     CROSSED,

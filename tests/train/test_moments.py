@@ -29,7 +29,7 @@ def moments_of(model: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 
 def engine_at_zero_0(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
-    from adapt.train.whole_engine import WholeEngine  # imports DeepSpeed
+    from adapt.train.zero0_engine import WholeEngine  # imports DeepSpeed
 
     engine: Any = WholeEngine.__new__(WholeEngine)
     engine._model, engine._zero = model, optimizer

@@ -11,7 +11,7 @@ from adapt.core.precision import FORMATS, Precision
 from adapt.model.gpt import GPT, materialize
 from adapt.train.engine_config import EngineConfig, GradientCommunication, deepspeed_config
 from adapt.train.optimizer import OptimizerConfig
-from adapt.train.trained import Trained
+from adapt.train.trainable import Trained
 from tests.support.plain_loop import launch_ranks
 from tests.support.ranks.rounded_cases import CASES, COMPARED, RESUMED
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.checkpoint.import_options import ImportOptions
-from adapt.checkpoint.parted import AnyTensor
+from adapt.checkpoint.tensors_in_parts import AnyTensor
 from adapt.core.registry import Registry, import_folder
 from adapt.model.config import GPTConfig
 

@@ -45,7 +45,7 @@ def said(name: str, place: Path) -> tuple[str, list[str]]:
     """Train a case; return why it ended, and which states are kept."""
     from adapt.train.loop import Trainer
     from adapt.train.tracking import NoTracker
-    from adapt.train.whole_engine import open_engine
+    from adapt.train.zero0_engine import open_engine
 
     parameters, settings = CASES[name]
     rank, steps_done = rank_from_environment(), 0

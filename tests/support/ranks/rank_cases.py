@@ -27,7 +27,7 @@ from adapt.text.mixing import RowList
 from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer_config import Algorithm, OptimizerConfig
 from adapt.train.train_config import TrainConfig, Trained
-from adapt.train.trained import train_only
+from adapt.train.trainable import train_only
 
 STEPS = 4
 BATCH_ROWS = 9  # odd: with two ranks and micro-batches of 4, one rank has an empty micro-batch
@@ -150,7 +150,7 @@ def train_on_ranks(
     """Train on this launch's ranks and return history, full weights and what was measured at the end."""
     from adapt.train.loop import Trainer
     from adapt.train.tracking import NoTracker
-    from adapt.train.whole_engine import open_engine
+    from adapt.train.zero0_engine import open_engine
 
     class KillingTracker(NoTracker):
         def log(self, metrics: Any, step: int) -> None:

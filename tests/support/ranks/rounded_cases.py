@@ -21,7 +21,7 @@ from adapt.model.gpt import GPT, GPTConfig, materialize
 from adapt.model.routers.expert_choice import ExpertChoiceConfig
 from adapt.objective import contribution, part_counts
 from adapt.train.engine_config import EngineConfig, GradientCommunication
-from adapt.train.trained import Trained, train_only
+from adapt.train.trainable import Trained, train_only
 from tests.support.ranks.expert_parallel_cases import MODEL, OBJECTIVE, ROWS
 from tests.support.ranks.rank_cases import OPTIMIZER, Killed, train_on_ranks
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-import adapt.train.estimate
+import adapt.train.cost_estimate
 from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.spans import LabelForm
 from adapt.model.batches import collate
@@ -20,9 +20,9 @@ from adapt.model.gpt import GPT, materialize
 from adapt.objective import token_nll
 from adapt.objective_config import ObjectiveConfig
 from adapt.text.packing import ReadingList
+from adapt.train.cost_estimate import estimate
+from adapt.train.divergence import first_bad_layer
 from adapt.train.engine_config import EngineConfig
-from adapt.train.estimate import estimate
-from adapt.train.guards import first_bad_layer
 from adapt.train.loop import Trainer
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.tracking import NoTracker
@@ -124,6 +124,6 @@ def test_a_disk_that_cannot_hold_the_states_is_refused_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(adapt.train.estimate.shutil, "disk_usage", lambda place: usage(10, 10, 1000))
+    monkeypatch.setattr(adapt.train.cost_estimate.shutil, "disk_usage", lambda place: usage(10, 10, 1000))
     with pytest.raises(ConfigError, match=r"training needs up to .* GB there .* are free; free space, or choose another run\.dir"):
         estimate(made(), TRAIN, 100, None, tmp_path)

@@ -18,7 +18,7 @@ from adapt.train.loop import Trainer
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.tracking import NoTracker
 from adapt.train.train_config import TrainConfig, Trained
-from adapt.train.trained import train_only
+from adapt.train.trainable import train_only
 from adapt.train.training_state import MOMENTS, load_moments, save_moments
 from tests.support.plain_engine import PlainEngine
 from tests.support.ranks.rank_cases import readings

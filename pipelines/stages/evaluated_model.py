@@ -32,7 +32,7 @@ class Measuring(Reads):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class EvaluatedModel:
     """A model under evaluation: `base` or `adapted`, its artifact, and how each method decides on its scores."""
 
     name: str
@@ -42,7 +42,7 @@ class Subject:
     fitted_on: Scored
 
 
-def subject_of(
+def evaluated_model_of(
     shop: Workshop,
     how: Measuring,
     data: TaskData,
@@ -50,7 +50,7 @@ def subject_of(
     model: Artifact,
     methods: Sequence[Method],
     criteria: Sequence[str] = (),
-) -> Subject:
+) -> EvaluatedModel:
     """Fit each method's decision for a model, on unlabeled rows; those rows are scored for the criteria too.
 
     Methods that ask no model are left out.
@@ -88,7 +88,7 @@ def subject_of(
         if method is Method.CONTENT_FREE:
             keys = content_free_keys(shop, how.scorer, data, model, scoring)
         decisions[method] = fit_decision(method, keys, task, coarse_to_fine=coarse)
-    return Subject(name=name, model=model, scoring=scoring, decisions=decisions, fitted_on=fitted_on)
+    return EvaluatedModel(name=name, model=model, scoring=scoring, decisions=decisions, fitted_on=fitted_on)
 
 
 def prompts_of(task: TaskConfig, scoring: ScoringConfig, methods: Sequence[Method], *, is_trained: bool) -> list[str]:

@@ -35,7 +35,7 @@ class SelectionConfig(Settings):
     )
     min_margin: float = setting(0.0, "Least lead of the best label's score over the next one.", hint="0 asks for none")
     min_confidence: float = setting(0.0, "Least probability of the best label.", least=0, most=1)
-    min_agreement: float = setting(0.0, "Least share of the prompts that give the same label by themselves.", least=0, most=1)
+    min_agreement: float = setting(0.0, "Least share of prompts and other teachers with the same label.", least=0, most=1)
     max_rows: int | None = setting(None, "Most rows that are selected.", least=0, unit="rows", hint="null takes all")
     is_balanced: bool = setting(True, "Takes the same number of rows from each predicted class.")
 

@@ -74,7 +74,8 @@ _LABELS_SCHEMA = pyarrow.schema(
 class PseudoLabel:
     """One labelled example: the digest of its texts, by which its row is found again, and its line when it was labelled.
 
-    `agreement` is the share of prompts that give the same label by themselves; `probabilities` are the soft label.
+    `agreement` is the share of prompts and other teachers that give the same label by themselves; `probabilities` are the
+    soft label.
     """
 
     text_digest: str

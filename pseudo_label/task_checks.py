@@ -105,7 +105,9 @@ def _prompt_problems(task: TaskConfig, name: str, prompt: PromptConfig) -> list[
         if not more or not all(word.strip() for word in more):
             problems.append(f"{where}.synonyms: label '{label}' has an empty list or word; give words, or leave the label out")
     if prompt.label_words is not None or prompt.synonyms:
-        problems.extend(_word_problems(f"{where}.label_words", words, prompt.synonyms or {}))
+        place = f"{where}.synonyms" if prompt.label_words is None else f"{where}.label_words"
+        known = set() if prompt.label_words is not None else set(_word_problems("", words, {}))
+        problems += [f"{place}{x}" for x in _word_problems("", words, prompt.synonyms or {}) if x not in known]
     return problems
 
 

@@ -78,7 +78,10 @@ def iterate_split(root: Path, task: TaskConfig, split: str) -> Iterator[TaskRow]
     """Yield the rows of a split, one in memory at a time. Raises DataError as `read_rows` does, and where there is no file."""
     path = split_path(root, task, split)
     if not path.is_file():
-        raise DataError(f"{path}: no such file; task '{task.name}' needs split '{split}' under data.root={root}")
+        raise DataError(
+            f"{path}: no such file (nor one with another ending of rows, such as .csv); task '{task.name}' needs split '{split}' "
+            f"under data.root={root}"
+        )
     return read_rows(path, task)
 
 
@@ -92,14 +95,17 @@ def records_of(path: Path, task: TaskConfig) -> Iterator[Row]:
     """Yield the rows of one file as they are.
 
     Raises:
-        DataError: one is malformed; or there are none, under a header that lacks a field of the task.
+        DataError: one is malformed; or there are none, under a header that lacks a field of the task, or in a table without one.
     """
     file = open_rows(path, encoding=task.encoding)
     row = None
     for row in rows_of(file):
         yield row
     if row is None:
-        refuse_headless(header_of(file), task, str(path))
+        header = header_of(file)
+        if file.kind.is_table and not header:
+            raise DataError(f"{path}: is empty: no header line and no rows; a table without rows has its header")
+        refuse_headless(header, task, str(path))
 
 
 def refuse_headless(header: list[str] | None, task: TaskConfig, where: str) -> None:

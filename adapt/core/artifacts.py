@@ -210,8 +210,6 @@ class ArtifactStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        with writable(root):
-            root.mkdir(parents=True, exist_ok=True)
 
     def place(self, key: StageKey) -> Path:
         return self.root / "store" / key.stage / key.digest()[:20]

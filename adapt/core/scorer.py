@@ -35,7 +35,7 @@ class Scorer(Protocol):
         """Yield, for each example in order, an array [candidates, kinds] of summed log-probabilities (<= 0).
 
         Only targets of the wanted kinds are summed; other columns are 0. A score depends only on its own reading: not on
-        the other candidates, on other examples or on batch sizes.
+        the other candidates and not on other examples; batch sizes change its rounding only (1e-7 in fp32).
         """
         ...
 

@@ -66,6 +66,11 @@ def evaluated_model_of(
     )
     wants_rows = any(method.needs_rows for method in methods) or bool(criteria)
     fit_rows = _fit_rows(shop, data, settings.fit_rows) if wants_rows else []
+    if wants_rows and not fit_rows:
+        unfitted = ", ".join(method.value for method in methods if method.needs_rows)
+        shop.say_once(
+            f"{task.name}: no unlabeled rows to fit on, so {unfitted or 'criteria'} are the reference prompt as it is (raw)"
+        )
     pairs = [*scoring.pairs(task, prompts_of(task, scoring, methods, is_trained=is_trained)), *criteria_pairs(task, criteria)]
     scoring = replace(scoring, domain=domain_texts(shop, data, (criterion.null for _, criterion in pairs)))
     passes = passes_for(pairs, scoring.form, with_groups=scoring.with_groups)

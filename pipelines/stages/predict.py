@@ -25,7 +25,7 @@ from adapt.core.errors import ConfigError, DataError
 from adapt.core.progress import progress
 from adapt.text.rows.contract import Row, RowsFile
 from adapt.text.rows.reading import ENDINGS, endings_of, header_of, open_rows, rows_of
-from adapt.text.rows.writing import STANDARD, kind_of_output, write_rows
+from adapt.text.rows.writing import STANDARD, check_writable, write_rows
 from pipelines.config.schema import PipelineConfig
 from pipelines.stages.contract import Files, Reads, Stage, Workshop, unkeyed
 from pipelines.stages.models import open_model_artifact
@@ -51,15 +51,14 @@ class Survey:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictReads(Reads):
-    """The rows to label, the export that labels them, and how its columns are called."""
+    """The rows to label, the export that labels them, and the columns that are `added`."""
 
     export: Artifact
     files: Files
     encoding: str | None
-    prefix: str
+    added: list[str]
     scorer: ScorerReads
     source: RowsFile = unkeyed("files holds its content")
-    added: list[str] = unkeyed("follows from prefix")
     output: str | None = unkeyed("where the answers are copied to")
     kept: ExitStack = unkeyed("rows that were read from a pipe, until this process ends")
 
@@ -81,7 +80,6 @@ class Predict(Stage[PredictReads]):
             export=export,
             files=Files({Path(source.name).name: source.path, **_answering(export)}),
             encoding=config.data.encoding,
-            prefix=config.predict.prefix,
             scorer=ScorerReads.of(run),
             source=source,
             added=added_columns(config),
@@ -121,7 +119,7 @@ def source_of(run: Run, task: TaskConfig | None, kept: ExitStack) -> RowsFile:
     """
     output = run.config.output
     if output is not None:
-        kind_of_output(output)  # refuses what cannot be written before anything is scored
+        check_writable(output)  # before anything is scored
     source = _source(run, task, kept)
     if output is not None and _is_same(Path(output), source.path):
         raise ConfigError(f"{source.name}: is the input; give output= another name, so that your rows stay")
@@ -239,6 +237,7 @@ def _spooled(run: Run, kept: ExitStack) -> RowsFile:
     given = str(run.config.input)
     ending = endings_of(given) or next(iter(ENDINGS))
     with writable(run.store.root):
+        run.store.root.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.NamedTemporaryFile(dir=run.store.root, prefix=".input-", suffix=ending)  # noqa: SIM115 (the stack closes it)
         copy = kept.enter_context(scratch)
         with Path("/dev/stdin" if given == STANDARD else given).open("rb") as stream:

@@ -257,7 +257,7 @@ def check_other_tasks(ahead: Ahead) -> None:
 
 def check_input(ahead: Ahead) -> None:
     """The rows to be labelled at the end are there, can be read, and will not be written over; a pipe is left to its stage."""
-    from adapt.text.rows.writing import kind_of_output
+    from adapt.text.rows.writing import check_writable
     from pipelines.stages.predict import added_columns, is_piped, source_of, survey_of
     from pseudo_label.predictor import read_spec
 
@@ -265,7 +265,7 @@ def check_input(ahead: Ahead) -> None:
     if not ahead.has("predict") or ahead.stages == ["predict"]:  # by itself it reads all rows before it scores any
         return
     if config.output is not None:
-        kind_of_output(config.output)
+        check_writable(config.output)
     own: TaskConfig | None = None  # an export brings its own task
     if ahead.predicts_directly:
         own = read_spec(open_model_artifact(Path(str(config.checkpoint))).path).task

@@ -34,7 +34,7 @@ def verdicts(current: Run) -> str:
 def _gain(current: Run, adapted: Artifact, evaluated: Artifact) -> str:
     made = Adaptation.of(adapted)
     if not made.is_adapted:
-        return "rolled back, the base stands" if made.is_rolled_back else "not adapted, no row was selected"
+        return "rolled back, the base stands" if made.is_rolled_back else "not adapted, there was no row to train on"
     path, method = evaluated.path / evaluate.ANSWERS_FILE, current.config.evaluate.method.value
     gold, answers = pool_splits(read_json(path)) if path.is_file() else ({}, {})
     labels = [label for labels in gold.values() for label in labels]

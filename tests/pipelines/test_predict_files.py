@@ -183,3 +183,22 @@ def test_files_of_any_name_need_no_quotes(tmp_path: Path, predict_here: Predict,
     source = planted(tmp_path / name, "sentence\n好\n")
     predict_here(source, tmp_path / f"out {name}")
     assert [row["sentence"] for row in read(tmp_path / f"out {name}")] == ["好"]
+
+
+def test_another_column_that_is_added_answers_anew(tmp_path: Path, predict_here: Predict, monkeypatch: Patch) -> None:
+    source = planted(tmp_path / "rows.jsonl", '{"sentence": "菜不错"}\n')
+    assert "unchanged" not in predict_here(source, tmp_path / "o.csv")
+    assert "unchanged" in predict_here(source, tmp_path / "o.csv")
+    monkeypatch.setattr(predict, "added_columns", lambda config: ["answer", "certainty"])
+    assert "unchanged" not in predict_here(source, tmp_path / "o.csv")
+    assert [list(row) for row in read(tmp_path / "o.csv")] == [["sentence", "answer", "certainty"]]
+
+
+def test_an_output_below_a_file_is_refused_before_anything_is_scored(
+    tiny_export: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture, scorings: list[str]
+) -> None:
+    source = planted(tmp_path / "rows.jsonl", '{"sentence": "菜不错"}\n')
+    arguments = [f"checkpoint={tiny_export}", f"input={source}", f"output={source}/o.csv", f"run.dir={tmp_path}/runs"]
+    refused("predict", arguments, [f"{source}/o.csv: cannot be written"], monkeypatch, capsys)
+    assert scorings == []
+    assert not (tmp_path / "runs").exists()

@@ -134,6 +134,7 @@ def test_a_task_without_unlabeled_rows_keeps_the_base(
     code, text = in_process("run", arguments, monkeypatch, capsys)
     assert code == 0, text
     assert "no unlabeled rows" in text
+    assert "prior, ensemble, combined are the reference prompt as it is (raw)" in text
     assert "the base model stands" in text
     metrics = json.loads((tmp_path / "runs" / "demo" / "evaluate" / "demo_reviews" / "metrics.json").read_text())
     assert {row["model"] for row in metrics} == {"base"}

@@ -150,3 +150,16 @@ def test_candidates_are_words_too(options: object, what: str) -> None:
     task = TaskConfig(**{**vars(TASK), "candidates": "o"})
     with pytest.raises(DataError, match=rf"line 7: .*{what}|line 7: {what}"):
         row_of({"s": "a", "o": options}, task)
+
+
+@pytest.mark.parametrize("name", ["dev.csv", "unlabeled.tsv"])
+@pytest.mark.parametrize("content", [b"", b"\n"])
+def test_a_table_without_its_header_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    planted(tmp_path, name, content)
+    with pytest.raises(DataError, match=f"{name}: is empty: no header line and no rows"):
+        read_split(tmp_path, TASK, name.partition(".")[0])
+
+
+def test_a_table_with_its_header_may_have_no_rows(tmp_path: Path) -> None:
+    planted(tmp_path, "unlabeled.csv", "s,label\n")
+    assert read_split(tmp_path, TASK, "unlabeled") == []

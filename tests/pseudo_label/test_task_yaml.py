@@ -132,12 +132,17 @@ def test_braces_that_are_text_are_doubled(tmp_path: Path) -> None:
         ),
         ('{label}"', '{label}", label_words: {a: 好, b: ""}', "prompts.reference.label_words: label 'b' has an empty label word"),
         ('{label}"', '{label}", label_words: {a: 好, b: 坏, B: 差}', "prompts.reference.label_words: unknown label 'B'"),
-        ('{label}"', '{label}", synonyms: {b: [甲]}', "prompts.reference.label_words: labels 'a' and 'b' have the same word"),
+        ('{label}"', '{label}", synonyms: {b: [甲]}', "prompts.reference.synonyms: labels 'a' and 'b' have the same word"),
         ('{label}"', '{label}", synonyms: {b: [" "]}', "prompts.reference.synonyms: label 'b' has an empty list or word"),
     ],
 )
 def test_words_that_cannot_tell_labels_apart_are_refused_on_loading(tmp_path: Path, old: str, new: str, problem: str) -> None:
     assert problem in refusal(tmp_path, TASK.replace(old, new))
+
+
+def test_a_word_of_two_labels_is_said_once_where_a_prompt_has_synonyms(tmp_path: Path) -> None:
+    text = TASK.replace("b: 乙", "b: 甲").replace('{label}"', '{label}", synonyms: {b: [丙]}')
+    assert refusal(tmp_path, text).count("have the same word") == 1
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n"

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import IO, Any, TextIO
 
 from adapt.core.errors import ConfigError, DataError
@@ -276,6 +277,11 @@ def _line_end(file: RowsFile, encoding: str) -> str:
     return _CARRIAGE_RETURN if "\r" in text and "\n" not in text else _LINE_FEED
 
 
-@functools.cache
 def _say(name: str, encoding: str) -> None:
+    """Say once how a file is read, by whatever path it was named."""
+    _say_of(str(Path(name).absolute()), encoding)
+
+
+@functools.cache
+def _say_of(name: str, encoding: str) -> None:
     logger.info("%s: read as %s", name, encoding.upper())

@@ -43,6 +43,19 @@ def kind_of_output(place: str) -> Kind:
     return kind or Kind.JSON
 
 
+def check_writable(place: str) -> None:
+    """Raise ConfigError, before rows are made for it, where a file cannot be written."""
+    kind_of_output(place)
+    if place == STANDARD or _is_stream(Path(place)):
+        return
+    target = Path(place).resolve()
+    there = next(parent for parent in [target, *target.parents] if parent.exists())
+    if target.is_dir():
+        raise ConfigError(f"{place}: is a directory; give output= the name of a file")
+    if not (there.is_dir() or there == target) or not os.access(there if there.is_dir() else there.parent, os.W_OK):
+        raise ConfigError(f"{place}: cannot be written (below {there}); choose another place")
+
+
 def write_rows(place: str, lines: Path, columns: Sequence[str]) -> None:
     """Write a file of JSON lines to a place, in the format of its ending; `columns` are those of a table.
 

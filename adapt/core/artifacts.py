@@ -209,6 +209,7 @@ class ArtifactStore:
     """The shared store of a run directory: `<root>/store/<stage>/<key>`, with links under `<root>/<run name>/`."""
 
     def __init__(self, root: Path) -> None:
+        refuse_closed(root)
         self.root = root
 
     def place(self, key: StageKey) -> Path:
@@ -261,6 +262,13 @@ class ArtifactStore:
             scratch.symlink_to(os.path.relpath(artifact.path, place.parent))
             scratch.replace(place)
         return place
+
+
+def refuse_closed(path: Path) -> None:
+    """Raise ConfigError where nothing could be made at or below `path`: a file is in the way, or its directory is closed."""
+    there = next(place for place in [path.absolute(), *path.absolute().parents] if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"{path}: cannot be written (at {there}); choose another place")
 
 
 @contextlib.contextmanager

@@ -245,6 +245,7 @@ def test_a_link_never_replaces_a_real_directory(store: ArtifactStore) -> None:
 
 
 def test_a_place_below_a_file_is_refused_in_one_clear_line(store: ArtifactStore) -> None:
+    store.root.mkdir(parents=True, exist_ok=True)
     (store.root / "store").write_text("")
     for attempt in (lambda: make(store), lambda: ArtifactStore(store.root / "store" / "runs")):
         with pytest.raises(ConfigError, match="cannot be written"):

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from adapt.core.artifacts import refuse_closed
 from adapt.core.errors import ConfigError
 from adapt.text.rows.contract import Kind
 from adapt.text.rows.reading import ENDINGS, endings_of
@@ -48,12 +49,9 @@ def check_writable(place: str) -> None:
     kind_of_output(place)
     if place == STANDARD or _is_stream(Path(place)):
         return
-    target = Path(place).resolve()
-    there = next(parent for parent in [target, *target.parents] if parent.exists())
-    if target.is_dir():
+    if Path(place).is_dir():
         raise ConfigError(f"{place}: is a directory; give output= the name of a file")
-    if not (there.is_dir() or there == target) or not os.access(there if there.is_dir() else there.parent, os.W_OK):
-        raise ConfigError(f"{place}: cannot be written (below {there}); choose another place")
+    refuse_closed(Path(place).resolve().parent)
 
 
 def write_rows(place: str, lines: Path, columns: Sequence[str]) -> None:

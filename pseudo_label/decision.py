@@ -28,7 +28,10 @@ from pseudo_label.tasks import TaskConfig
 from pseudo_label.teachers.contract import row_centred, spread_of
 from pseudo_label.zero_shot import PromptKeys
 
-LEXICAL_WEIGHT = 4.0  # of the lexical labeller beside a model at equal spread, in answers and among teachers (docs/study_log.md)
+# Of the lexical labeller beside a model at equal spread, in answers and among teachers (docs/study_log.md). A student that others
+# taught too has a view of its own, and the labeller counts half as much beside it.
+LEXICAL_WEIGHT = 4.0
+STUDENT_LEXICAL_WEIGHT = 2.0
 _ROUNDS = 500
 _TOLERANCE = 1e-6
 

@@ -88,7 +88,7 @@ class ContinuePretrain(Stage[AdaptReads]):
     """Continue pretraining on the selected rows under the whole objective."""
 
     name = NAME
-    version = 2  # metrics are an Adaptation; general text counts by what it is made of
+    version = 3  # metrics say who taught
 
     def reads(self, run: Run, task: TaskConfig | None) -> AdaptReads:
         assert task is not None
@@ -136,7 +136,8 @@ class ContinuePretrain(Stage[AdaptReads]):
             },
         }
         launch(job, work, reads.training.engine)
-        return _plain(_finished(reads.gate, result, work))
+        teachers = dict.fromkeys(name for labels in reads.labels.values() for name in Labels.of(labels).teachers)
+        return _plain(replace(_finished(reads.gate, result, work), teachers=list(teachers)))
 
     def describe(self, artifact: Artifact) -> str:
         return str(Adaptation.of(artifact))

@@ -128,9 +128,13 @@ class GeneralPerplexity:
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation(Training):
-    """Of `continue_pretrain`: where nothing was adapted, or the gate took it back, the base stands and there are no weights."""
+    """Of `continue_pretrain`: where nothing was adapted, or the gate took it back, the base stands and there are no weights.
+
+    `teachers` are those whose labels it was trained on.
+    """
 
     is_adapted: bool
+    teachers: list[str] = field(default_factory=list)
     general: GeneralPerplexity | None = None
 
     @property

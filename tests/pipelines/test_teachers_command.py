@@ -146,7 +146,7 @@ def test_an_export_of_the_lexical_method_answers_without_the_model(smallest_run:
         (["pseudo_label.teachers=[rules]"], ["teachers", "no rules"]),
         (["pseudo_label.teachers=[file]"], ["teacher_file", "not set"]),
         (["pseudo_label.teachers=[file]", "pseudo_label.teacher_file=nowhere.jsonl"], ["nowhere.jsonl", "no such file"]),
-        (["evaluate.lexical_weight=0"], ["lexical_weight", "above 0"]),
+        (["evaluate.lexical_weight=0"], ["evaluate.lexical_weight: 0", "more than 0"]),
         (["pseudo_label.shortlist=1"], ["pseudo_label", "shortlist", "2 or more"]),
         (["pseudo_label.shortlist=2", "pseudo_label.teachers=[model]"], ["shortlist", "lexical"]),
         (["evaluate.shortlist=2", "evaluate.coarse_to_fine=true"], ["evaluate", "shortlist", "coarse_to_fine"]),
@@ -211,3 +211,14 @@ def test_estimates_are_of_teachers_that_have_not_learnt_from_each_other(smallest
         assert len(metrics["taught"]) == rounds
         estimates.append({name: teacher["estimated"] for name, teacher in metrics["teachers"].items()})
     assert estimates[0] == estimates[1]
+
+
+def test_a_student_of_several_teachers_counts_more_beside_the_lexical_labeller(
+    smallest_run: Path, tmp_path: Path, run_here: Run
+) -> None:
+    place = smallest_run / "evaluate" / TASK / "decision.json"
+    assert json.loads(place.read_text(encoding="utf-8"))["decision"]["lexical_weight"] == 2.0
+    for more, weight in (([], 4.0), (["evaluate.lexical_weight=3"], 3.0)):
+        run_here("evaluate", [*on_base(smallest_run, tmp_path, TASK), *more])
+        decided = json.loads((tmp_path / "demo" / "evaluate" / TASK / "decision.json").read_text(encoding="utf-8"))
+        assert decided["decision"]["lexical_weight"] == weight

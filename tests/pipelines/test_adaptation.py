@@ -124,9 +124,9 @@ def test_the_interval_of_a_rise_widens_with_what_rows_differ_in() -> None:
         (["data.corpus=[]", "gate.max_general_ppl_increase=0.1"], ["gate.max_general_ppl_increase", "data.corpus"]),
         (["data.corpus=[]", "continue_pretrain.replay_share=0.1"], ["continue_pretrain.replay_share", "data.corpus"]),
         (["continue_pretrain.joint={bustm: 1.0}"], ["'bustm' is not in tasks="]),
-        (["continue_pretrain.joint={demo_topics: 0}"], ["joint.demo_topics", "above 0"]),
-        (["objective.schedules.context.ends_at=2"], ["objective.schedules.context", "shares of the run"]),
-        (["continue_pretrain.replay_share=1"], ["replay_share", "below 1"]),
+        (["continue_pretrain.joint={demo_topics: 0}"], ["joint.demo_topics: 0", "more than 0"]),
+        (["objective.schedules.context.ends_at=2"], ["objective.schedules.context.ends_at: 2", "0 to 1"]),
+        (["continue_pretrain.replay_share=1"], ["replay_share: 1", "less than 1"]),
         (["evaluate.other_tasks=[bustmm]"], ["unknown task 'bustmm'", "bustm"]),
     ],
 )

@@ -91,7 +91,7 @@ def test_another_source_is_another_artifact(source: tuple[Path, Weights], tmp_pa
         (["importer=null"], ["no importer given", "megatron_deepspeed, pai_gpt_moe"]),
         (["source=null"], ["no source given"]),
         (["source=/nowhere/at/all"], ["/nowhere/at/all"]),
-        (["import_checkpoint.drop_tokens=true"], ["import_checkpoint: drop_tokens", "at random"]),
+        (["import_checkpoint.drop_tokens=true"], ["import_checkpoint.drop_tokens", "at random"]),
         (["import_checkpoint.residual_axis=three"], ["import_checkpoint.residual_axis", "two, batch"]),
         (["import_checkpoint.residual_axis=batch"], ["cannot be imported exactly"]),
         (["import_checkpoint.vocab_size=71"], ["70 rows", "vocabulary of 71"]),

@@ -140,7 +140,7 @@ def test_an_export_of_the_lexical_method_answers_without_the_model(smallest_run:
         (["pseudo_label.teachers=[model,model]"], ["teachers", "twice"]),
         (["pseudo_label.teachers=[oracle]"], ["pseudo_label.teachers", "oracle"]),
         (["pseudo_label.teacher_weights={rules: 1.0}"], ["teacher_weights", "rules"]),
-        (["pseudo_label.teacher_weights={lexical: 0.0}"], ["teacher_weights", "above 0"]),
+        (["pseudo_label.teacher_weights={lexical: 0.0}"], ["teacher_weights.lexical: 0", "more than 0"]),
         (["pseudo_label.teacher_weights={lexical: 2.0}", "pseudo_label.weighting=estimated"], ["teacher_weights", "weighting"]),
         (["pseudo_label.method=combined"], ["method=combined", "teachers"]),
         (["pseudo_label.teachers=[rules]"], ["teachers", "no rules"]),

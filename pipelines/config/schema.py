@@ -56,10 +56,6 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_encoding(self.encoding, "encoding")
 
-    def reading(self) -> dict[str, str]:
-        """Return what the key of a stage that reads corpus files needs beside their content."""
-        return {} if self.encoding is None else {"encoding": self.encoding}
-
 
 class ExcludeEval(enum.Enum):
     """Which evaluation texts are kept out of adaptation: none, those measured on (dev and few), or those of test too."""

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -35,7 +36,7 @@ _PASSED = ("NCCL_", "GLOO_", "TP_", "UCX_", "CUDA_", "TORCH_", "DS_", "MALLOC_",
 _NOT_PASSED = ("CUDA_VISIBLE_DEVICES",)
 
 
-class RanksElsewhere:
+class RanksElsewhere(ABC):
     """Ranks at the other end of a connection that carries orders there and answers back (see `pipelines.ranks.node`)."""
 
     def __init__(self, name: str, first: int, orders: IO[str], answers: IO[str]) -> None:
@@ -50,8 +51,9 @@ class RanksElsewhere:
         self._listener.start()
 
     @property
+    @abstractmethod
     def is_running(self) -> bool:
-        raise NotImplementedError
+        """Say whether the ranks have not ended yet."""
 
     @property
     def is_silent(self) -> bool:
@@ -62,9 +64,9 @@ class RanksElsewhere:
     def was_stopped(self) -> bool:
         return not self.is_running and self.end == STOPPED_CODE
 
+    @abstractmethod
     def lost(self) -> str:
         """Say in a line that the connection ended before its ranks did."""
-        raise NotImplementedError
 
     def tell(self, line: str) -> None:
         """Send a line; who is gone is told nothing."""

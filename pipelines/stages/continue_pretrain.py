@@ -71,7 +71,7 @@ class Member(Reads):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptReads(Reads):
-    """The base, the tasks with their labels (`inputs`: those artifacts and the base's), the objective, and how it is trained."""
+    """The base, the tasks with their labels, the objective, general text where there is some, and how all is trained."""
 
     tasks: tuple[Member, ...]
     continue_pretrain: AdaptConfig
@@ -115,7 +115,7 @@ class ContinuePretrain(Stage[AdaptReads]):
         settings = reads.continue_pretrain
         n_task_rows = sum(member.rows_per_epoch for member in reads.tasks)
         if not n_task_rows:
-            return _plain(Adaptation(is_adapted=False))
+            return Adaptation(is_adapted=False).metrics()
         general = None if reads.general_text is None else general_text(shop, reads.general_text, reads.base)
         if settings.replay_share and general is not None and not general.metrics["train"]:
             raise DataError("data.corpus: no text is left to replay; lower pretrain.held_out_share")
@@ -137,18 +137,13 @@ class ContinuePretrain(Stage[AdaptReads]):
         }
         launch(job, work, reads.training.engine)
         teachers = dict.fromkeys(name for labels in reads.labels.values() for name in Labels.of(labels).teachers)
-        return _plain(replace(_finished(reads.gate, result, work), teachers=list(teachers)))
+        return replace(_finished(reads.gate, result, work), teachers=list(teachers)).metrics()
 
     def describe(self, artifact: Artifact) -> str:
         return str(Adaptation.of(artifact))
 
 
 STAGE = ContinuePretrain()
-
-
-def _plain(found: Adaptation) -> dict[str, Any]:
-    metrics: dict[str, Any] = to_plain(found)
-    return metrics
 
 
 def own_model_of(base: Artifact) -> GPTConfig | None:

@@ -137,10 +137,10 @@ def splits_of(run: Run, task: TaskConfig) -> list[str]:
     """
     if run.config.split is not None:
         return [run.config.split]
-    root, wanted = run.data_root(), run.config.evaluate.splits
-    found = [split for split in wanted if split_path(root, task, split).is_file()]
+    wanted = run.config.evaluate.splits
+    found = TaskData.of(run, task, wanted).existing(wanted)
     if not found:
-        place = split_path(root, task, "dev").parent
+        place = split_path(run.data_root(), task, "dev").parent
         raise DataError(f"{place}: has none of the splits {', '.join(wanted)} (evaluate.splits); check data.root")
     return found
 

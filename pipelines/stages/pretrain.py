@@ -96,8 +96,7 @@ class Pretrain(Stage[PretrainReads]):
             "job": reads.training.job(NAME, objective, train, result, work),
         }
         launch(job, work, reads.training.engine)
-        metrics: Mapping[str, Any] = to_plain(finished_training(result, work))
-        return metrics
+        return finished_training(result, work).metrics()
 
     def describe(self, artifact: Artifact) -> str:
         return str(Training.of(artifact))

@@ -1,4 +1,4 @@
-"""What stages leave behind for those that come after them: typed views of artifacts' metrics, and the names of their files.
+"""What stages leave behind for those that come after them: typed views of artifacts' metrics.
 
 A stage writes one of these as the metrics of its manifest; whoever reads them asks `of(artifact)`.
 """
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from adapt.core.artifacts import MANIFEST, Artifact
 from adapt.core.errors import CheckpointError, ConfigError
-from adapt.core.typed import from_plain
+from adapt.core.typed import from_plain, to_plain
 from pseudo_label.accuracy import Accuracy
 
 P = TypeVar("P", bound="Product")
@@ -20,6 +20,11 @@ P = TypeVar("P", bound="Product")
 @dataclass(frozen=True, kw_only=True)
 class Product:
     """The base of products."""
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the product as a stage's metrics."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
 
     @classmethod
     def of(cls: type[P], artifact: Artifact) -> P:

@@ -199,7 +199,8 @@ def check_rows(ahead: Ahead) -> None:
 
 
 def _existing(run: Run, task: TaskConfig, splits: Iterable[str]) -> list[str]:
-    return [split for split in splits if split_path(run.data_root(), task, split).is_file()]
+    wanted = list(splits)
+    return TaskData.of(run, task, wanted).existing(wanted)
 
 
 def _needed_splits(ahead: Ahead) -> list[str]:

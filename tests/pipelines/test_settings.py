@@ -42,11 +42,17 @@ LEAVES = [*(leaf for leaf in keys() if leaf.path != "model.router.name"), *(leaf
 RANGED = [leaf for leaf in LEAVES if leaf.about is not None and (leaf.about.range or leaf.about.one_of)]
 
 
+def sentence_of(kind: type[Any], name: str) -> str:
+    about = about_field(kind, name)
+    assert about is not None, f"{kind.__name__}.{name} says nothing"
+    return about.says
+
+
 def test_every_field_says_in_one_sentence_what_it_does() -> None:
     silent = [f"{kind.__name__}.{name}" for kind, name in FIELDS if about_field(kind, name) is None]
     assert silent == []
     for kind, name in FIELDS:
-        says = about_field(kind, name).says  # type: ignore[union-attr]
+        says = sentence_of(kind, name)
         assert len(says) > 15, (kind, name)
         assert says[0].isupper(), says
         assert says.endswith("."), says
@@ -57,7 +63,7 @@ def test_no_sentence_is_said_twice() -> None:
     said: dict[str, set[str]] = {}
     for kind, name in FIELDS:
         owner = next(base for base in reversed(kind.__mro__) if name in getattr(base, "__dataclass_fields__", {}))
-        said.setdefault(about_field(kind, name).says, set()).add(f"{owner.__name__}.{name}")  # type: ignore[union-attr]
+        said.setdefault(sentence_of(kind, name), set()).add(f"{owner.__name__}.{name}")
     assert {says: places for says, places in said.items() if len(places) > 1} == {}
 
 

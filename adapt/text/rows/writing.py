@@ -25,7 +25,6 @@ from adapt.text.rows.contract import Kind
 from adapt.text.rows.reading import ENDINGS, endings_of
 
 STANDARD = "-"
-_WRITTEN = (Kind.JSON, Kind.CSV, Kind.TSV)
 _DELIMITERS = {Kind.CSV: ",", Kind.TSV: "\t"}
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/(?:fd/(\d+)|std(out|err))")
 

@@ -15,7 +15,7 @@ from adapt.model.routers.top1 import Top1Config
 from adapt.objective_config import BalanceConfig, ObjectiveConfig
 from adapt.train.engine_config import EngineConfig
 from tests.support.ranks.expert_parallel_cases import MODEL
-from tests.support.ranks.rank_cases import Killed, plain_rows, train_on_ranks
+from tests.support.ranks.rank_cases import Killed, leave, plain_rows, train_on_ranks
 
 STEPS = 8
 NOISY = replace(MODEL, router=Top1Config(jitter=0.3, z_loss_weight=0.01))
@@ -56,10 +56,7 @@ def main(place: Path, phase: Phase) -> None:
         )
         with contextlib.suppress(Killed):
             results[name] = train_on_ranks(NOISY, OBJECTIVE, ROWS, engine, place / name, STEPS, killed_at=phase.killed_at)
-    if rank.is_main:
-        torch.save(results, place / "results.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave(results, place)
 
 
 if __name__ == "__main__":

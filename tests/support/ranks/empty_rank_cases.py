@@ -12,7 +12,7 @@ from adapt.model.config import Recompute
 from adapt.objective_config import BalanceConfig, ObjectiveConfig
 from adapt.train.engine_config import EngineConfig
 from tests.support.ranks.expert_parallel_cases import MODEL, ROUTERS, ROWS
-from tests.support.ranks.rank_cases import train_on_ranks
+from tests.support.ranks.rank_cases import leave, train_on_ranks
 
 STEPS = 3
 BATCH_ROWS = 1
@@ -37,10 +37,7 @@ def main(place: Path) -> None:
             precision=Precision.FP32,
         )
         results[name] = train_on_ranks(config, OBJECTIVE, ROWS, engine, place / name, STEPS, batch_rows=BATCH_ROWS)
-    if rank.is_main:
-        torch.save(results, place / "results.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave(results, place)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from adapt.model.routers.top1 import Top1Config
 from adapt.model.routers.top2 import Top2Config
 from adapt.objective_config import BalanceConfig, ObjectiveConfig
 from adapt.train.engine_config import EngineConfig
-from tests.support.ranks.rank_cases import SPARSE, Killed, plain_rows, train_on_ranks
+from tests.support.ranks.rank_cases import SPARSE, Killed, leave, plain_rows, train_on_ranks
 
 STEPS = 5
 MODEL = replace(SPARSE, experts=[4, 8])
@@ -108,10 +108,7 @@ def main(place: Path) -> None:
         with contextlib.suppress(Killed):
             train_on_ranks(config, OBJECTIVE, ROWS, killed, work, STEPS, killed_at=3)
         results[f"from {before} to {after}"] = train_on_ranks(config, OBJECTIVE, ROWS, resumed, work, STEPS)
-    if rank.is_main:
-        torch.save(results, place / "results.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave(results, place)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from adapt.core.runtime import rank_from_environment
 from adapt.core.spans import LabelLoss
 from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig
 from adapt.train.engine_config import EngineConfig
-from tests.support.ranks.rank_cases import MODELS, STEPS, plain_rows, train_on_ranks
+from tests.support.ranks.rank_cases import MODELS, STEPS, leave, plain_rows, train_on_ranks
 
 WORLD_SIZE = 4
 # Nine rows on four ranks: one cut; two micro-batches, of which some are empty; three with padding.
@@ -69,10 +69,7 @@ def main(place: Path) -> None:
         )
         rows = plain_rows(case.objective)
         results[str(case)] = train_on_ranks(MODELS[case.model], case.objective, rows, engine, place / str(case), STEPS)
-    if rank.is_main:
-        torch.save(results, place / "results.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave(results, place)
 
 
 if __name__ == "__main__":

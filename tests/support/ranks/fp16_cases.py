@@ -24,7 +24,7 @@ from adapt.train.engine_config import EngineConfig
 from adapt.train.loss_scale import LossScaleConfig
 from adapt.train.train_config import TrainConfig
 from adapt.train.training_state import MOMENTS
-from tests.support.ranks.rank_cases import BATCH_ROWS, OBJECTIVES, OPTIMIZER, SPARSE, Killed, plain_rows
+from tests.support.ranks.rank_cases import BATCH_ROWS, OBJECTIVES, OPTIMIZER, SPARSE, Killed, leave, plain_rows
 
 STEPS = 6
 MODEL = replace(SPARSE, router=SigmoidBiasConfig(rate=0.02))
@@ -124,10 +124,7 @@ def main(place: Path) -> None:
         train(place / "killed", too_large, killed_at=3)
     results["too large, resumed"] = train(place / "killed", too_large)
     results["at the least scale"] = reason(place / "least", replace(fitting, initial=2, minimum=1), (2, 3))
-    if rank_from_environment().is_main:
-        torch.save(results, place / "results.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave(results, place)
 
 
 if __name__ == "__main__":

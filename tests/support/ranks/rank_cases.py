@@ -195,6 +195,14 @@ def frozen_in_bf16(place: Path) -> dict[str, bool]:
     return found
 
 
+def leave(results: dict[str, Any], place: Path) -> None:
+    """Save what a script found, by rank 0, and part from the other ranks."""
+    if rank_from_environment().is_main:
+        torch.save(results, place / "results.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
 def main(place: Path) -> None:
     torch.set_num_threads(1)
     results = {name: run_case(name, place / f"work {name}") for name in CASES}
@@ -203,10 +211,7 @@ def main(place: Path) -> None:
             run_case(name, place / f"killed {name}", killed_at=3)
         results[f"{name}, resumed"] = run_case(name, place / f"killed {name}")
     results["frozen in bf16"] = frozen_in_bf16(place / "frozen")
-    if rank_from_environment().is_main:
-        torch.save(results, place / "results.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave(results, place)
 
 
 if __name__ == "__main__":

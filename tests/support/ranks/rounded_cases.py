@@ -23,7 +23,7 @@ from adapt.objective import contribution, part_counts
 from adapt.train.engine_config import EngineConfig, GradientCommunication
 from adapt.train.trainable import Trained, train_only
 from tests.support.ranks.expert_parallel_cases import MODEL, OBJECTIVE, ROWS
-from tests.support.ranks.rank_cases import OPTIMIZER, Killed, train_on_ranks
+from tests.support.ranks.rank_cases import OPTIMIZER, Killed, leave, train_on_ranks
 
 STEPS = 4
 EXPERT_CHOICE = replace(MODEL, router=ExpertChoiceConfig())
@@ -117,10 +117,7 @@ def main(place: Path) -> None:
         trained(RESUMED, place / "killed", killed_at=3)
     results["resumed"] = trained(RESUMED, place / "killed")
     results["routers alone in fp16"] = refusal(replace(IN_BF16, precision=Precision.FP16))
-    if rank_from_environment().is_main:
-        torch.save(results, place / "results.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    leave(results, place)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 _ALL = ("run", "force")
 _TASKS = ("tasks", "task_dir", "data.root", "data.encoding")
 _BASE = ("checkpoint", "model.path")
-_SCORES = ("scorer", "offload", "engine.world_size", "engine.threads")
+STARTS_RANKS = ("engine.world_size", "engine.threads", "engine.hostfile", "engine.remote_shell", "engine.master_address")
+_SCORES = ("scorer", "offload", *STARTS_RANKS)
 _CORPUS = ("data.corpus", "data.domain_field", "data.encoding")
 
 

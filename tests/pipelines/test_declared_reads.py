@@ -11,11 +11,13 @@ import pytest
 
 from adapt.core.artifacts import Artifact
 from adapt.model.config import GPTConfig
+from pipelines.config.commands import COMMANDS, STARTS_RANKS
 from pipelines.config.locations import demo_dir
 from pipelines.stages.contract import Files, Reads, Stage, Workshop, key_of
 from pipelines.stages.import_checkpoint import ImportReads
 from pipelines.stages.rows import TaskData, UndeclaredRead
 from pipelines.stages.run import Run
+from pipelines.stages.scores import ScorerReads
 from pipelines.walk.order import STAGES, stage_named
 from pseudo_label.tasks import TaskConfig
 from tests.support.command_line import SMALLEST, composed
@@ -164,3 +166,50 @@ def test_a_planted_undeclared_read_is_found(copied_run: Path) -> None:
     with pytest.raises(UndeclaredRead, match="split 'unlabeled' is read and not declared"):
         run.run_stage(Planted(), run.tasks()[0])
     assert not (copied_run / "demo" / "planted").exists()
+
+
+class Recorded:
+    """A section of the configuration that notes which of its keys are asked for, and looks like the section otherwise."""
+
+    def __init__(self, held: Any, path: str, seen: set[str]) -> None:
+        self._held, self._path, self._seen = held, path, seen
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type[Any]:  # what isinstance looks at
+        return type(self._held)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._held, name)
+        if name not in {field.name for field in dataclasses.fields(self._held)}:
+            self._seen.add(self._path)  # a method or property may look at all of it
+            return value
+        place = f"{self._path}.{name}".removeprefix(".")
+        if dataclasses.is_dataclass(value):
+            return Recorded(value, place, self._seen)
+        self._seen.add(place)
+        return value
+
+
+def taken_whole(reads: Any) -> Iterator[str]:
+    """Return the sections that a stage keeps as they are; of an engine that only starts ranks for scoring, the keys for that."""
+    if isinstance(reads, ScorerReads):
+        yield from STARTS_RANKS
+        reads = dataclasses.replace(reads, engine=None)  # type: ignore[arg-type]
+    if type(reads) is Recorded:
+        yield object.__getattribute__(reads, "_path")
+    elif isinstance(reads, Reads):
+        for field in dataclasses.fields(reads):
+            yield from taken_whole(getattr(reads, field.name))
+
+
+@pytest.mark.parametrize("name", [name for name in STAGES if name != "import_checkpoint"])
+def test_the_help_lists_every_key_that_a_stage_reads(name: str, copied_run: Path) -> None:
+    run, stage, seen = run_of(copied_run), stage_named(name), set[str]()
+    task = run.tasks()[0] if stage.is_per_task else None
+    run.config = Recorded(run.config, "", seen)  # type: ignore[assignment]
+    seen |= set(taken_whole(stage.reads(run, task)))
+    listed = next(command.reads for command in COMMANDS if command.name == name)
+    assert listed is not None
+    unlisted = [key for key in sorted(seen) if not any(key == one or key.startswith(f"{one}.") for one in listed)]
+    assert seen
+    assert unlisted == []

@@ -43,7 +43,7 @@ class WeightSchedule(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.begins_at > self.ends_at:
-            raise ConfigError(f"begins_at: {self.begins_at} is behind ends_at, {self.ends_at}; a schedule runs forward")
+            raise ConfigError(f"begins_at: {self.begins_at} is after ends_at, {self.ends_at}; a schedule runs forward")
 
     def at(self, done: float) -> float:
         """Return the factor where the share `done` of the run's steps lies behind."""

@@ -28,8 +28,8 @@ from pseudo_label.tasks import TaskConfig
 from pseudo_label.teachers.contract import row_centred, spread_of
 from pseudo_label.zero_shot import PromptKeys
 
-# Of the lexical labeller beside a model at equal spread, in answers and among teachers (docs/study_log.md). A student that others
-# taught too has a view of its own, and the labeller counts half as much beside it.
+# Weights of the lexical scores; the model's have weight 1, at equal spread, in answers and among teachers (docs/study_log.md). A
+# student of several teachers has learned what the lexical labeller does not know, so the labeller weighs half as much.
 LEXICAL_WEIGHT = 4.0
 STUDENT_LEXICAL_WEIGHT = 2.0
 _ROUNDS = 500

@@ -1,4 +1,4 @@
-"""Settings that explain themselves: beside each field of a configuration its sentence, unit and range, in one place.
+"""Settings that explain themselves: each field of a configuration carries its sentence, unit and range.
 
 `setting` and `setting_of` make a dataclass's field and keep an `About` in its metadata. The range is checked where a configuration
 is read (`typed.from_plain`, by dotted path) and where settings are constructed (`Settings`). Help and the reference of all settings

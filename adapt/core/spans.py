@@ -129,7 +129,7 @@ def read_with_targets(text: SpannedText, form: LabelForm, mask_id: int | None = 
 
 
 def read_bidirectionally(text: SpannedText, mask_id: int | None) -> Reading:
-    """Read a text whose label stands first: the label's masks see what comes after them, and only they predict.
+    """Read a text whose label stands first: only the label's masks predict, and they see what comes after them.
 
     A next-token prediction would be copying here: its target is in sight.
 

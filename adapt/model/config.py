@@ -27,7 +27,7 @@ class GPTConfig:
         least=0,
         hint="[0] is a dense model",
     )
-    is_residual: bool = setting(False, "Adds a dense MLP beside the experts of every MoE layer.")
+    is_residual: bool = setting(False, "Adds a dense MLP to the experts of every MoE layer.")
     router: RouterConfig = setting_of(Top1Config, "Decides which experts a token goes to; choose it with model/router=NAME.")
     capacity_factor: float | None = setting(
         None,

@@ -25,7 +25,7 @@ class TrackerKind(enum.Enum):
 class TrackerConfig(Settings):
     """Tracking settings."""
 
-    kind: TrackerKind = setting(TrackerKind.NONE, "Where metrics go beside the artifacts; set by tracker=NAME.")
+    kind: TrackerKind = setting(TrackerKind.NONE, "Where metrics go in addition to the artifacts; set by tracker=NAME.")
     project: str = setting("moe-adapt", "Project of Weights & Biases that runs are listed under.", form="name")
     mode: str = setting("offline", "Mode of Weights & Biases.", one_of=("offline", "online", "disabled"))
 

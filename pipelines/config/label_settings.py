@@ -134,10 +134,10 @@ class EvaluateConfig(Settings):
     )
     lexical_weight: float | None = setting(
         None,
-        "How often `combined` counts the lexical scores beside the model's, at equal spread; null: 4 times, 2 times beside a model "
-        "that several teachers taught.",
+        "Weight of the lexical scores in `combined`; the model's scores have weight 1, at equal spread; null is 2 for a model that "
+        "several teachers taught, and 4 for any other.",
         above=0,
-        hint="leave `combined` out of methods instead",
+        hint="leave `combined` out of methods instead of giving 0",
     )
     shortlist: int | None = setting(
         None,

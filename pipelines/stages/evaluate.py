@@ -115,7 +115,8 @@ class Evaluate(Stage[EvaluateReads]):
         for file, part in kept.items():
             if found[part]:
                 write_json(result / file, found[part])
-        return {part: lines for part, lines in found.items() if part != "answers"}
+        del found["answers"]  # a file of their own
+        return Evaluation(**found).metrics()
 
     def describe(self, artifact: Artifact) -> str:
         lines, found = [], Evaluation.of(artifact)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from adapt.text.corpus import is_held_out
 from pipelines.config.label_settings import PseudoLabelConfig, Teacher
 from pipelines.stages.contract import Files, Stage, Workshop, unkeyed
 from pipelines.stages.criteria_table import criteria_pairs
-from pipelines.stages.products import Labels
+from pipelines.stages.products import Labels, TeacherRecord
 from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, AdaptationRows, TaskData, adaptation_rows, labelled_rows
 from pipelines.stages.run import Run
 from pipelines.stages.scores import ScorerReads
@@ -75,7 +75,7 @@ class PseudoLabelStage(Stage[PseudoLabelReads]):
         say_if_treeless(task, wants_groups=settings.coarse_to_fine)
         if not given.rows:
             write_labels(result / LABELS_FILE, task, [], [], Provenance(prompt="", criterion="", method="", checkpoint=""))
-            return _summary(task, given, [])
+            return _counted(task, given, []).metrics()
         scoring = scoring_of(settings, reads.form, task)
         coarse = coarse_of(task, settings.coarse_to_fine, settings.coarse)
         # Labelled splits are read with the passes that evaluation needs, so that it finds these rows scored.
@@ -89,8 +89,10 @@ class PseudoLabelStage(Stage[PseudoLabelReads]):
             "combination": None if panel.combination is None else to_plain(panel.combination),
         }
         write_json(result / DECISION_FILE, decided)
-        measured = _measured(labelled_rows(shop, reads.data), task, panel, labels) if settings.estimates_noise else {}
-        return {**_summary(task, given, labels), **_teachers(panel), **measured}
+        made = replace(_counted(task, given, labels), teachers=_teachers(panel), taught=panel.flips)
+        if settings.estimates_noise:
+            made = _measured(made, labelled_rows(shop, reads.data), task, panel, labels)
+        return made.metrics()
 
     def describe(self, artifact: Artifact) -> str:
         found = Labels.of(artifact)
@@ -160,25 +162,25 @@ def _labels(task: TaskConfig, settings: PseudoLabelConfig, panel: Panel, *, is_f
     return [PseudoLabel(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
 
-def _teachers(panel: Panel) -> dict[str, Any]:
-    """Return each teacher's estimated accuracy and its weight, and how many labels each round of teaching changed."""
+def _teachers(panel: Panel) -> dict[str, TeacherRecord]:
+    """Return each teacher's weight and estimated accuracy."""
     if panel.combination is None:
-        return {"teachers": {name: {} for name in panel.ask}}
+        return {name: TeacherRecord() for name in panel.ask}
     estimates, weights = panel.combination.estimates, panel.combination.weights
-    found = {name: {"weight": weights[name], "estimated": estimates.get(name)} for name in panel.ask}
-    return {"teachers": found, "taught": panel.flips}
+    return {name: TeacherRecord(weight=weights[name], estimated=estimates.get(name)) for name in panel.ask}
 
 
-def _measured(labelled: Mapping[str, list[TaskRow]], task: TaskConfig, panel: Panel, labels: list[PseudoLabel]) -> dict[str, Any]:
-    """Say how many selected labels are wrong: by agreement, and on labelled rows that would be selected too.
+def _measured(
+    made: Labels, labelled: Mapping[str, list[TaskRow]], task: TaskConfig, panel: Panel, labels: list[PseudoLabel]
+) -> Labels:
+    """Add how many selected labels are wrong: by agreement, and on labelled rows that would be selected too.
 
-    On the labelled rows each teacher's accuracy is measured beside its estimate.
+    The accuracy of each teacher is measured on all labelled rows.
     """
     selected = [label for label in labels if label.is_selected]
-    found: dict[str, Any] = {}
     n_voters = len(panel.ask) if panel.model is None else len(panel.ask) - 1 + len(panel.model.keys)
     if selected and n_voters > 1:
-        found["disagreement"] = 1 - float(np.mean([label.agreement for label in selected]))
+        made = replace(made, disagreement=1 - float(np.mean([label.agreement for label in selected])))
     least = {name: min(label.margin for label in selected if label.label == name) for name in {x.label for x in selected}}
     guesses: list[str] = []
     gold: list[str] = []
@@ -194,25 +196,24 @@ def _measured(labelled: Mapping[str, list[TaskRow]], task: TaskConfig, panel: Pa
             given = predictions(view, rows, task)
             right.setdefault(name, []).extend(float(a == row.label) for a, row in zip(given, rows, strict=True))
     if gold and selected:
-        found["labelled"] = to_plain(accuracy_of(guesses, gold))
-    if right:
-        found["measured"] = {name: float(np.mean(values)) for name, values in right.items()}
-    return found
+        made = replace(made, labelled=accuracy_of(guesses, gold))
+    return replace(made, measured={name: float(np.mean(values)) for name, values in right.items()})
 
 
-def _summary(task: TaskConfig, given: AdaptationRows, labels: list[PseudoLabel]) -> dict[str, Any]:
+def _counted(task: TaskConfig, given: AdaptationRows, labels: list[PseudoLabel]) -> Labels:
+    """Count the rows by what became of them."""
     by_class = dict.fromkeys(task.labels, 0)
     for label in labels:
         if label.is_selected:
             by_class[label.label] = by_class.get(label.label, 0) + 1
     predicted = [label.label for label in labels]
-    return {
-        "rows": len(labels),
-        "excluded": given.n_excluded,
-        "sharing_a_passage": given.n_sharing,
-        "selected": sum(label.is_selected for label in labels),
-        "held_out": sum(label.is_held_out for label in labels),
-        "selected_by_class": by_class,
-        "empty_classes": [label for label, count in by_class.items() if count == 0 and task.candidates is None],
-        "largest_class_share": max((predicted.count(x) for x in set(predicted)), default=0) / max(len(labels), 1),
-    }
+    return Labels(
+        rows=len(labels),
+        excluded=given.n_excluded,
+        sharing_a_passage=given.n_sharing,
+        selected=sum(label.is_selected for label in labels),
+        held_out=sum(label.is_held_out for label in labels),
+        selected_by_class=by_class,
+        empty_classes=[label for label, count in by_class.items() if count == 0 and task.candidates is None],
+        largest_class_share=max((predicted.count(x) for x in set(predicted)), default=0) / max(len(labels), 1),
+    )

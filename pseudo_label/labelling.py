@@ -11,6 +11,7 @@ from adapt.core.progress import progress
 from adapt.core.scorer import FloatArray, Scorer
 from adapt.core.spans import LabelForm, Reading
 from adapt.text.contract import TextTokenizer
+from pseudo_label.candidates import Candidates
 from pseudo_label.coarse_to_fine import CoarseToFine, followed_groups, groups_of_labels
 from pseudo_label.criteria.contract import CandidateScores, Criterion
 from pseudo_label.decision import Decision, Method, fit_decision
@@ -116,18 +117,17 @@ class TaskScorer:
         task, name = self.task, decision.prompts[0]
         prompt, criterion = self._prompt(name), criterion_of(task, name, self.config.criterion)
         form = form_of(criterion, self.config.form)
-        n_labels, group_of_label = len(task.labels), groups_of_labels(task)
+        candidates, group_of_label = Candidates.of(task, name, with_groups=True), groups_of_labels(task)
         null = self._null(prompt, rows[0], form, criterion) if criterion.needs_null and rows else None
         words = prompt.words(rows[0], with_groups=True) if rows else []
-        groups = range(n_labels, n_labels + len(task.label_tree or {}))
-        labels_NC = np.full((len(rows), n_labels), -np.inf)
-        groups_NG = np.empty((len(rows), len(groups)))
+        labels_NC = np.full((len(rows), len(candidates.labels)), -np.inf)
+        groups_NG = np.empty((len(rows), len(candidates.groups)))
         in_flight: dict[int, list[Reading]] = {}
 
         def examples() -> Iterator[tuple[list[Reading], list[Reading]]]:
             for index, row in enumerate(rows):
                 in_flight[index] = prompt.readings(row, form, with_groups=True)
-                yield in_flight[index][n_labels:], in_flight[index][:n_labels]
+                yield candidates.groups_of(in_flight[index]), candidates.labels_of(in_flight[index])
 
         def keys(index: int, places: Sequence[int], sums_C3: FloatArray) -> FloatArray:
             readings = [in_flight[index][place] for place in places]
@@ -136,7 +136,7 @@ class TaskScorer:
 
         def choose(index: int, sums_G3: FloatArray) -> list[int]:
             assert decision.groups is not None
-            groups_NG[index] = keys(index, groups, sums_G3)
+            groups_NG[index] = keys(index, candidates.group_places(), sums_G3)
             scores_1G = decision.groups.apply({name: groups_NG[index : index + 1]})
             return np.flatnonzero(followed_groups(scores_1G, decision.coarse.beam)[0, group_of_label]).tolist()
 

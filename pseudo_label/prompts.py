@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.spans import LabelForm, Reading, Span, SpannedText, join_parts, read_bidirectionally, read_with_targets
 from adapt.text.contract import TextTokenizer
+from pseudo_label.candidates import Candidates
 from pseudo_label.criteria.contract import get_criterion
 from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.templates import LABEL_SLOT, template_pieces
@@ -70,26 +71,26 @@ class Prompt:
         """Return the words of a row's candidates, in the order of `readings`."""
         if row.candidates is not None:
             return list(row.candidates)
-        groups = list(self._group_ids) if with_groups else []
-        words = [self._label_words[label] for label in self.task.labels] + groups + [word for _, word in self._synonyms]
-        return [words[place] for place in places_asked(row, self.task, self.name, with_groups=with_groups)]
+        candidates = Candidates.of(self.task, self.name, with_groups=with_groups)
+        own = [self._label_words[label] for label in candidates.labels]
+        words = candidates.ordered(own, candidates.groups, candidates.synonyms)
+        return [words[place] for place in candidates.places_asked(row)]
 
     def readings(self, row: TaskRow, form: LabelForm, *, with_groups: bool = False) -> list[Reading]:
-        """Render every candidate of a row: its labels in the task's order, then its tree's groups, then the synonyms.
+        """Render every candidate of a row in the order of `Candidates`; of a row with a shortlist, those it is asked about.
 
-        Of a row with a shortlist, the labels there and their synonyms.
         A masked label before its text, which would see nothing under causal attention, is read bidirectionally.
 
         Raises:
             DataError: the row does not fit into the context even with its shortenable fields empty.
             ConfigError: a masked label without a mask token.
         """
-        own = candidates = self._own_candidates(row)
+        own = asked = self._own_candidates(row)
         if row.candidates is None:
-            groups = list(self._group_ids.values()) if with_groups else []
-            known = [*own, *groups, *self._synonym_ids]
-            candidates = [known[place] for place in places_asked(row, self.task, self.name, with_groups=with_groups)]
-        texts = self._render(row, candidates, own)
+            candidates = Candidates.of(self.task, self.name, with_groups=with_groups)
+            known = candidates.ordered(own, list(self._group_ids.values()), self._synonym_ids)
+            asked = [known[place] for place in candidates.places_asked(row)]
+        texts = self._render(row, asked, own)
         if form is LabelForm.MLM and self.is_label_first:
             return [read_bidirectionally(text, self._tokenizer.mask_id) for text in texts]
         return [read_with_targets(text, form, self._tokenizer.mask_id) for text in texts]
@@ -207,20 +208,6 @@ class Prompt:
                     "tokens; give them different label words and synonyms"
                 )
             seen[tuple(ids)] = label
-
-
-def places_asked(row: TaskRow, task: TaskConfig, prompt: str, *, with_groups: bool) -> list[int]:
-    """Return which of a task's candidates a row is read with, as places in: its labels, its tree's groups, a prompt's synonyms.
-
-    All of them, unless the row has a shortlist: then the labels there and their synonyms.
-    """
-    n_labels, n_groups = len(task.labels), len(task.label_tree or {}) if with_groups else 0
-    synonyms = task.synonyms_of(prompt)
-    if row.shortlist is None:
-        return list(range(n_labels + n_groups + len(synonyms)))
-    assert not with_groups, "a shortlist leaves groups nothing to do"
-    kept = {task.labels[place] for place in row.shortlist}
-    return [*row.shortlist, *(n_labels + place for place, (label, _) in enumerate(synonyms) if label in kept)]
 
 
 def label_stands_first(task: TaskConfig, name: str) -> bool:

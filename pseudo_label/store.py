@@ -22,6 +22,7 @@ import pyarrow.parquet
 from adapt.core.errors import CheckpointError, DataError
 from adapt.core.spans import LabelForm, Span
 from adapt.core.typed import digest_of
+from pseudo_label.candidates import Candidates
 from pseudo_label.criteria.contract import CandidateScores, Null
 from pseudo_label.tasks import TaskConfig, TaskRow, labels_of
 from pseudo_label.zero_shot import PassScores, ScoringPass
@@ -218,8 +219,8 @@ def _record(
 
 
 def _names(row: TaskRow, task: TaskConfig, what: ScoringPass) -> list[str]:
-    groups = list(task.label_tree or {}) if what.with_groups else []
-    return labels_of(row, task) + groups + [word for _, word in task.synonyms_of(what.prompt)]
+    candidates = Candidates.of(task, what.prompt, with_groups=what.with_groups)
+    return candidates.ordered(labels_of(row, task), candidates.groups, candidates.synonyms)
 
 
 def _pass_of(record: dict[str, Any]) -> ScoringPass:

@@ -18,9 +18,10 @@ import numpy.typing as npt
 from adapt.core.errors import DataError
 from adapt.core.progress import progress
 from adapt.core.scorer import FloatArray, Scorer
-from adapt.core.spans import NO_TARGET, IntArray, LabelForm, Reading, Span
+from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span
+from pseudo_label.candidates import Candidates
 from pseudo_label.criteria.contract import CandidateScores, Criterion, Null, get_criterion
-from pseudo_label.prompts import Prompt, places_asked
+from pseudo_label.prompts import Prompt
 from pseudo_label.tasks import TaskConfig, TaskRow
 
 _WORDS_AT_ONCE = 128
@@ -134,26 +135,16 @@ def criterion_of(task: TaskConfig, prompt: str, override: str | None) -> Criteri
 
 def _keys(scores: PassScores, criterion: Criterion, task: TaskConfig) -> PromptKeys:
     keys = [criterion.key(row, null) for row, null in zip(scores.rows, scores.nulls, strict=True)]
-    n_groups = len(task.label_tree or {}) if scores.what.with_groups else 0
-    owners = np.asarray([task.labels.index(label) for label, _ in task.synonyms_of(scores.what.prompt)], np.int64)
-    n_others = n_groups + len(owners)
-    width = max((len(key) - n_others for key in keys), default=len(task.labels))
+    candidates = Candidates.of(task, scores.what.prompt, with_groups=scores.what.with_groups)
+    width = max((len(candidates.labels_of(key)) for key in keys), default=len(task.labels))
     labels = np.full((len(keys), width), -np.inf)
-    groups = np.empty((len(keys), n_groups)) if n_groups else None
+    groups = np.empty((len(keys), len(candidates.groups))) if candidates.groups else None
     for index, key in enumerate(keys):
-        n_labels = len(key) - n_others
-        labels[index, :n_labels] = _mean_over_words(key[:n_labels], key[n_labels + n_groups :], owners)
+        own = candidates.mean_over_words(key)
+        labels[index, : len(own)] = own
         if groups is not None:
-            groups[index] = key[n_labels : n_labels + n_groups]
+            groups[index] = candidates.groups_of(key)
     return PromptKeys(prompt=scores.what.prompt, criterion=criterion.name, labels_NC=labels, groups_NG=groups)
-
-
-def _mean_over_words(own_C: FloatArray, further_S: FloatArray, owners_S: IntArray) -> FloatArray:
-    """Return each label's mean key over its own word and its synonyms; `owners_S` are the labels of the synonyms."""
-    if not len(owners_S):
-        return own_C
-    n_words_C = 1 + np.bincount(owners_S, minlength=len(own_C))
-    return (own_C + np.bincount(owners_S, weights=further_S, minlength=len(own_C))) / n_words_C
 
 
 def _domain_nulls(
@@ -199,7 +190,7 @@ def _score_rows(scorer: Scorer, prompt: Prompt, rows: Sequence[TaskRow], what: S
 def _spread_out(scores: CandidateScores, row: TaskRow, prompt: Prompt) -> CandidateScores:
     """Return the scores of a row's shortlist among all labels and synonyms; those that were not asked about stand at -inf."""
     words = prompt.words(replace(row, shortlist=None))
-    asked = places_asked(row, prompt.task, prompt.name, with_groups=False)
+    asked = Candidates.of(prompt.task, prompt.name).places_asked(row)
     sums_C3 = np.full((len(words), len(Span)), -np.inf)
     sums_C3[asked] = scores.sums_C3
     tokens_C3 = np.ones((len(words), len(Span)), np.int64)

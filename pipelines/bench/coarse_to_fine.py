@@ -21,6 +21,7 @@ from pipelines.bench.contract import Benchmark, interleaved_medians, register
 from pipelines.bench.on_real_rows import RealRows, opened, rows_asked_for
 from pipelines.bench.options import number, only
 from pseudo_label.accuracy import accuracy_of
+from pseudo_label.candidates import Candidates
 from pseudo_label.coarse_to_fine import CoarseRule, CoarseToFine, followed_groups, groups_of_labels
 from pseudo_label.decision import Decision, Method, fit_decision
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
@@ -92,14 +93,15 @@ def _nodes(readings: list[Reading]) -> int:
 
 def _two_step_nodes(prompt: Prompt, data: RealRows, decision: Decision, groups_NG: FloatArray) -> int:
     """Count the candidates' own nodes: the groups', then those of the labels in followed groups."""
-    group_of_label, n_labels = groups_of_labels(data.task), len(data.task.labels)
+    group_of_label = groups_of_labels(data.task)
+    candidates = Candidates.of(data.task, prompt.name, with_groups=True)
     followed = followed_groups(groups_NG, decision.coarse.beam)
     total = 0
     for row, groups in zip(data.labelled, followed, strict=True):
         readings = prompt.readings(row, LabelForm.CLM, with_groups=True)
         fine = [readings[label] for label in np.flatnonzero(groups[group_of_label])]
         text = build_tree(readings, _KINDS).trunk
-        total += sum(len(build_tree(some, _KINDS)) - text for some in (readings[n_labels:], fine))
+        total += sum(len(build_tree(some, _KINDS)) - text for some in (candidates.groups_of(readings), fine))
     return total
 
 

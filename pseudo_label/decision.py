@@ -248,6 +248,11 @@ def softmax(scores: FloatArray) -> FloatArray:
     return np.asarray(exponent / exponent.sum(axis=-1, keepdims=True))
 
 
+def confidences(scores_NC: FloatArray) -> list[float]:
+    """Return the probability of each row's best label, to four digits; none for no rows."""
+    return softmax(scores_NC).max(axis=1).round(4).tolist() if len(scores_NC) else []
+
+
 def margins(scores_NC: FloatArray) -> FloatArray:
     """Return the best score minus the second best, by row; 0 where there is one label only."""
     if scores_NC.shape[1] < 2:

@@ -54,7 +54,7 @@ ONE_FILE = {
     "sentencepiece": "adapt/text/tokenizer.py",
     "datasets": "adapt/text/tokenized_corpus.py",
     "deepspeed": "adapt/train/engine.py",
-    "wandb": "adapt/train/tracking.py",
+    "wandb": "adapt/train/wandb_tracker.py",
     "hydra": "pipelines/command_line/compose.py",
     "omegaconf": "pipelines/command_line/compose.py",
     "pyarrow": "pseudo_label/store.py",

@@ -29,6 +29,7 @@ from adapt.core.typed import digest_of
 
 logger = logging.getLogger(__name__)
 
+_WORK = ".work"
 MANIFEST = "manifest.json"
 # Metrics say something about an artifact (how long it took, say): they are listed and checked, but no part of its digest.
 METRICS_FILE = "metrics.json"
@@ -205,6 +206,11 @@ def write_atomically(path: Path, text: str) -> None:
     scratch.replace(path)
 
 
+def short_key(place: Path) -> str:
+    """Return the name that an artifact has in the store, from its directory or from the one that its stage works in."""
+    return place.name.removeprefix(".").removesuffix(_WORK)
+
+
 class ArtifactStore:
     """The shared store of a run directory: `<root>/store/<stage>/<key>`, with links under `<root>/<run name>/`."""
 
@@ -236,7 +242,7 @@ class ArtifactStore:
             if is_artifact(final) and not force:
                 return open_artifact(final), False
             scratch = final.with_name(f".{final.name}.new")
-            work = final.with_name(f".{final.name}.work")
+            work = final.with_name(f".{final.name}{_WORK}")
             shutil.rmtree(scratch, ignore_errors=True)
             if force and is_artifact(final):
                 shutil.rmtree(work, ignore_errors=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.checkpoint.weights import save_trained
-from adapt.core.artifacts import writable, write_atomically
+from adapt.core.artifacts import short_key, writable, write_atomically
 from adapt.core.json_files import write_json
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import to_plain
@@ -24,7 +24,8 @@ from adapt.text.packing import RowSource, StepOrder
 from adapt.train.cost_estimate import estimate
 from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.loop import Trainer
-from adapt.train.tracking import RunIdentity, TrackerConfig, open_tracker
+from adapt.train.trackers import open_tracker
+from adapt.train.tracking import RunIdentity, TrackerConfig
 from adapt.train.train_config import TrainConfig
 from adapt.train.trainable import train_only
 from adapt.train.training_state import load_moments, save_moments
@@ -83,9 +84,10 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
         load_moments(Path(job.moments_from), engine)
     trainer = Trainer(engine, job.engine, job.objective, job.seed)
     identity = RunIdentity(
-        name=job.name, group=job.group, stage=job.stage, attempt=_attempt(work, rank), directory=Path(job.tracking_dir),
+        name=job.name, group=job.group, stage=job.stage, key=short_key(work), directory=Path(job.tracking_dir),
         config={"train": to_plain(job.train), "objective": to_plain(job.objective), "seed": job.seed},
     )  # fmt: skip
+    attempt = _attempt(work, rank)
     with open_tracker(job.tracker, identity, rank.is_main) as tracker:
         started = time.monotonic()
         before, general_before = _measured(trainer, data)
@@ -93,8 +95,7 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
             _say_estimate(model, data, job, time.monotonic() - started)
         outcome = trainer.train(data.training, job.train, work, tracker)
         after, general_after = _measured(trainer, data)
-        for name in after:
-            tracker.log({f"held_out/{name}/{part}": value.value for part, value in after[name].items()}, job.train.steps)
+        tracker.conclude(_held_out_values(before, after), {})
     if rank.is_main:
         with writable(result):
             save_trained(result, model, engine.named_weights(), tokenizer, job.train.save_precision)
@@ -105,7 +106,7 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
             if data.general is not None:
                 write_json(result / GENERAL_FILE, {"before": general_before, "after": general_after})
             write_json(result / DEEPSPEED_FILE, deepspeed_config(job.engine, job.train.optimizer))
-            said = {"tokens_per_s": outcome.tokens_per_s, "attempts": identity.attempt, "skipped_steps": outcome.skipped_steps}
+            said = {"tokens_per_s": outcome.tokens_per_s, "attempts": attempt, "skipped_steps": outcome.skipped_steps}
             write_json(work / OUTCOME_FILE, said)
     else:
         for _ in engine.named_weights():  # gathering is a collective
@@ -123,6 +124,16 @@ def _measured(trainer: Trainer, data: TrainData) -> tuple[dict[str, dict[str, Pa
     return ledgers, [] if data.general is None else trainer.row_losses(data.general).tolist()
 
 
+def _held_out_values(*measured: Mapping[str, Mapping[str, PartValue]]) -> dict[str, float]:
+    """Return the losses of held-out rows before and after by one name each."""
+    return {
+        f"held_out/{name}/{part}/{when}": value.value
+        for when, ledgers in zip(("before", "after"), measured, strict=True)
+        for name, ledger in ledgers.items()
+        for part, value in ledger.items()
+    }
+
+
 def _say_estimate(model: GPT | HFModel, data: TrainData, job: TrainJob, measured_s: float) -> None:
     """Say what the run will take, from its first step's rows and the time that measuring took."""
     order = StepOrder(n_rows=len(data.training), batch=job.train.batch_rows, seed=job.seed)
@@ -134,7 +145,7 @@ def _say_estimate(model: GPT | HFModel, data: TrainData, job: TrainJob, measured
 
 
 def _attempt(work: Path, rank: RankInfo) -> int:
-    """Count how often this job was started: a tracked run that was killed is not written over."""
+    """Count how often this job was started."""
     if not rank.is_main:
         return 0
     place = work / "attempts"

@@ -90,6 +90,7 @@ class Trainer:
         """
         engine = self._engine
         progress = self._progress(work, config)
+        tracker.follow(progress.history)
         order = StepOrder(n_rows=len(source), batch=config.batch_rows, seed=self._seed)
         engine.module.train()
         is_first = True

@@ -1,11 +1,14 @@
-"""Experiment tracking: nothing, or Weights & Biases (offline unless asked otherwise), by rank 0 only."""
+"""Experiment tracking: what a tracked run is called, and what a tracker is told.
+
+A tracked run is one training: its id follows from its name and from the key of the artifact it makes, so that the same command
+goes on with the same run after a kill. A tracker is told the history so far first (`follow`): it then has every step once.
+"""
 
 from __future__ import annotations
 
 import enum
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -13,12 +16,15 @@ from typing import Any, Protocol
 from adapt.core.settings import Settings, setting
 from adapt.core.typed import digest_of
 
+_ID_LENGTH = 16
+
 
 class TrackerKind(enum.Enum):
     """Where metrics go beside the artifacts."""
 
     NONE = "none"
     WANDB = "wandb"
+    TENSORBOARD = "tensorboard"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,24 +38,48 @@ class TrackerConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class RunIdentity:
-    """What a tracked run is called: its id follows from configuration, stage and attempt, its group is the sweep's name."""
+    """A tracked run's name, its group (the sweep's name), and the key of what it makes.
+
+    `directory` is where trackers write, `stage` the kind of work, `config` the settings that are listed with the run.
+    """
 
     name: str
     group: str
     stage: str
-    attempt: int
-    config: Any
+    key: str
     directory: Path
+    config: Any = field(default_factory=dict)
 
     @property
     def id(self) -> str:
-        return digest_of([self.config, self.name, self.stage, self.attempt])[:16]
+        return digest_of([self.name, self.key])[:_ID_LENGTH]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedTable:
+    """A table with named columns."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
 
 
 class Tracker(Protocol):
-    """Takes metrics by step; used as a context so that it is finished whatever happens."""
+    """Takes metrics by step; used as a context so that it is finished whatever happens.
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+    `hint` says how to look at what was tracked, empty where there is nothing to be done.
+    """
+
+    @property
+    def hint(self) -> str: ...
+
+    def follow(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Take the lines of history before the next step, each with its `step`; called once, before `log`."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Take the metrics of a step."""
+
+    def conclude(self, summary: Mapping[str, Any], tables: Mapping[str, TrackedTable]) -> None:
+        """Take results: single values (numbers and words) by name, and tables."""
 
     def __enter__(self) -> Tracker: ...
 
@@ -59,7 +89,15 @@ class Tracker(Protocol):
 class NoTracker:
     """Tracks nothing."""
 
+    hint = ""
+
+    def follow(self, history: Sequence[Mapping[str, float]]) -> None:
+        return None
+
     def log(self, metrics: Mapping[str, float], step: int) -> None:
+        return None
+
+    def conclude(self, summary: Mapping[str, Any], tables: Mapping[str, TrackedTable]) -> None:
         return None
 
     def __enter__(self) -> NoTracker:
@@ -67,39 +105,3 @@ class NoTracker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         return None
-
-
-class WandbTracker:
-    """One wandb run."""
-
-    def __init__(self, config: TrackerConfig, identity: RunIdentity) -> None:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        import wandb  # here, since importing it starts threads that an untracked run does not want
-
-        identity.directory.mkdir(parents=True, exist_ok=True)
-        self._run = wandb.init(
-            project=config.project,
-            mode=config.mode,  # type: ignore[arg-type]
-            id=identity.id,
-            name=identity.name,
-            group=identity.group,
-            job_type=identity.stage,
-            config=identity.config,
-            dir=str(identity.directory),
-        )
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(metrics), step=step)
-
-    def __enter__(self) -> WandbTracker:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._run.finish(exit_code=0 if kind is None else 1)
-
-
-def open_tracker(config: TrackerConfig, identity: RunIdentity, is_main: bool) -> Tracker:
-    """Open the tracker that the settings ask for; ranks other than 0 get one that tracks nothing."""
-    if config.kind is TrackerKind.WANDB and is_main:
-        return WandbTracker(config, identity)
-    return NoTracker()

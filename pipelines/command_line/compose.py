@@ -265,10 +265,12 @@ def _walk(config: PipelineConfig, point: str | None) -> None:
         criteria_table,
         teachers_table,
     )
+    from pipelines.walk.tracked_runs import track
     from pipelines.walk.verdict import verdicts
 
     done = walk(config, point)
-    ends = (teachers_table(done), accuracy_table(done), criteria_table(done), coarse_table(done), verdicts(done), places(done))
+    tables = (teachers_table(done), accuracy_table(done), criteria_table(done), coarse_table(done))
+    ends = (*tables, verdicts(done), places(done), track(done))
     stream = sys.stderr if config.output == STANDARD else sys.stdout  # where rows go out, nothing else does
     stream.write("".join(f"{text}\n" for text in ends if text))
     stream.flush()

@@ -29,7 +29,7 @@ from pipelines.stages.scores import Scored, ScorerReads, scores_of
 from pipelines.stages.scoring_choice import say_if_treeless
 from pseudo_label.accuracy import accuracy_of, balance_of
 from pseudo_label.coarse_to_fine import step_losses
-from pseudo_label.decision import Decision, Method, lexical_decision
+from pseudo_label.decision import Decision, Method, confidences, lexical_decision
 from pseudo_label.labelling import predictions
 from pseudo_label.submission import submission_name, write_submission
 from pseudo_label.tasks import TaskConfig, TaskRow, split_path
@@ -64,7 +64,7 @@ class Evaluate(Stage[EvaluateReads]):
     """Evaluate the base, and the adapted model where the run has one."""
 
     name = NAME
-    version = 3  # a student of several teachers counts more in `combined`
+    version = 4  # answers come with their confidences
 
     def reads(self, run: Run, task: TaskConfig | None) -> EvaluateReads:
         assert task is not None
@@ -248,7 +248,7 @@ def _accuracy(
         **to_plain(balance_of(scores, guesses, gold)),
         "seconds": round(seconds, 2),
     }
-    return line, {**who, "answers": guesses, "gold": gold}
+    return line, {**who, "answers": guesses, "gold": gold, "confidences": confidences(scores)}
 
 
 def _lexical_scores(lexical: LexicalAnswers | None, decision: Decision, rows: list[TaskRow]) -> FloatArray | None:

@@ -16,7 +16,7 @@ from pipelines.stages.contract import Workshop
 from pipelines.stages.rows import TaskData
 from pipelines.stages.teachers import lexical_artifact
 from pseudo_label.accuracy import accuracy_of, balance_of
-from pseudo_label.decision import Method
+from pseudo_label.decision import Method, confidences
 from pseudo_label.labelling import predictions
 from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.teachers import lexical_files
@@ -59,5 +59,5 @@ class LexicalAnswers:
                     "seconds": round(seconds, 2),
                 }
             )
-            answers.append({**who, "answers": guesses, "gold": gold})
+            answers.append({**who, "answers": guesses, "gold": gold, "confidences": confidences(scores_NC)})
         return {"table": table, "answers": answers}

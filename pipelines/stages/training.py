@@ -17,6 +17,13 @@ from pipelines.stages.contract import Reads, unkeyed
 from pipelines.stages.products import Training
 from pipelines.stages.run import Run
 
+HISTORY_FILE = "history.jsonl"
+
+
+def tracked_name(run: Run, stage: str, task: str | None) -> str:
+    """Return what a tracked run is called."""
+    return f"{run.name}/{stage}" + (f"/{task}" if task else "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingReads(Reads):
@@ -44,7 +51,7 @@ class TrainingReads(Reads):
             seed=run.config.seed,
             engine=engine,
             tracker=run.config.tracker,
-            tracked_as=f"{run.name}/{stage}" + (f"/{task}" if task else ""),
+            tracked_as=tracked_name(run, stage, task),
             group=run.group,
             tracking_dir=run.store.root / run.group,
         )
@@ -85,6 +92,6 @@ def finished_training(result: Path, work: Path) -> Training:
     """Collect what a finished job says of itself."""
     held_out = read_object(result / "held_out.json")
     outcome = read_object(work / "outcome.json")
-    last = read_lines(result / "history.jsonl")[-1]
+    last = read_lines(result / HISTORY_FILE)[-1]
     plain = {"held_out": held_out, "steps": int(last["step"]), "loss": last["loss/total"], **outcome}
     return from_plain(Training, plain, str(result))

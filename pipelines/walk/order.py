@@ -11,6 +11,7 @@ from adapt.core.artifacts import is_artifact
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
 from adapt.model.config import HFConfig
+from adapt.train.trackers import check_tracker
 from pipelines.config.commands import STAGES
 from pipelines.config.schema import PipelineConfig
 from pipelines.stages.contract import Stage
@@ -33,6 +34,7 @@ def walk(config: PipelineConfig, point: str | None = None) -> Run:
             f"stages: unknown stage '{unknown[0]}'{suggest(unknown[0], list(STAGES))}; there are: {', '.join(STAGES)}"
         )
     _check_directories(config)
+    check_tracker(config.tracker)
     current = Run(config, point)
     names = _without_base_stages(current, [name for name in STAGES if name in config.stages])
     wanted = [stage_named(name) for name in names]

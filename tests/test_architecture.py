@@ -63,6 +63,8 @@ ONE_FILE = {
     "sklearn": "pseudo_label/teachers/bag_of_words.py",
     "scipy": "pseudo_label/statistics.py",
     "openpyxl": "adapt/text/rows/xlsx_rows.py",
+    "bokeh": "pipelines/report_page/charts.py",
+    "jinja2": "pipelines/report_page/page.py",
 }
 # A benchmark's baseline is another package's own code; Parquet is written in one place and read from users in another.
 ALSO_IN = {

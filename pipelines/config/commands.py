@@ -129,7 +129,11 @@ COMMANDS = (
         "checkpoint=/exports/tnews input=- output=- scorer.precision=fp32",
     ),
     _stage(
-        "report", "A run's results to one HTML page.", ("tasks",), "run.name=news tasks=[tnews]", "run.name=news run.dir=/data/runs"
+        "report",
+        "A run's results to one HTML page.",
+        ("seed", *_TASKS, "evaluate.method"),
+        "run.name=news tasks=[tnews]",
+        "run.name=news run.dir=/data/runs data.root=/data/clue",
     ),
     Command(
         name="run",

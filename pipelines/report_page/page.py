@@ -1,50 +1,96 @@
-"""The report: one HTML page of sections, tables and figures that opens without a network."""
+"""A page of sections, tables and charts in one HTML file that opens without a network.
+
+Everything that is not marked as HTML is escaped; control characters and marks that turn the direction of text are replaced. A
+content policy in the page forbids requests.
+"""
 
 from __future__ import annotations
 
-import html
+import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-_STYLE = """
-body{font:15px/1.5 system-ui,"Noto Sans CJK SC",sans-serif;max-width:1180px;margin:2rem auto;padding:0 1rem;color:#111827}
-h1{font-size:1.6rem} h2{margin-top:2.2rem;border-bottom:1px solid #d1d5db} figure{display:inline-block;margin:.6rem .4rem;
-vertical-align:top} figcaption{font-weight:600} .tick{font-size:11px;fill:#4b5563} .grid{stroke:#e5e7eb}
-.legend span{margin-right:1em;font-size:13px} .legend i{display:inline-block;width:.8em;height:.8em;margin-right:.3em}
-table{border-collapse:collapse;margin:.6rem 0} th,td{border:1px solid #d1d5db;padding:.25rem .6rem;text-align:left}
-th{background:#f3f4f6} td.number{text-align:right;font-variant-numeric:tabular-nums} p.note{color:#4b5563}
-"""
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from pipelines.report_page.charts import Chart, drawn, library
+
+# Control characters but tab and line feed, and the marks of bidirectional text.
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading with HTML below it."""
+    """A heading with charts and HTML below it; charts that follow each other stand side by side."""
 
     title: str
-    parts: Sequence[str]
+    parts: Sequence[Chart | Markup]
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return an HTML table; cells are escaped."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f'<td class="{_kind(cell)}">{html.escape(cell)}</td>' for cell in row) + "</tr>" for row in rows
+def shown(text: object) -> str:
+    """Return a text with unseen characters replaced by a visible sign."""
+    return _UNSEEN.sub("�", str(text))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
+    """Return an HTML table that sorts by a click on a column's head."""
+    head = Markup("").join(Markup('<th tabindex="0" scope="col">{}</th>').format(shown(cell)) for cell in header)
+    body = Markup("").join(Markup("<tr>{}</tr>").format(Markup("").join(map(_cell, row))) for row in rows)
+    return Markup('<div class="wide"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>').format(head, body)
+
+
+def note(text: str) -> Markup:
+    """Return a paragraph."""
+    return Markup('<p class="note">{}</p>').format(shown(text))
+
+
+def heading(text: str) -> Markup:
+    """Return a heading below a section's."""
+    return Markup("<h3>{}</h3>").format(shown(text))
+
+
+def page(title: str, sections: Sequence[Section], lead: Sequence[str] = ()) -> str:
+    """Return the whole page; `lead` are the sentences that say what came out."""
+    charts = [part for section in sections for part in section.parts if isinstance(part, Chart)]
+    script, places = drawn(charts)
+    numbered = {id(chart): (number, place) for number, (chart, place) in enumerate(zip(charts, places, strict=True))}
+    laid_out = [{"title": shown(section.title), "groups": _groups(section, numbered)} for section in sections]
+    found: str = _template().render(
+        title=shown(title),
+        lead=[shown(sentence) for sentence in lead],
+        sections=laid_out,
+        script=script,
+        library=library() if charts else "",
+        table=table,
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return found
 
 
-def note(text: str) -> str:
-    return f'<p class="note">{html.escape(text)}</p>'
-
-
-def page(title: str, sections: Sequence[Section]) -> str:
-    """Return the whole page."""
-    body = "".join(f"<section><h2>{html.escape(s.title)}</h2>{''.join(s.parts)}</section>" for s in sections)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>{body}</body></html>\n"
+@functools.cache
+def _template() -> Any:
+    environment = Environment(
+        loader=PackageLoader("pipelines", "report_page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    return environment.get_template("page.html")
 
 
-def _kind(cell: str) -> str:
-    return "number" if cell[:1].isdigit() or cell[:1] in "+-." else "text"
+def _groups(section: Section, numbered: dict[int, tuple[int, str]]) -> list[dict[str, Any]]:
+    """Return a section's parts with charts that follow each other put together."""
+    groups: list[dict[str, Any]] = []
+    for part in section.parts:
+        if isinstance(part, Chart):
+            number, place = numbered[id(part)]
+            chart = {"number": number, "place": place, "title": shown(part.title), "header": part.header, "rows": part.rows}
+            if not groups or not groups[-1]["charts"]:
+                groups.append({"charts": [], "html": ""})
+            groups[-1]["charts"].append(chart)
+        else:
+            groups.append({"charts": [], "html": escape(part)})
+    return groups
+
+
+def _cell(cell: str) -> Markup:
+    kind = "number" if cell[:1].isdigit() or cell[:1] in ("+", "-", ".") else "text"
+    return Markup('<td class="{}">{}</td>').format(kind, shown(cell))

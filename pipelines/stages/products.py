@@ -14,6 +14,7 @@ from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.typed import from_plain, to_plain
 from pseudo_label.accuracy import Accuracy
 
+REPORT_FILE = "report.html"  # here, so that whoever names the page need not import what draws it
 P = TypeVar("P", bound="Product")
 
 

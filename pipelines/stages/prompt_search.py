@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from adapt.core.artifacts import Artifact
 from adapt.core.errors import DataError
 from adapt.core.json_files import read_object, write_json
@@ -24,7 +26,7 @@ from adapt.core.scorer import FloatArray
 from adapt.core.spans import LabelForm
 from adapt.core.typed import to_plain
 from pipelines.config.schema import PromptSearchConfig
-from pipelines.report_page.figures import Point, bar_chart, scatter_chart
+from pipelines.report_page.charts import Chart, Point, bar_chart, scatter_chart
 from pipelines.report_page.page import Section, note, page, table
 from pipelines.stages.contract import Reads, Stage, Workshop, unkeyed
 from pipelines.stages.models import weights_of
@@ -299,7 +301,7 @@ def _page(found: Mapping[str, Any]) -> str:
     else:
         chart = bar_chart(f"Score ({found['formula']})", [(line["prompt"], line["score"]) for line in lines], "score")
     header, rows = _cells(found)
-    parts = [chart, table(header, rows), *map(note, _notes(found))]
+    parts: list[Chart | Markup] = [chart, table(header, rows), *map(note, _notes(found))]
     words = [[line["prompt"], line["template"], json.dumps(line["label_words"], ensure_ascii=False)] for line in lines]
     own = table(("prompt", "template", "label words (null: the task's)"), words)
     return page(f"Prompts of {found['task']}", [Section(title="Judged", parts=parts), Section(title="Prompts", parts=[own])])

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipelines.report_page.figures import Interval, interval_chart
+from pipelines.report_page.charts import Chart, Interval, interval_chart
 from pipelines.report_page.page import Section, note, page, table
 from pipelines.walk.paired_statistics import Summary
 from pseudo_label.comparison import RESAMPLES
 
-_LONGEST_CHART_NAME = 30
 _LEGEND = (
     "Accuracies are in %, over dev and few together, with their 95 % interval: Wilson's where there is one list of answers, else a "
     "bootstrap over rows of the mean over seeds; in parentheses the seeds' own values (of many, the smallest and the largest).",
@@ -54,7 +53,7 @@ def study_page(
 ) -> str:
     sections = [Section(title="How to read this", parts=[note(text) for text in _LEGEND])]
     for task, some in tables.items():
-        charts = [_accuracy_chart(summaries[task]), _difference_chart(summaries[task], baseline)]
+        charts = [_accuracy_chart(summaries[task]), *_difference_chart(summaries[task], baseline)]
         sections.append(Section(title=f"{task} {some[0].title}", parts=[*charts, table(some[0].header, some[0].rows)]))
         sections += [Section(title=f"{task} {t.title}", parts=[table(t.header, t.rows)]) for t in some[1:]]
     if ends:
@@ -62,9 +61,9 @@ def study_page(
     return page("Study", sections)
 
 
-def _accuracy_chart(summaries: Sequence[Summary]) -> str:
+def _accuracy_chart(summaries: Sequence[Summary]) -> Chart:
     intervals = [
-        Interval(row=_short(s.variant), series=" ".join(who), value=100 * x.value, low=100 * x.ci95[0], high=100 * x.ci95[1])
+        Interval(row=s.variant, series=" ".join(who), value=100 * x.value, low=100 * x.ci95[0], high=100 * x.ci95[1])
         for who in dict.fromkeys(who for s in summaries for who in s.scores)
         for s in summaries
         if (x := s.scores.get(who)) is not None
@@ -72,18 +71,13 @@ def _accuracy_chart(summaries: Sequence[Summary]) -> str:
     return interval_chart("Accuracy with 95 % interval, by variant", intervals, 0, 100, " %")
 
 
-def _difference_chart(summaries: Sequence[Summary], baseline: str | None) -> str:
+def _difference_chart(summaries: Sequence[Summary], baseline: str | None) -> list[Chart]:
     intervals = [
-        Interval(row=_short(s.variant), series="adapted raw", value=100 * x.value, low=100 * x.ci95[0], high=100 * x.ci95[1])
+        Interval(row=s.variant, series="adapted raw", value=100 * x.value, low=100 * x.ci95[0], high=100 * x.ci95[1])
         for s in summaries
         if s.variant != baseline and (x := s.difference) is not None
     ]
     if not intervals:
-        return ""
+        return []
     low, high = min(0.0, *(item.low for item in intervals)), max(0.0, *(item.high for item in intervals))
-    return interval_chart(f"Points over {baseline}, with 95 % interval", intervals, low, max(high, low + 1), "")
-
-
-def _short(variant: str) -> str:
-    """Return a name that fits beside a chart, by its end, where sweeps say what they vary."""
-    return variant if len(variant) <= _LONGEST_CHART_NAME else "…" + variant[1 - _LONGEST_CHART_NAME :]
+    return [interval_chart(f"Points over {baseline}, with 95 % interval", intervals, low, max(high, low + 1), "")]

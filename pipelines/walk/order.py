@@ -92,10 +92,11 @@ def _without_base_stages(current: Run, wanted: list[str]) -> list[str]:
 
 def places(current: Run) -> str:
     """Return where a run's report and exports are."""
-    from pipelines.stages import export, report
+    from pipelines.stages import export
+    from pipelines.stages.products import REPORT_FILE
 
     lines = []
-    page = current.directory / report.NAME / report.PAGE_FILE
+    page = current.directory / "report" / REPORT_FILE
     if page.is_file():
         lines.append(f"report: {page}")
     for name in current.config.tasks:

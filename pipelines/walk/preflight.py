@@ -133,12 +133,13 @@ def check_joint_tasks(ahead: Ahead) -> None:
 def check_proposals(ahead: Ahead) -> None:
     """A label tree and a search for prompts can be made as they are asked for."""
     from pipelines.stages.label_tree import group_sizes
-    from pipelines.stages.prompt_search import judged_task
 
     for task in ahead.tasks:
         if ahead.has("label_tree"):
             group_sizes(ahead.config.label_tree, task)
         if ahead.has("prompt_search"):
+            from pipelines.stages.prompt_search import judged_task  # imports what draws charts
+
             judged_task(task, ahead.config.prompt_search)
 
 

@@ -18,8 +18,8 @@ from adapt.core.json_files import read_json, read_lines
 from adapt.core.typed import digest_of, to_plain
 from adapt.train.trackers import open_tracker
 from adapt.train.tracking import RunIdentity, TrackedTable, TrackerKind
-from pipelines.stages import continue_pretrain, evaluate, export, pseudo_label, report
-from pipelines.stages.products import Adaptation, Evaluation, Labels
+from pipelines.stages import continue_pretrain, evaluate, export, pseudo_label
+from pipelines.stages.products import REPORT_FILE, Adaptation, Evaluation, Labels
 from pipelines.stages.rows import LABELLED_SPLITS
 from pipelines.stages.run import Run
 from pipelines.stages.training import HISTORY_FILE, tracked_name
@@ -83,7 +83,7 @@ def _summary(current: Run, found: Mapping[str, Artifact], verdict: str | None) -
         values["verdict"] = verdict
     if export.NAME in found:
         values["export"] = str(found[export.NAME].path)
-    page = current.directory / report.NAME / report.PAGE_FILE
+    page = current.directory / "report" / REPORT_FILE
     if page.is_file():
         values["page"] = str(page)
     return values

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from adapt.core.artifacts import Artifact
-from pipelines.stages.products import Training
-from pipelines.stages.report import _line, _losses
+from pipelines.stages.products import HeldOut, Part, Training
+from pipelines.stages.report_training import line_of, losses
 
 
 @pytest.mark.parametrize("looks_ahead", [True, False])
@@ -19,15 +19,23 @@ def test_losses_of_routers_have_a_chart_of_their_own(looks_ahead: bool) -> None:
         line |= {f"loss/{part}": 1.0, f"count/{part}": count}
     if looks_ahead:
         line["router/looks_ahead"] = 1.0
-    text, routers = _losses([line]).split("Losses of routers")
-    assert ("loss/context" in text, "loss/prompt" in text, "loss/margin" in text) == (True, False, False)
-    assert "loss/margin" in routers
-    assert ("no language-model losses" in text) is looks_ahead
+    text, routers = losses([line], Training())
+    assert text.header == ("step", "loss/total", "loss/context")
+    assert routers.header == ("step", "loss/balance", "loss/margin")
+    assert ("no language-model losses" in text.title) is looks_ahead
+
+
+def test_held_out_losses_are_points_at_the_start_and_the_end() -> None:
+    history = [{"step": step, "loss/total": 3.0, "loss/context": 2.0, "count/context": 1.0} for step in (1.0, 2.0)]
+    ledger = HeldOut(before={"context": Part(value=4.0, count=2.0)}, after={"context": Part(value=1.0, count=2.0)})
+    [chart] = losses(history, Training(held_out={"task": ledger}))
+    marks = chart.drawing.renderers[-1].data_source.data
+    assert (list(marks["x"]), list(marks["y"])) == ([0.0, 2.0], [4.0, 1.0])
 
 
 def test_a_skipped_step_has_no_norm_in_its_chart() -> None:
     history = [{"step": 1.0, "grad_norm": 0.5}, {"step": 2.0, "skipped": 1.0}, {"step": 3.0, "grad_norm": 0.25}]
-    assert _line("Gradient norm", history, ["grad_norm"]) == _line("Gradient norm", [history[0], history[2]], ["grad_norm"])
+    assert line_of("Gradient norm", history, ["grad_norm"]).rows == [["1", "0.5000"], ["3", "0.2500"]]
 
 
 @pytest.mark.parametrize(("outcome", "words"), [({"skipped_steps": 3}, "7 steps (3 of them skipped"), ({}, "7 steps, 10 tokens/s")])

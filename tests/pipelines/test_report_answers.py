@@ -1,0 +1,68 @@
+"""The report's answers: the gain against the best without adapting, and rows that changed, with texts where they are at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipelines.report_page.charts import Chart
+from pipelines.stages.report_answers import Answers, answers_section, gain_sentence
+from pseudo_label.tasks import TaskRow
+
+GOLD = ["a", "b", "a", "b"]
+
+
+def line(split: str, model: str, method: str, answers: str, confidences: list[float]) -> dict[str, Any]:
+    return {
+        "task": "t", "split": split, "model": model, "method": method, "answers": list(answers), "gold": GOLD,
+        "confidences": confidences,
+    }  # fmt: skip
+
+
+LINES = [
+    line(split, model, method, answers, confidences)
+    for split in ("dev", "few")
+    for model, method, answers, confidences in (
+        ("lexical", "lexical", "abbb", [0.9, 0.8, 0.6, 0.7]),
+        ("base", "combined", "aaaa", [0.5, 0.5, 0.5, 0.5]),
+        ("adapted", "combined", "abaa", [0.9, 0.7, 0.6, 0.8]),
+    )
+]
+ROWS = [TaskRow(id=i, texts={"text": f"text {i} <b>"}, label=GOLD[i % 4], candidates=None, line=i) for i in range(8)]
+
+
+def answers(lines: list[dict[str, Any]], method: str = "combined") -> Answers:
+    found = Answers.of("t", lines, method)
+    assert found is not None
+    return found
+
+
+def test_the_gain_is_against_the_best_without_adapting() -> None:
+    said = gain_sentence(answers(LINES))
+    assert said.startswith("t: 75.0 % of 8 labelled rows are answered rightly by the adapted model, combined: +0.0 points [")
+    assert "no clear difference from the best without adapting (lexical labeller, 75.0 %)" in said
+    assert said.endswith("One label throughout would get 50.0 %.")
+
+
+def test_a_base_by_itself_gains_nothing() -> None:
+    said = gain_sentence(answers([one for one in LINES if one["model"] != "adapted"]))
+    assert said == "t: 50.0 % of 8 labelled rows are answered rightly by the base, combined. One label throughout would get 50.0 %."
+
+
+def test_rows_are_listed_with_their_texts_the_surest_first() -> None:
+    section = answers_section(answers(LINES), ROWS)
+    html = "".join(str(part) for part in section.parts if not isinstance(part, Chart))
+    assert "2 rows are right now, 2 are wrong now" in html
+    assert html.index("Right now (2 of 2)") < html.index("text 2 &lt;b&gt;") < html.index("Wrong now (2 of 2)")
+    assert [part.title.split(" ")[0] for part in section.parts if isinstance(part, Chart)] == ["Rows", "Reliability:", "Rows"]
+
+
+def test_without_rows_their_texts_are_not_shown() -> None:
+    html = "".join(str(part) for part in answers_section(answers(LINES), []).parts if not isinstance(part, Chart))
+    assert "not shown" in html
+
+
+@pytest.mark.parametrize("lines", [[], [{**LINES[0], "split": "test"}]])
+def test_without_labelled_rows_there_are_no_answers(lines: list[dict[str, Any]]) -> None:
+    assert Answers.of("t", lines, "combined") is None

@@ -137,14 +137,14 @@ def _split_findings(where: str, words: Sequence[AskedWord], tokenizer: TextToken
                 mend="choose shorter or more common words, or a base for this language",
             )
         )
-    own = sorted((len(word.ids) for word in words if word.is_own))
+    own = sorted(len(word.ids) for word in words if word.is_own)
     if own[-1] - own[0] >= _UNEVEN:
         found.append(
             Finding(
                 level=Level.NOTE,
                 where=where,
                 says=f"label words have {own[0]} to {own[-1]} pieces",
-                mend="longer words score lower by themselves; methods other than raw correct it, words of one length need no correction",
+                mend="longer words score lower by themselves, which methods other than raw correct",
             )
         )
     return found
@@ -205,7 +205,7 @@ def _neighbour_findings(where: str, words: Sequence[AskedWord], tokenizer: TextT
                 level=Level.WARNING,
                 where=where,
                 says=f"{_listed(spaced, tokenizer)}: asked without the space that stands before a word in running text",
-                mend=f"end the template's text without a space and write the space into the word ({' ' + spaced[0].word.strip()!r})",
+                mend=f"end the template's text without a space and write it into the words ({' ' + spaced[0].word.strip()!r})",
             )
         )
     if merged:

@@ -1,7 +1,7 @@
-"""What a tokenizer does to texts: how long they become, what it spells in parts of characters, loses, or takes for special tokens.
+"""What a tokenizer does to texts: how long they become, what it spells in parts of characters, loses, or takes for special.
 
-Everything is asked through `TextTokenizer`, so that it holds for any vocabulary. A piece is a part of a character where it is a byte
-(`<0xE4>`), or where it decodes to U+FFFD: that covers byte fallback and byte-level vocabularies. Thresholds are in `findings_on`.
+Everything is asked through `TextTokenizer`, so that it holds for any vocabulary. A piece is a part of a character where it is a
+byte (`<0xE4>`), or where it decodes to U+FFFD: that covers byte fallback and byte-level vocabularies.
 
 Sources: characters a token and byte fallback as in Rust et al. 2021 (arXiv:2012.15613, fertility) and Petrov et al. 2023
 (arXiv:2305.15425).
@@ -192,7 +192,9 @@ def cause_of(text: str, decoded: str) -> str:
 
 def reachable_specials(tokenizer: TextTokenizer) -> list[str]:
     """Return the special tokens that a text produces by spelling them: those with a role, and all that are written like one."""
-    roles = {i for i in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.mask_id, tokenizer.unk_id) if i is not None}
+    roles = {
+        i for i in (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.mask_id, tokenizer.unk_id) if i is not None
+    }
     written = tokenizer.pieces(range(tokenizer.vocab_size))
     special = [
         (token, piece)
@@ -228,7 +230,8 @@ def findings_on(health: TextHealth) -> list[Finding]:
             Finding(
                 level=Level.WARNING,
                 where=health.name,
-                says=f"{count:,} of {health.texts:,} texts do not decode to themselves ({cause}: {example.text!r} -> {example.decoded!r})",
+                says=f"{count:,} of {health.texts:,} texts do not decode to themselves "
+                f"({cause}: {example.text!r} -> {example.decoded!r})",
                 mend="what is lost tells no labels apart; take another base if it should",
             )
         )

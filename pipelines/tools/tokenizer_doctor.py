@@ -1,4 +1,4 @@
-"""`python -m pipelines.tokenizer_doctor [tokenizer=PLACE] [task=NAME] [task_dir=DIR] [data.root=DIR] [data.corpus=[...]] [key=value ...]`
+"""`python -m pipelines.tokenizer_doctor tokenizer=PLACE task=NAME task_dir=DIR data.root=DIR [data.corpus=[...]] [key=value ...]`
 
 Look at a tokenizer through a task's rows and label words and through general text, before anything is labelled with it.
 
@@ -11,11 +11,11 @@ Look at a tokenizer through a task's rows and label words and through general te
   rows         rows or documents looked at in each split and each domain, drawn from all of them (20000)
   output       a .json file for all of it
 
-It prints characters a token by task and domain; the shares of tokens that are parts of a character (bytes) or unknown; texts that do
-not decode to themselves; then label words that split, collide, begin like another, merge with the text before them, or lack the
-space before them; special tokens that text can spell; and pieces that occur in no text. Each finding says what to change: a fault
-would end a walk, a warning costs accuracy or time, a note is good to know. Exit code 0, with findings too; 2 after one line for a
-mistake.
+It prints characters a token by task and domain; the shares of tokens that are parts of a character (bytes) or unknown; texts
+that do not decode to themselves; then label words that split, collide, begin like another, merge with the text before them, or
+lack the space before them; special tokens that text can spell; and pieces that occur in no text. Each finding says what to change:
+a fault would end a walk, a warning costs accuracy or time, a note is good to know. Exit code 0, with findings too; 2 after one
+line for a mistake.
 """
 
 from __future__ import annotations

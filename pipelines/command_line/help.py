@@ -27,6 +27,7 @@ def menu() -> str:
     lines += ["", "other commands:", *_table(others)]
     lines += ["", "`python -m pipelines.<command> --help` lists the keys that a command reads."]
     lines += ["A first run of everything: python -m pipelines.run experiment=demo"]
+    lines += ["A task of your own: python -m pipelines.init data=FILE"]
     return "\n".join(lines) + "\n"
 
 

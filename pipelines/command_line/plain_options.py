@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import typing
 from collections.abc import Callable
@@ -46,16 +47,34 @@ def parsed(kind: type[T], words: list[str], first_word: str | None = None) -> T:
     """
     if words and first_word is not None and "=" not in words[0]:
         words = [f"{first_word}={words[0]}", *words[1:]]
-    hints = typing.get_type_hints(kind)
     values: dict[str, object] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key:
             raise ConfigError(f"'{word}': expected key=value")
-        if key in values:
-            raise ConfigError(f"'{word}': {key} is given twice")
-        values[key] = _value(text, hints.get(key), word)
+        _put(values, key, _value(text, _hint(kind, key), word), word)
     return from_plain(kind, values, "command line")
+
+
+def _hint(kind: Any, key: str) -> Any:
+    """Return the type of a field; a dotted key leads into a field that is a dataclass itself."""
+    name, _, inner = key.partition(".")
+    hint = typing.get_type_hints(kind).get(name)
+    if not inner:
+        return hint
+    return _hint(hint, inner) if dataclasses.is_dataclass(hint) else None
+
+
+def _put(values: dict[str, object], key: str, value: object, word: str) -> None:
+    *sections, name = key.split(".")
+    inside: Any = values
+    for section in sections:
+        inside = inside.setdefault(section, {})
+        if not isinstance(inside, dict):
+            raise ConfigError(f"'{word}': {section} is given twice")
+    if name in inside:
+        raise ConfigError(f"'{word}': {key} is given twice")
+    inside[name] = value
 
 
 def _value(text: str, hint: Any, word: str) -> object:

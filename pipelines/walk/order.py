@@ -17,6 +17,7 @@ from pipelines.config.schema import PipelineConfig
 from pipelines.stages.contract import Stage
 from pipelines.stages.run import DATA_ROOT_ADVICE, Run
 from pipelines.walk.preflight import check_ahead
+from pipelines.walk.tokenizer_warnings import warn_of_tokenizer
 
 logger = logging.getLogger("pipelines")
 _BASE_STAGES = ("tokenizer", "pretrain")
@@ -44,6 +45,8 @@ def walk(config: PipelineConfig, point: str | None = None) -> Run:
     check_ahead(current, names, tasks)
     for stage in wanted:
         for task in tasks if stage.is_per_task and tasks else [None]:
+            if stage.name == "pseudo_label" and task is not None:
+                warn_of_tokenizer(current, task)
             current.run_stage(stage, task)
             if stage.name == "continue_pretrain" and "pseudo_label" in names and task is not None:
                 from pipelines.walk.rounds import further_rounds

@@ -15,6 +15,7 @@ from adapt.core.json_files import read_lines
 from pipelines.report_page.figures import Interval, Line, bar_chart, interval_chart, line_chart
 from pipelines.report_page.page import Section, note, page, table
 from pipelines.stages.contract import Reads, Stage, Workshop
+from pipelines.stages.gain import gain_of
 from pipelines.stages.products import Adaptation, Evaluation, Labels, Training
 from pipelines.stages.run import Run
 from pseudo_label.store import LABELS_FILE, read_labels
@@ -39,6 +40,7 @@ class Report(Stage[ReportReads]):
 
     name = NAME
     is_per_task = False
+    version = 2  # says what adaptation gained
 
     def reads(self, run: Run, task: TaskConfig | None) -> ReportReads:
         found = _artifacts(run)
@@ -95,7 +97,18 @@ def _evaluation(found: Mapping[str, Artifact]) -> Section | None:
         for r in rows
     ]
     chart = interval_chart("Accuracy with 95 % interval, base against adapted", intervals, 0, 100, " %")
-    return Section(title="Accuracy", parts=[chart, table(header, cells)])
+    return Section(title="Accuracy", parts=[*_gains(found), chart, table(header, cells)])
+
+
+def _gains(found: Mapping[str, Artifact]) -> list[str]:
+    """Say what each task's adaptation gained, where the run's evaluation measured it."""
+    said = []
+    for name, evaluated in found.items():
+        stage, _, task = name.partition("/")
+        adapted = found.get(f"continue_pretrain/{task}")
+        if stage == "evaluate" and adapted is not None and "continue_pretrain" in evaluated.inputs:
+            said.append(note(f"{task}: {gain_of(adapted, evaluated)}."))
+    return said
 
 
 def _trainings(found: Mapping[str, Artifact]) -> list[Section]:

@@ -21,7 +21,7 @@ from adapt.core.limits import _of_groups, largest_file
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ["cannot be written (No space left on device", "free space"]),
         (
             OSError(errno.EROFS, os.strerror(errno.EROFS), "/other/x"),
-            ["/other/x: ", "Read-only file system", "mount it for writing"],
+            ["/other/x: ", "Read-only file system", "mount it"],
         ),
         (OSError(errno.EFBIG, os.strerror(errno.EFBIG)), ["File too large", "ulimit -f"]),
         (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), ["cannot be opened", "ulimit -n"]),
@@ -68,9 +68,9 @@ def test_the_limit_on_a_file_s_size_counts_as_room(small_files: int, tmp_path: P
     assert largest_file() == small_files
     with pytest.raises(ConfigError, match=r"needs 200 kB, and `ulimit -f` allows files of 100 kB"):
         need_room(tmp_path, 200_000, "an export")
-    with pytest.raises(ConfigError, match=r"file: cannot be written \(File too large\); raise `ulimit -f`"):
-        with faults_in_words(tmp_path / "file"):
-            (tmp_path / "file").write_bytes(b"\0" * 200_000)
+    said = r"file: cannot be written \(File too large\); raise `ulimit -f`"
+    with pytest.raises(ConfigError, match=said), faults_in_words(tmp_path / "file"):
+        (tmp_path / "file").write_bytes(b"\0" * 200_000)
 
 
 @pytest.mark.parametrize(

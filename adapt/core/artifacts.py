@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.faults import fault_in, faults_in_words
 from adapt.core.json_files import json_text
 from adapt.core.typed import digest_of
 
@@ -249,8 +250,8 @@ class ArtifactStore:
             with writable(self.root):
                 scratch.mkdir()
                 work.mkdir(exist_ok=True)
-            metrics = build(scratch, work)
-            with writable(self.root):
+            with faults_in_words(scratch):
+                metrics = build(scratch, work)
                 write_manifest(scratch, key, metrics, created())
                 _swap_in(scratch, final)
             shutil.rmtree(work, ignore_errors=True)
@@ -287,6 +288,9 @@ def writable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        found = fault_in(error, path)
+        if found is not None:
+            raise found from error
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place or free space") from error
 
 

@@ -93,7 +93,7 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
         before, general_before = _measured(trainer, data)
         if rank.is_main:
             _say_estimate(model, data, job, time.monotonic() - started)
-        outcome = trainer.train(data.training, job.train, work, tracker)
+        outcome = trainer.train(data.training, job.train, work, tracker, time.monotonic() - started)
         after, general_after = _measured(trainer, data)
         tracker.conclude(_held_out_values(before, after), {})
     if rank.is_main:
@@ -141,7 +141,7 @@ def _say_estimate(model: GPT | HFModel, data: TrainData, job: TrainJob, measured
     sources = [*data.held_out.values(), *([] if data.general is None else [data.general])]
     measured = sum(len(reading) for source in sources for row in range(len(source)) for reading in source.row(row, 0))
     speed = measured / max(measured_s, 1e-9) if measured else None
-    logger.info("%s: %s", job.stage, estimate(model, job.train, tokens_per_step, speed, Path(job.work)))
+    logger.info("%s: %s", job.stage, estimate(model, job.train, tokens_per_step, speed, Path(job.work), measured_s))
 
 
 def _attempt(work: Path, rank: RankInfo) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from adapt.core.progress import TimeLeft
 from adapt.core.runtime import seed_for
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import NO_TARGET, Reading, Span
@@ -46,6 +47,7 @@ from adapt.train.train_config import TrainConfig
 from adapt.train.training_state import Progress, StateWriter, load_newest_state
 
 logger = logging.getLogger(__name__)
+_FIRST_SAID_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +82,8 @@ class Trainer:
         self._base = cast(CausalBase, engine.module)
         self._expert_counts = self._base.expert_counts
 
-    def train(self, source: RowSource, config: TrainConfig, work: Path, tracker: Tracker) -> TrainResult:
-        """Train to the last step, going on from the newest state in `work`.
+    def train(self, source: RowSource, config: TrainConfig, work: Path, tracker: Tracker, afterwards_s: float = 0.0) -> TrainResult:
+        """Train to the last step, going on from the newest state in `work`; `afterwards_s` count as time left behind it.
 
         Raises:
             Stopped: a rank was asked to stop; the state of the last step is saved.
@@ -95,6 +97,7 @@ class Trainer:
         engine.module.train()
         is_first = True
         started, tokens_done = time.monotonic(), 0.0
+        left = TimeLeft("training", config.steps, "step", done=progress.step, first_s=_FIRST_SAID_S, afterwards_s=afterwards_s)
         bar = tqdm(
             total=config.steps, initial=progress.step, desc="training", unit="step", leave=False, delay=2.0,
             disable=None if engine.rank.is_main else True,
@@ -111,6 +114,9 @@ class Trainer:
                 tracker.log({**line, "tokens_per_s": tokens_per_s}, step=progress.step)
                 bar.set_postfix(loss=f"{line['loss/total']:.3f}", refresh=False)
                 bar.update()
+                said = left.advance()
+                if said is not None:
+                    logger.info("%s", said)
                 states.check()
                 is_last = progress.step == config.steps
                 if progress.step % config.save_every_steps == 0 or is_last or n_stops:

@@ -9,10 +9,13 @@ own blocks with a fused attention kernel. The framework's own memory comes on to
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import torch
+
 from adapt.core.errors import ConfigError
+from adapt.core.limits import MemoryLimit, memory_limits
 from adapt.core.precision import Precision
 from adapt.model.config import GPTConfig, Recompute
 from adapt.model.counting import ParameterCounts, count_parameters
@@ -77,19 +80,43 @@ def check_memory(config: GPTConfig, engine: EngineConfig) -> None:
     Raises:
         ConfigError: it does not fit, with the nearest setting that does.
     """
-    if engine.memory_gb is None:
+    if engine.memory_gb is not None:
+        room = engine.memory_gb * 1e9
+        _check_fits(config, engine, "engine.memory_gb", f"there are {engine.memory_gb:g}", lambda other: room)
+
+
+def check_machine(config: GPTConfig, engine: EngineConfig) -> None:
+    """Compare a plan with what the system lets this command's ranks take, where they compute on its CPUs.
+
+    The framework's own memory comes on top of a plan, so a plan that fits may still run out.
+
+    Raises:
+        ConfigError: it does not fit under `ulimit -v` or a control group's limit.
+    """
+    if torch.cuda.is_available() or engine.hostfile is not None:
         return
+    for limit in memory_limits():
+
+        def room(other: EngineConfig, limit: MemoryLimit = limit) -> float:
+            return limit.n_bytes / (other.world_size if limit.is_shared else 1)
+
+        allowed = f"{limit.what} allows {room(engine) / 1e9:.2f} GB for each of {engine.world_size} ranks"
+        _check_fits(config, engine, "engine", allowed, room)
+
+
+def _check_fits(config: GPTConfig, engine: EngineConfig, key: str, allowed: str, room: Callable[[EngineConfig], float]) -> None:
+    """Raise ConfigError where a rank needs more than its room, with the nearest setting that fits."""
     counts, k = count_parameters(config), GPT(config).router_traits.experts_per_token
 
     def total(engine: EngineConfig) -> float:
         return sum({**plan_memory(counts, engine), **plan_activations(config, engine, k)}.values())
 
     needed = total(engine)
-    if needed <= engine.memory_gb * 1e9:
+    if needed <= room(engine):
         return
-    what = f"engine.memory_gb: a rank needs {needed / 1e9:.1f} GB, and there are {engine.memory_gb:g}"
+    what = f"{key}: a rank needs {needed / 1e9:.1f} GB, and {allowed}"
     for other in _nearest_first(config, engine):
-        if total(other) <= engine.memory_gb * 1e9:
+        if total(other) <= room(other):
             raise ConfigError(f"{what}; the nearest setting that fits is {_differences(engine, other)}")
     raise ConfigError(f"{what}; no setting fits on up to {_MOST_RANKS} ranks: take a smaller model")
 

@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from adapt.core.errors import AdaptError, ConfigError
+from adapt.core.faults import faults_in_words
 from adapt.core.registry import suggest
 from adapt.core.runtime import set_up_logging
 from adapt.core.typed import defaults_of, digest_of, from_plain, to_plain
@@ -226,7 +227,9 @@ def _is_readable(word: str) -> bool:
 
 def _act_on(config: DictConfig, act: Callable[[PipelineConfig, str | None], None]) -> None:
     try:
-        act(checked(config), None)
+        found = checked(config)
+        with faults_in_words(Path(found.run.dir)):
+            act(found, None)
     except AdaptError as error:
         _leave(str(error))  # here, before Hydra adds lines of its own
 

@@ -131,7 +131,7 @@ COMMANDS = (
     _stage(
         "report",
         "A run's results to one HTML page.",
-        ("seed", *_TASKS, "evaluate.method"),
+        ("seed", *_TASKS),
         "run.name=news tasks=[tnews]",
         "run.name=news run.dir=/data/runs data.root=/data/clue",
     ),

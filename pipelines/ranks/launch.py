@@ -19,6 +19,8 @@ import yaml
 
 from adapt.core.artifacts import write_atomically
 from adapt.core.errors import AdaptError, TrainingError
+from adapt.core.faults import said_bytes
+from adapt.model.config import Recompute
 from adapt.train.engine_config import EngineConfig
 from pipelines.ranks.hosts import read_hosts, spread
 from pipelines.ranks.joining import JoinedRanks, company
@@ -27,6 +29,7 @@ from pipelines.ranks.remote import RemoteRanks
 
 logger = logging.getLogger("pipelines")
 USER_ERROR_CODE = 2
+_GO_ON = "the same command goes on from the last saved state"
 _TELL_APART_S = 0.5  # for the rank that caused it to be told from those that lost their peer, over the network too
 
 
@@ -69,7 +72,7 @@ def launch(job: dict[str, Any], work: Path, engine: EngineConfig, n_ranks: int |
     remove_stale(work)
     with _started(frozen, engine, n_ranks or engine.world_size) as ranks:
         try:
-            _wait(ranks, work)
+            _wait(ranks, work, engine)
         except KeyboardInterrupt:
             _stop(ranks)
             raise
@@ -85,14 +88,14 @@ def _started(frozen: Path, engine: EngineConfig, n_ranks: int) -> AbstractContex
     return LocalRanks(frozen, 0, n_ranks, meeting, engine.threads)
 
 
-def _wait(ranks: Ranks, work: Path) -> None:
+def _wait(ranks: Ranks, work: Path, engine: EngineConfig) -> None:
     while ranks.are_running and not ranks.deaths():
         if ranks.wish is not None:
             signal.raise_signal(ranks.wish)
         time.sleep(POLL_S)
     if ranks.deaths():
         time.sleep(_TELL_APART_S if ranks.are_running else 0.0)
-        raise _reason(min(ranks.deaths(), key=lambda death: death.urgency), work)
+        raise _reason(min(ranks.deaths(), key=lambda death: death.urgency), work, engine)
     if ranks.were_stopped:
         raise Terminated
 
@@ -108,10 +111,25 @@ def _stop(ranks: Ranks) -> None:
         time.sleep(POLL_S)
 
 
-def _reason(death: Death, work: Path) -> AdaptError:
+def _reason(death: Death, work: Path, engine: EngineConfig) -> AdaptError:
     if death.said is not None:
         return AdaptError(death.said)
     how = f"signal {-death.code}" if death.code < 0 else f"exit code {death.code}"
     where = f"rank {death.rank}" if death.host is None else f"rank {death.rank} on {death.host}"
     place = f"; see {log_of(work, death.rank)}" if death.rank else ""
-    return TrainingError(f"{where} died ({how}){place}; the same command goes on from the last saved state")
+    if -death.code == signal.SIGKILL:
+        held = "" if death.peak_bytes is None else f" when it held up to {said_bytes(death.peak_bytes)}"
+        smaller = f"if memory ran out, the nearest smaller setting is {_smaller(engine)}"
+        return TrainingError(f"{where} was killed (signal 9){held}{place}; {smaller}; {_GO_ON}")
+    return TrainingError(f"{where} died ({how}){place}; {_GO_ON}")
+
+
+def _smaller(engine: EngineConfig) -> str:
+    """Name the nearest training setting that takes less memory and computes the same, and the one of scoring."""
+    if engine.micro_batch > 1:
+        found = f"engine.micro_batch={engine.micro_batch // 2}"
+    elif engine.activation_checkpointing is not Recompute.FULL:
+        found = "engine.activation_checkpointing=full"
+    else:
+        found = f"engine.zero_stage=2 engine.world_size={2 * engine.world_size}, on more machines"
+    return f"{found} (for scoring: scorer.max_batch_tokens)"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ _GRACE_S = 5.0
 _KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 33), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}  # glibc, bytes
 TELL = "MOE_ADAPT_TELL"  # in a rank's environment: the pipe's number
 _MOST_TOLD = 60_000  # bytes, less than a pipe holds
+_PEAK = re.compile(r"VmHWM:\s*(\d+) kB")
 LOOPBACK = "127.0.0.1"
 
 
@@ -60,12 +62,16 @@ def rank_environment(rank: int, local_rank: int, meeting: Meeting, threads: int)
 
 @dataclass(frozen=True, kw_only=True)
 class Death:
-    """How a rank ended that should not have: what it said, where it said anything, and its exit code (negative: a signal)."""
+    """How a rank ended that should not have: what it said, where it said anything, and its exit code (negative: a signal).
+
+    `peak_bytes` is the most memory that it was seen to hold.
+    """
 
     rank: int
     code: int
     said: str | None = None
     host: str | None = None
+    peak_bytes: int | None = None
 
     @property
     def urgency(self) -> int:
@@ -98,6 +104,7 @@ class LocalRanks:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._told: list[int] = []
         self._dead: dict[int, Death] = {}
+        self._peaks: dict[int, int] = {}
         self._stack = contextlib.ExitStack()
 
     @property
@@ -117,8 +124,10 @@ class LocalRanks:
         """Return those that failed so far."""
         for rank, process, told in zip(self._numbers, self._processes, self._told, strict=True):
             code = process.poll()
+            if code is None:
+                self._peaks[rank] = max(self._peaks.get(rank, 0), _peak_bytes(process.pid))
             if code not in (None, 0, STOPPED_CODE) and rank not in self._dead:
-                self._dead[rank] = Death(rank=rank, code=code, said=_heard(told))
+                self._dead[rank] = Death(rank=rank, code=code, said=_heard(told), peak_bytes=self._peaks.get(rank) or None)
         return list(self._dead.values())
 
     def ask_to_stop(self) -> None:
@@ -202,6 +211,15 @@ def free_port(address: str = LOOPBACK) -> int:
     with socket.socket() as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
+
+
+def _peak_bytes(process: int) -> int:
+    """Return the most memory that a running process has held; 0 where that cannot be read."""
+    try:
+        found = _PEAK.search(Path(f"/proc/{process}/status").read_text(encoding="utf-8"))
+    except OSError:
+        return 0
+    return 0 if found is None else 1024 * int(found[1])
 
 
 def _heard(told: int) -> str | None:

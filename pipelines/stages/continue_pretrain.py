@@ -159,11 +159,12 @@ def check_training(model: GPTConfig | None, engine: EngineConfig) -> None:
     """Raise ConfigError where a base's experts cannot be shared as asked, or its training does not fit into memory."""
     from adapt.model.expert_parallel import check_share  # these import torch
     from adapt.model.gpt import GPT
-    from adapt.train.memory_plan import check_memory
+    from adapt.train.memory_plan import check_machine, check_memory
 
     check_share(() if model is None else GPT(model).expert_counts, engine.expert_parallel)
     if model is not None:
         check_memory(model, engine)
+        check_machine(model, engine)
 
 
 def labels_name(task: TaskConfig, is_joint: bool) -> str:

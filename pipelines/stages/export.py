@@ -11,6 +11,7 @@ from typing import Any
 from adapt.checkpoint.hf_directory import INDEX_FILE
 from adapt.core.artifacts import METRICS_FILE, Artifact
 from adapt.core.errors import DataError
+from adapt.core.faults import need_room
 from adapt.core.json_files import read_object, write_json
 from adapt.core.typed import from_plain, to_plain
 from pipelines.stages.contract import Reads, Stage, Workshop, order_of
@@ -56,7 +57,9 @@ class Export(Stage[ExportReads]):
         task, evaluated, model = reads.task, reads.evaluate, reads.model
         is_base = model.digest == reads.base.digest or not Adaptation.of(model).is_adapted
         weights = weights_of(reads.base if is_base else model)
-        for file in checkpoint_files(weights):
+        files = list(checkpoint_files(weights))
+        need_room(result, sum(file.stat().st_size for file in files), "the export")
+        for file in files:
             shutil.copyfile(file, result / file.name)
         if (result / INDEX_FILE).is_file():
             record_sums(result)  # a base from elsewhere may have none

@@ -12,7 +12,6 @@ import logging
 import math
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 
 from adapt.core.artifacts import Artifact, writable, write_atomically
 from adapt.core.errors import ConfigError, DataError
+from adapt.core.faults import need_room
 from adapt.core.progress import progress
 from adapt.text.rows.contract import Row, RowsFile
 from adapt.text.rows.reading import ENDINGS, endings_of, header_of, open_rows, rows_of
@@ -38,7 +38,6 @@ NAME = "predict"
 PREDICTIONS_FILE = "predictions.jsonl"
 logger = logging.getLogger("pipelines")
 _PART_ROWS = 512
-_SAY_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +91,7 @@ class Predict(Stage[PredictReads]):
         survey = survey_of(reads.source, predictor.spec.task, reads.added)
         parts = [work / f"part-{number:06d}.jsonl" for number in range(math.ceil(survey.n_rows / _PART_ROWS))]
         _answer(reads.source, predictor, survey, parts, reads.added)
+        need_room(result, sum(part.stat().st_size for part in parts), "joining the answers")
         with writable(result), (result / PREDICTIONS_FILE).open("wb") as joined:
             for part in parts:
                 joined.write(part.read_bytes())
@@ -167,20 +167,13 @@ def survey_of(source: RowsFile, task: TaskConfig, added: list[str]) -> Survey:
 def _answer(source: RowsFile, predictor: Predictor, survey: Survey, parts: list[Path], added: list[str]) -> None:
     """Write the answers part by part, but for those that are there."""
     rows = rows_of(source)
-    started, said, n_done = time.monotonic(), time.monotonic(), 0
-    for number, part in enumerate(progress(parts, f"predicting {survey.n_rows:,} rows", total=len(parts), unit="part")):
+    for part in progress(parts, f"predicting {survey.n_rows:,} rows", total=len(parts), unit="part"):
         some = list(islice(rows, _PART_ROWS))
         if part.is_file():
             continue
         answers = predictor.predict_rows([predictor.read(row.record, source.name, row.number, row.unit) for row in some])
         with writable(part.parent):
             write_atomically(part, "".join(_lines(some, answers, source, added)))
-        n_done += 1
-        if time.monotonic() - said > _SAY_EVERY_S:
-            said = time.monotonic()
-            left_s = (said - started) / n_done * (len(parts) - number - 1)
-            n_rows = min((number + 1) * _PART_ROWS, survey.n_rows)
-            logger.info("predict: %s of %s rows, about %d min left", f"{n_rows:,}", f"{survey.n_rows:,}", math.ceil(left_s / 60))
 
 
 def _lines(rows: list[Row], answers: list[Prediction], source: RowsFile, added: list[str]) -> Iterator[str]:

@@ -109,10 +109,11 @@ def check_model(model: GPTConfig, engine: EngineConfig) -> None:
     """Raise ConfigError for a model that cannot be, cannot be shared or held as the engine says, or would learn nothing."""
     from adapt.model.expert_parallel import check_share  # these import torch
     from adapt.model.gpt import GPT
-    from adapt.train.memory_plan import check_memory
+    from adapt.train.memory_plan import check_machine, check_memory
 
     check_share(GPT(model).expert_counts, engine.expert_parallel)
     check_memory(model, engine)
+    check_machine(model, engine)
     if model.even_routing:
         raise ConfigError("model.even_routing: is for measuring random weights; a router trained under it would decide nothing")
 

@@ -98,6 +98,12 @@ class HeldOut:
         """The mean losses over the tokens of all kinds, before and after."""
         return _token_loss(self.before), _token_loss(self.after)
 
+    def __str__(self) -> str:
+        """The loss of the text itself apart from those of prompt and label words, before and after."""
+        counted = [name for name, part in self.before.items() if part.count and name in self.after and name != "balance"]
+        said = [f"{name} {self.before[name].value:.3f} -> {self.after[name].value:.3f}" for name in counted]
+        return said[0].removeprefix("context ") if len(said) == 1 else ", ".join(said)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Product):
@@ -111,9 +117,9 @@ class Training(Product):
     skipped_steps: int = 0
 
     def __str__(self) -> str:
-        losses = ["{} {:.3f} -> {:.3f}".format(name, *held_out.token_losses) for name, held_out in self.held_out.items()]
+        losses = [f"{name} {held_out}" for name, held_out in self.held_out.items()]
         skipped = f" ({self.skipped_steps} of them skipped, their gradients overflowed fp16)" if self.skipped_steps else ""
-        return f"{self.steps} steps{skipped}, {self.tokens_per_s:.0f} tokens/s, held-out loss per token: " + ", ".join(losses)
+        return f"{self.steps} steps{skipped}, {self.tokens_per_s:.0f} tokens/s, held-out loss per token: " + "; ".join(losses)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ import yaml
 
 from adapt.core.device import take_device
 from adapt.core.errors import AdaptError
+from adapt.core.faults import fault_in
 from adapt.core.runtime import rank_from_environment, set_up_logging
 from adapt.train.stopping import STOPPED_CODE, Stopped
 from pipelines.ranks.launch import USER_ERROR_CODE
@@ -47,5 +48,11 @@ def run_rank(path: Path) -> int:
         return STOPPED_CODE
     except AdaptError as error:
         tell_starter(str(error))
+        return USER_ERROR_CODE
+    except Exception as error:
+        found = fault_in(error, path.parent)
+        if found is None:
+            raise
+        tell_starter(f"rank {rank.rank}: {found}" if rank.world_size > 1 else str(found))
         return USER_ERROR_CODE
     return 0

@@ -16,8 +16,9 @@ from pipelines.config.schema import PipelineConfig
 from pipelines.report_page.charts import Interval, interval_chart
 from pipelines.report_page.page import Section, page, table
 from pipelines.stages.contract import Reads, Stage, Workshop
+from pipelines.stages.gain import gain_of
 from pipelines.stages.products import REPORT_FILE, Adaptation, Evaluation
-from pipelines.stages.report_answers import Answers, answers_section, gain_sentence
+from pipelines.stages.report_answers import Answers, accuracy_sentence, answers_section, chance_sentence
 from pipelines.stages.report_training import labels_section, training_section
 from pipelines.stages.rows import LABELLED_SPLITS, TaskData, labelled_part
 from pipelines.stages.run import Run
@@ -32,11 +33,10 @@ _PER_TASK = ("pseudo_label", "continue_pretrain", "evaluate", "export")
 class ReportReads(Reads):
     """The run's name, its artifacts by 'stage' or 'stage/task' in a fixed order, and the labelled rows whose texts are shown.
 
-    `method` is the one whose answers count, `settings` are the keys that differ from their defaults.
+    `settings` are the keys that differ from their defaults.
     """
 
     run_name: str
-    method: str
     settings: dict[str, str]
     artifacts: Mapping[str, Artifact]
     data: tuple[TaskData, ...]
@@ -57,7 +57,6 @@ class Report(Stage[ReportReads]):
         tasks = run.load_tasks(evaluated) if run.config.data.root is not None else []
         return ReportReads(
             run_name=run.name,
-            method=run.config.evaluate.method.value,
             settings=changed_settings(run.config),
             artifacts=found,
             data=tuple(TaskData.of(run, one, LABELLED_SPLITS) for one in tasks),
@@ -66,7 +65,7 @@ class Report(Stage[ReportReads]):
     def build(self, reads: ReportReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
         found = reads.artifacts
         answers = _answers(reads)
-        lead = [gain_sentence(one) for one in answers.values()] + _forgetting(found)
+        lead = [_outcome(found, one) for one in answers.values()] + _forgetting(found)
         sections = [
             _accuracy(found),
             *[answers_section(one, _rows(shop, reads, one)) for one in answers.values()],
@@ -124,7 +123,7 @@ def _answers(reads: ReportReads) -> dict[str, Answers]:
     for name, artifact in reads.artifacts.items():
         file = artifact.path / _ANSWERS_FILE
         if name.startswith("evaluate/") and file.is_file():
-            answers = Answers.of(_task_of(name), read_json(file), reads.method)
+            answers = Answers.of(_task_of(name), read_json(file), str(artifact.config["evaluate"]["method"]))
             if answers is not None:
                 found[answers.task] = answers
     return found
@@ -138,6 +137,14 @@ def _rows(shop: Workshop, reads: ReportReads, answers: Answers) -> list[TaskRow]
             for split in data.existing(LABELLED_SPLITS):
                 rows += labelled_part(shop, data.task, split, data.read(split))
     return rows if tuple(row.label for row in rows) == answers.gold else []
+
+
+def _outcome(found: Mapping[str, Artifact], answers: Answers) -> str:
+    """Say what a task's adaptation gained, or how right the base is where none was measured; and what one label would get."""
+    adapted, evaluated = found.get(f"continue_pretrain/{answers.task}"), found[f"evaluate/{answers.task}"]
+    if adapted is None or "continue_pretrain" not in evaluated.inputs:
+        return f"{answers.task}: {accuracy_sentence(answers)} {chance_sentence(answers)}"
+    return f"{answers.task}: {gain_of(adapted, evaluated)}. {chance_sentence(answers)}"
 
 
 def _forgetting(found: Mapping[str, Artifact]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a report says of answers: the gain in a sentence, classes and their confusion, reliability, and the rows behind the figures.
+"""What a report says of answers: classes and their confusion, reliability, and the rows behind the figures.
 
 Legend: N rows.
 """
@@ -19,7 +19,7 @@ from pipelines.report_page.charts import Chart, Interval, Line, heat_map, interv
 from pipelines.report_page.page import Section, heading, note, table
 from pipelines.stages.rows import LABELLED_SPLITS
 from pseudo_label.accuracy import accuracy_of
-from pseudo_label.comparison import best_unadapted, paired_difference
+from pseudo_label.comparison import best_unadapted
 from pseudo_label.tasks import TaskRow
 
 ADAPTED = "adapted"
@@ -72,21 +72,15 @@ class Answers:
         return best_unadapted({who: self.right_N(who).astype(np.float64) for who in self.given})
 
 
-def gain_sentence(found: Answers) -> str:
-    """Say how right the deciding answers are, and how far above the best that one had without adapting."""
-    right_N = found.right_N(found.decides).astype(np.float64)
-    own = f"{found.task}: {100 * right_N.mean():.1f} % of {len(found.gold):,} labelled rows are answered rightly by the "
-    chance = f"One label throughout would get {100 * max(Counter(found.gold).values()) / len(found.gold):.1f} %."
-    before = found.best_before
-    if found.decides[0] != ADAPTED or before is None:
-        return f"{own}{_said(found.decides)}. {chance}"
-    gain = paired_difference(right_N, found.right_N(before).astype(np.float64))
-    low, high = (100 * end for end in gain.ci95)
-    word = "no clear difference from" if gain.includes_zero else "above" if gain.value > 0 else "below"
-    return (
-        f"{own}{_said(found.decides)}: {100 * gain.value:+.1f} points [{low:+.1f}, {high:+.1f}], {word} the best without adapting "
-        f"({_said(before)}, {100 * found.right_N(before).mean():.1f} %). {chance}"
-    )
+def accuracy_sentence(found: Answers) -> str:
+    """Say how right the deciding answers are."""
+    right_N = found.right_N(found.decides)
+    return f"{100 * right_N.mean():.1f} % of {len(found.gold):,} labelled rows are answered rightly by the {_said(found.decides)}."
+
+
+def chance_sentence(found: Answers) -> str:
+    """Say how right the most frequent label would be."""
+    return f"One label throughout would get {100 * max(Counter(found.gold).values()) / len(found.gold):.1f} %."
 
 
 def answers_section(found: Answers, rows: Sequence[TaskRow]) -> Section:

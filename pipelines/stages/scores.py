@@ -17,8 +17,10 @@ from typing import Any
 from adapt.checkpoint.offload import OffloadConfig
 from adapt.core.artifacts import Artifact, StageKey, writable, write_atomically
 from adapt.core.errors import DataError
+from adapt.core.faults import need_room
 from adapt.core.json_files import read_object
 from adapt.core.precision import Precision
+from adapt.core.progress import progress
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import digest_of, from_plain, to_plain
 from adapt.scoring.scorer_config import ScorerConfig
@@ -128,6 +130,7 @@ def scores_of(
         else:
             launch({"stage": NAME, "job": to_plain(whole)}, work, how.engine, n_ranks)
         places = [whole.place(chunk) for chunk in range(whole.n_chunks)]
+        need_room(result, sum(place.stat().st_size for place in places), "joining the scores")
         join_scores(result / SCORES_FILE, places)
         seconds = time.monotonic() - started
         return {"rows": len(rows), "passes": [what.name for what in passes], "seconds": seconds, **_cut_rows(places)}
@@ -176,7 +179,7 @@ def _score_chunks(job: ScoreJob, rows: Sequence[TaskRow], chunks: range) -> None
     config = ScoringConfig(prompts=list(dict.fromkeys(what.prompt for what in job.passes)), domain=job.domain)
     scorer = TaskScorer(job.task, config, opened.scorer, opened.tokenizer)
     prompt = Prompt(job.task, job.passes[0].prompt, opened.tokenizer, opened.scorer.context_length)
-    for chunk in left:
+    for chunk in progress(left, f"scoring {job.task.name}", total=len(left), unit="chunk"):
         some = rows[chunk * _CHUNK_ROWS : (chunk + 1) * _CHUNK_ROWS]
         place = job.place(chunk)
         unfinished = place.with_suffix(".unfinished")

@@ -24,6 +24,7 @@ from adapt.core.registry import suggest
 from pipelines.config.schema import PipelineConfig
 from pipelines.stages import continue_pretrain, evaluate, pseudo_label
 from pipelines.stages.criteria_table import CRITERIA_FILE
+from pipelines.stages.gain import pool_splits
 from pipelines.stages.products import Adaptation, Evaluation, Labels
 from pipelines.stages.rows import LABELLED_SPLITS
 from pipelines.tools.study_page import Table, markdown, study_page
@@ -37,7 +38,6 @@ from pipelines.walk.paired_statistics import (
     Summary,
     check_comparable,
     mean_entropy,
-    pool_splits,
     seed_in,
     summarise,
     variant_of,

@@ -17,7 +17,6 @@ import numpy as np
 
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.scorer import FloatArray
-from pipelines.stages.rows import LABELLED_SPLITS
 from pseudo_label.accuracy import accuracy_of
 from pseudo_label.comparison import Difference, answer_shares, best_unadapted, bootstrap_ci95, mcnemar_p, paired_difference
 
@@ -131,23 +130,6 @@ def seed_in(run: str) -> int | None:
             return int(found.group(1))
     ending = _SEED_ENDING.search(name)
     return int(ending.group(1)) if ending else None
-
-
-def pool_splits(
-    lines: Sequence[Mapping[str, Any]],
-) -> tuple[dict[str, tuple[str, ...]], dict[tuple[str, str], tuple[str, ...]]]:
-    """Return the right answers by labelled split, and for each (model, method) the answers given in all of them, in turn.
-
-    `lines` are those of an evaluation's answers; splits other than dev and few are left out.
-    """
-    gold: dict[str, tuple[str, ...]] = {}
-    answers: dict[tuple[str, str], list[str]] = {}
-    for split in LABELLED_SPLITS:
-        for line in lines:
-            if line["split"] == split:
-                gold.setdefault(split, tuple(line["gold"]))
-                answers.setdefault((line["model"], line["method"]), []).extend(line["answers"])
-    return gold, {who: tuple(given) for who, given in answers.items()}
 
 
 def mean_entropy(lines: Sequence[Mapping[str, Any]]) -> float | None:

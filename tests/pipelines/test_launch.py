@@ -11,8 +11,8 @@ import pytest
 
 from adapt.core.errors import AdaptError
 from adapt.train.engine_config import EngineConfig
-from pipelines.ranks.launch import launch
-from pipelines.ranks.local import LOOPBACK, Death, Meeting, rank_environment
+from pipelines.ranks.launch import _reason, launch
+from pipelines.ranks.local import LOOPBACK, Death, Meeting, _peak_bytes, rank_environment
 
 KEPT = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
@@ -85,3 +85,24 @@ def test_the_cause_is_told_from_what_followed_from_it() -> None:
     lost_a_peer, killed, refused = Death(rank=0, code=1), Death(rank=2, code=-9), Death(rank=1, code=2, said="no such file")
     assert min([lost_a_peer, killed], key=lambda death: death.urgency) is killed
     assert min([lost_a_peer, killed, refused], key=lambda death: death.urgency) is refused
+
+
+@pytest.mark.parametrize(
+    ("engine", "smaller"),
+    [
+        (EngineConfig(micro_batch=4), "engine.micro_batch=2"),
+        (EngineConfig(micro_batch=1), "engine.activation_checkpointing=full"),
+    ],
+)
+def test_a_killed_rank_is_named_with_its_peak_and_the_nearest_smaller_setting(
+    engine: EngineConfig, smaller: str, tmp_path: Path
+) -> None:
+    said = str(_reason(Death(rank=1, code=-9, peak_bytes=3_210_000_000), tmp_path, engine))
+    assert said.startswith("rank 1 was killed (signal 9) when it held up to 3.21 GB; see ")
+    assert f"if memory ran out, the nearest smaller setting is {smaller} " in said
+    assert said.endswith("the same command goes on from the last saved state")
+
+
+def test_a_rank_s_peak_is_seen_while_it_runs() -> None:
+    assert _peak_bytes(os.getpid()) > 1 << 20
+    assert _peak_bytes(1 << 30) == 0

@@ -202,3 +202,13 @@ def test_an_output_below_a_file_is_refused_before_anything_is_scored(
     refused("predict", arguments, [f"{source}: cannot be written"], monkeypatch, capsys)
     assert scorings == []
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_output_that_its_file_system_does_not_take_is_refused_before_anything_is_scored(
+    tiny_export: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture, scorings: list[str]
+) -> None:
+    source = planted(tmp_path / "rows.jsonl", '{"sentence": "菜不错"}\n')
+    arguments = [f"checkpoint={tiny_export}", f"input={source}", "output=/proc/answers", f"run.dir={tmp_path}/runs"]
+    refused("predict", arguments, ["output=/proc/answers: cannot be written"], monkeypatch, capsys)
+    assert scorings == []
+    assert not (tmp_path / "runs" / "store" / "predict").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import adapt.model.experts
 from adapt.core.errors import ConfigError
+from adapt.core.limits import MemoryLimit
 from adapt.core.precision import Precision
 from adapt.core.runtime import generator_for
 from adapt.core.spans import LabelForm, SpannedText, read_with_targets
@@ -27,7 +29,7 @@ from adapt.objective import Contribution, contribution, part_counts
 from adapt.objective_config import ObjectiveConfig
 from adapt.train import memory_plan
 from adapt.train.engine_config import EngineConfig, GradientCommunication
-from adapt.train.memory_plan import check_memory, plan_activations, plan_memory
+from adapt.train.memory_plan import check_machine, check_memory, plan_activations, plan_memory
 from tests.support.tiny_models import ROOT, tiny_config
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "context_length": 128, "vocab_size": 500}
@@ -161,3 +163,17 @@ def test_what_fits_nowhere_says_so_and_what_fits_is_not_refused() -> None:
         check_memory(BIG, replace(NODE, memory_gb=1.0))
     check_memory(BIG, replace(NODE, memory_gb=1000.0))
     check_memory(BIG, NODE)
+
+
+def test_limits_of_the_machine_refuse_what_cannot_fit_for_each_rank_or_for_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, config = EngineConfig(world_size=2, precision=Precision.FP32), MODELS["dense"]
+    planned = plan_memory(count_parameters(config), engine) | plan_activations(config, engine, 0)
+    needed = round(sum(planned.values()))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for is_shared, n_bytes in ((False, needed + 1), (True, 2 * needed + 2)):
+        for room, is_refused in ((n_bytes, False), (round(n_bytes * 0.9), True)):
+            limit = MemoryLimit(n_bytes=room, what="the tests", is_shared=is_shared)
+            monkeypatch.setattr(memory_plan, "memory_limits", lambda limit=limit: [limit])
+            words = r"engine: a rank needs .* the tests allows .* for each of 2 ranks; "
+            with pytest.raises(ConfigError, match=words) if is_refused else contextlib.nullcontext():
+                check_machine(config, engine)

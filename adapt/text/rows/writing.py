@@ -51,6 +51,18 @@ def check_writable(place: str) -> None:
     if Path(place).is_dir():
         raise ConfigError(f"{place}: is a directory; give output= the name of a file")
     refuse_closed(Path(place).resolve().parent)
+    _try_to_make(Path(place).resolve())
+
+
+def _try_to_make(target: Path) -> None:
+    """Raise ConfigError where a file cannot be made beside `target`, whatever its directory's permissions say."""
+    there = next(parent for parent in target.parents if parent.exists())
+    scratch = there / f".{target.name}.{os.getpid()}"
+    try:
+        scratch.touch(exist_ok=False)
+        scratch.unlink()
+    except OSError as error:
+        raise ConfigError(f"output={target}: cannot be written ({error.strerror}); choose another place") from error
 
 
 def write_rows(place: str, lines: Path, columns: Sequence[str]) -> None:

@@ -1,0 +1,119 @@
+"""Faults of the machine as one line: a disk that is full, closed or gone, and memory or open files that are used up.
+
+Whatever a library raised flows in; what it came to, in words that name the place, flows out. A library may hand a fault on as an
+error of its own, with the system's words in its text, so those words count as much as an error number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from adapt.core.errors import AdaptError, ConfigError
+from adapt.core.limits import largest_file, memory_limit
+
+_GO_ON = "the same command goes on from there"
+_ADVICE = {
+    errno.ENOSPC: "free space",
+    errno.EDQUOT: "free space",
+    errno.EROFS: "mount it for writing, or choose another place",
+    errno.EACCES: "open the place, or choose another one",
+    errno.EPERM: "open the place, or choose another one",
+    errno.EIO: "check that disk",
+    errno.ESTALE: "mount it again",
+    errno.ENOTCONN: "mount it again",
+    errno.EFBIG: "raise `ulimit -f`",
+    errno.EMFILE: "raise `ulimit -n`",
+    errno.ENFILE: "close other programs' files",
+}
+_OUT_OF_MEMORY = re.compile(r"can('t|not) allocate memory|out of memory|std::bad_alloc|realloc of size", re.IGNORECASE)
+_WORDS = re.compile("|".join(re.escape(os.strerror(number)) for number in _ADVICE))
+_LEAST_FREE = 1 << 16  # bytes; a disk with less than this is called full
+
+
+def fault_in(error: BaseException, place: Path) -> AdaptError | None:
+    """Return an error of the machine in words, or None where the error is no fault of the machine's.
+
+    `place` is where the work was written to; an error that names a file of its own is said by that file.
+    """
+    if isinstance(error, AdaptError):
+        return None
+    said = str(error)
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or _OUT_OF_MEMORY.search(said):
+        return ConfigError(_out_of_memory(place))
+    name = error.filename if isinstance(error, OSError) else None
+    file = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else None
+    where = file or place
+    if number not in _ADVICE:
+        found = _WORDS.search(said)
+        number = next((known for known in _ADVICE if found is not None and os.strerror(known) == found.group()), number)
+    if number in _ADVICE:
+        done = "opened" if number in (errno.EMFILE, errno.ENFILE) else "written"
+        reason = f"{os.strerror(number)}{_free_words(where, number)}"
+        return ConfigError(f"{where}: cannot be {done} ({reason}); {_ADVICE[number]}, and {_GO_ON}")
+    is_gone = not place.exists() or (file is not None and not file.parent.exists())
+    if is_gone and (number in (errno.ENOENT, errno.ENOTDIR) or os.strerror(errno.ENOENT) in said):
+        return ConfigError(f"{where}: vanished while the command worked there; the same command makes it again")
+    return None
+
+
+@contextlib.contextmanager
+def faults_in_words(place: Path) -> Iterator[None]:
+    """Turn faults of the machine into one clear line; other errors pass.
+
+    Raises:
+        ConfigError: the disk or the memory below or at `place` gave out.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = fault_in(error, place)
+        if found is None:
+            raise
+        raise found from error
+
+
+def need_room(place: Path, n_bytes: int, what: str) -> None:
+    """Raise ConfigError, before `what` is written to a directory, where its disk or a file's limit cannot hold `n_bytes`."""
+    with faults_in_words(place):
+        free = shutil.disk_usage(place).free
+    if free < n_bytes:
+        raise ConfigError(
+            f"{place}: {what} needs {said_bytes(n_bytes)} there, and {said_bytes(free)} are free; free space, and {_GO_ON}"
+        )
+    limit = largest_file()
+    if limit is not None and n_bytes > limit:
+        raise ConfigError(
+            f"{place}: {what} needs {said_bytes(n_bytes)}, and `ulimit -f` allows files of {said_bytes(limit)}; raise it"
+        )
+
+
+def said_bytes(n_bytes: float) -> str:
+    """Return a size in words, with three digits."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.3g} {unit}"
+    return f"{n_bytes:.0f} bytes"
+
+
+def _free_words(place: Path, number: int | None) -> str:
+    if number not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    there = next((parent for parent in [place, *place.parents] if parent.exists()), None)
+    free = None if there is None else shutil.disk_usage(there).free
+    return "" if free is None or free < _LEAST_FREE else f", {said_bytes(free)} are free"
+
+
+def _out_of_memory(place: Path) -> str:
+    limit = memory_limit()
+    allowed = "" if limit is None else f" ({limit.what} allows {said_bytes(limit.n_bytes)})"
+    return (
+        f"{place}: memory is used up{allowed}; lower engine.micro_batch where a model is trained, scorer.max_batch_tokens where "
+        f"rows are scored, and {_GO_ON}"
+    )

@@ -1,0 +1,110 @@
+"""What adaptation gained on a task, in words that say how sure that is and what to change where nothing can be said.
+
+The adapted model's answers on dev and few together, by `evaluate.method`, are compared with the best that one had without adapting:
+the lexical labeller, or the base under any method of the table. That best one is chosen on the same rows, which favours it. Beside
+it each method of the adapted model is compared with the same method of the base. Intervals are resampled in pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from adapt.core.artifacts import Artifact
+from adapt.core.json_files import read_json
+from adapt.core.scorer import FloatArray
+from pipelines.stages.evaluate import ANSWERS_FILE
+from pipelines.stages.evaluated_model import ADAPTED, BASE
+from pipelines.stages.products import Adaptation
+from pipelines.stages.rows import LABELLED_SPLITS
+from pseudo_label.comparison import Difference, best_unadapted, paired_difference
+
+_ENOUGH_ROWS = 100
+_FEW_STEPS = 20
+_MORE_STEPS = "raise continue_pretrain.epochs or pseudo_label.selection.share"
+
+
+def gain_of(adapted: Artifact, evaluated: Artifact) -> str:
+    """Say what an adaptation gained by the answers of an evaluation that measured it."""
+    made = Adaptation.of(adapted)
+    if not made.is_adapted:
+        if made.is_rolled_back:
+            return "rolled back, the base stands"
+        return "not adapted, there was no row to train on; raise pseudo_label.selection.share"
+    path, method = evaluated.path / ANSWERS_FILE, str(evaluated.config["evaluate"]["method"])
+    gold, answers = pool_splits(read_json(path)) if path.is_file() else ({}, {})
+    return gain_in_words(method, [label for labels in gold.values() for label in labels], answers, made.steps)
+
+
+def gain_in_words(method: str, gold: Sequence[str], answers: Mapping[tuple[str, str], Sequence[str]], steps: int) -> str:
+    """Say what a method's answers gained after some steps of adaptation; `answers` are by (model, method)."""
+    right = {who: _right_N(given, gold) for who, given in answers.items()}
+    own, other = (ADAPTED, method), best_unadapted(right)
+    if not gold or own not in right or other is None:
+        return "adapted, and not measured: no labelled rows; label some in dev"
+    gain = paired_difference(right[own], right[other])
+    before = other[0] if other[0] == other[1] else " ".join(other)
+    said = f"{_word(gain, len(gold))}, {_points(gain)} on {len(gold)} rows: adapted {method} {100 * right[own].mean():.1f} %, "
+    said += f"best without adapting {100 * right[other].mean():.1f} % ({before})"
+    return "; ".join([said, *_by_method(right), *_warnings(method, answers, steps, len(gold))])
+
+
+def pool_splits(
+    lines: Sequence[Mapping[str, Any]],
+) -> tuple[dict[str, tuple[str, ...]], dict[tuple[str, str], tuple[str, ...]]]:
+    """Return the right answers by labelled split, and for each (model, method) the answers given in all of them, in turn.
+
+    `lines` are those of an evaluation's answers; splits other than dev and few are left out.
+    """
+    gold: dict[str, tuple[str, ...]] = {}
+    answers: dict[tuple[str, str], list[str]] = {}
+    for split in LABELLED_SPLITS:
+        for line in lines:
+            if line["split"] == split:
+                gold.setdefault(split, tuple(line["gold"]))
+                answers.setdefault((line["model"], line["method"]), []).extend(line["answers"])
+    return gold, {who: tuple(given) for who, given in answers.items()}
+
+
+def _by_method(right: Mapping[tuple[str, str], FloatArray]) -> list[str]:
+    """Compare each method of the adapted model with the same one of the base."""
+    shared = [method for model, method in right if model == ADAPTED and (BASE, method) in right]
+    gains = [f"{name} {_points(paired_difference(right[ADAPTED, name], right[BASE, name]))}" for name in shared]
+    return [f"by method over the base: {', '.join(gains)}"] if gains else []
+
+
+def _warnings(method: str, answers: Mapping[tuple[str, str], Sequence[str]], steps: int, n_rows: int) -> list[str]:
+    """Say why a comparison means little, each with the key to change."""
+    found = []
+    if n_rows < _ENOUGH_ROWS:
+        found.append(f"{n_rows} rows tell only large gains: label more than {_ENOUGH_ROWS} in dev or few")
+    of_one_label = [name for (model, name), given in answers.items() if model == ADAPTED and len(set(given)) == 1]
+    if of_one_label:
+        label = answers[ADAPTED, of_one_label[0]][0]
+        change = "lower continue_pretrain.optimizer.lr or continue_pretrain.epochs"
+        if method in of_one_label and method != "prior":
+            change = f"set evaluate.method=prior, or {change}"
+        found.append(f"adapted {', '.join(of_one_label)}: every answer is '{label}'; {change}")
+    shared = [name for model, name in answers if model == ADAPTED and (BASE, name) in answers]
+    if shared and all(list(answers[ADAPTED, name]) == list(answers[BASE, name]) for name in shared):
+        found.append(f"{steps} steps changed no answer: {_MORE_STEPS}, or continue_pretrain.optimizer.lr")
+    elif steps < _FEW_STEPS:
+        found.append(f"{steps} steps are too few to move much: {_MORE_STEPS}")
+    return found
+
+
+def _right_N(given: Sequence[str], gold: Sequence[str]) -> FloatArray:
+    return np.asarray([answer == label for answer, label in zip(given, gold, strict=True)], dtype=np.float64)
+
+
+def _points(gain: Difference) -> str:
+    low, high = (100 * end for end in gain.ci95)
+    return f"{100 * gain.value:+.1f} points [{low:+.1f}, {high:+.1f}]"
+
+
+def _word(gain: Difference, n_rows: int) -> str:
+    if not gain.includes_zero:
+        return "gained" if gain.value > 0 else "lost"
+    return "no clear gain" if n_rows >= _ENOUGH_ROWS else f"too few rows to tell (fewer than {_ENOUGH_ROWS})"

@@ -1,0 +1,59 @@
+"""What a verdict says of answers: the gain, method by method, and why it means little, with the key to change."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.stages.gain import gain_in_words
+from pipelines.stages.products import HeldOut, Part, Training
+
+GOLD = ["good", "bad"] * 60
+ALL_GOOD = ["good"] * 120
+HALF = ["good"] * 60 + ["bad"] * 60
+
+
+def test_the_gain_is_over_the_best_without_adapting_and_beside_it_by_method() -> None:
+    answers = {
+        ("lexical", "lexical"): ALL_GOOD, ("base", "raw"): HALF, ("base", "prior"): HALF,
+        ("adapted", "raw"): HALF, ("adapted", "prior"): GOLD,
+    }  # fmt: skip
+    said = gain_in_words("prior", GOLD, answers, 200)
+    assert said.startswith("gained, +50.0 points [")
+    assert "on 120 rows: adapted prior 100.0 %, best without adapting 50.0 % (lexical); " in said
+    assert "by method over the base: raw +0.0 points [+0.0, +0.0], prior +50.0 points [" in said
+    assert "steps" not in said
+    assert "every answer" not in said
+
+
+@pytest.mark.parametrize(
+    ("own", "n_rows", "steps", "words"),
+    [
+        (ALL_GOOD, 120, 200, ["adapted raw: every answer is 'good'", "evaluate.method=prior", "continue_pretrain.optimizer.lr"]),
+        (HALF, 120, 200, ["200 steps changed no answer", "continue_pretrain.epochs"]),
+        (GOLD, 120, 3, ["3 steps are too few to move much", "pseudo_label.selection.share"]),
+        (GOLD, 20, 200, ["20 rows tell only large gains", "label more than 100 in dev or few"]),
+    ],
+)
+def test_a_comparison_that_means_little_says_why_and_what_to_change(
+    own: list[str], n_rows: int, steps: int, words: list[str]
+) -> None:
+    answers = {("base", "raw"): HALF[:n_rows], ("adapted", "raw"): own[:n_rows]}
+    said = gain_in_words("raw", GOLD[:n_rows], answers, steps)
+    for word in words:
+        assert word in said
+
+
+def test_answers_that_cannot_be_compared_say_so() -> None:
+    assert "no labelled rows" in gain_in_words("raw", [], {}, 200)
+
+
+def test_the_loss_of_the_text_is_said_apart_from_that_of_the_prompt() -> None:
+    none = Part(value=0.0, count=0.0)
+    before = {"context": Part(value=5.0, count=90.0), "prompt": Part(value=2.0, count=10.0), "pseudo_label": none}
+    after = {"context": Part(value=4.0, count=90.0), "prompt": Part(value=1.0, count=10.0), "pseudo_label": none}
+    held_out = {
+        "reviews": HeldOut(before=before, after=after),
+        "general": HeldOut(before={"context": before["context"]}, after=after),
+    }
+    said = str(Training(held_out=held_out, steps=9))
+    assert said.endswith("reviews context 5.000 -> 4.000, prompt 2.000 -> 1.000; general 5.000 -> 4.000")

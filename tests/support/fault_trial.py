@@ -1,0 +1,148 @@
+"""Faults of the machine, stage by stage, on a small file system: what a command says, and what the same command makes afterwards.
+
+A process in a mount namespace of its own; it imports what a command needs once and forks for every command. Arguments: the mount
+point, a finished run directory, a data root's arguments as JSON, where to write what was seen, and cases `stage:fault`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adapt.core.artifacts import ArtifactStore, StageKey
+from tests.support.small_disk import NOT_PERMITTED, fill, mounted
+
+TASK = "demo_reviews"
+# What is taken away, so that the stage has to build: what stands beside it keeps the stage from being asked.
+STAGES: dict[str, tuple[str, ...]] = {
+    "tokenizer": ("tokenizer",),
+    "pretrain": ("pretrain",),
+    "score": ("score", "pseudo_label"),
+    "lexical": ("lexical", "pseudo_label"),
+    "pseudo_label": ("pseudo_label",),
+    "general_text": ("general_text", "continue_pretrain"),
+    "continue_pretrain": ("continue_pretrain",),
+    "evaluate": ("evaluate",),
+    "export": ("export",),
+    "predict": ("predict",),
+    "report": ("report",),
+}
+FAULTS = ("full", "read-only", "vanished", "SIGKILL", "SIGTERM", "two at once")
+
+
+def main(place: Path, finished: Path, arguments: list[str], report: Path, cases: list[str]) -> int:
+    if not mounted(place):
+        return NOT_PERMITTED
+    import pipelines.stages.rank_jobs  # noqa: F401 (torch and all that commands import, before they are forked)
+
+    seen = []
+    for case in cases:
+        stage, _, fault = case.partition(":")
+        seen.append({"stage": stage, "fault": fault, **_tried(place / "run", finished, arguments, stage, fault)})
+        shutil.rmtree(place / "run")
+        report.write_text(json.dumps(seen, indent=1), encoding="utf-8")
+    return 0
+
+
+def _tried(run_dir: Path, finished: Path, arguments: list[str], stage: str, fault: str) -> dict[str, Any]:
+    """Take a stage's result away, make it again under a fault, and once more without."""
+    shutil.copytree(finished, run_dir, symlinks=True)
+    for name in STAGES[stage]:
+        shutil.rmtree(run_dir / "store" / name)
+    line = [*arguments, f"task={TASK}", f"run.dir={run_dir}"]
+    ballast = run_dir.parent / "ballast"
+    faults: Mapping[str, Callable[[Path], None]] = {
+        "full": lambda made: fill(ballast),
+        "read-only": lambda made: _close(run_dir),
+        "vanished": lambda made: shutil.rmtree(made.parent),
+        "SIGKILL": lambda made: os.kill(os.getpid(), signal.SIGKILL),
+        "SIGTERM": lambda made: os.kill(os.getpid(), signal.SIGTERM),
+    }
+    started = [
+        _forked(line, run_dir.parent / f"said-{n}", stage, faults.get(fault)) for n in range(2 if fault not in faults else 1)
+    ]
+    ended = [(_code(os.waitpid(process, 0)[1]), said.read_text(encoding="utf-8")) for process, said in started]
+    ballast.unlink(missing_ok=True)
+    if fault == "read-only":
+        subprocess.run(["umount", str(run_dir)], check=True)
+    process, again = _forked(line, run_dir.parent / "said-again", stage, None)
+    code = _code(os.waitpid(process, 0)[1])
+    return {
+        "codes": [code for code, _ in ended],
+        "said": [said for _, said in ended],
+        "code again": code,
+        "said again": again.read_text(encoding="utf-8"),
+        "left": [str(left.relative_to(run_dir)) for left in run_dir.glob("store/*/.*.new")],
+    } | {"digests": _digests(run_dir)}
+
+
+def _close(place: Path) -> None:
+    """Lay a read-only view of a directory over it: whoever opens a file there from now on cannot write."""
+    subprocess.run(["mount", "--bind", str(place), str(place)], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(place)], check=True)
+
+
+def _forked(line: list[str], said: Path, stage: str, fault: Callable[[Path], None] | None) -> tuple[int, Path]:
+    """Run a command in a fork of this process; `fault` happens when a stage begins to build."""
+    said.touch()
+    process = os.fork()
+    if process:
+        return process, said
+    stream = os.open(said, os.O_WRONLY | os.O_TRUNC)
+    os.dup2(stream, 1)
+    os.dup2(stream, 2)
+    if fault is not None:
+        _arm(stage, fault)
+    code = 70
+    try:
+        from pipelines.command_line.compose import main as command
+
+        sys.argv = ["pipelines.run", *line]
+        command("run")
+    except SystemExit as left:
+        code = int(left.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _arm(stage: str, fault: Callable[[Path], None]) -> None:
+    produce = ArtifactStore.produce
+
+    def armed(store: ArtifactStore, key: StageKey, build: Callable[[Path, Path], Mapping[str, Any]], **how: Any) -> Any:
+        def broken(result: Path, work: Path) -> Mapping[str, Any]:
+            fault(result)
+            return build(result, work)
+
+        return produce(store, key, broken if key.stage == stage else build, **how)
+
+    ArtifactStore.produce = armed  # type: ignore[method-assign,assignment]
+
+
+def _code(status: int) -> int:
+    return os.waitstatus_to_exitcode(status)
+
+
+def _digests(run_dir: Path) -> dict[str, str]:
+    from tests.support.command_line import digests
+
+    return digests(run_dir)
+
+
+if __name__ == "__main__":
+    begun = time.monotonic()
+    left = main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), Path(sys.argv[4]), sys.argv[5:])
+    sys.stderr.write(f"{time.monotonic() - begun:.0f} s\n")
+    sys.exit(left)

@@ -54,7 +54,7 @@ def main(place: Path, finished: Path, arguments: list[str], report: Path, cases:
 
 
 def _tried(run_dir: Path, words: Path, finished: Path, arguments: list[str], stage: str, fault: str) -> dict[str, Any]:
-    """Take a stage's result away, make it again under a fault, and once more without; what is said goes to `words`, off that disk."""
+    """Take a stage's result away, make it again under a fault, and once more without; `words` is where what is said goes."""
     shutil.copytree(finished, run_dir, symlinks=True)
     for name in STAGES[stage]:
         shutil.rmtree(run_dir / "store" / name)

@@ -21,9 +21,9 @@ _GO_ON = "the same command goes on from there"
 _ADVICE = {
     errno.ENOSPC: "free space",
     errno.EDQUOT: "free space",
-    errno.EROFS: "mount it for writing, or choose another place",
-    errno.EACCES: "open the place, or choose another one",
-    errno.EPERM: "open the place, or choose another one",
+    errno.EROFS: "mount it for writing",
+    errno.EACCES: "open the place to this user",
+    errno.EPERM: "open the place to this user",
     errno.EIO: "check that disk",
     errno.ESTALE: "mount it again",
     errno.ENOTCONN: "mount it again",

@@ -313,6 +313,9 @@ def _unknown_key(path: str) -> str:
 
 
 def _leave(message: str, code: int = USER_ERROR_CODE) -> NoReturn:
-    sys.stderr.write(f"error: {message}\n")
-    sys.stderr.flush()
+    try:
+        sys.stderr.write(f"error: {message}\n")
+        sys.stderr.flush()
+    except OSError:  # a log on a disk that is full: the code says it still, if nothing is left to be written on the way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.exit(code)

@@ -20,7 +20,6 @@ import yaml
 from adapt.core.artifacts import write_atomically
 from adapt.core.errors import AdaptError, TrainingError
 from adapt.core.faults import said_bytes
-from adapt.model.config import Recompute
 from adapt.train.engine_config import EngineConfig
 from pipelines.ranks.hosts import read_hosts, spread
 from pipelines.ranks.joining import JoinedRanks, company
@@ -128,7 +127,7 @@ def _smaller(engine: EngineConfig) -> str:
     """Name the nearest training setting that takes less memory and computes the same, and the one of scoring."""
     if engine.micro_batch > 1:
         found = f"engine.micro_batch={engine.micro_batch // 2}"
-    elif engine.activation_checkpointing is not Recompute.FULL:
+    elif engine.activation_checkpointing.value != "full":
         found = "engine.activation_checkpointing=full"
     else:
         found = f"engine.zero_stage=2 engine.world_size={2 * engine.world_size}, on more machines"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import ROOT, SMALLEST, digests, in_fp32, in_process
+from tests.support.command_line import ROOT, SMALLEST, command, digests, in_fp32, in_process
 from tests.support.fault_trial import FAULTS, STAGES
 from tests.support.small_disk import NOT_PERMITTED
 
@@ -43,6 +43,15 @@ def test_an_export_under_a_limit_on_files_is_one_line_and_the_same_command_makes
     run_here("export", line)
     made, whole = (place / "export" / "demo_reviews" / "model.safetensors" for place in (copied_run / "demo", smallest_run))
     assert hashlib.sha256(made.read_bytes()).digest() == hashlib.sha256(whole.read_bytes()).digest()
+
+
+def test_a_refusal_that_its_own_log_has_no_room_for_still_ends_with_its_code() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    with full.open("w") as log:
+        done = subprocess.run(command("run", "no_such_key=1"), cwd=ROOT, stderr=log, timeout=60)
+    assert done.returncode == 2
 
 
 @pytest.mark.slow

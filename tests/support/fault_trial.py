@@ -47,14 +47,14 @@ def main(place: Path, finished: Path, arguments: list[str], report: Path, cases:
     seen = []
     for case in cases:
         stage, _, fault = case.partition(":")
-        seen.append({"stage": stage, "fault": fault, **_tried(place / "run", finished, arguments, stage, fault)})
+        seen.append({"stage": stage, "fault": fault, **_tried(place / "run", report.parent, finished, arguments, stage, fault)})
         shutil.rmtree(place / "run")
         report.write_text(json.dumps(seen, indent=1), encoding="utf-8")
     return 0
 
 
-def _tried(run_dir: Path, finished: Path, arguments: list[str], stage: str, fault: str) -> dict[str, Any]:
-    """Take a stage's result away, make it again under a fault, and once more without."""
+def _tried(run_dir: Path, words: Path, finished: Path, arguments: list[str], stage: str, fault: str) -> dict[str, Any]:
+    """Take a stage's result away, make it again under a fault, and once more without; `words` is where what is said goes."""
     shutil.copytree(finished, run_dir, symlinks=True)
     for name in STAGES[stage]:
         shutil.rmtree(run_dir / "store" / name)
@@ -67,14 +67,12 @@ def _tried(run_dir: Path, finished: Path, arguments: list[str], stage: str, faul
         "SIGKILL": lambda made: os.kill(os.getpid(), signal.SIGKILL),
         "SIGTERM": lambda made: os.kill(os.getpid(), signal.SIGTERM),
     }
-    started = [
-        _forked(line, run_dir.parent / f"said-{n}", stage, faults.get(fault)) for n in range(2 if fault not in faults else 1)
-    ]
+    started = [_forked(line, words / f"said-{n}", stage, faults.get(fault)) for n in range(2 if fault not in faults else 1)]
     ended = [(_code(os.waitpid(process, 0)[1]), said.read_text(encoding="utf-8")) for process, said in started]
     ballast.unlink(missing_ok=True)
     if fault == "read-only":
         subprocess.run(["umount", str(run_dir)], check=True)
-    process, again = _forked(line, run_dir.parent / "said-again", stage, None)
+    process, again = _forked(line, words / "said-again", stage, None)
     code = _code(os.waitpid(process, 0)[1])
     return {
         "codes": [code for code, _ in ended],

@@ -35,7 +35,7 @@ def warn_of_tokenizer(run: Run, task: TaskConfig) -> None:
         chosen = generator_for("tokenizer warnings", task.name).choice(len(rows), _ROWS, replace=False)
         rows = [rows[int(place)] for place in sorted(chosen)]
     for finding in warnings_on(task, tokenizer_of(weights_of(run.base())), rows):
-        logger.info("tokenizer: %s", finding, extra=ONCE)
+        logger.info("%s: %s", finding.level.value, finding, extra=ONCE)
 
 
 def warnings_on(task: TaskConfig, tokenizer: TextTokenizer, rows: Sequence[TaskRow]) -> list[Finding]:

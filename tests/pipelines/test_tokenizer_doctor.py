@@ -16,6 +16,7 @@ from pipelines.config.locations import demo_dir
 from pipelines.stages.run import Run
 from pipelines.tools import tokenizer_doctor
 from pipelines.tools.tokenizer_doctor import DoctorConfig
+from pipelines.walk import order
 from pipelines.walk.tokenizer_warnings import warn_of_tokenizer, warnings_on
 from pseudo_label.task_config import FieldConfig, PromptConfig, TaskConfig, TaskRow
 from tests.support.command_line import composed
@@ -133,7 +134,19 @@ def test_before_labelling_a_walk_says_each_warning_of_a_task_once(place: Path, c
         logging.getLogger("pipelines").handlers.clear()
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
-    assert all(line.startswith("tokenizer: task 'mine'") for line in said)
+    assert all(line.startswith("warning: task 'mine'") for line in said)
     without_model = Run(composed("pseudo_label", [*words, "pseudo_label.teachers=[lexical]"]))
     warn_of_tokenizer(without_model, current.tasks()[0])
     assert capsys.readouterr().err == ""
+
+
+def test_a_walk_warns_before_it_labels_each_task(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(order, "check_ahead", lambda *_: None)
+    monkeypatch.setattr(order, "warn_of_tokenizer", lambda _, task: done.append(f"warns of {task.name}"))
+    monkeypatch.setattr(Run, "run_stage", lambda _, stage, task: done.append(f"{stage.name} {task.name}"))
+    words = ["tasks=[mine, tnews]", f"task_dir={place}/tasks", f"data.root={place}/rows", f"checkpoint={demo_dir() / 'base'}"]
+    order.walk(composed("run", [*words, "stages=[pseudo_label,evaluate]", f"run.dir={place}/runs"]))
+    assert done == [
+        "warns of mine", "pseudo_label mine", "warns of tnews", "pseudo_label tnews", "evaluate mine", "evaluate tnews",
+    ]  # fmt: skip

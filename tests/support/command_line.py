@@ -112,7 +112,7 @@ def command(stage: str, *arguments: str) -> list[str]:
 
 def run(stage: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a stage as a user does."""
-    return subprocess.run(command(stage, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command(stage, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 def in_fp32(arguments: Sequence[str]) -> list[str]:

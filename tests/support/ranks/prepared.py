@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-import adapt.train.zero0_engine  # noqa: F401
+import pipelines.stages.rank_jobs  # noqa: F401
 
 torch.set_num_threads(1)
 torch.optim.AdamW([torch.zeros(1)])

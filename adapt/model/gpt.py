@@ -97,8 +97,8 @@ class GPT(nn.Module):
         self.context_length = config.context_length
         self.expert_counts = tuple(count for count in config.expert_counts() if count)
         with torch.device("meta"):
-            self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-            self.positions = nn.Embedding(config.context_length, config.hidden_size)
+            self.embedding = _embedding(config.vocab_size, config.hidden_size)
+            self.positions = _embedding(config.context_length, config.hidden_size)
             self.blocks = nn.ModuleList(Block(config, *at) for at in enumerate(config.expert_counts()))
             self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
         self.router_traits = self._router_traits()
@@ -142,6 +142,11 @@ class GPT(nn.Module):
             return RouterTraits()
         traits = layers[0].router.traits
         return replace(traits, looks_ahead=traits.looks_ahead or self.config.capacity_factor is not None)
+
+
+def _embedding(count: int, width: int) -> nn.Embedding:
+    """Return an embedding without drawing its weight, which on the meta device imports torch's compiler, for seconds."""
+    return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)
 
 
 @torch.no_grad()

@@ -23,6 +23,8 @@ from adapt.train.stopping import STOPPED_CODE
 POLL_S = 0.05
 _GRACE_S = 5.0
 _KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 33), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}  # glibc, bytes
+# DeepSpeed compiles an optimizer that is not in use here, and importing torch's compiler takes as long as importing torch.
+_COMPILES_NOTHING = {"TORCHDYNAMO_DISABLE": "1"}
 TELL = "MOE_ADAPT_TELL"  # in a rank's environment: the pipe's number
 _MOST_TOLD = 60_000  # bytes, less than a pipe holds
 _PEAK = re.compile(r"VmHWM:\s*(\d+) kB")
@@ -42,12 +44,13 @@ def rank_environment(rank: int, local_rank: int, meeting: Meeting, threads: int)
     """Return a rank's environment: its place among the ranks, where they meet, its threads, and who its parent is.
 
     Large blocks are kept by the allocator instead of going back to the kernel after every use: a training step on a CPU
-    spends a quarter of its time on page faults otherwise. What the user has set stays, but what torchrun's agent says to those that
-    it starts: they would meet at its port.
+    spends a quarter of its time on page faults otherwise. What is under `torch.compile` runs as it is written. What the user has
+    set stays, but what torchrun's agent says to those that it starts: they would meet at its port.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
     return {
         **_KEEP_FREED_MEMORY,
+        **_COMPILES_NOTHING,
         **inherited,
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),

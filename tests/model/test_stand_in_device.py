@@ -92,7 +92,9 @@ def test_a_step_elsewhere_is_that_of_the_cpu(variant: str) -> None:
 
 
 @pytest.mark.parametrize("recompute", [what for what in Recompute if what is not Recompute.NONE])
-@pytest.mark.parametrize("router", list(all_routers()))
+@pytest.mark.parametrize(
+    "router", [pytest.param(name, marks=[] if name in ("top2", "expert_choice") else [pytest.mark.slow]) for name in all_routers()]
+)
 def test_what_is_computed_again_is_computed_elsewhere(router: str, recompute: Recompute) -> None:
     assert_same_step(router, recompute)
 

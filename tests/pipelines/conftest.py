@@ -11,7 +11,7 @@ import pytest
 from adapt.model.gpt import GPT
 from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.tokenizer import Tokenizer
-from tests.support.command_line import SMALLEST, in_process, run
+from tests.support.command_line import SMALLEST, in_process, run_inside
 from tests.support.made_once import made_once
 from tests.support.tiny_exports import write_export
 
@@ -21,7 +21,7 @@ def smallest_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the run directory (`<run.dir>/demo`) of a finished walk, one for all workers: tests read it, or copy it first."""
 
     def make(place: Path) -> None:
-        done = run("run", *SMALLEST, f"run.dir={place}")
+        done = run_inside("run", *SMALLEST, f"run.dir={place}")
         assert done.returncode == 0, done.stderr
         (place / "output.txt").write_text(done.stdout, encoding="utf-8")
 

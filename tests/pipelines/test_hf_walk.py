@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import pseudo_label
 from adapt.core.artifacts import open_artifact
 from pipelines.config.locations import demo_dir
-from tests.support.command_line import FP32_SCORES, in_process, run
+from tests.support.command_line import FP32_SCORES, in_process, run_inside
 from tests.support.hf_checkpoints import PREPENDED, make_checkpoint
 
 TASK = "demo_reviews"
@@ -45,7 +45,7 @@ def walked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     family, changes = KINDS[request.param]
     place = tmp_path_factory.mktemp(family)
     base = make_checkpoint(place / "base", family, **changes)
-    done = run("run", "model=hf", f"model.path={base}", f"run.dir={place}/runs", *SMALLEST, STAGES)
+    done = run_inside("run", "model=hf", f"model.path={base}", f"run.dir={place}/runs", *SMALLEST, STAGES)
     assert done.returncode == 0, done.stderr
     return base, place / "runs" / "default", done.stderr
 

@@ -145,7 +145,7 @@ def test_rows_can_be_labelled_in_another_form_than_labels_are_trained_in(
     assert [row["scores"] for row in rows[0]] != [row["scores"] for row in rows[1]]
 
 
-@pytest.mark.parametrize("choice", ["both", "mlm"])
+@pytest.mark.parametrize("choice", ["both", pytest.param("mlm", marks=pytest.mark.slow)])
 def test_masked_labels_before_their_text_are_trained_and_scored(
     choice: str, smallest_run: Path, tmp_path: Path, run_here: RunHere
 ) -> None:

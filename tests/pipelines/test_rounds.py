@@ -13,7 +13,7 @@ import pytest
 from adapt.core.artifacts import Artifact, open_artifact
 from pipelines.stages import continue_pretrain, pseudo_label, teacher_panel
 from pseudo_label.decision import Decision, FittedScores, Method
-from tests.support.command_line import in_process, on_base, records, run
+from tests.support.command_line import in_process, on_base, records, run_inside
 
 TASK = "demo_reviews"
 SHORT = [
@@ -30,7 +30,7 @@ RunHere = Callable[[str, list[str]], str]
 def three_rounds(smallest_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the `run.dir` of a walk of three rounds."""
     place = tmp_path_factory.mktemp("rounds")
-    done = run("run", *on_base(smallest_run, place, TASK), *SHORT, *NEVER_STOPS, "pseudo_label.rounds.count=3")
+    done = run_inside("run", *on_base(smallest_run, place, TASK), *SHORT, *NEVER_STOPS, "pseudo_label.rounds.count=3")
     assert done.returncode == 0, done.stderr
     for number in (2, 3):
         assert f"{TASK}: round {number} changes" in done.stderr

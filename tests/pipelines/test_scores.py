@@ -19,7 +19,7 @@ from adapt.core.artifacts import open_artifact
 from adapt.train.engine_config import EngineConfig
 from pipelines.config.locations import conf_dir, demo_dir
 from pipelines.stages import scores
-from tests.support.command_line import ROOT, SMALLEST, in_fp32, in_process, on_base, records, run
+from tests.support.command_line import ROOT, SMALLEST, in_fp32, in_process, on_base, records, run_inside
 
 TASK = "demo_topics"  # its labels do not stand in the order of the alphabet
 CHUNK_ROWS = 10
@@ -29,6 +29,7 @@ IN_SMALL_CHUNKS = (
 )
 # 280 rows: two chunks of the usual size.
 ALL_ROWS = ["pseudo_label.max_rows=null", "pseudo_label.estimates_noise=false", "pseudo_label.coarse_to_fine=true"]
+KILLED_ROWS = [*ALL_ROWS[1:], "pseudo_label.max_rows=120"]
 RunHere = Callable[[str, list[str]], str]
 
 
@@ -66,7 +67,7 @@ def own_data(place: Path, change: Callable[[list[str]], list[str]]) -> Path:
 def on_one_rank(smallest_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run whose rows were all scored by one process."""
     place = tmp_path_factory.mktemp("one")
-    done = run("pseudo_label", *on_base(smallest_run, place, TASK), *ALL_ROWS, "engine.world_size=1")
+    done = run_inside("pseudo_label", *on_base(smallest_run, place, TASK), *ALL_ROWS, "engine.world_size=1")
     assert done.returncode == 0, done.stderr
     return place
 
@@ -90,7 +91,7 @@ def test_killed_scoring_goes_on_behind_its_last_part(
     parts_at_the_end: dict[str, tuple[int, int]],
 ) -> None:  # fmt: skip
     place = tmp_path / "killed"
-    arguments = [*on_base(smallest_run, place, TASK), *ALL_ROWS]
+    arguments = [*on_base(smallest_run, place, TASK), *KILLED_ROWS]
     child = subprocess.Popen(
         [sys.executable, "-c", IN_SMALL_CHUNKS, *in_fp32(arguments)],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -101,7 +102,7 @@ def test_killed_scoring_goes_on_behind_its_last_part(
     child.send_signal(signal.SIGKILL)
     child.wait()
     left = sorted(place.glob("store/score/.*.work/part-*.parquet"))
-    assert 0 < len(left) < 280 / CHUNK_ROWS, "killed too early or too late"
+    assert 0 < len(left) < 120 / CHUNK_ROWS, "killed too early or too late"
     assert not artifacts(place)
     before = {str(part): (part.stat().st_ino, part.stat().st_mtime_ns) for part in left}
     left[-1].with_name(f"part-{len(left):05d}.unfinished").write_bytes(b"PAR1, and then the kill")
@@ -113,7 +114,7 @@ def test_killed_scoring_goes_on_behind_its_last_part(
     assert len(parts_at_the_end) > len(before)
     assert not list(place.glob("store/score/.*.work")), "the parts go once they are joined"
 
-    run_here("pseudo_label", [*on_base(smallest_run, tmp_path / "whole", TASK), *ALL_ROWS])
+    run_here("pseudo_label", [*on_base(smallest_run, tmp_path / "whole", TASK), *KILLED_ROWS])
     assert score_files(place) == score_files(tmp_path / "whole")
 
 

@@ -42,7 +42,14 @@ def label_of(line: int, label: str, *, is_selected: bool = True, is_held_out: bo
 
 @pytest.mark.parametrize(
     ("loss", "prompt"),
-    [(loss, "label_first" if loss is LabelLoss.CHANNEL else "reference") for loss in LabelLoss] + [(LabelLoss.MLM, "label_first")],
+    [
+        (LabelLoss.CLM, "reference"),
+        (LabelLoss.MLM, "label_first"),
+        *(
+            pytest.param(loss, prompt, marks=pytest.mark.slow)
+            for loss, prompt in ((LabelLoss.MLM, "reference"), (LabelLoss.BOTH, "reference"), (LabelLoss.CHANNEL, "label_first"))
+        ),
+    ],
 )
 def test_a_model_trained_on_given_labels_answers_with_them(tokenizer: Tokenizer, loss: LabelLoss, prompt: str) -> None:
     task = load_task("demo_topics", [conf_dir() / "task"])

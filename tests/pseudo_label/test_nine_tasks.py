@@ -60,6 +60,8 @@ RECORDS: dict[str, list[dict[str, Any]]] = {
         {"target": {"span2_text": "它", "span1_text": "猫"}, "text": "猫看着狗，它跑了", "idx": 1},
     ],
 }
+LARGE = ("iflytek", "csldcp", "tnews", "eprstmt")  # of many labels, or many prompts
+SMALL_FIRST = [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in RECORDS]
 # Every size changes how candidates are batched and laid out, and no key.
 BATCHINGS = {
     "as it comes": ScorerConfig(),
@@ -69,7 +71,7 @@ BATCHINGS = {
 }
 
 
-@pytest.fixture(scope="module", params=["dense", "sparse"])
+@pytest.fixture(scope="module", params=[pytest.param("dense", marks=pytest.mark.slow), "sparse"])
 def model(request: pytest.FixtureRequest) -> GPT:
     experts = {"dense": [0], "sparse": [6]}[request.param]
     return materialize(GPT(tiny_config(experts, n_layers=2, context_length=128)), seed=2).eval()
@@ -125,7 +127,7 @@ def test_the_nine_tasks_are_here_with_their_numbers_of_labels() -> None:
     assert counts == {**binary, "ocnli": 3, "tnews": 15, "csldcp": 67, "iflytek": 119, "chid": 0}
 
 
-@pytest.mark.parametrize("name", list(RECORDS))
+@pytest.mark.parametrize("name", SMALL_FIRST)
 def test_every_criterion_of_every_prompt_is_that_of_one_full_pass_per_candidate(
     model: GPT, tokenizer: Tokenizer, name: str
 ) -> None:
@@ -141,7 +143,7 @@ def test_every_criterion_of_every_prompt_is_that_of_one_full_pass_per_candidate(
                 assert_keys(keys, rows, naive, form)
 
 
-@pytest.mark.parametrize("name", list(RECORDS))
+@pytest.mark.parametrize("name", SMALL_FIRST)
 def test_the_tasks_own_choice_of_prompts_and_criteria_is_scored(model: GPT, tokenizer: Tokenizer, name: str) -> None:
     task, rows = shipped(name)
     naive = Naive(task, model, tokenizer, rows)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import io
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,16 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 
 from adapt.core.precision import Precision
 from adapt.scoring.scorer_config import ScorerConfig
 from pipelines.command_line.compose import _register, checked
 from pipelines.config.locations import conf_dir, demo_dir
 from pipelines.config.schema import PipelineConfig
+from tests.support.forked_ranks import fork_ranks
 from tests.support.tiny_models import ROOT as ROOT
 
 UNLABELED_ROWS = 280
@@ -71,15 +76,32 @@ def in_process(
     stage: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str]:
     """Run a stage's command line in this process; return its exit code and what it wrote to standard error."""
+    code = _main(stage, arguments)
+    captured = capsys.readouterr()
+    return code, captured.err + captured.out
+
+
+def run_inside(stage: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a stage's command line in this process, for a fixture that outlives a test."""
+    out, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(errors):
+        code = _main(stage, arguments)
+    return subprocess.CompletedProcess([stage, *arguments], code, out.getvalue(), errors.getvalue())
+
+
+def _main(stage: str, arguments: Sequence[str]) -> int:
     from pipelines.command_line.compose import main
     from pipelines.tools.plan import show
 
     GlobalHydra.instance().clear()
-    monkeypatch.setattr(sys, "argv", [f"pipelines.{stage}", *in_fp32(arguments)])
-    with pytest.raises(SystemExit) as left:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(sys, "argv", [f"pipelines.{stage}", *in_fp32(arguments)])
+        if not any(argument.startswith(("-", "hydra")) for argument in arguments):
+            # Hydra would compose twice, the first time to find out whether the configuration asks for a sweep.
+            patch.setattr(Hydra, "get_mode", lambda *_, **__: RunMode.RUN)
+        fork_ranks(patch)
         main(stage, show if stage == "plan" else None)
-    captured = capsys.readouterr()
-    return int(left.value.code or 0), captured.err + captured.out
+    return int(left.value.code or 0)
 
 
 def refused(
@@ -112,7 +134,7 @@ def command(stage: str, *arguments: str) -> list[str]:
 
 def run(stage: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a stage as a user does."""
-    return subprocess.run(command(stage, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command(stage, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 def in_fp32(arguments: Sequence[str]) -> list[str]:

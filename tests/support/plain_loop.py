@@ -1,10 +1,7 @@
-"""What ranks are held against: a plain PyTorch loop over the same global batches. And how a script is started on ranks."""
+"""The reference for training on ranks: a plain PyTorch loop over the same global batches."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,26 +20,9 @@ from adapt.train.optimizer import make_optimizer
 from adapt.train.optimizer_config import OptimizerConfig, learning_rate
 from adapt.train.train_config import Trained
 from adapt.train.trainable import train_only
-from pipelines.ranks.local import LOOPBACK, Meeting, free_port, rank_environment
 from tests.support.ranks.rank_cases import BATCH_ROWS, OPTIMIZER
-from tests.support.tiny_models import ROOT
 
 TOLERANCE = 1e-5
-
-
-def launch_ranks(script: str, place: Path, world_size: int, *arguments: str, timeout_s: float = 400) -> dict[str, Any]:
-    """Run a script of `tests.support.ranks` on so many ranks and return what it saved; no rank outlives the call."""
-    meeting = Meeting(address=LOOPBACK, port=free_port(), world_size=world_size)
-    command = [sys.executable, "-m", f"tests.support.ranks.{script}", str(place), *arguments]
-    ranks = [
-        subprocess.Popen(command, cwd=ROOT, env=rank_environment(rank, rank, meeting, threads=1)) for rank in range(world_size)
-    ]
-    try:
-        assert [rank.wait(timeout=timeout_s) for rank in ranks] == [0] * world_size
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return dict(torch.load(place / "results.pt", weights_only=True))
 
 
 def plain_loop(

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
 from adapt.model.gpt import GPT, materialize
 from adapt.train.divergence import where_gradients_break
-from tests.support.plain_loop import launch_ranks
-from tests.support.ranks.gradient_cases import CASES, EXPERTS, LAST_NORM, QKV, cases_of
+from tests.support.forked_ranks import Launched, slow_unless
+from tests.support.ranks.gradient_cases import EXPERTS, FAST, LAST_NORM, QKV, cases_of
 from tests.support.tiny_models import tiny_config
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
-def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Return what each rank said of every case."""
-    return list(launch_ranks("gradient_cases", tmp_path_factory.mktemp("gradients"), request.param)["of each rank"])
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Launched]:
+    """Return what each rank said of every case, by the number of ranks."""
+    place = tmp_path_factory.mktemp
+    return {n: Launched("gradient_cases", place(f"gradients_{n}"), n, cases_of(n), FAST[n]) for n in FAST}
 
 
-@pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.parametrize(
+    ("n_ranks", "name"),
+    [pytest.param(n, name, id=f"{n} ranks-{name}", marks=slow_unless(name in FAST[n])) for n in FAST for name in cases_of(n)],
+)
 def test_a_gradient_that_is_not_finite_is_named_on_every_rank_and_the_state_before_is_kept(
-    results: list[dict[str, Any]], name: str
+    results: dict[int, Launched], n_ranks: int, name: str
 ) -> None:
-    if name not in cases_of(len(results)):
-        pytest.skip("one rank has nobody to share experts with")
-    (message, kept), *others = [said[name] for said in results]
-    assert [other[0] for other in others] == [message] * (len(results) - 1)
+    (message, kept), *others = results[n_ranks][name]
+    assert [other[0] for other in others] == [message] * (n_ranks - 1)
     assert kept == ["step-00000002"]
     assert message.startswith("the gradient norm is not finite")
     if name == "several":

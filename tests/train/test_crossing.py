@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.plain_loop import assert_same_training, launch_ranks, plain_loop
+from tests.support.forked_ranks import launch_ranks
+from tests.support.plain_loop import assert_same_training, plain_loop
 from tests.support.ranks.crossing_cases import CASES, NOISY, OBJECTIVE, PHASES, ROWS, STEPS
 
 pytestmark = pytest.mark.slow

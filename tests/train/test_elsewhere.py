@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adapt.core.precision import FORMATS, Precision
+from adapt.core.precision import Precision
 from adapt.core.spans import LabelForm
 from adapt.model.batches import Batch, collate
 from adapt.model.gpt import GPT, materialize
@@ -104,7 +104,7 @@ class Masters(nn.Module):
         return iter(self.masters.items())
 
 
-@pytest.mark.parametrize("precision", FORMATS)
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16, pytest.param(Precision.FP16, marks=pytest.mark.slow)])
 def test_steps_elsewhere_are_those_of_the_cpu(precision: Precision) -> None:
     wanted = trained(precision, torch.device("cpu"))
     with stand_in_device() as device:

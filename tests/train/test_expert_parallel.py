@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +17,12 @@ from adapt.model.expert_parallel import own_experts, own_part
 from adapt.model.gpt import GPT, materialize
 from adapt.train.engine_config import EngineConfig
 from adapt.train.model_preparation import set_recompute
-from tests.support.plain_loop import assert_same_training, launch_ranks, plain_loop
+from tests.support.forked_ranks import Launched, slow_unless
+from tests.support.plain_loop import assert_same_training, plain_loop
 from tests.support.ranks.expert_parallel_cases import (
     CROSSED,
+    CROSSINGS,
+    FAST,
     MEASURED,
     MODEL,
     OBJECTIVE,
@@ -26,34 +31,40 @@ from tests.support.ranks.expert_parallel_cases import (
     STEPS,
     cases_of,
     measured_cases,
+    names_of,
 )
 
 
 @pytest.fixture(scope="module")
-def plain() -> dict[str, dict[str, Any]]:
-    """Train every router in one plain process."""
-    return {name: plain_loop(replace(MODEL, router=router), OBJECTIVE, ROWS, STEPS) for name, router in ROUTERS.items()}
+def plain() -> Callable[[str], dict[str, Any]]:
+    """Return a function that trains a router in one plain process, once."""
+    return functools.cache(lambda name: plain_loop(replace(MODEL, router=ROUTERS[name]), OBJECTIVE, ROWS, STEPS))
 
 
 @pytest.fixture(scope="module")
-def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return launch_ranks("expert_parallel_cases", tmp_path_factory.mktemp("two"), 2)
+def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    return Launched("expert_parallel_cases", tmp_path_factory.mktemp("two"), 2, names_of(2), FAST)
 
 
 @pytest.fixture(scope="module")
-def on_four_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return launch_ranks("expert_parallel_cases", tmp_path_factory.mktemp("four"), 4)
+def on_four_ranks(tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    return Launched("expert_parallel_cases", tmp_path_factory.mktemp("four"), 4, names_of(4), [])
 
 
-@pytest.mark.parametrize("case", cases_of(2), ids=str)
+def fast_and_slow(cases: Iterable[object], name: str = "{}") -> list[Any]:
+    """Return parameters; `name` forms the name of a case's result."""
+    return [pytest.param(case, id=str(case), marks=slow_unless(name.format(case) in FAST)) for case in cases]
+
+
+@pytest.mark.parametrize("case", fast_and_slow(cases_of(2)))
 def test_two_ranks_give_the_losses_norms_and_weights_of_one_process(on_two_ranks: Any, plain: Any, case: Any) -> None:
-    assert_same_training(on_two_ranks[str(case)], plain[case.router])
+    assert_same_training(on_two_ranks[str(case)], plain(case.router))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", cases_of(4), ids=str)
 def test_four_ranks_give_the_losses_norms_and_weights_of_one_process(on_four_ranks: Any, plain: Any, case: Any) -> None:
-    assert_same_training(on_four_ranks[str(case)], plain[case.router])
+    assert_same_training(on_four_ranks[str(case)], plain(case.router))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +73,7 @@ def measured() -> dict[str, Any]:
     return plain_loop(replace(MODEL, router=ROUTERS[MEASURED]), OBJECTIVE, ROWS, STEPS, measures_parts=True)
 
 
-@pytest.mark.parametrize("case", measured_cases(2), ids=str)
+@pytest.mark.parametrize("case", fast_and_slow(measured_cases(2), "measured, {}"))
 def test_parts_have_the_share_in_the_gradient_that_they_have_in_one_process(on_two_ranks: Any, measured: Any, case: Any) -> None:
     assert any(key.startswith("gradient_share/") for line in measured["history"] for key in line)
     assert_same_training(on_two_ranks[f"measured, {case}"], measured)
@@ -74,21 +85,21 @@ def test_on_four_ranks_parts_have_the_share_that_they_have_in_one_process(on_fou
     assert_same_training(on_four_ranks[f"measured, {case}"], measured)
 
 
-@pytest.mark.parametrize("crossing", ["from 1 to 2", "from 2 to 1"])
+@pytest.mark.parametrize("crossing", fast_and_slow(CROSSINGS))
 def test_a_state_saved_at_one_size_goes_on_at_another(on_two_ranks: Any, plain: Any, crossing: str) -> None:
-    assert_same_training(on_two_ranks[crossing], plain[CROSSED])
+    assert_same_training(on_two_ranks[crossing], plain(CROSSED))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("crossing", ["from 1 to 2", "from 2 to 1"])
+@pytest.mark.parametrize("crossing", CROSSINGS)
 def test_a_state_saved_on_four_ranks_at_one_size_goes_on_at_another(on_four_ranks: Any, plain: Any, crossing: str) -> None:
-    assert_same_training(on_four_ranks[crossing], plain[CROSSED])
+    assert_same_training(on_four_ranks[crossing], plain(CROSSED))
 
 
-@pytest.mark.parametrize("case", cases_of(2), ids=str)
+@pytest.mark.parametrize("case", fast_and_slow(cases_of(2)))
 def test_whatever_received_tokens_moves_where_experts_are_shared(on_two_ranks: Any, plain: Any, case: Any) -> None:
     start = dict(materialize(GPT(replace(MODEL, router=ROUTERS[case.router])), seed=3).named_parameters())
-    trained, expected = on_two_ranks[str(case)]["weights"], plain[case.router]["weights"]
+    trained, expected = on_two_ranks[str(case)]["weights"], plain(case.router)["weights"]
     for name, value in start.items():
         assert not torch.equal(value, trained[name]), name
         if name.endswith(("up_bias", "down_bias")):  # without decay, the gradient alone moves them

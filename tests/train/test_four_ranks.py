@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from adapt.objective import PARTS
-from tests.support.plain_loop import assert_same_training, launch_ranks, plain_loop
+from tests.support.forked_ranks import launch_ranks
+from tests.support.plain_loop import assert_same_training, plain_loop
 from tests.support.ranks.four_rank_cases import CASES, WORLD_SIZE, Case
 from tests.support.ranks.rank_cases import MODELS, STEPS, plain_rows
 

@@ -13,7 +13,8 @@ from adapt.core.precision import Precision
 from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.loss_scale import LossScaleConfig
 from adapt.train.optimizer_config import OptimizerConfig
-from tests.support.plain_loop import launch_ranks, plain_loop
+from tests.support.forked_ranks import launch_ranks
+from tests.support.plain_loop import plain_loop
 from tests.support.ranks.fp16_cases import FITTING, INJECTED, LEAST, OBJECTIVE, STEPS, TOO_LARGE, UNDIVIDED, WITH_SHARES
 from tests.support.ranks.rank_cases import plain_rows
 

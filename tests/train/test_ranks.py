@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -9,14 +10,40 @@ import torch
 
 from adapt.model.gpt import GPT, materialize
 from adapt.train.train_config import Trained
-from tests.support.plain_loop import assert_same_training, launch_ranks, plain_loop
-from tests.support.ranks.rank_cases import CASES, MODELS, OBJECTIVES, RESUMED, STEPS, TRAINED, WEIGHTED, optimizer_of, rows_of
+from tests.support.forked_ranks import Launched, slow_unless
+from tests.support.plain_loop import assert_same_training, plain_loop
+from tests.support.ranks.rank_cases import (
+    CASES,
+    FAST,
+    FROZEN,
+    MODELS,
+    OBJECTIVES,
+    RESUMED,
+    STEPS,
+    TRAINED,
+    WEIGHTED,
+    names_of,
+    optimizer_of,
+    rows_of,
+)
+
+Results = dict[int, Launched]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
-def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Launch every case once per world size."""
-    return launch_ranks("rank_cases", tmp_path_factory.mktemp("ranks"), request.param)
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Return what every case comes to, by the number of ranks."""
+    place = tmp_path_factory.mktemp
+    return {n: Launched("rank_cases", place(f"ranks_{n}"), n, names_of(n), FAST[n]) for n in FAST}
+
+
+def at_each_size(names: Iterable[str], ending: str = "") -> list[Any]:
+    """Return parameters of tests: the number of ranks and a case's name."""
+    return [
+        pytest.param(n, name, id=f"{n} ranks-{name}", marks=slow_unless(f"{name}{ending}" in FAST[n]))
+        for n in FAST
+        for name in names
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +52,8 @@ def plain() -> dict[tuple[object, ...], dict[str, Any]]:
     return {}
 
 
-@pytest.mark.parametrize("name", list(CASES))
-def test_ranks_give_the_ledger_and_weights_of_a_plain_loop(results: dict[str, Any], plain: Any, name: str) -> None:
+@pytest.mark.parametrize(("n_ranks", "name"), at_each_size(CASES))
+def test_ranks_give_the_ledger_and_weights_of_a_plain_loop(results: Results, plain: Any, n_ranks: int, name: str) -> None:
     kind, objective, *_ = CASES[name]
     trains, settings = TRAINED.get(name, Trained.ALL), optimizer_of(name)
     key = (kind, objective, trains, settings.algorithm, name == WEIGHTED)
@@ -35,27 +62,30 @@ def test_ranks_give_the_ledger_and_weights_of_a_plain_loop(results: dict[str, An
             MODELS[kind], OBJECTIVES[objective], rows_of(name), STEPS,
             trains=trains, measures_parts=name == WEIGHTED, settings=settings,
         )  # fmt: skip
-    assert_same_training(results[name], plain[key])
+    assert_same_training(results[n_ranks][name], plain[key])
 
 
-@pytest.mark.parametrize("name", RESUMED)
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(results: dict[str, Any], name: str) -> None:
-    assert results[f"{name}, resumed"]["history"] == results[name]["history"]
-    for key, value in results[name]["weights"].items():
-        assert torch.equal(results[f"{name}, resumed"]["weights"][key], value), key
+@pytest.mark.parametrize(("n_ranks", "name"), at_each_size(RESUMED, ", resumed"))
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(results: Results, n_ranks: int, name: str) -> None:
+    whole, resumed = results[n_ranks][name], results[n_ranks][f"{name}, resumed"]
+    assert resumed["history"] == whole["history"]
+    for key, value in whole["weights"].items():
+        assert torch.equal(resumed["weights"][key], value), key
 
 
-def test_every_tensor_moves_in_training(results: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("n_ranks", "name"), at_each_size(["sparse, one cut"]))
+def test_every_tensor_moves_in_training(results: Results, n_ranks: int, name: str) -> None:
     start = dict(materialize(GPT(MODELS["sparse"]), seed=3).named_parameters())
-    trained = results["sparse, one cut"]["weights"]
+    trained = results[n_ranks][name]["weights"]
     assert [name for name, value in start.items() if torch.equal(value, trained[name])] == []
 
 
-def test_what_is_not_trained_stays_to_the_bit_in_bf16_too(results: dict[str, Any]) -> None:
-    unchanged = results["frozen in bf16"]
+def test_what_is_not_trained_stays_to_the_bit_in_bf16_too(results: Results) -> None:
+    unchanged = results[2][FROZEN]
     assert {name for name, is_same in unchanged.items() if is_same} == {name for name in unchanged if ".experts." not in name}
 
 
-def test_measuring_does_not_depend_on_the_cut(results: dict[str, Any]) -> None:
-    one, other = results["sparse, one cut"]["measured"], results["sparse, other micro-batches and padding"]["measured"]
+@pytest.mark.parametrize(("n_ranks", "name"), at_each_size(["sparse, one cut"]))
+def test_measuring_does_not_depend_on_the_cut(results: Results, n_ranks: int, name: str) -> None:
+    one, other = results[n_ranks][name]["measured"], results[n_ranks]["sparse, other micro-batches and padding"]["measured"]
     assert one == pytest.approx(other, rel=1e-4)

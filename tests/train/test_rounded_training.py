@@ -12,7 +12,7 @@ from adapt.model.gpt import GPT, materialize
 from adapt.train.engine_config import EngineConfig, GradientCommunication, deepspeed_config
 from adapt.train.optimizer import OptimizerConfig
 from adapt.train.trainable import Trained
-from tests.support.plain_loop import launch_ranks
+from tests.support.forked_ranks import launch_ranks
 from tests.support.ranks.rounded_cases import CASES, COMPARED, RESUMED
 
 BF16, FP32 = torch.bfloat16, torch.float32

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
@@ -41,8 +38,8 @@ PHASES = [
 CASES = list(PHASES[0].expert_parallel)
 
 
-def main(place: Path, phase: Phase) -> None:
-    torch.set_num_threads(1)
+def main(place: Path, number: str) -> None:
+    phase = PHASES[int(number)]
     rank = rank_from_environment()
     assert rank.world_size == phase.world_size
     results = {}
@@ -57,7 +54,3 @@ def main(place: Path, phase: Phase) -> None:
         with contextlib.suppress(Killed):
             results[name] = train_on_ranks(NOISY, OBJECTIVE, ROWS, engine, place / name, STEPS, killed_at=phase.killed_at)
     leave(results, place)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), PHASES[int(sys.argv[2])])

@@ -1,11 +1,11 @@
-"""Trains small cases with experts shared by ranks; started as a process by `test_expert_parallel.py`, one launch per world size."""
+"""Trains small cases with experts shared by ranks; run by `test_expert_parallel.py`, one launch per world size."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
@@ -37,6 +37,7 @@ ROUTERS: dict[str, RouterConfig] = {
 }
 CROSSED = "sigmoid_bias"
 MEASURED = "top1"
+CROSSINGS = {"from 1 to 2": (1, 2), "from 2 to 1": (2, 1)}
 WITH_SHARES = replace(OBJECTIVE, gradient_shares_every_steps=2)
 
 
@@ -86,30 +87,40 @@ def engine_config(case: Case, world_size: int) -> EngineConfig:
     )
 
 
-def main(place: Path) -> None:
-    import torch
+# On two ranks, one of each kind; tests of the others are slow.
+FAST = (
+    str(Case(router="top1", expert_parallel=2, stage=1)),
+    str(Case(router="top2", expert_parallel=2, stage=2, recompute=Recompute.SELECTIVE)),
+    f"measured, {Case(router=MEASURED, expert_parallel=2, stage=2, recompute=Recompute.FULL)}",
+    "from 2 to 1",
+)
 
-    torch.set_num_threads(1)
+
+def names_of(world_size: int) -> list[str]:
+    """Return the names of all results."""
+    measured = (f"measured, {case}" for case in measured_cases(world_size))
+    return [*map(str, cases_of(world_size)), *measured, *CROSSINGS]
+
+
+def main(place: Path, *names: str) -> None:
     rank = rank_from_environment()
+    plain = {str(case): (case, OBJECTIVE) for case in cases_of(rank.world_size)}
+    measured = {f"measured, {case}": (case, WITH_SHARES) for case in measured_cases(rank.world_size)}
     results = {}
-    for case in cases_of(rank.world_size):
-        config = replace(MODEL, router=ROUTERS[case.router])
-        settings = engine_config(case, rank.world_size)
-        results[str(case)] = train_on_ranks(config, OBJECTIVE, ROWS, settings, place / str(case), STEPS)
-    for case in measured_cases(rank.world_size):
-        name, settings = f"measured, {case}", engine_config(case, rank.world_size)
-        config = replace(MODEL, router=ROUTERS[MEASURED])
-        results[name] = train_on_ranks(config, WITH_SHARES, ROWS, settings, place / name, STEPS)
-    config = replace(MODEL, router=ROUTERS[CROSSED])
-    for before, after in ((1, 2), (2, 1)):
-        sizes = [Case(router=CROSSED, expert_parallel=size, stage=2) for size in (before, after)]
-        killed, resumed = (engine_config(case, rank.world_size) for case in sizes)
-        work = place / f"from {before} to {after}"
-        with contextlib.suppress(Killed):
-            train_on_ranks(config, OBJECTIVE, ROWS, killed, work, STEPS, killed_at=3)
-        results[f"from {before} to {after}"] = train_on_ranks(config, OBJECTIVE, ROWS, resumed, work, STEPS)
+    for name in names:
+        if name in CROSSINGS:
+            results[name] = crossed(name, place / name)
+            continue
+        case, objective = (plain | measured)[name]
+        config, settings = replace(MODEL, router=ROUTERS[case.router]), engine_config(case, rank.world_size)
+        results[name] = train_on_ranks(config, objective, ROWS, settings, place / name, STEPS)
     leave(results, place)
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def crossed(name: str, work: Path) -> dict[str, Any]:
+    """Train at one size until killed, and go on at the other."""
+    config, world_size = replace(MODEL, router=ROUTERS[CROSSED]), rank_from_environment().world_size
+    killed, resumed = (engine_config(Case(router=CROSSED, expert_parallel=size, stage=2), world_size) for size in CROSSINGS[name])
+    with contextlib.suppress(Killed):
+        train_on_ranks(config, OBJECTIVE, ROWS, killed, work, STEPS, killed_at=3)
+    return train_on_ranks(config, OBJECTIVE, ROWS, resumed, work, STEPS)

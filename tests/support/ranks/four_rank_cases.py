@@ -1,13 +1,10 @@
-"""Trains every kind of cut on four ranks and saves what came out; started as a process by `test_four_ranks.py`, in one launch."""
+"""Trains every kind of cut on four ranks and saves what came out; run by `test_four_ranks.py`, in one launch."""
 
 from __future__ import annotations
 
 import itertools
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
@@ -55,7 +52,6 @@ CASES = [
 
 
 def main(place: Path) -> None:
-    torch.set_num_threads(1)
     rank = rank_from_environment()
     results = {}
     for case in CASES:
@@ -70,7 +66,3 @@ def main(place: Path) -> None:
         rows = plain_rows(case.objective)
         results[str(case)] = train_on_ranks(MODELS[case.model], case.objective, rows, engine, place / str(case), STEPS)
     leave(results, place)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from adapt.core.errors import TrainingError
@@ -106,7 +104,6 @@ def reason(place: Path, scale: LossScaleConfig, injected: tuple[int, ...]) -> st
 
 
 def main(place: Path) -> None:
-    torch.set_num_threads(1)
     fitting = LossScaleConfig(initial=FITTING, hysteresis=1)
     too_large = LossScaleConfig(initial=TOO_LARGE, hysteresis=1)
     results: dict[str, Any] = {}
@@ -125,7 +122,3 @@ def main(place: Path) -> None:
     results["too large, resumed"] = train(place / "killed", too_large)
     results["at the least scale"] = reason(place / "least", replace(fitting, initial=2, minimum=1), (2, 3))
     leave(results, place)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

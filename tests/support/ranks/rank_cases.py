@@ -1,9 +1,8 @@
-"""Trains small cases on real ranks and saves what came out; started as a process by `test_ranks.py`, one launch per world size."""
+"""Trains small cases on real ranks and saves what came out; run by `test_ranks.py`, one launch per world size."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,6 +79,15 @@ CASES = {
 TRAINED = {"experts alone": Trained.EXPERTS}
 WEIGHTED = "weighted readings, schedules and gradient shares"
 RESUMED = ("sigmoid bias", "LAMB, ZeRO-0")
+FROZEN = "frozen in bf16"
+# One of each kind by number of ranks; tests of the others are slow.
+FAST = {
+    1: ("dense, other micro-batches and padding", "large margin"),
+    2: (
+        "sparse, one cut", "sparse, other micro-batches and padding", WEIGHTED, "LAMB, ZeRO-0", "experts alone", "expert choice",
+        "sigmoid bias", f"{RESUMED[0]}, resumed", FROZEN,
+    ),
+}  # fmt: skip
 # A key bias has no effect on attention: its true gradient is 0, what arrives is rounding, and Adam with eps 1e-8 would blow that
 # up to full-size steps of random sign. eps well above rounding keeps the update a continuous function of the gradient.
 OPTIMIZER = OptimizerConfig(lr=3e-3, clip=0.5, eps=1e-5)
@@ -203,16 +211,20 @@ def leave(results: dict[str, Any], place: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-def main(place: Path) -> None:
-    torch.set_num_threads(1)
-    results = {name: run_case(name, place / f"work {name}") for name in CASES}
-    for name in RESUMED:
-        with contextlib.suppress(Killed):
-            run_case(name, place / f"killed {name}", killed_at=3)
-        results[f"{name}, resumed"] = run_case(name, place / f"killed {name}")
-    results["frozen in bf16"] = frozen_in_bf16(place / "frozen")
+def names_of(world_size: int) -> list[str]:
+    """Return the names of all results; the one in bf16 does not depend on the ranks."""
+    return [*CASES, *(f"{name}, resumed" for name in RESUMED), *([FROZEN] if world_size > 1 else [])]
+
+
+def main(place: Path, *names: str) -> None:
+    results: dict[str, Any] = {}
+    for name in names:
+        case = name.removesuffix(", resumed")
+        if name == FROZEN:
+            results[name] = frozen_in_bf16(place / name)
+            continue
+        if name.endswith(", resumed"):
+            with contextlib.suppress(Killed):
+                run_case(case, place / name, killed_at=3)
+        results[name] = run_case(case, place / name)
     leave(results, place)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +108,6 @@ def refusal(settings: EngineConfig) -> str:
 
 
 def main(place: Path) -> None:
-    torch.set_num_threads(1)
     results: dict[str, Any] = {f"{name}, read": forward_reads(name) for name in CASES}
     results |= {f"{name}, gradients": summed_gradients(name) for name in COMPARED}
     results["whole"] = trained(RESUMED, place / "whole")
@@ -118,7 +116,3 @@ def main(place: Path) -> None:
     results["resumed"] = trained(RESUMED, place / "killed")
     results["routers alone in fp16"] = refusal(replace(IN_BF16, precision=Precision.FP16))
     leave(results, place)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""The demo's rows are what their README says: ids in order, even labels, no sentence twice, no row measured on that is adapted to."""
+"""The demo's rows are what their README says: ids in order, even labels, and no sentence twice."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
-import json
 import logging
 import os
 import platform
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.core.errors import CheckpointError, ConfigError
-from adapt.core.json_files import json_text
+from adapt.core.json_files import json_text, parsed_json
 from adapt.core.typed import digest_of
 
 logger = logging.getLogger(__name__)
@@ -128,8 +127,11 @@ def open_artifact(path: Path) -> Artifact:
         CheckpointError: no manifest, a newer schema, or a file that is missing or changed.
     """
     manifest = _read_manifest(path)
+    place = path.resolve()
     for entry in manifest["files"]:
         file = path / entry["path"]
+        if not file.resolve().is_relative_to(place):
+            raise CheckpointError(f"{path / MANIFEST}: names the file '{entry['path']}', which is not in its directory")
         if not file.is_file():
             raise CheckpointError(f"{path}: {entry['path']} is missing; run its stage again with force=true")
         if file.stat().st_size != entry["size"]:
@@ -152,10 +154,10 @@ def open_artifact(path: Path) -> Artifact:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parsed_json((path / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{path}: is not a complete artifact (no {MANIFEST})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path / MANIFEST}: not valid JSON ({error}); delete it and run its stage again") from error
     if not isinstance(manifest, dict):
         raise CheckpointError(f"{path / MANIFEST}: expected a JSON object")
@@ -166,7 +168,27 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     lacking = [key for key in _MANIFEST_KEYS if key not in manifest]
     if lacking:
         raise CheckpointError(f"{path / MANIFEST}: lacks {', '.join(lacking)}")
+    if not _is_sound(manifest):
+        raise CheckpointError(f"{path / MANIFEST}: damaged (its entries are not those of a manifest); run its stage again with force=true")
     return manifest
+
+
+def _is_sound(manifest: dict[str, Any]) -> bool:
+    """Say whether a manifest's entries are of the types that they are written with."""
+    files, inputs = manifest["files"], manifest["inputs"]
+    names = [manifest[key] for key in ("stage", "key", "digest", "created")]
+    return (
+        isinstance(files, list)
+        and isinstance(inputs, dict)
+        and isinstance(manifest["metrics"], dict)
+        and all(isinstance(f, dict) and _has_types(f, path=str, size=int, sha256=str) and "\0" not in f["path"] for f in files)
+        and all(isinstance(ref, dict) and set(ref) == {"path", "digest"} and _has_types(ref, path=str, digest=str) for ref in inputs.values())
+        and all(isinstance(name, str) for name in names)
+    )
+
+
+def _has_types(entry: dict[str, Any], **types: type) -> bool:
+    return all(isinstance(entry.get(name), kind) for name, kind in types.items())
 
 
 def write_manifest(path: Path, key: StageKey, metrics: Mapping[str, Any], created: str) -> None:

@@ -1,5 +1,21 @@
 """Errors that a user can mend: one line that says what, where and what to do; the command ends with exit code 2."""
 
+import unicodedata
+
+# Controls, marks that turn or hide text (bidirectional overrides, zero-width), line and paragraph separators, half pairs.
+_ACTED_ON = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+
+
+def shown(text: str, kept: str = "") -> str:
+    """Return a text for a reader: characters that a terminal or a page would act on are written as escapes, but for `kept`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c in kept or unicodedata.category(c) not in _ACTED_ON else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
 
 class AdaptError(Exception):
     """Base of every error that is the input's fault, not the program's.
@@ -8,7 +24,7 @@ class AdaptError(Exception):
     """
 
     def __str__(self) -> str:
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in super().__str__())
+        return shown(super().__str__())
 
 
 class ConfigError(AdaptError):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.json_files import parsed_json
 
 TOKENIZER_FILE = "tokenizer.json"
 _SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
@@ -176,8 +177,8 @@ def _check_continuation(original: Any, made: Any, source: str) -> None:
 
 def _parsed(content: bytes, source: str) -> dict[str, Any]:
     try:
-        parsed = json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        parsed = parsed_json(content)
+    except ValueError as error:
         raise CheckpointError(f"{source}: not valid JSON ({error})") from error
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{source}: expected a JSON object")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from pipelines.report_page.page import escaped
 
 WIDTH, HEIGHT = 560, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 34
@@ -71,18 +72,18 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float]], y_label: str) -> st
     top = max((value for _, value in bars), default=0.0) or 1.0
     y_axis = _scale(0.0, top, HEIGHT - _BOTTOM, _TOP)
     step = (WIDTH - _LEFT - _RIGHT) / max(len(bars), 1)
-    body = f'<text x="4" y="{_TOP + 4}" class="tick">{html.escape(y_label)}</text>' + _y_ticks(0.0, top)
+    body = f'<text x="4" y="{_TOP + 4}" class="tick">{escaped(y_label)}</text>' + _y_ticks(0.0, top)
     every = -(-len(bars) // 10)
     for index, (name, value) in enumerate(bars):
         x, y = _LEFT + index * step, y_axis(value)
         body += (
             f'<rect x="{x + 0.1 * step:.1f}" y="{y:.1f}" width="{0.8 * step:.1f}" height="{HEIGHT - _BOTTOM - y:.1f}" '
-            f'fill="{COLOURS[0]}"><title>{html.escape(name)}: {value:g}</title></rect>'
+            f'fill="{COLOURS[0]}"><title>{escaped(name)}: {value:g}</title></rect>'
         )
         if index % every == 0:
             body += (
                 f'<text x="{x + step / 2:.1f}" y="{HEIGHT - _BOTTOM + 14}" text-anchor="middle" class="tick">'
-                f"{html.escape(name)}</text>"
+                f"{escaped(name)}</text>"
             )
     return _figure(title, body, [])
 
@@ -101,7 +102,7 @@ def interval_chart(title: str, intervals: Sequence[Interval], low: float, high: 
         x = x_axis(tick)
         body += f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{height - _BOTTOM}" class="grid"/>'
         body += (
-            f'<text x="{x:.1f}" y="{height - _BOTTOM + 14}" text-anchor="middle" class="tick">{tick:g}{html.escape(unit)}</text>'
+            f'<text x="{x:.1f}" y="{height - _BOTTOM + 14}" text-anchor="middle" class="tick">{tick:g}{escaped(unit)}</text>'
         )
     named: set[str] = set()
     for item in intervals:
@@ -114,7 +115,7 @@ def interval_chart(title: str, intervals: Sequence[Interval], low: float, high: 
         )
         if item.row not in named:
             named.add(item.row)
-            body += f'<text x="{left - 8}" y="{y + 8}" text-anchor="end" class="tick">{html.escape(item.row)}</text>'
+            body += f'<text x="{left - 8}" y="{y + 8}" text-anchor="end" class="tick">{escaped(item.row)}</text>'
     return _figure(title, body, series, height)
 
 
@@ -128,7 +129,7 @@ def scatter_chart(title: str, points: Sequence[Point], x_label: str) -> str:
     x_axis, y_axis = _scale(x_low, x_high, _LEFT, WIDTH - _RIGHT), _padded(ys)
     body = _axes(x_low, x_high, *_span(ys), x_label)
     for point in points:
-        x, y, name = x_axis(point.x), y_axis(point.y), html.escape(point.name)
+        x, y, name = x_axis(point.x), y_axis(point.y), escaped(point.name)
         body += (
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y_axis(point.low):.1f}" y2="{y_axis(point.high):.1f}" stroke="{COLOURS[0]}" '
             f'stroke-width="1.2"/><circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{COLOURS[0]}">'
@@ -142,10 +143,10 @@ def scatter_chart(title: str, points: Sequence[Point], x_label: str) -> str:
 
 def _figure(title: str, body: str, names: Sequence[str], height: float = HEIGHT) -> str:
     legend = "".join(
-        f'<span><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{html.escape(name)}</span>' for i, name in enumerate(names)
+        f'<span><i style="background:{COLOURS[i % len(COLOURS)]}"></i>{escaped(name)}</span>' for i, name in enumerate(names)
     )
     return (
-        f"<figure><figcaption>{html.escape(title)}</figcaption>"
+        f"<figure><figcaption>{escaped(title)}</figcaption>"
         f'<svg viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}" role="img">{body}</svg>'
         f'<div class="legend">{legend}</div></figure>'
     )
@@ -156,7 +157,7 @@ def _axes(x_low: float, x_high: float, y_low: float, y_high: float, x_label: str
     body = _y_ticks(y_low, y_high)
     for tick in _ticks(x_low, x_high):
         body += f'<text x="{x_axis(tick):.1f}" y="{HEIGHT - _BOTTOM + 14}" text-anchor="middle" class="tick">{tick:g}</text>'
-    return body + f'<text x="{WIDTH - _RIGHT}" y="{HEIGHT - 4}" text-anchor="end" class="tick">{html.escape(x_label)}</text>'
+    return body + f'<text x="{WIDTH - _RIGHT}" y="{HEIGHT - 4}" text-anchor="end" class="tick">{escaped(x_label)}</text>'
 
 
 def _y_ticks(low: float, high: float) -> str:

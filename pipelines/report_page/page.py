@@ -6,6 +6,8 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from adapt.core.errors import shown
+
 _STYLE = """
 body{font:15px/1.5 system-ui,"Noto Sans CJK SC",sans-serif;max-width:1180px;margin:2rem auto;padding:0 1rem;color:#111827}
 h1{font-size:1.6rem} h2{margin-top:2.2rem;border-bottom:1px solid #d1d5db} figure{display:inline-block;margin:.6rem .4rem;
@@ -24,25 +26,30 @@ class Section:
     parts: Sequence[str]
 
 
+def escaped(text: str) -> str:
+    """Return a text as HTML that is nothing but text: no tag, no control character, no mark that turns what stands behind it."""
+    return html.escape(shown(text))
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return an HTML table; cells are escaped."""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    head = "".join(f"<th>{escaped(cell)}</th>" for cell in header)
     body = "".join(
-        "<tr>" + "".join(f'<td class="{_kind(cell)}">{html.escape(cell)}</td>' for cell in row) + "</tr>" for row in rows
+        "<tr>" + "".join(f'<td class="{_kind(cell)}">{escaped(cell)}</td>' for cell in row) + "</tr>" for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def note(text: str) -> str:
-    return f'<p class="note">{html.escape(text)}</p>'
+    return f'<p class="note">{escaped(text)}</p>'
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
     """Return the whole page."""
-    body = "".join(f"<section><h2>{html.escape(s.title)}</h2>{''.join(s.parts)}</section>" for s in sections)
+    body = "".join(f"<section><h2>{escaped(s.title)}</h2>{''.join(s.parts)}</section>" for s in sections)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>{body}</body></html>\n"
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escaped(title)}</title>'
+        f"<style>{_STYLE}</style></head><body><h1>{escaped(title)}</h1>{body}</body></html>\n"
     )
 
 

@@ -103,7 +103,6 @@ class _Reading:
             found[key] = self.value(value_node, depth=depth + 1, is_typed=is_typed or is_inside)
         return found
 
-
     def _scalar(self, node: yaml.ScalarNode, *, is_typed: bool) -> Any:
         _refuse_odd(node)
         if is_typed:

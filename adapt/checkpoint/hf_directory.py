@@ -66,7 +66,9 @@ def shards_of(directory: Path) -> list[Path]:
 def refuse_two_sets(directory: Path) -> None:
     """Raise CheckpointError where a directory holds two sets of weights, of which one would be passed over."""
     if (directory / SINGLE_FILE).is_file() and (directory / INDEX_FILE).is_file():
-        raise CheckpointError(f"{directory}: holds two sets of weights ({SINGLE_FILE}, and those of {INDEX_FILE}); keep one of them")
+        raise CheckpointError(
+            f"{directory}: holds two sets of weights ({SINGLE_FILE}, and those of {INDEX_FILE}); keep one of them"
+        )
 
 
 def checkpoint_files_of(directory: Path) -> list[Path]:
@@ -94,7 +96,7 @@ def check_shards(directory: Path) -> int:
     for shard in shards_of(directory):
         try:
             with safe_open(shard, framework="pt") as stream:
-                n_stored += sum(math.prod(stream.get_slice(name).get_shape()) for name in stream.keys())
+                n_stored += sum(math.prod(stream.get_slice(name).get_shape()) for name in list(stream.keys()))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{shard}: missing or damaged ({error})") from error
     return n_stored

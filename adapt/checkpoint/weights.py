@@ -232,7 +232,9 @@ def _checked(directory: Path, verify: Verify, dtype: torch.dtype | None) -> tupl
     """Open a checkpoint's tensors, and make a model without memory whose names and shapes are theirs."""
     config, store = load_config(directory), open_store(directory, verify)
     if config.n_layers > len(store.tensors):
-        raise CheckpointError(f"{directory / CONFIG_FILE}: says {config.n_layers} layers, but there are {len(store.tensors)} tensors")
+        raise CheckpointError(
+            f"{directory / CONFIG_FILE}: says {config.n_layers} layers, but there are {len(store.tensors)} tensors"
+        )
     model = GPT(config)
     if dtype is not None:
         for name, weight in model.named_parameters():

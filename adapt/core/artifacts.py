@@ -32,6 +32,7 @@ MANIFEST = "manifest.json"
 # Metrics say something about an artifact (how long it took, say): they are listed and checked, but no part of its digest.
 METRICS_FILE = "metrics.json"
 SCHEMA_VERSION = 1
+STORE = "store"  # below a run directory, beside the runs
 _MANIFEST_KEYS = ("stage", "key", "digest", "config", "inputs", "files", "metrics", "created")
 _RECORDED_PACKAGES = (
     "torch",
@@ -169,7 +170,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if lacking:
         raise CheckpointError(f"{path / MANIFEST}: lacks {', '.join(lacking)}")
     if not _is_sound(manifest):
-        raise CheckpointError(f"{path / MANIFEST}: damaged (its entries are not those of a manifest); run its stage again with force=true")
+        raise CheckpointError(
+            f"{path / MANIFEST}: damaged (its entries are not those of a manifest); run its stage again with force=true"
+        )
     return manifest
 
 
@@ -182,7 +185,10 @@ def _is_sound(manifest: dict[str, Any]) -> bool:
         and isinstance(inputs, dict)
         and isinstance(manifest["metrics"], dict)
         and all(isinstance(f, dict) and _has_types(f, path=str, size=int, sha256=str) and "\0" not in f["path"] for f in files)
-        and all(isinstance(ref, dict) and set(ref) == {"path", "digest"} and _has_types(ref, path=str, digest=str) for ref in inputs.values())
+        and all(
+            isinstance(ref, dict) and set(ref) == {"path", "digest"} and _has_types(ref, path=str, digest=str)
+            for ref in inputs.values()
+        )
         and all(isinstance(name, str) for name in names)
     )
 
@@ -235,7 +241,7 @@ class ArtifactStore:
         self.root = root
 
     def place(self, key: StageKey) -> Path:
-        return self.root / "store" / key.stage / key.digest()[:20]
+        return self.root / STORE / key.stage / key.digest()[:20]
 
     def produce(
         self,

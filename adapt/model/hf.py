@@ -133,7 +133,9 @@ def load_hf_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> HFModel:
-    """Load a checked Hugging Face directory, whose shards hold `n_stored` numbers, in evaluation mode, in fp32 unless `dtype` is given.
+    """Load a checked Hugging Face directory in evaluation mode, in fp32 unless `dtype` says otherwise.
+
+    Its shards hold `n_stored` numbers; a configuration that makes a far larger model is refused before anything is allocated.
 
     Raises:
         ConfigError: transformers is not installed.
@@ -243,8 +245,8 @@ def refuse_code(directory: Path) -> None:
         content = read_object(file) if file.is_file() else {}
         if any("auto_map" in mapping for mapping in [content, *(inner for inner in content.values() if isinstance(inner, dict))]):
             raise CheckpointError(
-                f"{file}: asks for code of its own (auto_map), which is never run; a model of {', '.join(FAMILIES)} needs none: take "
-                "auto_map out"
+                f"{file}: asks for code of its own (auto_map), which is never run; a model of {', '.join(FAMILIES)} needs none: "
+                "take auto_map out"
             )
     if (directory / _ADAPTER_FILE).is_file():
         raise CheckpointError(
@@ -253,7 +255,9 @@ def refuse_code(directory: Path) -> None:
         )
     for key, value in config.items():
         if "_implementation" in key and "/" in str(value):
-            raise CheckpointError(f"{place}: {key} asks for kernels of another place ({value}), which are never fetched; take it out")
+            raise CheckpointError(
+                f"{place}: {key} asks for kernels of another place ({value}), which are never fetched; take it out"
+            )
         most = _MOST_LAYERS if key.endswith("_layers") else _MOST_COUNT if key.startswith("num_") else 1 << 62
         if isinstance(value, int) and abs(value) > most:
             raise CheckpointError(f"{place}: {key} is larger than in any model ({most:,})")

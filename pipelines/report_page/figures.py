@@ -82,8 +82,7 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float]], y_label: str) -> st
         )
         if index % every == 0:
             body += (
-                f'<text x="{x + step / 2:.1f}" y="{HEIGHT - _BOTTOM + 14}" text-anchor="middle" class="tick">'
-                f"{escaped(name)}</text>"
+                f'<text x="{x + step / 2:.1f}" y="{HEIGHT - _BOTTOM + 14}" text-anchor="middle" class="tick">{escaped(name)}</text>'
             )
     return _figure(title, body, [])
 
@@ -101,9 +100,7 @@ def interval_chart(title: str, intervals: Sequence[Interval], low: float, high: 
     for tick in _ticks(low, high):
         x = x_axis(tick)
         body += f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{height - _BOTTOM}" class="grid"/>'
-        body += (
-            f'<text x="{x:.1f}" y="{height - _BOTTOM + 14}" text-anchor="middle" class="tick">{tick:g}{escaped(unit)}</text>'
-        )
+        body += f'<text x="{x:.1f}" y="{height - _BOTTOM + 14}" text-anchor="middle" class="tick">{tick:g}{escaped(unit)}</text>'
     named: set[str] = set()
     for item in intervals:
         y = _TOP + rows.index(item.row) * row_height + 14 * series.index(item.series) + 10

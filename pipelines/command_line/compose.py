@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from adapt.core.errors import AdaptError, ConfigError
+from adapt.core.errors import AdaptError, ConfigError, shown
 from adapt.core.registry import suggest
 from adapt.core.runtime import set_up_logging
 from adapt.core.typed import defaults_of, digest_of, from_plain, to_plain
@@ -308,6 +308,6 @@ def _unknown_key(path: str) -> str:
 
 
 def _leave(message: str, code: int = USER_ERROR_CODE) -> NoReturn:
-    sys.stderr.write(f"error: {message}\n")
+    sys.stderr.write(f"error: {shown(message)}\n")
     sys.stderr.flush()
     sys.exit(code)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.core.artifacts import STORE, Artifact, is_artifact, open_artifact, writable, write_atomically
-from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.errors import CheckpointError, ConfigError, shown
 from adapt.core.json_files import read_json, read_lines
 from adapt.core.registry import suggest
 from pipelines.config.schema import PipelineConfig
@@ -77,7 +77,7 @@ def show(config: PipelineConfig, point: str | None) -> None:
         with writable(target.parent):
             write_atomically(target.with_suffix(".html"), study_page(tables, summaries, baseline, ends))
             write_atomically(target, text)
-    sys.stdout.write(text)
+    sys.stdout.write(shown(text, kept="\n"))
     sys.stdout.flush()
 
 

@@ -5,12 +5,13 @@ Tensors have sums of their own there. An index without these entries (of an olde
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from adapt.core.artifacts import sha256_of_file
-from adapt.core.errors import CheckpointError
+from adapt.core.errors import CheckpointError, is_file_name
 
 FILES_ENTRY = "files"
 
@@ -22,7 +23,7 @@ def sums_of_files(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 def refuse_elsewhere(index: Path, name: str) -> None:
     """Raise CheckpointError where an index names what is no file of its own directory."""
-    if name != Path(name).name or name in ("", ".", "..") or not name.isprintable():
+    if not is_file_name(name):
         raise CheckpointError(f"{index}: names the file '{name}', which is no file of its directory")
 
 
@@ -34,7 +35,7 @@ def refuse_links_out(directory: Path) -> None:
     place = directory.resolve()
     inside = [place, place.parent.parent / "blobs"] if place.parent.name == "snapshots" else [place]
     for file in directory.iterdir() if directory.is_dir() else ():
-        if file.is_symlink() and file.is_file() and not any(file.resolve().is_relative_to(one) for one in inside):
+        if file.is_symlink() and file.is_file() and not any(Path(os.path.realpath(file)).is_relative_to(one) for one in inside):
             raise CheckpointError(f"{file}: is a link that leads out of its directory; put the file itself there")
 
 

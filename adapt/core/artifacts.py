@@ -47,6 +47,7 @@ _RECORDED_PACKAGES = (
 )
 _HASH_STEP_BYTES = 1 << 22
 _ALWAYS_HASHED_BYTES = 1 << 26
+_LONGEST_PATH = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,7 @@ def open_artifact(path: Path) -> Artifact:
     place = path.resolve()
     for entry in manifest["files"]:
         file = path / entry["path"]
-        if not file.resolve().is_relative_to(place):
+        if not Path(os.path.realpath(file)).is_relative_to(place):
             raise CheckpointError(f"{path / MANIFEST}: names the file '{entry['path']}', which is not in its directory")
         if not file.is_file():
             raise CheckpointError(f"{path}: {entry['path']} is missing; run its stage again with force=true")
@@ -184,13 +185,17 @@ def _is_sound(manifest: dict[str, Any]) -> bool:
         isinstance(files, list)
         and isinstance(inputs, dict)
         and isinstance(manifest["metrics"], dict)
-        and all(isinstance(f, dict) and _has_types(f, path=str, size=int, sha256=str) and "\0" not in f["path"] for f in files)
+        and all(isinstance(f, dict) and _has_types(f, path=str, size=int, sha256=str) and _is_path(f["path"]) for f in files)
         and all(
             isinstance(ref, dict) and set(ref) == {"path", "digest"} and _has_types(ref, path=str, digest=str)
             for ref in inputs.values()
         )
         and all(isinstance(name, str) for name in names)
     )
+
+
+def _is_path(path: str) -> bool:
+    return "\0" not in path and len(path) < _LONGEST_PATH and all(len(part.encode()) < 256 for part in path.split("/"))
 
 
 def _has_types(entry: dict[str, Any], **types: type) -> bool:

@@ -4,6 +4,7 @@ import unicodedata
 
 # Controls, marks that turn or hide text (bidirectional overrides, zero-width), line and paragraph separators, half pairs.
 _ACTED_ON = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+_LONGEST_NAME_BYTES = 200  # what is written under a name adds endings and marks to it
 
 
 def shown(text: str, kept: str = "") -> str:
@@ -11,6 +12,12 @@ def shown(text: str, kept: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c in kept or unicodedata.category(c) not in _ACTED_ON else _escaped(c) for c in text)
+
+
+def is_file_name(name: str) -> bool:
+    """Say whether a text can be the name of a file in a given directory: it leads nowhere else, is printable and not too long."""
+    is_short = len(name.encode(errors="surrogatepass")) <= _LONGEST_NAME_BYTES
+    return is_short and name not in ("", ".", "..") and all(sign not in "/\\" and sign.isprintable() for sign in name)
 
 
 def _escaped(character: str) -> str:

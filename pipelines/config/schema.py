@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from adapt.checkpoint.import_options import ImportOptions
 from adapt.checkpoint.offload import OffloadConfig
 from adapt.core.artifacts import STORE
-from adapt.core.errors import ConfigError
+from adapt.core.errors import ConfigError, is_file_name
 from adapt.core.precision import Precision
 from adapt.core.settings import Settings, about, setting, setting_of
 from adapt.model.config import GPTConfig, HFConfig
@@ -37,7 +37,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         parts = self.name.split("/")
-        if parts[0] == STORE or any(part in ("", ".", "..") or not part.isprintable() for part in parts):
+        if parts[0] == STORE or not all(map(is_file_name, parts)):
             raise ConfigError(f"name: {self.name!r} is no name of a run below run.dir; give a plain one, such as news or news/long")
 
 

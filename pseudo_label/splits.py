@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adapt.core.errors import ConfigError, DataError
+from adapt.core.errors import ConfigError, DataError, is_file_name
 from adapt.text.rows.reading import endings_of
 
 _DEFAULT_ENDING = ".json"
@@ -35,7 +35,7 @@ def place_of_split(folder: Path, split: str) -> Path:
 
 def refuse_no_name(what: str, name: str) -> None:
     """Raise ConfigError for what cannot be the name of a file in a given directory."""
-    if name in ("", ".", "..") or any(sign in "/\\" or not sign.isprintable() for sign in name):
+    if not is_file_name(name):
         raise ConfigError(f"{what}: {name!r} is no plain name; give one without slashes")
 
 

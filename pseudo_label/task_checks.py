@@ -69,7 +69,7 @@ def _name_problems(task: TaskConfig) -> list[str]:
     """Return what is wrong with names of files and directories, and of the encoding."""
     problems = []
     folder = Path(task.folder or task.name)
-    if folder.is_absolute() or ".." in folder.parts:
+    if task.folder is not None and (folder.is_absolute() or ".." in folder.parts or not task.folder.isprintable()):
         problems.append(f"folder: {task.folder!r} leads out of data.root; give a name below it")
     try:
         refuse_no_name("name", task.name)
@@ -150,6 +150,6 @@ def _rule_problems(task: TaskConfig) -> list[str]:
 def _pattern_problem(pattern: str | None) -> list[str]:
     try:
         re.compile(pattern or "")
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         return [f"not a regular expression ({error})"]
     return [] if pattern else ["missing"]

@@ -89,12 +89,12 @@ def test_both_is_the_clean_reading_and_the_label_of_the_masked_one(model: GPT, l
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
 @pytest.mark.parametrize("layout", ["padded", "some rows packed"])
 def test_a_hugging_face_base_keeps_the_branches_apart_as_well(family: str, layout: str, tmp_path: Path) -> None:
-    from adapt.checkpoint.hf_directory import config_files_of
+    from adapt.checkpoint.hf_directory import check_shards, config_files_of
     from adapt.model.hf import load_hf_model
     from tests.support.hf_checkpoints import make_model
 
     make_model(tmp_path, family, VOCAB)
-    model = load_hf_model(tmp_path, config_files_of(tmp_path))
+    model = load_hf_model(tmp_path, config_files_of(tmp_path), check_shards(tmp_path))
     assert_both_is_the_sum(model, LAYOUTS[layout])
 
 

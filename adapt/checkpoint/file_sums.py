@@ -5,12 +5,13 @@ Tensors have sums of their own there. An index without these entries (of an olde
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from adapt.core.artifacts import sha256_of_file
-from adapt.core.errors import CheckpointError
+from adapt.core.errors import CheckpointError, is_file_name
 
 FILES_ENTRY = "files"
 
@@ -18,6 +19,24 @@ FILES_ENTRY = "files"
 def sums_of_files(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Return size and sha256 by name, as an index records them."""
     return {file.name: {"size": file.stat().st_size, "sha256": sha256_of_file(file)} for file in sorted(files)}
+
+
+def refuse_elsewhere(index: Path, name: str) -> None:
+    """Raise CheckpointError where an index names what is no file of its own directory."""
+    if not is_file_name(name):
+        raise CheckpointError(f"{index}: names the file '{name}', which is no file of its directory")
+
+
+def refuse_links_out(directory: Path) -> None:
+    """Raise CheckpointError where a file of a checkpoint is a link that leads out of its directory.
+
+    What it leads to would be copied with the checkpoint. In Hugging Face's cache, links of a snapshot lead to the blobs beside it.
+    """
+    place = directory.resolve()
+    inside = [place, place.parent.parent / "blobs"] if place.parent.name == "snapshots" else [place]
+    for file in directory.iterdir() if directory.is_dir() else ():
+        if file.is_symlink() and file.is_file() and not any(Path(os.path.realpath(file)).is_relative_to(one) for one in inside):
+            raise CheckpointError(f"{file}: is a link that leads out of its directory; put the file itself there")
 
 
 def check_files(index: Path, content: Mapping[str, Any]) -> None:
@@ -30,7 +49,8 @@ def check_files(index: Path, content: Mapping[str, Any]) -> None:
     if not isinstance(entries, dict) or not all(isinstance(e, dict) and {"size", "sha256"} <= set(e) for e in entries.values()):
         raise CheckpointError(f"{index}: its sums of files are damaged; fetch or make the checkpoint again")
     for name, entry in entries.items():
-        file = index.parent / Path(name).name
+        refuse_elsewhere(index, name)
+        file = index.parent / name
         if not file.is_file():
             raise CheckpointError(f"{file}: is missing, and {index.name} names it; fetch or make the checkpoint again")
         if file.stat().st_size != entry["size"] or sha256_of_file(file) != entry["sha256"]:

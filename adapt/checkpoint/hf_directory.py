@@ -6,6 +6,7 @@ A directory is one if its `config.json` names a `model_type`. Only safetensors a
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from adapt.checkpoint.file_sums import check_files
+from adapt.checkpoint.file_sums import check_files, refuse_elsewhere, refuse_links_out
 from adapt.core.artifacts import Artifact, sha256_of_file
 from adapt.core.errors import CheckpointError
 from adapt.core.json_files import read_object
@@ -42,6 +43,7 @@ def shards_of(directory: Path) -> list[Path]:
     Raises:
         CheckpointError: there are none, only pickles, or the index is damaged.
     """
+    refuse_two_sets(directory)
     if (directory / SINGLE_FILE).is_file():
         return [directory / SINGLE_FILE]
     index = directory / INDEX_FILE
@@ -55,7 +57,18 @@ def shards_of(directory: Path) -> list[Path]:
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map of tensor names to shards")
-    return [directory / name for name in sorted(set(weight_map.values()))]
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        refuse_elsewhere(index, name)
+    return [directory / name for name in names]
+
+
+def refuse_two_sets(directory: Path) -> None:
+    """Raise CheckpointError where a directory holds two sets of weights, of which one would be passed over."""
+    if (directory / SINGLE_FILE).is_file() and (directory / INDEX_FILE).is_file():
+        raise CheckpointError(
+            f"{directory}: holds two sets of weights ({SINGLE_FILE}, and those of {INDEX_FILE}); keep one of them"
+        )
 
 
 def checkpoint_files_of(directory: Path) -> list[Path]:
@@ -70,17 +83,23 @@ def config_files_of(directory: Path) -> dict[str, bytes]:
     return {name: (directory / name).read_bytes() for name in CONFIG_FILES if (directory / name).is_file()}
 
 
-def check_shards(directory: Path) -> None:
-    """Raise CheckpointError unless every shard is there and as long as its header says, and files are as the index records them."""
+def check_shards(directory: Path) -> int:
+    """Check that every shard is there and as long as its header says, and that files are as the index records them.
+
+    Returns how many numbers the shards hold. Raises CheckpointError.
+    """
+    refuse_links_out(directory)
+    n_stored = 0
     index = directory / INDEX_FILE
     if index.is_file():
         check_files(index, read_object(index))
     for shard in shards_of(directory):
         try:
             with safe_open(shard, framework="pt") as stream:
-                stream.keys()
+                n_stored += sum(math.prod(stream.get_slice(name).get_shape()) for name in list(stream.keys()))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{shard}: missing or damaged ({error})") from error
+    return n_stored
 
 
 def open_hf_directory(directory: Path) -> Artifact:

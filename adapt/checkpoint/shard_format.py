@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from adapt.core.errors import CheckpointError
+from adapt.core.json_files import parsed_json
 
 PAGE_BYTES = 4096
 PADDING_PREFIX = "page_padding."
@@ -36,6 +37,7 @@ DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LENGTH = struct.Struct("<Q")
+_MOST_ROWS, _MOST_AXES = 1 << 48, 32
 _MOST_HEADER_BYTES = 100_000_000  # as safetensors itself
 _PICKLE_STARTS = (b"\x80", b"PK\x03\x04")
 
@@ -116,11 +118,11 @@ def read_header(path: Path) -> dict[str, ByteRange]:
     except OSError as error:
         raise _damaged(path, error.strerror or str(error)) from error
     try:
-        content = json.loads(text)
+        content = parsed_json(text)
         found = {
             name: _tensor(path, name, entry, _LENGTH.size + length) for name, entry in content.items() if name != "__metadata__"
         }
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError, KeyError, ValueError) as error:
+    except (AttributeError, TypeError, KeyError, ValueError, OverflowError) as error:
         raise _damaged(path, f"its header is not one ({error})") from error
     _check_cover(path, found, _LENGTH.size + length, size)
     return {name: place for name, place in found.items() if not name.startswith(PADDING_PREFIX)}
@@ -131,6 +133,8 @@ def _tensor(path: Path, name: str, entry: Mapping[str, Any], data: int) -> ByteR
     if entry["dtype"] not in DTYPES:
         raise _damaged(path, f"tensor {name} is of type {entry['dtype']}, which is not served")
     found = ByteRange(file=path, offset=data + begin, dtype=DTYPES[entry["dtype"]], shape=tuple(map(int, entry["shape"])))
+    if any(not 0 <= size <= _MOST_ROWS for size in found.shape) or len(found.shape) > _MOST_AXES:
+        raise _damaged(path, f"tensor {name} has a shape that no tensor has")
     if begin < 0 or found.end != data + end:
         raise _damaged(path, f"tensor {name} has shape {list(found.shape)}, but {end - begin} bytes")
     return found

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from adapt.checkpoint.file_sums import check_files
-from adapt.checkpoint.hf_directory import INDEX_FILE, SINGLE_FILE
+from adapt.checkpoint.file_sums import check_files, refuse_elsewhere, refuse_links_out
+from adapt.checkpoint.hf_directory import INDEX_FILE, SINGLE_FILE, refuse_two_sets
 from adapt.checkpoint.integrity import Sum, check_sums
 from adapt.checkpoint.offload import Verify
 from adapt.checkpoint.shard_bytes import read_range, stacked_rows
@@ -71,6 +71,8 @@ def open_store(directory: Path, verify: Verify = Verify.SAMPLE) -> Store:
             not those that it records; the index is damaged or of a newer schema.
     """
     index = directory / INDEX_FILE
+    refuse_links_out(directory)
+    refuse_two_sets(directory)
     if not index.is_file() and (directory / SINGLE_FILE).is_file():
         return Store(directory=directory, tensors=read_header(directory / SINGLE_FILE))
     content = read_object(index, "is this a checkpoint directory?")
@@ -106,9 +108,8 @@ def shards_by_tensor(index: Path, content: Mapping[str, Any]) -> dict[str, str]:
     shards = content.get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
         raise CheckpointError(f"{index}: has no weight_map of tensor names to shards")
-    strange = [shard for shard in shards.values() if shard != Path(shard).name or shard in ("", ".", "..")]
-    if strange:
-        raise CheckpointError(f"{index}: names the shard '{strange[0]}', which is no file of its directory")
+    for shard in shards.values():
+        refuse_elsewhere(index, shard)
     return shards
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from adapt.checkpoint.file_sums import refuse_links_out
 from adapt.checkpoint.hf_directory import CONFIG_FILE, is_hf_directory
 from adapt.core.errors import CheckpointError
 from adapt.core.json_files import read_object
@@ -44,6 +45,7 @@ def load_tokenizer(directory: Path, model: HasVocabulary) -> TextTokenizer:
     Raises:
         CheckpointError: there is none, or the sizes do not fit.
     """
+    refuse_links_out(directory)
     if is_hf_directory(directory):
         return _load_foreign_tokenizer(directory, model)
     if not has_tokenizer(directory):

@@ -190,8 +190,8 @@ def load_model(
     """
     if is_hf_directory(directory):
         check_share((), 1 if share is None else share.of)
-        check_shards(directory)
-        return load_hf_model(directory, config_files_of(directory), device, dtype)
+        n_stored = check_shards(directory)
+        return load_hf_model(directory, config_files_of(directory), n_stored, device, dtype)
     store, model = _checked(directory, verify, dtype)
     if share is not None and share.of > 1:
         model, store = own_experts(model, share), _own_tensors(store, share)
@@ -230,12 +230,16 @@ def _own_tensors(store: Store, share: ExpertShare) -> Store:
 
 def _checked(directory: Path, verify: Verify, dtype: torch.dtype | None) -> tuple[Store, GPT]:
     """Open a checkpoint's tensors, and make a model without memory whose names and shapes are theirs."""
-    model = GPT(load_config(directory))
+    config, store = load_config(directory), open_store(directory, verify)
+    if config.n_layers > len(store.tensors):
+        raise CheckpointError(
+            f"{directory / CONFIG_FILE}: says {config.n_layers} layers, but there are {len(store.tensors)} tensors"
+        )
+    model = GPT(config)
     if dtype is not None:
         for name, weight in model.named_parameters():
             if not is_router(name):  # a rounded router sends tokens elsewhere
                 weight.data = weight.data.to(dtype)
-    store = open_store(directory, verify)
     wanted = {name: tuple(tensor.shape) for name, tensor in named_state(model)}
     for name, place in store.tensors.items():
         if name not in wanted:

@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
-import json
 import logging
 import os
 import platform
@@ -25,7 +24,7 @@ from typing import Any
 
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.faults import fault_in, faults_in_words
-from adapt.core.json_files import json_text
+from adapt.core.json_files import json_text, parsed_json
 from adapt.core.typed import digest_of
 
 logger = logging.getLogger(__name__)
@@ -35,6 +34,7 @@ MANIFEST = "manifest.json"
 # Metrics say something about an artifact (how long it took, say): they are listed and checked, but no part of its digest.
 METRICS_FILE = "metrics.json"
 SCHEMA_VERSION = 1
+STORE = "store"  # below a run directory, beside the runs
 _MANIFEST_KEYS = ("stage", "key", "digest", "config", "inputs", "files", "metrics", "created")
 _RECORDED_PACKAGES = (
     "torch",
@@ -49,6 +49,7 @@ _RECORDED_PACKAGES = (
 )
 _HASH_STEP_BYTES = 1 << 22
 _ALWAYS_HASHED_BYTES = 1 << 26
+_LONGEST_PATH = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +131,11 @@ def open_artifact(path: Path) -> Artifact:
         CheckpointError: no manifest, a newer schema, or a file that is missing or changed.
     """
     manifest = _read_manifest(path)
+    place = path.resolve()
     for entry in manifest["files"]:
         file = path / entry["path"]
+        if not Path(os.path.realpath(file)).is_relative_to(place):
+            raise CheckpointError(f"{path / MANIFEST}: names the file '{entry['path']}', which is not in its directory")
         if not file.is_file():
             raise CheckpointError(f"{path}: {entry['path']} is missing; run its stage again with force=true")
         if file.stat().st_size != entry["size"]:
@@ -154,10 +158,10 @@ def open_artifact(path: Path) -> Artifact:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parsed_json((path / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(f"{path}: is not a complete artifact (no {MANIFEST})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path / MANIFEST}: not valid JSON ({error}); delete it and run its stage again") from error
     if not isinstance(manifest, dict):
         raise CheckpointError(f"{path / MANIFEST}: expected a JSON object")
@@ -168,7 +172,36 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     lacking = [key for key in _MANIFEST_KEYS if key not in manifest]
     if lacking:
         raise CheckpointError(f"{path / MANIFEST}: lacks {', '.join(lacking)}")
+    if not _is_sound(manifest):
+        raise CheckpointError(
+            f"{path / MANIFEST}: damaged (its entries are not those of a manifest); run its stage again with force=true"
+        )
     return manifest
+
+
+def _is_sound(manifest: dict[str, Any]) -> bool:
+    """Say whether a manifest's entries are of the types that they are written with."""
+    files, inputs = manifest["files"], manifest["inputs"]
+    names = [manifest[key] for key in ("stage", "key", "digest", "created")]
+    return (
+        isinstance(files, list)
+        and isinstance(inputs, dict)
+        and isinstance(manifest["metrics"], dict)
+        and all(isinstance(f, dict) and _has_types(f, path=str, size=int, sha256=str) and _is_path(f["path"]) for f in files)
+        and all(
+            isinstance(ref, dict) and set(ref) == {"path", "digest"} and _has_types(ref, path=str, digest=str)
+            for ref in inputs.values()
+        )
+        and all(isinstance(name, str) for name in names)
+    )
+
+
+def _is_path(path: str) -> bool:
+    return "\0" not in path and len(path) < _LONGEST_PATH and all(len(part.encode()) < 256 for part in path.split("/"))
+
+
+def _has_types(entry: dict[str, Any], **types: type) -> bool:
+    return all(isinstance(entry.get(name), kind) for name, kind in types.items())
 
 
 def write_manifest(path: Path, key: StageKey, metrics: Mapping[str, Any], created: str) -> None:
@@ -220,7 +253,7 @@ class ArtifactStore:
         self.root = root
 
     def place(self, key: StageKey) -> Path:
-        return self.root / "store" / key.stage / key.digest()[:20]
+        return self.root / STORE / key.stage / key.digest()[:20]
 
     def produce(
         self,

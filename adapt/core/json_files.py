@@ -9,6 +9,8 @@ from typing import Any
 from adapt.core.errors import CheckpointError
 from adapt.core.typed import to_plain
 
+_MOST_BYTES = 1 << 28
+
 
 def json_text(value: Any) -> str:
     """Return a value as the text of a JSON file; dataclasses become plain."""
@@ -20,6 +22,25 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json_text(value), encoding="utf-8")
 
 
+def parsed_json(content: str | bytes) -> Any:
+    """Parse JSON that may be hostile.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deeply, holds half a surrogate pair, or is not UTF-8.
+    """
+    try:
+        value = json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    has_escapes = "\\ud" in content.lower() if isinstance(content, str) else b"\\ud" in content.lower()
+    if has_escapes:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("half a surrogate pair, which is no character") from None
+    return value
+
+
 def read_json(path: Path, advice: str = "") -> Any:
     """Read a JSON file.
 
@@ -28,7 +49,9 @@ def read_json(path: Path, advice: str = "") -> Any:
     """
     hint = f"; {advice}" if advice else ""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > _MOST_BYTES:
+            raise CheckpointError(f"{path}: has {path.stat().st_size:,} bytes, more than a JSON file of this kind ever has{hint}")
+        return parsed_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file{hint}") from None
     except (OSError, ValueError) as error:
@@ -46,6 +69,6 @@ def read_object(path: Path, advice: str = "") -> dict[str, Any]:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read a file of one JSON object a line. Raises CheckpointError where it is missing or damaged."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [parsed_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: missing or damaged ({error})") from error

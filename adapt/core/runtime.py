@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adapt.core.errors import shown
+
 ONCE = {"is_said_once": True}  # the `extra` of a log line that a command says once, however often it comes by
 
 
@@ -38,13 +40,20 @@ def rank_from_environment() -> RankInfo:
 def set_up_logging(rank: int = 0) -> None:
     """Send this project's log lines to standard error, plainly; ranks other than 0 only warn."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Shown("%(message)s"))
     handler.addFilter(_Repeats())
     for name in ("adapt", "pseudo_label", "pipelines"):
         log = logging.getLogger(name)
         log.handlers[:] = [handler]
         log.propagate = False
         log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+class _Shown(logging.Formatter):
+    """Writes what data brings into a line (names of files, labels, texts) so that no terminal acts on it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record), kept="\n\t")
 
 
 class _Repeats(logging.Filter):

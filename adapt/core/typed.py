@@ -22,6 +22,8 @@ from adapt.core.registry import suggest
 from adapt.core.settings import about_field
 
 T = TypeVar("T")
+_MOST_BITS = 63
+_LONGEST_FOUND = 200
 
 
 def to_plain(value: Any) -> Any:
@@ -68,7 +70,7 @@ def _build(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
         return _build_sequence(kind, origin, value, path, problems)
     if origin is dict:
         if not isinstance(value, Mapping):
-            problems.append(f"{path}: expected a mapping, found {value!r}")
+            problems.append(f"{path}: expected a mapping, found {_found(value)}")
             return None
         inner = typing.get_args(kind)[1]
         return {str(k): _build(inner, v, f"{path}.{k}", problems) for k, v in value.items()}
@@ -101,7 +103,7 @@ def _build_union(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
 
 def _build_sequence(kind: Any, origin: Any, value: Any, path: str, problems: list[str]) -> Any:
     if not isinstance(value, list | tuple):
-        problems.append(f"{path}: expected a list, found {value!r}")
+        problems.append(f"{path}: expected a list, found {_found(value)}")
         return None
     inner = typing.get_args(kind)[0]
     items = [_build(inner, v, f"{path}[{i}]", problems) for i, v in enumerate(value)]
@@ -110,7 +112,7 @@ def _build_sequence(kind: Any, origin: Any, value: Any, path: str, problems: lis
 
 def _build_dataclass(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     if not isinstance(value, Mapping):
-        problems.append(f"{path or 'top level'}: expected a mapping, found {value!r}")
+        problems.append(f"{path or 'top level'}: expected a mapping, found {_found(value)}")
         return None
     if hasattr(kind, "choices"):
         choices, name = kind.choices(), value.get("name", kind.name)
@@ -148,6 +150,9 @@ def _build_scalar(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
         return value
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        problems.append(f"{path}: a number of {value.bit_length()} bits, which nothing here can be")
+        return None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is float and isinstance(value, str):
@@ -157,8 +162,17 @@ def _build_scalar(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
             pass
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    problems.append(f"{path}: expected {kind.__name__}, found {value!r}")
+    problems.append(f"{path}: expected {kind.__name__}, found {_found(value)}")
     return None
+
+
+def _found(value: Any) -> str:
+    """Return what stands where something else was expected, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits
+        return f"a {type(value).__name__} that is too long to be shown"
+    return text if len(text) <= _LONGEST_FOUND else f"{text[:_LONGEST_FOUND]} ..."
 
 
 def _join(path: str, key: Any) -> str:

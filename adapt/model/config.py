@@ -15,16 +15,21 @@ from adapt.model.routers.settings import RouterConfig, Top1Config
 class GPTConfig:
     """Sizes of a GPT; ranges are checked by `validate`, since a size may be given before the others are known."""
 
-    n_layers: int = field(metadata=about("Transformer blocks; every second one is a MoE layer where `experts` says so.", least=1))
-    hidden_size: int = field(metadata=about("Width of the hidden states, a multiple of `n_heads`.", least=1))
-    n_heads: int = field(metadata=about("Attention heads of a block.", least=1))
-    context_length: int = field(metadata=about("Longest text that the model reads at once.", least=1, unit="tokens"))
-    vocab_size: int = field(metadata=about("Rows of the embedding; presets take `tokenizer.vocab_size`.", least=1, unit="tokens"))
-    ffn_multiple: int = setting(4, "Width of dense MLPs and experts as a multiple of `hidden_size`.", least=1)
+    n_layers: int = field(
+        metadata=about("Transformer blocks; every second one is a MoE layer where `experts` says so.", least=1, most=10_000)
+    )
+    hidden_size: int = field(metadata=about("Width of the hidden states, a multiple of `n_heads`.", least=1, most=1 << 20))
+    n_heads: int = field(metadata=about("Attention heads of a block.", least=1, most=1 << 16))
+    context_length: int = field(metadata=about("Longest text that the model reads at once.", least=1, most=1 << 24, unit="tokens"))
+    vocab_size: int = field(
+        metadata=about("Rows of the embedding; presets take `tokenizer.vocab_size`.", least=1, most=1 << 24, unit="tokens")
+    )
+    ffn_multiple: int = setting(4, "Width of dense MLPs and experts as a multiple of `hidden_size`.", least=1, most=1 << 10)
     experts: list[int] = setting_of(
         lambda: [0],
         "Experts of each MoE layer, in order, or one count for all of them; 0 is a dense layer.",
         least=0,
+        most=1 << 16,
         hint="[0] is a dense model",
     )
     is_residual: bool = setting(False, "Adds a dense MLP to the experts of every MoE layer.")
@@ -39,9 +44,15 @@ class GPTConfig:
     norm_eps: float = setting(1e-5, "Added to the variance in layer norms.", above=0)
     gelu: Gelu = setting(Gelu.TANH, "Form of the activation: the tanh approximation or the error function.")
     ffn_hidden_size: int | None = setting(
-        None, "Width of dense MLPs and experts where it is no multiple of `hidden_size`.", least=1, hint="null takes `ffn_multiple`"
+        None,
+        "Width of dense MLPs and experts where it is no multiple of `hidden_size`.",
+        least=1,
+        most=1 << 24,
+        hint="null takes `ffn_multiple`",
     )
-    expert_residual_layers: int = setting(0, "Depth of the expert-residual network.", least=0, hint="0 is none", unit="layers")
+    expert_residual_layers: int = setting(
+        0, "Depth of the expert-residual network.", least=0, most=1_000, hint="0 is none", unit="layers"
+    )
     even_routing: bool = setting(
         False, "Spreads tokens over experts by a hash, whatever the router says: for measuring speed with random weights."
     )

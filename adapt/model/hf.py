@@ -10,6 +10,7 @@ recurrent state, which this wrapper would get wrong without a sign; so they are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.json_files import read_object
 from adapt.model.attention import attention_mask
 from adapt.model.buffers import ExactBuffers
 from adapt.model.experts import count_pairs
@@ -28,6 +30,9 @@ SPARSE_FAMILIES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 FAMILIES = (*DENSE_FAMILIES, *SPARSE_FAMILIES)
 _NOISE = ("dropout", "pdrop", "jitter_noise")
 _PREFIX = "causal."
+_MOST_LAYERS, _MOST_COUNT = 10_000, 1 << 20
+_MOST_MISSING = 2  # a model of more than this many times the stored weights is refused before anything is allocated
+_ADAPTER_FILE = "adapter_config.json"
 
 
 class HFModel(ExactBuffers):
@@ -122,9 +127,15 @@ class HFModel(ExactBuffers):
 
 
 def load_hf_model(
-    directory: Path, config_files: Mapping[str, bytes], device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    directory: Path,
+    config_files: Mapping[str, bytes],
+    n_stored: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> HFModel:
     """Load a checked Hugging Face directory in evaluation mode, in fp32 unless `dtype` says otherwise.
+
+    Its shards hold `n_stored` numbers; a configuration that makes a far larger model is refused before anything is allocated.
 
     Raises:
         ConfigError: transformers is not installed.
@@ -132,6 +143,12 @@ def load_hf_model(
     """
     transformers = import_transformers()
     config = _config_of(directory, transformers)
+    n_needed = sum(math.prod(shape) for shape in _shapes(directory, config, transformers)[0].values())
+    if n_needed > _MOST_MISSING * n_stored:  # missing weights would be allocated before they could be named
+        raise CheckpointError(
+            f"{directory / 'config.json'}: makes a model of {n_needed:,} weights, but the files hold {n_stored:,}; "
+            "fetch both again from one place"
+        )
     try:
         causal, found = transformers.AutoModelForCausalLM.from_pretrained(
             str(directory),
@@ -140,6 +157,7 @@ def load_hf_model(
             attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
         )
@@ -162,10 +180,15 @@ def shapes_of(directory: Path) -> tuple[dict[str, torch.Size], int]:
         CheckpointError: the family is not served, or the configuration makes no model.
     """
     transformers = import_transformers()
-    config = _config_of(directory, transformers)
+    return _shapes(directory, _config_of(directory, transformers), transformers)
+
+
+def _shapes(directory: Path, config: Any, transformers: Any) -> tuple[dict[str, torch.Size], int]:
     try:
         with torch.device("meta"):
-            model = HFModel(transformers.AutoModelForCausalLM.from_config(config), {})
+            model = HFModel(
+                transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", trust_remote_code=False), {}
+            )
     except Exception as error:
         raise CheckpointError(f"{directory}: transformers cannot make this model ({_first_line(error)})") from error
     return {name: parameter.shape for name, parameter in model.named_parameters()}, model.router_traits.experts_per_token
@@ -190,8 +213,9 @@ def import_transformers() -> Any:
 
 def _config_of(directory: Path, transformers: Any) -> Any:
     """Read and check config.json, with dropout and router noise off."""
+    refuse_code(directory)
     try:
-        config = transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise CheckpointError(f"{directory / 'config.json'}: transformers cannot read it ({_first_line(error)})") from error
     if config.model_type not in FAMILIES:
@@ -207,6 +231,36 @@ def _config_of(directory: Path, transformers: Any) -> Any:
         if any(noise in name for noise in _NOISE) and isinstance(value, float) and value > 0:
             setattr(config, name, 0.0)
     return config
+
+
+def refuse_code(directory: Path) -> None:
+    """Check what a directory asks transformers for before it is asked: code, kernels, another base, or sizes that no model has.
+
+    Raises:
+        CheckpointError: one of these, by name.
+    """
+    place = directory / "config.json"
+    config = read_object(place)
+    for file in (place, directory / "tokenizer_config.json"):
+        content = read_object(file) if file.is_file() else {}
+        if any("auto_map" in mapping for mapping in [content, *(inner for inner in content.values() if isinstance(inner, dict))]):
+            raise CheckpointError(
+                f"{file}: asks for code of its own (auto_map), which is never run; a model of {', '.join(FAMILIES)} needs none: "
+                "take auto_map out"
+            )
+    if (directory / _ADAPTER_FILE).is_file():
+        raise CheckpointError(
+            f"{directory / _ADAPTER_FILE}: an adapter over another base; give the merged model (in peft, merge_and_unload and then "
+            "save_pretrained)"
+        )
+    for key, value in config.items():
+        if "_implementation" in key and "/" in str(value):
+            raise CheckpointError(
+                f"{place}: {key} asks for kernels of another place ({value}), which are never fetched; take it out"
+            )
+        most = _MOST_LAYERS if key.endswith("_layers") else _MOST_COUNT if key.startswith("num_") else 1 << 62
+        if isinstance(value, int) and abs(value) > most:
+            raise CheckpointError(f"{place}: {key} is larger than in any model ({most:,})")
 
 
 def _full_mask(inputs: ModelInputs) -> Tensor | None:

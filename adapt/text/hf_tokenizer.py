@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.json_files import parsed_json
 
 TOKENIZER_FILE = "tokenizer.json"
 _SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
@@ -48,6 +49,10 @@ class HFTokenizer:
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         settings = [_parsed(files[name], source) for name in _SETTINGS_FILES if name in files]
+        if any("auto_map" in one for one in settings):
+            raise CheckpointError(
+                f"{source}: its settings ask for code of their own (auto_map), which is never run; take auto_map out"
+            )
         special = _SpecialTokens(vocabulary, settings, model_config)
         eos_id, bos_id = special.id_of("eos"), special.id_of("bos")
         if bos_id is None:
@@ -60,6 +65,7 @@ class HFTokenizer:
         self.mask_id = special.id_of("mask", _MASK)
         pad_id = special.id_of("pad")
         self.pad_id: int = self.eos_id if pad_id is None else pad_id
+        self._tokenizer = _without_marks(self._tokenizer, described, {self.bos_id, self.eos_id, self.pad_id, self.mask_id}, source)
 
     @classmethod
     def load(cls, directory: Path) -> HFTokenizer:
@@ -159,6 +165,25 @@ def _built(described: Mapping[str, Any], source: str) -> Any:
     return made
 
 
+def _without_marks(made: Any, described: Mapping[str, Any], marks: set[int | None], source: str) -> Any:
+    """Return a tokenizer that no text gets a document's marks from, though its file calls them plain added tokens.
+
+    Raises:
+        CheckpointError: a text would get one all the same, as a word of the vocabulary.
+    """
+    added = described.get("added_tokens") or []
+    if any(token.get("id") in marks and not token.get("special") for token in added):
+        changed = [{**token, "special": token.get("special") or token.get("id") in marks} for token in added]
+        made = _built({**without_prefix(described), "added_tokens": changed}, source)
+    for mark in sorted(mark for mark in marks if mark is not None):
+        text = str(made.id_to_token(mark))
+        if mark in made.encode(text, add_special_tokens=False).ids:
+            raise CheckpointError(
+                f"{source}: a text with {text} in it would get the token of that name; give a tokenizer where it is special"
+            )
+    return made
+
+
 def _check_continuation(original: Any, made: Any, source: str) -> None:
     for probe in _PROBES:
         expected = made.encode(probe, add_special_tokens=False).ids
@@ -176,8 +201,8 @@ def _check_continuation(original: Any, made: Any, source: str) -> None:
 
 def _parsed(content: bytes, source: str) -> dict[str, Any]:
     try:
-        parsed = json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        parsed = parsed_json(content)
+    except ValueError as error:
         raise CheckpointError(f"{source}: not valid JSON ({error})") from error
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{source}: expected a JSON object")

@@ -61,6 +61,12 @@ class Tokenizer:
         self.mask_id: int | None = mask_id if mask_id != self.unk_id else None
         if self.bos_id < 0 or self.eos_id < 0:
             raise CheckpointError(f"{source}: has no <s> or </s>; train it with `python -m pipelines.tokenizer`")
+        for mark in (self.bos_id, self.eos_id, self.mask_id):
+            if mark is not None and mark in self.encode(str(self._processor.id_to_piece(mark))):
+                piece = self._processor.id_to_piece(mark)
+                raise CheckpointError(
+                    f"{source}: a text with {piece} in it would get the token of that name; make it a control symbol"
+                )
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:

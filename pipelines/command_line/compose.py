@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from adapt.core.errors import AdaptError, ConfigError
+from adapt.core.errors import AdaptError, ConfigError, shown
 from adapt.core.faults import faults_in_words
 from adapt.core.registry import suggest
 from adapt.core.runtime import set_up_logging
@@ -314,7 +314,7 @@ def _unknown_key(path: str) -> str:
 
 def _leave(message: str, code: int = USER_ERROR_CODE) -> NoReturn:
     try:
-        sys.stderr.write(f"error: {message}\n")
+        sys.stderr.write(f"error: {shown(message)}\n")
         sys.stderr.flush()
     except OSError:  # a log on a disk that is full: the code says it still, if nothing is left to be written on the way out
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

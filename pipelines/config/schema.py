@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from adapt.checkpoint.import_options import ImportOptions
 from adapt.checkpoint.offload import OffloadConfig
-from adapt.core.errors import ConfigError
+from adapt.core.artifacts import STORE
+from adapt.core.errors import ConfigError, is_file_name
 from adapt.core.precision import Precision
 from adapt.core.settings import Settings, about, setting, setting_of
 from adapt.model.config import GPTConfig, HFConfig
@@ -33,6 +34,11 @@ class RunConfig:
 
     name: str = setting("default", "Name of the run; the same name continues it.", form="name")
     dir: str = setting("runs", "Directory that holds all runs and what they share.", form="directory")
+
+    def __post_init__(self) -> None:
+        parts = self.name.split("/")
+        if parts[0] == STORE or not all(map(is_file_name, parts)):
+            raise ConfigError(f"name: {self.name!r} is no name of a run below run.dir; give a plain one, such as news or news/long")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,12 @@
 """A page of sections, tables and charts in one HTML file that opens without a network.
 
-Everything that is not marked as HTML is escaped; control characters and marks that turn the direction of text are replaced. A
-content policy in the page forbids requests.
+Everything that is not marked as HTML is escaped; control characters and marks that turn the direction of text are written as escapes.
+A content policy in the page forbids requests.
 """
 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from adapt.core.errors import shown
 from pipelines.report_page.charts import Chart, drawn, library
-
-# Control characters but tab and line feed, and the marks of bidirectional text.
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +24,6 @@ class Section:
 
     title: str
     parts: Sequence[Chart | Markup]
-
-
-def shown(text: object) -> str:
-    """Return a text with unseen characters replaced by a visible sign."""
-    return _UNSEEN.sub("�", str(text))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from adapt.core.artifacts import Artifact
-from adapt.core.errors import ConfigError, DataError
+from adapt.core.errors import ConfigError, DataError, shown
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import Span
 from pipelines.config.schema import LabelTreeConfig
@@ -105,7 +105,8 @@ class LabelTree(Stage[LabelTreeReads]):
         return f"{sum(m['sizes'].values())} labels in {len(m['sizes'])} groups (a proposal)"
 
     def deliver(self, reads: LabelTreeReads, artifact: Artifact, place: Path) -> None:
-        sys.stdout.write(artifact.file(TREE_FILE).read_text(encoding="utf-8") + _summary(reads.data.task, artifact))
+        told = artifact.file(TREE_FILE).read_text(encoding="utf-8") + _summary(reads.data.task, artifact)
+        sys.stdout.write(shown(told, kept="\n"))
         sys.stdout.flush()
 
 

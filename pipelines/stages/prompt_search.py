@@ -20,7 +20,7 @@ from typing import Any
 from markupsafe import Markup
 
 from adapt.core.artifacts import Artifact
-from adapt.core.errors import DataError
+from adapt.core.errors import DataError, shown
 from adapt.core.json_files import read_object, write_json
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import LabelForm
@@ -122,7 +122,7 @@ class PromptSearch(Stage[PromptSearchReads]):
 
     def deliver(self, reads: PromptSearchReads, artifact: Artifact, place: Path) -> None:
         found = read_object(artifact.file(PROMPTS_FILE))
-        sys.stdout.write(_text(found, place))
+        sys.stdout.write(shown(_text(found, place), kept="\n"))
         sys.stdout.flush()
 
 

@@ -17,8 +17,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from adapt.core.artifacts import Artifact, is_artifact, open_artifact, writable, write_atomically
-from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.artifacts import STORE, Artifact, is_artifact, open_artifact, writable, write_atomically
+from adapt.core.errors import CheckpointError, ConfigError, shown
 from adapt.core.json_files import read_json, read_lines
 from adapt.core.registry import suggest
 from pipelines.config.schema import PipelineConfig
@@ -77,7 +77,7 @@ def show(config: PipelineConfig, point: str | None) -> None:
         with writable(target.parent):
             write_atomically(target.with_suffix(".html"), study_page(tables, summaries, baseline, ends))
             write_atomically(target, text)
-    sys.stdout.write(text)
+    sys.stdout.write(shown(text, kept="\n"))
     sys.stdout.flush()
 
 
@@ -94,7 +94,7 @@ def existing_runs(root: Path) -> list[str]:
     """Return the names of a run directory's runs, and `<run>/<point>` for the points of sweeps."""
     found = []
     for path in _directories(root):
-        if path.name == "store":
+        if path.name == STORE:
             continue
         found += [path.name] if _is_run(path) else []
         found += [f"{path.name}/{inner.name}" for inner in _directories(path) if inner.name not in STAGES and _is_run(inner)]

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from adapt.core.errors import CheckpointError
+from adapt.core.json_files import parsed_json
 from adapt.core.scorer import FloatArray
 from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.teachers.cloze import FittedCloze, fit_cloze
@@ -45,12 +46,12 @@ def load(directory: Path, task: TaskConfig) -> Lexical:
         CheckpointError: a file is missing or damaged.
     """
     try:
-        plain = json.loads((directory / LEXICAL_FILE).read_text(encoding="utf-8"))
+        plain = parsed_json((directory / LEXICAL_FILE).read_text(encoding="utf-8"))
         arrays = load_file(directory / LEXICAL_ARRAYS)
         if task.candidates is None:
             return FittedLexical.from_plain(plain, arrays, task)
         return FittedCloze.from_plain(plain, arrays, task)
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(
             f"{directory}: {LEXICAL_FILE} or {LEXICAL_ARRAYS} is missing or damaged ({error}); run its stage again with force=true"
         ) from error

@@ -1,11 +1,16 @@
-"""How a checkpoint's weights are held while it is scored, and how far they are checked."""
+"""Where weights are while scoring and the optimizer's state while training, and how far a checkpoint is checked."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from adapt.core.errors import ConfigError
 from adapt.core.settings import Settings, setting
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Verify(enum.Enum):
@@ -28,9 +33,35 @@ class WeightsIn(enum.Enum):
     RING = "ring"
 
 
+class OptimizerIn(enum.Enum):
+    """Where the optimizer's moments and fp32 masters are while a model is trained.
+
+    `none`: with the weights. `paged`: in a scratch file of each rank, of which memory holds a few blocks.
+    """
+
+    NONE = "none"
+    PAGED = "paged"
+
+
+class MomentFormat(enum.Enum):
+    """The number format of moments that are paged; bf16 is rounded stochastically."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        import torch  # settings are read without it
+
+        return {MomentFormat.FP32: torch.float32, MomentFormat.BF16: torch.bfloat16}[self]
+
+
 @dataclass(frozen=True, kw_only=True)
 class OffloadConfig(Settings):
-    """Where weights are while scoring, and what of them is hashed on opening; neither changes a score."""
+    """Where weights are while scoring and the optimizer's state while training, and what is hashed on opening.
+
+    Only `moments` changes a result.
+    """
 
     weights: WeightsIn = setting(
         WeightsIn.MEMORY, "Where weights are while scoring: all in memory, in mapped files (mmap), or in a few buffers (ring)."
@@ -43,3 +74,16 @@ class OffloadConfig(Settings):
         least=1,
         unit="tokens",
     )
+    optimizer: OptimizerIn = setting(
+        OptimizerIn.NONE,
+        "Where AdamW's moments and fp32 masters are while training: in memory (none), or in a scratch file in the run's work "
+        "directory (paged; on CPUs).",
+    )
+    moments: MomentFormat = setting(
+        MomentFormat.FP32, "Number format of paged moments; bf16 halves the file, rounds stochastically and changes results."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.moments is not MomentFormat.FP32 and self.optimizer is not OptimizerIn.PAGED:
+            raise ConfigError(f"moments: {self.moments.value} is for paged moments; set offload.optimizer=paged, or fp32")

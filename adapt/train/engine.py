@@ -21,7 +21,6 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,8 +40,10 @@ from adapt.train.engine_config import EngineConfig, GradientCommunication, deeps
 from adapt.train.expert_peers import GroupPeers
 from adapt.train.loss_scale import LossScale
 from adapt.train.model_preparation import check_is_scaled, groups_by_format, kept_exact, router_parameters, set_recompute
-from adapt.train.optimizer import MOMENTS, make_optimizer, moments_at, parameter_groups
+from adapt.train.optimizer import MOMENTS, create_moments, make_optimizer, parameter_groups
 from adapt.train.optimizer_config import OptimizerConfig
+from adapt.train.paged_adamw import Paging
+from adapt.train.step_outcome import StepOutcome
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -69,27 +70,17 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 _NORM_AGREEMENT = 1e-5
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepOutcome:
-    """What a step did: the gradient's norm before clipping, and in fp16 the scale of its loss.
-
-    Without a norm the scaled gradient overflowed and the step was skipped: weights and moments are as they were.
-    """
-
-    grad_norm: float | None
-    loss_scale: float | None = None
-
-    @property
-    def is_skipped(self) -> bool:
-        return self.grad_norm is None
-
-
 class Engine:
     """A model under DeepSpeed: accumulate micro-batches, step, and give or take the whole training state by name."""
 
-    def __init__(self, model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo) -> None:
+    def __init__(
+        self, model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo, paging: Paging | None = None
+    ) -> None:
         self.rank = rank
+        self.is_paged = paging is not None
         self.device = take_device(rank)
+        if self.is_paged and self.device.type != "cpu":
+            raise ConfigError("offload.optimizer: paged is for ranks that train on CPUs; on GPUs set it to none")
         self._model = model
         self._share = config.expert_share(rank.rank)
         if self._share.of > 1:
@@ -116,7 +107,7 @@ class Engine:
         with contextlib.redirect_stdout(sys.stderr), kept_exact(model, {name: exact[name] for name in routers}, self.device):
             self._engine, self._zero, _, _ = deepspeed.initialize(
                 model=model,
-                optimizer=make_optimizer(model, optimizer, groups),
+                optimizer=make_optimizer(model, optimizer, groups, paging),
                 config=deepspeed_config(config, optimizer),
                 dist_init_required=False,
             )
@@ -124,6 +115,8 @@ class Engine:
             # What is summed lies in fp32 too: DeepSpeed would round it to the model's format, and divide it by the ranks in that.
             self._zero._gradient_reduction_buffer_dtype = lambda: torch.float32
         self._watch_overflow()
+        if self.is_paged:
+            self._page()
         self._create_moments(0)
         if is_rounded:
             # DeepSpeed made its fp32 masters from rounded weights; give it the exact ones.
@@ -289,17 +282,26 @@ class Engine:
 
         Left to itself, DeepSpeed links them after the first group's first update, when the other groups have none yet.
         """
-        for flat, group in zip(self._zero.single_partition_of_fp32_groups, self._zero.param_groups, strict=True):
-            self._zero.optimizer.state[flat] = moments_at(flat, group, steps_done)
+        create_moments(self._optimizer(), self._zero.param_groups, steps_done)
         self._zero._hp_optimizer_states_linked = False
         self._zero._lazy_init_hp_params_optimizer_state()
+
+    def _page(self) -> None:
+        """Move masters and moments to the scratch file, and let DeepSpeed's views of the masters follow."""
+        self._optimizer().lay_out(pages_weights=True)
+        self._zero._link_all_hp_params()
+
+    def _optimizer(self) -> Any:
+        return self._zero.optimizer
 
     def barrier(self) -> None:
         if self.rank.world_size > 1:
             torch.distributed.barrier()
 
     def close(self) -> None:
-        """Leave the process group; the last call of a rank that ends well."""
+        """Leave the process group and the scratch file; the last call of a rank that ends well."""
+        if self.is_paged:
+            self._optimizer().close()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 

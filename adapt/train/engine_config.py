@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from adapt.checkpoint.offload import OffloadConfig, OptimizerIn
 from adapt.core.errors import ConfigError
 from adapt.core.precision import AutoPrecision, Precision, auto_precision
 from adapt.core.settings import Settings, setting, setting_of
@@ -122,8 +123,13 @@ class EngineConfig(Settings):
         return ExpertShare(index=rank % self.expert_parallel, of=self.expert_parallel)
 
 
-def check_optimizer(config: EngineConfig, optimizer: OptimizerConfig) -> None:
-    """Raise ConfigError for an optimizer that this engine would falsify."""
+def check_optimizer(config: EngineConfig, optimizer: OptimizerConfig, offload: OffloadConfig | None = None) -> None:
+    """Raise ConfigError for an optimizer that this engine would falsify, or whose state cannot be where it is wanted."""
+    if optimizer.algorithm is Algorithm.LAMB and offload is not None and offload.optimizer is OptimizerIn.PAGED:
+        raise ConfigError(
+            "offload.optimizer=paged: updates block by block, and optimizer.algorithm=lamb scales each update by whole tensors' "
+            "norms; use adamw, or offload.optimizer=none"
+        )
     if optimizer.algorithm is Algorithm.LAMB and config.zero_stage:
         raise ConfigError(
             f"optimizer.algorithm=lamb: scales each tensor's update by whole tensors' norms, and ZeRO-{config.zero_stage} cuts "

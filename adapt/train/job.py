@@ -6,14 +6,15 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adapt.checkpoint.offload import OffloadConfig, OptimizerIn
 from adapt.checkpoint.weights import save_trained
 from adapt.core.artifacts import short_key, writable, write_atomically
 from adapt.core.json_files import write_json
-from adapt.core.runtime import RankInfo
+from adapt.core.runtime import RankInfo, seed_for
 from adapt.core.typed import to_plain
 from adapt.model.gpt import GPT
 from adapt.model.hf import HFModel
@@ -24,6 +25,7 @@ from adapt.text.packing import RowSource, StepOrder
 from adapt.train.cost_estimate import estimate
 from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.loop import Trainer
+from adapt.train.paged_adamw import Paging
 from adapt.train.trackers import open_tracker
 from adapt.train.tracking import RunIdentity, TrackerConfig
 from adapt.train.train_config import TrainConfig
@@ -58,6 +60,7 @@ class TrainJob:
     result: str
     work: str
     tracking_dir: str
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
     moments_from: str | None = None
 
 
@@ -75,11 +78,11 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
 
     Raises:
         TrainingError: a loss or a norm is not finite.
-        ConfigError: the disk cannot hold the states.
+        ConfigError: the disk cannot hold the states, or the optimizer's scratch file.
     """
     result, work = Path(job.result), Path(job.work)
     train_only(model, job.train.trains)
-    engine = open_engine(model, job.engine, job.train.optimizer, rank)
+    engine = open_engine(model, job.engine, job.train.optimizer, rank, _paging(job, work, rank))
     if job.moments_from is not None:
         load_moments(Path(job.moments_from), engine)
     trainer = Trainer(engine, job.engine, job.objective, job.seed)
@@ -116,6 +119,14 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
             save_moments(result, engine)
     engine.barrier()
     engine.close()
+
+
+def _paging(job: TrainJob, work: Path, rank: RankInfo) -> Paging | None:
+    """Return where a rank's optimizer is paged, if it is."""
+    if job.offload.optimizer is not OptimizerIn.PAGED:
+        return None
+    place = work / f".optimizer-{rank.rank:05d}"
+    return Paging(place=place, moments=job.offload.moments, seed=seed_for(job.seed, "rank", rank.rank))
 
 
 def _measured(trainer: Trainer, data: TrainData) -> tuple[dict[str, dict[str, PartValue]], list[list[float]]]:

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import torch
 
+from adapt.checkpoint.offload import MomentFormat, OffloadConfig, OptimizerIn
 from adapt.core.errors import ConfigError
 from adapt.core.limits import MemoryLimit, memory_limits
 from adapt.core.precision import Precision
@@ -23,17 +24,19 @@ from adapt.model.expert_parallel import check_share
 from adapt.model.gpt import GPT
 from adapt.objective import LOGIT_ELEMENTS
 from adapt.train.engine_config import EngineConfig, GradientCommunication
+from adapt.train.paged_adamw import N_ROOMS, block_elements
 
 _INDEX_BYTES = 48  # of a routed pair: token, expert, order
 _MOST_RANKS = 1024
 
 
-def plan_memory(counts: ParameterCounts, engine: EngineConfig) -> dict[str, float]:
+def plan_memory(counts: ParameterCounts, engine: EngineConfig, offload: OffloadConfig | None = None) -> dict[str, float]:
     """Return bytes per rank by kind, without activations.
 
     A rank holds the whole dense part (routers in fp32), and its share of the experts. Master weights (fp32) and the two moments are
     split over all ranks that hold the same weights, gradients (fp32) too from ZeRO stage 2 on: in the end over all ranks. A bucket
-    of gradients, the copy of it that is summed over ranks, and an all-gather bucket come on top.
+    of gradients, the copy of it that is summed over ranks, and an all-gather bucket come on top. Where the optimizer's state is
+    paged, memory holds a few blocks of it, and `plan_scratch` says what the file takes.
     """
     width = _width(engine)
     experts = counts.by_kind["experts"]
@@ -41,13 +44,31 @@ def plan_memory(counts: ParameterCounts, engine: EngineConfig) -> dict[str, floa
     bucket = min(engine.bucket_elements, held)
     summed = 4 if engine.gradient_communication is GradientCommunication.FP32 else width
     state_share = engine.world_size if engine.zero_stage else 1
+    offload = offload or OffloadConfig()
+    is_paged = offload.optimizer is OptimizerIn.PAGED
     return {
         "weights": held * width + counts.by_kind["router"] * (4 - width),
         "gradients": 4 * (counts.total / engine.world_size if engine.zero_stage >= 2 else held),
-        "master": counts.total * 4 / engine.world_size if engine.zero_stage else 0.0,
-        "moments": counts.total * 8 / state_share,
+        "master": 0.0 if is_paged or not engine.zero_stage else counts.total * 4 / engine.world_size,
+        "moments": _paged_bytes(counts, engine, offload) if is_paged else counts.total * 8 / state_share,
         "buckets": bucket * (2 * summed + width),
     }
+
+
+def plan_scratch(counts: ParameterCounts, engine: EngineConfig, offload: OffloadConfig) -> float:
+    """Return the bytes of a rank's scratch file: its moments, and with ZeRO its master weights; 0 where nothing is paged."""
+    if offload.optimizer is not OptimizerIn.PAGED:
+        return 0.0
+    per_parameter = 2 * offload.moments.dtype.itemsize + (4 if engine.zero_stage else 0)
+    return counts.total * per_parameter / (engine.world_size if engine.zero_stage else 1)
+
+
+def _paged_bytes(counts: ParameterCounts, engine: EngineConfig, offload: OffloadConfig) -> float:
+    """Return what memory holds of a paged optimizer: blocks that are read, updated and written."""
+    n_elements = counts.total // (engine.world_size if engine.zero_stage else 1)
+    width = 2 * offload.moments.dtype.itemsize + (4 if engine.zero_stage else 0)
+    extra = 24 if offload.moments is MomentFormat.BF16 else 0  # fp32 forms of the block, and its rounding
+    return block_elements(n_elements) * (N_ROOMS * width + extra)
 
 
 def plan_activations(config: GPTConfig, engine: EngineConfig, experts_per_token: int) -> dict[str, float]:
@@ -74,7 +95,7 @@ def plan_activations(config: GPTConfig, engine: EngineConfig, experts_per_token:
     }
 
 
-def check_memory(config: GPTConfig, engine: EngineConfig) -> None:
+def check_memory(config: GPTConfig, engine: EngineConfig, offload: OffloadConfig | None = None) -> None:
     """Compare a plan with `engine.memory_gb`, where it is given.
 
     Raises:
@@ -82,10 +103,10 @@ def check_memory(config: GPTConfig, engine: EngineConfig) -> None:
     """
     if engine.memory_gb is not None:
         room = engine.memory_gb * 1e9
-        _check_fits(config, engine, "engine.memory_gb", f"there are {engine.memory_gb:g}", lambda other: room)
+        _check_fits(config, engine, offload, "engine.memory_gb", f"there are {engine.memory_gb:g}", lambda other: room)
 
 
-def check_machine(config: GPTConfig, engine: EngineConfig) -> None:
+def check_machine(config: GPTConfig, engine: EngineConfig, offload: OffloadConfig | None = None) -> None:
     """Compare a plan with what the system lets this command's ranks take, where they compute on its CPUs.
 
     The framework's own memory comes on top of a plan, so a plan that fits may still run out.
@@ -101,15 +122,22 @@ def check_machine(config: GPTConfig, engine: EngineConfig) -> None:
             return limit.n_bytes / (other.world_size if limit.is_shared else 1)
 
         allowed = f"{limit.what} allows {room(engine) / 1e9:.2f} GB for each of {engine.world_size} ranks"
-        _check_fits(config, engine, "engine", allowed, room)
+        _check_fits(config, engine, offload, "engine", allowed, room)
 
 
-def _check_fits(config: GPTConfig, engine: EngineConfig, key: str, allowed: str, room: Callable[[EngineConfig], float]) -> None:
+def _check_fits(
+    config: GPTConfig,
+    engine: EngineConfig,
+    offload: OffloadConfig | None,
+    key: str,
+    allowed: str,
+    room: Callable[[EngineConfig], float],
+) -> None:
     """Raise ConfigError where a rank needs more than its room, with the nearest setting that fits."""
     counts, k = count_parameters(config), GPT(config).router_traits.experts_per_token
 
     def total(engine: EngineConfig) -> float:
-        return sum({**plan_memory(counts, engine), **plan_activations(config, engine, k)}.values())
+        return sum({**plan_memory(counts, engine, offload), **plan_activations(config, engine, k)}.values())
 
     needed = total(engine)
     if needed <= room(engine):

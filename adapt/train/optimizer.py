@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from adapt.train.lamb import Lamb
 from adapt.train.optimizer_config import Algorithm, OptimizerConfig
+from adapt.train.paged_adamw import PagedAdamW, Paging
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -26,13 +28,29 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig, groups: list[dict[str, Any]] | None = None) -> torch.optim.Optimizer:
-    """Make the optimizer of what is trained; `groups` are those of `parameter_groups` in a form that an engine wants."""
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig, groups: list[dict[str, Any]] | None = None, paging: Paging | None = None
+) -> torch.optim.Optimizer:
+    """Make the optimizer of what is trained; `groups` are those of `parameter_groups` in a form that an engine wants.
+
+    With `paging` its state will lie in a file.
+    """
     groups, betas = groups or parameter_groups(model, config), (config.beta1, config.beta2)
     if config.algorithm is Algorithm.LAMB:
         stacked = frozenset(id(parameter) for name, parameter in model.named_parameters() if ".experts." in name)
         return Lamb(groups, lr=config.lr, betas=betas, eps=config.eps, stacked=stacked)
+    if paging is not None:
+        return PagedAdamW(groups, lr=config.lr, betas=betas, eps=config.eps, paging=paging)
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+
+
+def create_moments(optimizer: torch.optim.Optimizer, groups: Sequence[dict[str, Any]], steps_done: int) -> None:
+    """Give every parameter of these groups its state as after `steps_done` updates; moments in a file stay as they are."""
+    for group in groups:
+        for parameter in group["params"]:
+            is_paged = isinstance(optimizer, PagedAdamW)
+            state = optimizer.moments_at(parameter, steps_done) if is_paged else moments_at(parameter, group, steps_done)
+            optimizer.state[parameter] = state
 
 
 def moments_at(parameter: Tensor, group: dict[str, Any], steps_done: int) -> dict[str, Tensor]:

@@ -4,11 +4,13 @@
 history, and in fp16 the loss scale).
 A state is a copy taken at the step boundary, which a thread writes while training goes on: every file and directory is on the
 disk before the directory is renamed into place, and older states go only after that. So whatever ends a process, or fills the disk,
-the newest complete state is whole. The copy takes as much memory on rank 0 as weights and moments do: 12 bytes a parameter.
+the newest complete state is whole. The copy takes as much memory on rank 0 as weights and moments do: 12 bytes a parameter. Where
+the optimizer's state lies in a file, memory is short: training waits, and tensors are written one by one without a copy.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -26,9 +28,11 @@ from torch import Tensor
 
 from adapt.core.errors import CheckpointError, ConfigError, TrainingError
 from adapt.core.typed import from_plain, to_plain
+from adapt.model.buffers import named_state
 from adapt.train.engine import Engine
 from adapt.train.loss_scale import LossScale
 from adapt.train.optimizer import MOMENTS
+from adapt.train.tensor_stream import save_one_by_one
 
 MOMENTS_DIRECTORY = "moments"
 _WEIGHTS = "weights"
@@ -69,11 +73,6 @@ class StateWriter:
         """
         self.wait()
         is_main = self._engine.rank.is_main
-        tensors = {_WEIGHTS: _copied(self._engine.named_weights(), is_main)}
-        for which in MOMENTS:
-            tensors[which] = _copied(self._engine.named_moments(which), is_main)
-        if not is_main:
-            return
         content = {
             "step": progress.step,
             "updates": self._engine.updates_done,
@@ -81,8 +80,14 @@ class StateWriter:
             "lagged_shares": [shares.tolist() for shares in progress.lagged_shares_LE],
             "history": list(progress.history),  # the loop goes on adding to its own
         }
-        self._thread = threading.Thread(target=self._write, args=(progress.step, tensors, content), daemon=True)
-        self._thread.start()
+        if self._engine.is_paged:
+            self._write_at_once(progress.step, content)
+            self.check()
+            return
+        tensors = {name: _copied(walk, is_main) for name, walk in self._walks()}
+        if is_main:
+            self._thread = threading.Thread(target=self._write, args=(progress.step, tensors, content), daemon=True)
+            self._thread.start()
 
     def wait(self) -> None:
         """Wait until the last state is on the disk.
@@ -117,10 +122,34 @@ class StateWriter:
         elif self._thread is not None:
             self._thread.join()  # what was copied is good, whatever came after
 
+    def _walks(self) -> Iterator[tuple[str, Iterator[tuple[str, Tensor]]]]:
+        """Yield what a state holds, file by file; walking through it is a collective."""
+        yield _WEIGHTS, self._engine.named_weights()
+        for which in MOMENTS:
+            yield which, self._engine.named_moments(which)
+
     def _write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], content: Mapping[str, Any]) -> None:
+        with self._state_of(step) as scratch:
+            write_state(self._work, scratch, tensors, content)
+
+    def _write_at_once(self, step: int, content: Mapping[str, Any]) -> None:
+        if not self._engine.rank.is_main:
+            for _, walk in self._walks():
+                _copied(walk, is_kept=False)
+            return
+        names = [name for name, _ in named_state(self._engine.module)]
+        with self._state_of(step) as scratch:
+            _begin(scratch)
+            for name, walk in self._walks():
+                save_one_by_one(scratch / f"{name}.safetensors", walk, names)
+            _complete(self._work, scratch, content)
+
+    @contextlib.contextmanager
+    def _state_of(self, step: int) -> Iterator[Path]:
+        """Give the directory in which a state is written; remove older states, or after a failure what was written."""
         scratch = self._work / f".step-{step:08d}"
         try:
-            write_state(self._work, scratch, tensors, content)
+            yield scratch
             for old in _states(self._work)[: -self._keep]:
                 shutil.rmtree(old)
         except BaseException as error:  # told to the training thread
@@ -130,12 +159,20 @@ class StateWriter:
 
 def write_state(work: Path, scratch: Path, tensors: Mapping[str, Mapping[str, Tensor]], content: Mapping[str, Any]) -> None:
     """Write a whole state into `scratch`, make sure that it is on the disk, and rename it into place below `work`."""
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    _begin(scratch)
     for name, by_name in tensors.items():
         place = scratch / f"{name}.safetensors"
         save_file(dict(by_name), place)
         _sync(place)
+    _complete(work, scratch, content)
+
+
+def _begin(scratch: Path) -> None:
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+
+
+def _complete(work: Path, scratch: Path, content: Mapping[str, Any]) -> None:
     state = scratch / _STATE_FILE
     state.write_text(json.dumps(content), encoding="utf-8")
     _sync(state)
@@ -149,11 +186,13 @@ def write_state(work: Path, scratch: Path, tensors: Mapping[str, Mapping[str, Te
 def save_moments(directory: Path, engine: Engine) -> None:
     """Leave the optimizer's moments in a finished checkpoint's directory, for a training that goes on from it. A collective."""
     place = directory / MOMENTS_DIRECTORY
+    names = [name for name, _ in named_state(engine.module)]
     for which in MOMENTS:
-        copies = _copied(engine.named_moments(which), engine.rank.is_main)
         if engine.rank.is_main:
             place.mkdir(exist_ok=True)
-            save_file(copies, place / f"{which}.safetensors")
+            save_one_by_one(place / f"{which}.safetensors", engine.named_moments(which), names)
+        else:
+            _copied(engine.named_moments(which), is_kept=False)
     if engine.rank.is_main:
         (place / _STATE_FILE).write_text(json.dumps({"step": engine.updates_done}), encoding="utf-8")
 

@@ -14,16 +14,20 @@ from torch import Tensor, nn
 
 from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state
-from adapt.train.engine import Engine, StepOutcome
+from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig
-from adapt.train.optimizer import MOMENTS, moments_at
+from adapt.train.optimizer import MOMENTS, create_moments
 from adapt.train.optimizer_config import OptimizerConfig
+from adapt.train.paged_adamw import Paging
+from adapt.train.step_outcome import StepOutcome
 
 
-def open_engine(model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo) -> Engine:
-    """Put a model under the engine that the settings ask for."""
+def open_engine(
+    model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo, paging: Paging | None = None
+) -> Engine:
+    """Put a model under the engine that the settings ask for; with `paging` the optimizer's state lies in a file."""
     kind = Engine if config.zero_stage else WholeEngine
-    return kind(model, config, optimizer, rank)
+    return kind(model, config, optimizer, rank, paging)
 
 
 class WholeEngine(Engine):
@@ -42,7 +46,7 @@ class WholeEngine(Engine):
         return named_state(self.module)
 
     def named_moments(self, which: str) -> Iterator[tuple[str, Tensor]]:
-        return ((name, self._zero.state[parameter][which]) for name, parameter in self._trained())
+        return ((name, self._zero.state[parameter][which].float()) for name, parameter in self._trained())
 
     @torch.no_grad()
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -62,6 +66,10 @@ class WholeEngine(Engine):
         """Do nothing: fp32 gradients are not scaled."""
 
     def _create_moments(self, steps_done: int) -> None:
-        groups = {id(parameter): group for group in self._zero.param_groups for parameter in group["params"]}
-        for _, parameter in self._trained():
-            self._zero.state[parameter] = moments_at(parameter, groups[id(parameter)], steps_done)
+        create_moments(self._zero, self._zero.param_groups, steps_done)
+
+    def _page(self) -> None:
+        self._zero.lay_out(pages_weights=False)
+
+    def _optimizer(self) -> Any:
+        return self._zero

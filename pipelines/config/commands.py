@@ -12,6 +12,7 @@ _TASKS = ("tasks", "task_dir", "data.root", "data.encoding")
 _BASE = ("checkpoint", "model.path")
 STARTS_RANKS = ("engine.world_size", "engine.threads", "engine.hostfile", "engine.remote_shell", "engine.master_address")
 _SCORES = ("scorer", "offload", *STARTS_RANKS)
+_TRAINS = ("engine", "offload.optimizer", "offload.moments", "tracker")
 _CORPUS = ("data.corpus", "data.domain_field", "data.encoding")
 
 
@@ -44,7 +45,7 @@ COMMANDS = (
     _stage(
         "pretrain",
         "General text and the run's tokenizer to a base model.",
-        ("seed", *_CORPUS, "tokenizer.vocab_size", "model", "objective.balance", "engine", "tracker", "pretrain"),
+        ("seed", *_CORPUS, "tokenizer.vocab_size", "model", "objective.balance", *_TRAINS, "pretrain"),
         "'data.corpus=[/corpus/*.txt]' model=small pretrain.steps=2000",
         "data.corpus=/news.jsonl model=7m_moe4 model/router=top2",
     ),
@@ -87,8 +88,7 @@ COMMANDS = (
             "data.corpus",
             "data.domain_field",
             "objective",
-            "engine",
-            "tracker",
+            *_TRAINS,
             "pretrain.held_out_share",
             "pseudo_label.rounds",
             "continue_pretrain",
@@ -144,7 +144,7 @@ COMMANDS = (
     Command(
         name="plan",
         says="Parameters of a model and memory per rank, without allocating anything.",
-        reads=("model", "tokenizer.vocab_size", "engine"),
+        reads=("model", "tokenizer.vocab_size", "engine", "offload.optimizer", "offload.moments"),
         examples=("model=16b_pyramid engine=node8", "model=small model/router=top2"),
     ),
     Command(

@@ -272,7 +272,10 @@ class PipelineConfig:
     objective: ObjectiveConfig = setting_of(ObjectiveConfig, "The loss: its parts and how labels are trained.")
     engine: EngineConfig = setting_of(EngineConfig, "How a training step is computed: ranks, memory and precision.")
     scorer: ScorerConfig = setting_of(ScorerConfig, "How rows are scored: speed and memory; only precision changes scores.")
-    offload: OffloadConfig = setting_of(OffloadConfig, "Where weights are while scoring, and how far a checkpoint is verified.")
+    offload: OffloadConfig = setting_of(
+        OffloadConfig,
+        "Where weights are while scoring and the optimizer's state while training, and how far a checkpoint is verified.",
+    )
     tracker: TrackerConfig = setting_of(TrackerConfig, "Experiment tracking.")
     pretrain: PretrainConfig = setting_of(PretrainConfig, "Pretraining of a base on general text.")
     pseudo_label: PseudoLabelConfig = setting_of(PseudoLabelConfig, "Labelling unlabeled rows, and which labels are kept.")

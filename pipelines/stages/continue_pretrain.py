@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from adapt.checkpoint.hf_directory import is_hf_directory
+from adapt.checkpoint.offload import OffloadConfig
 from adapt.checkpoint.vocabulary import load_tokenizer
 from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError, DataError
@@ -96,7 +97,7 @@ class ContinuePretrain(Stage[AdaptReads]):
         base = run.base()
         is_joint = _is_joint(settings, task)
         training = TrainingReads.of(run, NAME, "joint" if is_joint else task.name)
-        check_training(own_model_of(base), training.engine)
+        check_training(own_model_of(base), training.engine, training.offload)
         labels = _labels(run, task, base)
         general = GeneralTextReads.of(config)
         return AdaptReads(
@@ -155,7 +156,7 @@ def own_model_of(base: Artifact) -> GPTConfig | None:
     return load_config(weights_of(base))
 
 
-def check_training(model: GPTConfig | None, engine: EngineConfig) -> None:
+def check_training(model: GPTConfig | None, engine: EngineConfig, offload: OffloadConfig) -> None:
     """Raise ConfigError where a base's experts cannot be shared as asked, or its training does not fit into memory."""
     from adapt.model.expert_parallel import check_share  # these import torch
     from adapt.model.gpt import GPT
@@ -163,8 +164,8 @@ def check_training(model: GPTConfig | None, engine: EngineConfig) -> None:
 
     check_share(() if model is None else GPT(model).expert_counts, engine.expert_parallel)
     if model is not None:
-        check_memory(model, engine)
-        check_machine(model, engine)
+        check_memory(model, engine, offload)
+        check_machine(model, engine, offload)
 
 
 def labels_name(task: TaskConfig, is_joint: bool) -> str:

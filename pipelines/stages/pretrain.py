@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from adapt.checkpoint.offload import OffloadConfig
 from adapt.checkpoint.vocabulary import check_vocabulary
 from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError, DataError
@@ -60,7 +61,7 @@ class Pretrain(Stage[PretrainReads]):
         tokenizer = run.require("tokenizer")
         check_vocabulary(Tokenizer.load(tokenizer.path), model)
         training = TrainingReads.of(run, NAME, None)
-        check_model(model, training.engine)  # before anything is read
+        check_model(model, training.engine, training.offload)  # before anything is read
         found = PretrainReads(
             model=model,
             pretrain=config.pretrain,
@@ -105,15 +106,15 @@ class Pretrain(Stage[PretrainReads]):
 STAGE = Pretrain()
 
 
-def check_model(model: GPTConfig, engine: EngineConfig) -> None:
+def check_model(model: GPTConfig, engine: EngineConfig, offload: OffloadConfig) -> None:
     """Raise ConfigError for a model that cannot be, cannot be shared or held as the engine says, or would learn nothing."""
     from adapt.model.expert_parallel import check_share  # these import torch
     from adapt.model.gpt import GPT
     from adapt.train.memory_plan import check_machine, check_memory
 
     check_share(GPT(model).expert_counts, engine.expert_parallel)
-    check_memory(model, engine)
-    check_machine(model, engine)
+    check_memory(model, engine, offload)
+    check_machine(model, engine, offload)
     if model.even_routing:
         raise ConfigError("model.even_routing: is for measuring random weights; a router trained under it would decide nothing")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapt.checkpoint.offload import MomentFormat, OffloadConfig
 from adapt.core.json_files import read_lines, read_object
 from adapt.core.precision import Precision
 from adapt.core.typed import from_plain, to_plain
@@ -32,7 +33,9 @@ class TrainingReads(Reads):
     precision: Precision
     gradient_communication: Any
     loss_scale: Any
+    moments: MomentFormat
     seed: int
+    offload: OffloadConfig = unkeyed("where the optimizer's state is changes no bit; its format is a field above")
     engine: EngineConfig = unkeyed("the fields above are those of its settings that a result depends on")
     tracker: TrackerConfig = unkeyed("watching changes no result")
     tracked_as: str = unkeyed("the run's name for the tracker")
@@ -48,7 +51,9 @@ class TrainingReads(Reads):
             precision=engine.precision,
             gradient_communication=numerics.get("gradient_communication"),
             loss_scale=numerics.get("loss_scale"),
+            moments=run.config.offload.moments,
             seed=run.config.seed,
+            offload=run.config.offload,
             engine=engine,
             tracker=run.config.tracker,
             tracked_as=tracked_name(run, stage, task),
@@ -62,11 +67,12 @@ class TrainingReads(Reads):
         Raises:
             ConfigError: engine and optimizer do not go together.
         """
-        check_optimizer(self.engine, train.optimizer)
+        check_optimizer(self.engine, train.optimizer, self.offload)
         return {
             "engine": to_plain(self.engine),
             "objective": to_plain(objective),
             "train": to_plain(train),
+            "offload": to_plain(self.offload),
             "tracker": to_plain(self.tracker),
             "name": self.tracked_as,
             "group": self.group,

@@ -24,7 +24,7 @@ def show(config: PipelineConfig, point: str | None) -> None:
     """
     from adapt.model.expert_parallel import check_share  # these import torch
     from adapt.model.gpt import GPT
-    from adapt.train.memory_plan import check_memory, plan_activations, plan_memory
+    from adapt.train.memory_plan import check_memory, plan_activations, plan_memory, plan_scratch
 
     counts = _counts(config)
     lines = [f"{'parameters':<14} {'count':>16} {'billions':>9}"]
@@ -38,7 +38,7 @@ def show(config: PipelineConfig, point: str | None) -> None:
     say_precision(config.engine.auto_precision())
     engine = config.engine.resolved()
     lines.append("")
-    memory = plan_memory(counts, engine)
+    memory = plan_memory(counts, engine, config.offload)
     activations = "without activations"
     if isinstance(config.model, GPTConfig):
         model = GPT(config.model)
@@ -52,9 +52,12 @@ def show(config: PipelineConfig, point: str | None) -> None:
     for name, size in memory.items():
         lines.append(f"{name:<14} {size / 1e9:>16.2f}")
     lines.append(f"{'total':<14} {sum(memory.values()) / 1e9:>16.2f}")
+    scratch = plan_scratch(counts, engine, config.offload)
+    if scratch:
+        lines += ["", f"{'scratch file':<14} {scratch / 1e9:>16.2f} GB per rank on the disk of run.dir"]
     sys.stdout.write("\n".join(lines) + "\n")
     if isinstance(config.model, GPTConfig):
-        check_memory(config.model, engine)
+        check_memory(config.model, engine, config.offload)
 
 
 def _counts(config: PipelineConfig) -> ParameterCounts:

@@ -164,7 +164,7 @@ def check_optimizers(ahead: Ahead) -> None:
     for stage, optimizer in (("pretrain", config.pretrain.optimizer), ("continue_pretrain", config.continue_pretrain.optimizer)):
         if ahead.has(stage):
             try:
-                check_optimizer(config.engine, optimizer)
+                check_optimizer(config.engine, optimizer, config.offload)
             except ConfigError as error:
                 raise ConfigError(f"{stage}.{error}") from error
 
@@ -283,7 +283,7 @@ def check_own_model(ahead: Ahead) -> None:
     if not ahead.has("pretrain"):
         return
     model, vocab_size = ahead.run.own_model(), ahead.config.tokenizer.vocab_size
-    check_model(model, ahead.run.quiet_engine)
+    check_model(model, ahead.run.quiet_engine, ahead.config.offload)
     if ahead.has("tokenizer") and model.vocab_size != vocab_size:
         raise ConfigError(f"model.vocab_size: is {model.vocab_size}, and tokenizer.vocab_size is {vocab_size}; give both the same")
 
@@ -319,7 +319,7 @@ def check_adaptation(ahead: Ahead) -> None:
             "continue_pretrain.moments=keep: this walk's base will have no optimizer moments; set pretrain.keeps_moments=true, or "
             "use continue_pretrain.moments=fresh"
         )
-    check_training(model, ahead.run.quiet_engine)
+    check_training(model, ahead.run.quiet_engine, ahead.config.offload)
     _check_trained(settings.trains, model, base)
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT
-from adapt.train.engine import StepOutcome
 from adapt.train.optimizer import parameter_groups
 from adapt.train.optimizer_config import OptimizerConfig
+from adapt.train.step_outcome import StepOutcome
 
 
 class PlainEngine:
@@ -31,6 +31,7 @@ class PlainEngine:
         loss().backward()
 
     loss_scale = None
+    is_paged = False
 
     def step(self, lr: float) -> StepOutcome:
         for group in self._adamw.param_groups:

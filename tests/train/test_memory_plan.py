@@ -12,6 +12,7 @@ import yaml
 from torch.profiler import ProfilerActivity, profile
 
 import adapt.model.experts
+from adapt.checkpoint.offload import MomentFormat, OffloadConfig, OptimizerIn
 from adapt.core.errors import ConfigError
 from adapt.core.limits import MemoryLimit
 from adapt.core.precision import Precision
@@ -29,7 +30,7 @@ from adapt.objective import Contribution, contribution, part_counts
 from adapt.objective_config import ObjectiveConfig
 from adapt.train import memory_plan
 from adapt.train.engine_config import EngineConfig, GradientCommunication
-from adapt.train.memory_plan import check_machine, check_memory, plan_activations, plan_memory
+from adapt.train.memory_plan import check_machine, check_memory, plan_activations, plan_memory, plan_scratch
 from tests.support.tiny_models import ROOT, tiny_config
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "context_length": 128, "vocab_size": 500}
@@ -177,3 +178,26 @@ def test_limits_of_the_machine_refuse_what_cannot_fit_for_each_rank_or_for_all_t
             words = r"engine: a rank needs .* the tests allows .* for each of 2 ranks; "
             with pytest.raises(ConfigError, match=words) if is_refused else contextlib.nullcontext():
                 check_machine(config, engine)
+
+
+@pytest.mark.parametrize(
+    ("stage", "moments", "in_file"), [(0, MomentFormat.FP32, 8), (1, MomentFormat.FP32, 12), (2, MomentFormat.BF16, 8)]
+)
+def test_a_paged_optimizer_takes_less_than_two_bytes_a_parameter_of_memory_and_the_rest_of_a_file(
+    stage: int, moments: MomentFormat, in_file: int
+) -> None:
+    counts = count_parameters(BIG)
+    engine = EngineConfig(zero_stage=stage, precision=Precision.FP32)
+    paged = OffloadConfig(optimizer=OptimizerIn.PAGED, moments=moments)
+    with_it, without = plan_memory(counts, engine, paged), plan_memory(counts, engine)
+    assert with_it["master"] == 0 and 0 < with_it["moments"] < 2 * counts.total
+    assert without["master"] + without["moments"] == (12 if stage else 8) * counts.total
+    assert {name: with_it[name] for name in ("weights", "gradients", "buckets")} == {
+        name: without[name] for name in ("weights", "gradients", "buckets")
+    }
+    assert plan_scratch(counts, engine, paged) == in_file * counts.total
+    assert plan_scratch(counts, engine, OffloadConfig()) == 0
+    memory_gb = 1 + sum({**with_it, **plan_activations(BIG, engine, 2)}.values()) / 1e9
+    check_memory(BIG, replace(engine, memory_gb=memory_gb), paged)
+    with pytest.raises(ConfigError, match="engine.memory_gb: a rank needs"):
+        check_memory(BIG, replace(engine, memory_gb=memory_gb))

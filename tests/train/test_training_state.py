@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import adapt.train.training_state as training_state
 from adapt.core.errors import CheckpointError, TrainingError
@@ -136,7 +137,11 @@ def test_a_signal_stops_at_the_next_boundary_with_its_state_and_the_run_ends_wit
     assert same_bits(resumed, whole[0])
 
 
-def test_a_first_state_that_cannot_be_written_is_said_in_one_clear_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_paged", [False, True])
+def test_a_first_state_that_cannot_be_written_is_said_in_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_paged: bool
+) -> None:
+    monkeypatch.setattr(PlainEngine, "is_paged", is_paged)
     reason = r"the state of step 4 cannot be written .*none is there yet; free space on that disk$"
     with small_files(), pytest.raises(TrainingError, match=reason):
         trained(made(), tmp_path)
@@ -240,3 +245,29 @@ def test_a_state_holds_router_state_and_lagged_shares(tmp_path: Path) -> None:
     assert progress is not None
     assert all(torch.equal(a, b) for a, b in zip(progress.lagged_shares_LE, shares, strict=True))
     assert same_bits(model, other)
+
+
+def test_a_state_that_is_written_without_a_copy_holds_the_same_and_is_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[GPT, list[dict[str, float]]]
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill() -> None:
+        raise Killed
+
+    works = {is_paged: tmp_path / str(is_paged) for is_paged in (False, True)}
+    for is_paged, work in works.items():
+        monkeypatch.setattr(PlainEngine, "is_paged", is_paged)
+        with pytest.raises(Killed):
+            trained(made(), work, At(9, kill))
+        assert names(work) == ["step-00000004", "step-00000008"]
+    for name in ("weights", "exp_avg", "exp_avg_sq"):
+        copied, written = (load_file(work / "step-00000008" / f"{name}.safetensors") for work in works.values())
+        assert copied.keys() == written.keys()
+        assert all(torch.equal(tensor, written[key]) for key, tensor in copied.items())
+    for is_paged, work in works.items():  # either kind of run takes either kind of state
+        monkeypatch.setattr(PlainEngine, "is_paged", not is_paged)
+        resumed = made()
+        assert trained(resumed, work) == whole[1]
+        assert same_bits(resumed, whole[0])

@@ -25,6 +25,7 @@ from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig,
 from adapt.text.mixing import RowList
 from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer_config import Algorithm, OptimizerConfig
+from adapt.train.paged_adamw import Paging
 from adapt.train.train_config import TrainConfig, Trained
 from adapt.train.trainable import train_only
 
@@ -154,6 +155,7 @@ def train_on_ranks(
     trains: Trained = Trained.ALL,
     optimizer: OptimizerConfig = OPTIMIZER,
     batch_rows: int = BATCH_ROWS,
+    paging: Paging | None = None,
 ) -> dict[str, Any]:
     """Train on this launch's ranks and return history, full weights and what was measured at the end."""
     from adapt.train.loop import Trainer
@@ -168,7 +170,7 @@ def train_on_ranks(
     rank = rank_from_environment()
     model = materialize(own_experts(GPT(config), engine_config.expert_share(rank.rank)), seed=3)
     train_only(model, trains)
-    engine = open_engine(model, engine_config, optimizer, rank)
+    engine = open_engine(model, engine_config, optimizer, rank, paging)
     trainer = Trainer(engine, engine_config, objective, seed=5)
     source = RowList(rows)
     training = TrainConfig(steps=steps, batch_rows=batch_rows, optimizer=optimizer, save_every_steps=2, trains=trains)

@@ -1,0 +1,151 @@
+"""Training steps with the optimizer's state in a scratch file against the same steps with it in memory.
+
+Options: stages= (0,2: ZeRO stages), hidden= (512), layers= (6), experts= (8), vocab= (8000), rows= (8, of 256 tokens), rounds= (5),
+threads= (1), dir= (where the scratch file is, else the system's directory for such).
+
+One rank on the CPU, in fp32, a process for each stage. Steps of both ways are timed in turn; pages stay cached where memory has
+room for them. `bytes/parameter` is private memory that the first step adds to weights and gradients; it includes the flat copy of
+gradients that ZeRO makes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from adapt.core.errors import ConfigError
+from adapt.core.runtime import RankInfo, generator_for
+from adapt.core.spans import LabelForm, SpannedText, read_with_targets
+from adapt.model.batches import Batch, collate
+from adapt.model.config import GPTConfig
+from adapt.model.gpt import GPT, materialize
+from adapt.model.inputs import CausalBase
+from adapt.objective import contribution, part_counts
+from adapt.objective_config import ObjectiveConfig
+from adapt.train.engine_config import EngineConfig
+from adapt.train.optimizer_config import OptimizerConfig
+from adapt.train.paged_adamw import Paging
+from pipelines.bench.child import as_a_rank, in_child, private_growth_mib
+from pipelines.bench.contract import Benchmark, interleaved_medians, register
+from pipelines.bench.options import number, only, some_of
+
+_NAME = "paged_optimizer"
+_KNOWN = ("stages", "hidden", "layers", "experts", "vocab", "rows", "rounds", "threads", "dir")
+_STAGES = ("0", "1", "2")
+_MEMORY, _PAGED = "memory", "paged"
+_CONTEXT, _MASK = 256, 4
+_MOST_TIME, _MOST_BYTES = 1.5, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PagedTimes:
+    """Medians in seconds by way, and private bytes a parameter that its first step took."""
+
+    parameters: int
+    backward: Mapping[str, float]
+    update: Mapping[str, float]
+    private: Mapping[str, float]
+
+    def step(self, way: str) -> float:
+        return self.backward[way] + self.update[way]
+
+
+def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
+    only(_NAME, options, *_KNOWN)
+    rows, rounds, threads = (number(_NAME, options, key, default) for key, default in (("rows", 8), ("rounds", 5), ("threads", 1)))
+    hidden = number(_NAME, options, "hidden", 512)
+    model = GPTConfig(
+        n_layers=number(_NAME, options, "layers", 6),
+        hidden_size=hidden,
+        n_heads=max(hidden // 64, 1),
+        context_length=_CONTEXT,
+        vocab_size=number(_NAME, options, "vocab", 8000),
+        experts=[number(_NAME, options, "experts", 8)],
+    )
+    model.validate()
+    scratch = options.get("dir")
+    if scratch is not None and not Path(scratch).is_dir():
+        raise ConfigError(f"bench {_NAME}: dir={scratch}: no such directory")
+    found = []
+    for stage in some_of(_NAME, options, "stages", _STAGES, ("0", "2")):
+        times = in_child(as_a_rank(threads), threads, time_updates, model, int(stage), rows, rounds, scratch)
+        found.append(_row(times, int(stage), threads))
+    return found
+
+
+def time_updates(model: GPTConfig, stage: int, rows: int, rounds: int, scratch: str | None) -> PagedTimes:
+    """Time both ways on this process, as the only rank."""
+    from adapt.train.engine import Engine  # imports DeepSpeed, which only this process needs
+    from adapt.train.zero0_engine import open_engine
+
+    batch = _batch(model, rows)
+    engine_config = EngineConfig(zero_stage=stage, micro_batch=rows).resolved()
+    rank = RankInfo(rank=0, world_size=1, local_rank=0)
+    private: dict[str, float] = {}
+    ways: dict[str, Callable[[], object]] = {}
+    with tempfile.TemporaryDirectory(prefix="bench_paged_", dir=scratch) as place:
+        paging = {_MEMORY: None, _PAGED: Paging(place=Path(place) / "scratch")}
+        engines: list[Engine] = []
+        for name, how in paging.items():
+            engine = open_engine(materialize(GPT(model), seed=0), engine_config, OptimizerConfig(), rank, how)
+            engines.append(engine)
+            accumulate, update = partial(_accumulate, engine, batch), partial(engine.step, 0.0)
+            accumulate()
+            parameters = sum(parameter.numel() for parameter in engine.module.parameters())
+            private[name] = private_growth_mib(update) * 2**20 / parameters
+            ways |= {f"{name} backward": accumulate, f"{name} update": update}
+        medians = interleaved_medians(ways, rounds)
+        for engine in engines:
+            engine.close()
+    return PagedTimes(
+        parameters=parameters,
+        backward={name: medians[f"{name} backward"] for name in paging},
+        update={name: medians[f"{name} update"] for name in paging},
+        private=private,
+    )
+
+
+def _accumulate(engine: Any, batch: Batch) -> None:
+    base = cast(CausalBase, engine.module)
+    even = [torch.full((count,), 1.0 / count) for count in base.expert_counts]
+    counts = part_counts(base, batch)
+    engine.accumulate(lambda: contribution(base, batch, counts, even, ObjectiveConfig(), 1).loss, is_last=True)
+
+
+def _batch(model: GPTConfig, rows: int) -> Batch:
+    ids = [generator_for(_NAME, row).integers(_MASK + 1, model.vocab_size, _CONTEXT) for row in range(rows)]
+    return collate([[read_with_targets(SpannedText(ids_T=i, kinds_T=i * 0), LabelForm.CLM, _MASK)] for i in ids], step=0)
+
+
+def _row(times: PagedTimes, stage: int, threads: int) -> dict[str, Any]:
+    return {
+        "ZeRO": stage,
+        "threads": threads,
+        "parameters": times.parameters,
+        "memory step ms": 1000 * times.step(_MEMORY),
+        "paged step ms": 1000 * times.step(_PAGED),
+        "step ratio": times.step(_PAGED) / times.step(_MEMORY),
+        "most": _MOST_TIME,
+        "memory update ms": 1000 * times.update[_MEMORY],
+        "paged update ms": 1000 * times.update[_PAGED],
+        "update ratio": times.update[_PAGED] / times.update[_MEMORY],
+        "memory bytes/parameter": times.private[_MEMORY],
+        "paged bytes/parameter": times.private[_PAGED],
+        "most bytes": _MOST_BYTES,
+    }
+
+
+register(
+    Benchmark(
+        name=_NAME,
+        title="Training step with a paged optimizer, and the private memory that its state takes",
+        baseline="memory: the same engine with the optimizer's state in memory, timed in turn on the same batch",
+        run=_run,
+    )
+)

@@ -64,7 +64,7 @@ class Evaluate(Stage[EvaluateReads]):
     """Evaluate the base, and the adapted model where the run has one."""
 
     name = NAME
-    version = 3  # a student of several teachers counts more in `combined`
+    version = 4  # prompts of Hugging Face bases are one text
 
     def reads(self, run: Run, task: TaskConfig | None) -> EvaluateReads:
         assert task is not None

@@ -6,9 +6,9 @@ tokenizer records both, and `start` in it names another token. An artifact witho
 encoded on their own behind the named document start; it is read so.
 
 A piece of text is encoded as the continuation of another. Some families put a space before every text (Llama 2, Mistral: a
-`Prepend` normalizer or `Metaspace`; some byte-level ones: `add_prefix_space`). For pieces that is switched off in the description that the
-tokenizer is built from, and then checked: behind an anchor (a line break, a full stop, ...) the unchanged tokenizer must give the
-same tokens. A tokenizer that agrees behind no anchor is refused.
+`Prepend` normalizer or `Metaspace`; some byte-level ones: `add_prefix_space`). For pieces that is switched off in the description
+that the tokenizer is built from, and then checked: behind an anchor (a line break, a full stop, ...) the unchanged tokenizer must
+give the same tokens. A tokenizer that agrees behind no anchor is refused.
 
 Special tokens are looked for in `tokenizer_config.json`, `special_tokens_map.json` and `config.json`, in this order.
 """

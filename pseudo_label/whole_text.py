@@ -1,7 +1,8 @@
 """Prompts as one text: a row and a label are filled in and encoded together, and each token gets its kind by its place in the text.
 
 A language model has seen a word with the space before it as one token; parts that are encoded on their own split the two. A token
-that has a character of the label is the label's, any other token has the kind of its last character. So the label's tokens are
+that has a character of the label, or of the spaces before it, is the label's: one label's word may join the space where another's
+does not, and both are asked for the same text then. Any other token has the kind of its last character. So the label's tokens are
 those that lm-evaluation-harness scores as a continuation, wherever no token crosses the label's start but for spaces.
 
 Where a text is too long, fields are cut at the borders of tokens, longest first, until every candidate fits.
@@ -95,6 +96,7 @@ def _spanned(parts: Sequence[TextPart], word: str, encoded: EncodedText, bos_id:
     kinds = np.repeat([int(part.kind) for part in parts], [len(_text_of(part, word)) for part in parts])
     starts, ends = np.asarray(encoded.starts, np.int64), np.asarray(encoded.ends, np.int64)
     label_start, label_end = _label_place(parts, word)
+    label_start = len(_filled(parts, word)[:label_start].rstrip())
     last = np.clip(np.maximum(ends - 1, starts), 0, len(kinds) - 1)
     kinds_T = np.where((starts < label_end) & (ends > label_start), int(Span.LABEL), kinds[last])
     return SpannedText(

@@ -79,6 +79,11 @@ def test_a_label_behind_a_space_is_what_a_harness_scores_as_the_continuation(tok
     assert backend.decode(of_kind(text, Span.PROMPT)) == ". This is about"
 
 
+def test_a_space_that_no_word_joins_is_the_labels_all_the_same(tokenizer: HFTokenizer, backend: Backend) -> None:
+    prompt = prompt_of(tokenizer, "{one} about {label}", label_words={"a": "world", "b": "\u9f98"})
+    assert [backend.decode(of_kind(prompt.labelled(row_of(), label), Span.LABEL)) for label in "ab"] == [" world", " \u9f98"]
+
+
 def test_a_space_before_a_field_is_part_of_the_fields_first_word(tokenizer: HFTokenizer, backend: Backend) -> None:
     text = prompt_of(tokenizer, "about {one}: {label}").labelled(row_of("world"), "b")
     assert backend.decode(of_kind(text, Span.CONTEXT)[1:]) == " world"

@@ -148,14 +148,15 @@ def boundary_merges(task: TaskConfig, name: str, tokenizer: TextTokenizer, rows:
     """Return the label words that would get other tokens if encoded together with what stands before them in some row, and how
     many words there are.
 
-    Scoring encodes parts on their own, so such a word is scored with tokens that the model hardly ever saw at this place.
+    Where parts are encoded on their own, such a word is scored with tokens that the model hardly ever saw at this place. Where a
+    prompt is one text, every word has the tokens of its place.
     """
     shared = [*(task.prompts[name].label_words or task.label_words).values(), *(word for _, word in task.synonyms_of(name))]
     merged: dict[str, bool] = {}
     for before, words in {(_text_before(task, name, row)[-_REACH_CHARACTERS:], row.candidates or tuple(shared)) for row in rows}:
         tokens = tokenizer.encode(before) if before else []
         for word in words:
-            merges = bool(before) and tokenizer.encode(before + word) != tokens + tokenizer.encode(word)
+            merges = tokenizer.whole is None and bool(before) and tokenizer.encode(before + word) != tokens + tokenizer.encode(word)
             merged[word] = merged.get(word, False) or merges
     return sorted(word for word, merges in merged.items() if merges), len(merged)
 

@@ -1,7 +1,8 @@
 """Prompts: a row and a label to tokens that know their kind (field text: CONTEXT, template text: PROMPT, words: LABEL).
 
-Every part is encoded on its own and the ids are joined, so that a label has the same tokens in training and in scoring,
-whatever stands beside it. Only fields named under `shorten` are cut when a text is longer than the context, and all
+The tokenizer decides how. Either a row and a label are filled in and encoded as one text (`whole_text.py`), as Hugging Face bases
+were trained. Or every part is encoded on its own and the ids are joined, so that a label has the same tokens whatever stands beside
+it. Training and scoring render alike. Only fields named under `shorten` are cut when a text is longer than the context, and all
 candidates of a row are cut alike.
 """
 
@@ -15,8 +16,10 @@ from adapt.core.spans import LabelForm, Reading, Span, SpannedText, join_parts, 
 from adapt.text.contract import TextTokenizer
 from pseudo_label.candidates import Candidates
 from pseudo_label.criteria.contract import get_criterion
+from pseudo_label.shortening import shorten
 from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.templates import LABEL_SLOT, template_pieces
+from pseudo_label.whole_text import TextPart, fitted, label_shares_tokens, longest_of, spanned_texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,8 @@ class Prompt:
         self._group_ids = {word: self._encode_label(word) for word in (task.label_tree or {})}
         self._synonyms = task.synonyms_of(name)
         self._synonym_ids = [self._encode_label(word) for _, word in self._synonyms]
+        self._word_ids = {self._label_words[label]: ids for label, ids in self._label_ids.items()} | self._group_ids
+        self._word_ids |= {word: ids for (_, word), ids in zip(self._synonyms, self._synonym_ids, strict=True)}
         self._refuse_equal_labels()
 
     @property
@@ -85,25 +90,33 @@ class Prompt:
             DataError: the row does not fit into the context even with its shortenable fields empty.
             ConfigError: a masked label without a mask token.
         """
-        own = asked = self._own_candidates(row)
-        if row.candidates is None:
-            candidates = Candidates.of(self.task, self.name, with_groups=with_groups)
-            known = candidates.ordered(own, list(self._group_ids.values()), self._synonym_ids)
-            asked = [known[place] for place in candidates.places_asked(row)]
-        texts = self._render(row, asked, own)
+        texts = self._render(row, self.words(row, with_groups=with_groups))
         if form is LabelForm.MLM and self.is_label_first:
             return [read_bidirectionally(text, self._tokenizer.mask_id) for text in texts]
         return [read_with_targets(text, form, self._tokenizer.mask_id) for text in texts]
 
     def labelled(self, row: TaskRow, label: str) -> SpannedText:
         """Render a row with one label, cut exactly as it is for scoring."""
-        own = self._own_candidates(row)
         place = int(label) if row.candidates is not None else self.task.labels.index(label)
-        return self._render(row, [own[place]], own)[0]
+        return self._render(row, [self._own_words(row)[place]])[0]
 
     def length(self, row: TaskRow) -> int:
         """Return how many tokens a row has before it is cut, with its longest candidate."""
-        return 1 + self._longest(self._own_candidates(row)) + sum(len(piece.ids) for piece in self._pieces(row))
+        if self._tokenizer.whole is not None:
+            return 1 + longest_of(self._text_parts(row), self._all_words(row), self._tokenizer.whole)
+        return 1 + self._longest(row) + sum(len(piece.ids) for piece in self._pieces(row))
+
+    def odd_words(self) -> list[str]:
+        """Return the label words that share a token with other text than spaces, fields being a letter.
+
+        None where parts are encoded on their own, or candidates are a row's own.
+        """
+        whole = self._tokenizer.whole
+        if whole is None or self.task.candidates is not None:
+            return []
+        texts = {name: spec.blank or "a" for name, spec in self.task.fields.items()}
+        row = TaskRow(id=None, texts=texts, label=None, candidates=None, line=0)
+        return [word for word in self.words(row) if label_shares_tokens(self._text_parts(row), word, whole)]
 
     def null_row(self, row: TaskRow) -> TaskRow:
         """Return the row with every field empty (a blank stays): the null context of pointwise mutual information."""
@@ -121,50 +134,70 @@ class Prompt:
             cut[name] = texts[name] if blank is None else texts[name].split(blank)[0][-self.context_length // 2 :] + blank
         return TaskRow(id=row.id, texts=cut, label=None, candidates=row.candidates, line=row.line)
 
-    def _own_candidates(self, row: TaskRow) -> list[list[int]]:
-        """Return the tokens of a row's own candidates, or of all labels in the task's order."""
-        if row.candidates is not None:
-            return [self._encode_label(word) for word in row.candidates]
-        return [self._label_ids[label] for label in self.task.labels]
+    def _own_words(self, row: TaskRow) -> list[str]:
+        """Return the words of a row's own candidates, or of all labels in the task's order."""
+        return list(row.candidates) if row.candidates is not None else [self._label_words[label] for label in self.task.labels]
 
-    def _render(self, row: TaskRow, candidates: Sequence[list[int]], own: Sequence[list[int]]) -> list[SpannedText]:
-        """Render a row with each of some candidates; `own` are all that its length is reckoned with."""
-        pieces = self._fit(self._pieces(row), self.context_length - 1 - self._longest(own), row)
-        bos = ([self._tokenizer.bos_id], Span.CONTEXT)
-        texts = []
-        for ids in candidates:
-            parts = [(ids, Span.LABEL) if piece.kind is Span.LABEL else (piece.ids, piece.kind) for piece in pieces]
-            texts.append(join_parts([bos, *parts]))
-        return texts
-
-    def _longest(self, own: Sequence[list[int]]) -> int:
-        """Return the length of the longest candidate.
+    def _all_words(self, row: TaskRow) -> list[str]:
+        """Return every word that a row's length is reckoned with.
 
         Groups and further words count where they are not scored too, so that a row is cut alike for scoring and for training.
         """
-        return max(len(ids) for ids in [*own, *self._group_ids.values(), *self._synonym_ids])
+        return [*self._own_words(row), *self._group_ids, *(word for _, word in self._synonyms)]
 
-    def _pieces(self, row: TaskRow) -> list[_Piece]:
-        pieces = []
+    def _render(self, row: TaskRow, words: Sequence[str]) -> list[SpannedText]:
+        """Render a row with each of some words."""
+        candidates = [self._ids_of(word) for word in words]
+        if self._tokenizer.whole is not None:
+            parts = fitted(self._text_parts(row), self._all_words(row), self._tokenizer.whole, self.context_length - 1)
+            if parts is None:
+                raise self._does_not_fit(row)
+            return spanned_texts(parts, words, self._tokenizer.whole, self._tokenizer.bos_id)
+        pieces = self._fit(self._pieces(row), self.context_length - 1 - self._longest(row), row)
+        bos = ([self._tokenizer.bos_id], Span.CONTEXT)
+        texts = []
+        for ids in candidates:
+            parts_ids = [(ids, Span.LABEL) if piece.kind is Span.LABEL else (piece.ids, piece.kind) for piece in pieces]
+            texts.append(join_parts([bos, *parts_ids]))
+        return texts
+
+    def _ids_of(self, word: str) -> list[int]:
+        """Return a word's tokens on its own."""
+        if word not in self._word_ids:
+            return self._encode_label(word)
+        return self._word_ids[word]
+
+    def _longest(self, row: TaskRow) -> int:
+        """Return the length of the longest candidate."""
+        return max(len(self._ids_of(word)) for word in self._all_words(row))
+
+    def _text_parts(self, row: TaskRow) -> list[TextPart]:
+        parts = []
         for part in self._parts:
             if part.kind is Span.LABEL:
-                pieces.append(_Piece(ids=[], kind=Span.LABEL, is_shortenable=False))
+                parts.append(TextPart(kind=Span.LABEL))
             elif part.field is None:
-                pieces.append(_Piece(ids=self._encode(part.text), kind=Span.PROMPT, is_shortenable=False))
+                parts.append(TextPart(text=part.text, kind=Span.PROMPT))
             else:
-                pieces.extend(self._field_pieces(part.field, row.texts[part.field]))
-        return pieces
+                parts.extend(self._field_parts(part.field, row.texts[part.field]))
+        return parts
 
-    def _field_pieces(self, name: str, text: str) -> list[_Piece]:
+    def _field_parts(self, name: str, text: str) -> list[TextPart]:
         can_cut = name in self.task.shorten
         blank = self.task.fields[name].blank
         if blank is None:
-            return [_Piece(ids=self._encode(text), kind=Span.CONTEXT, is_shortenable=can_cut)]
+            return [TextPart(text=text, kind=Span.CONTEXT, is_shortenable=can_cut)]
         before, after = text.split(blank, 1)
         return [
-            _Piece(ids=self._encode(before), kind=Span.CONTEXT, is_shortenable=can_cut, keeps_end=True),
-            _Piece(ids=[], kind=Span.LABEL, is_shortenable=False),
-            _Piece(ids=self._encode(after), kind=Span.CONTEXT, is_shortenable=can_cut),
+            TextPart(text=before, kind=Span.CONTEXT, is_shortenable=can_cut, keeps_end=True),
+            TextPart(kind=Span.LABEL),
+            TextPart(text=after, kind=Span.CONTEXT, is_shortenable=can_cut),
+        ]
+
+    def _pieces(self, row: TaskRow) -> list[_Piece]:
+        return [
+            _Piece(ids=self._encode(part.text), kind=part.kind, is_shortenable=part.is_shortenable, keeps_end=part.keeps_end)
+            for part in self._text_parts(row)
         ]
 
     def _fit(self, pieces: list[_Piece], room: int, row: TaskRow) -> list[_Piece]:
@@ -173,11 +206,8 @@ class Prompt:
             return pieces
         lengths = {i: len(piece.ids) for i, piece in enumerate(pieces) if piece.is_shortenable}
         if sum(lengths.values()) < excess:
-            raise DataError(
-                f"task '{self.task.name}', line {row.line}: does not fit into {self.context_length} tokens; only the fields "
-                f"under shorten ({', '.join(self.task.shorten) or 'none'}) may be cut"
-            )
-        lengths = _shorten(lengths, sum(lengths.values()) - excess)
+            raise self._does_not_fit(row)
+        lengths = shorten(lengths, sum(lengths.values()) - excess)
         fitted = []
         for i, piece in enumerate(pieces):
             if i in lengths:
@@ -186,6 +216,12 @@ class Prompt:
                 piece = _Piece(ids=ids, kind=piece.kind, is_shortenable=True, keeps_end=piece.keeps_end)
             fitted.append(piece)
         return fitted
+
+    def _does_not_fit(self, row: TaskRow) -> DataError:
+        return DataError(
+            f"task '{self.task.name}', line {row.line}: does not fit into {self.context_length} tokens; only the fields "
+            f"under shorten ({', '.join(self.task.shorten) or 'none'}) may be cut"
+        )
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text) if text else []
@@ -243,13 +279,3 @@ def parse_template(task: TaskConfig, name: str) -> list[Part]:
     if slots != 1:
         raise ConfigError(f"{where}: needs exactly one place for the label, has {slots}")
     return parts
-
-
-def _shorten(lengths: dict[int, int], room: int) -> dict[int, int]:
-    """Cut the longest first, so that short parts stay whole: the water-filling of `room` tokens."""
-    left, result = room, {}
-    for count, (index, length) in enumerate(sorted(lengths.items(), key=lambda item: item[1])):
-        share = left // (len(lengths) - count)
-        result[index] = min(length, share)
-        left -= result[index]
-    return result

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from adapt.checkpoint.file_sums import refuse_links_out
 from adapt.checkpoint.hf_directory import CONFIG_FILE, is_hf_directory
+from adapt.core.artifacts import MANIFEST
 from adapt.core.errors import CheckpointError
 from adapt.core.json_files import read_object
 from adapt.text.contract import TextTokenizer
@@ -71,7 +72,7 @@ def open_tokenizer(place: Path) -> TextTokenizer:
     if place.name == TOKENIZER_FILE:
         # What a model's own config.json says of special tokens is left out: it does not go with the tokenizer.
         files = {name: (place.parent / name).read_bytes() for name in TOKENIZER_FILES if (place.parent / name).is_file()}
-        return HFTokenizer(files, {}, str(place))
+        return HFTokenizer(files, {}, str(place), is_recorded=(place.parent / MANIFEST).is_file())
     tokenizer = Tokenizer.load(place)
     _refuse_prefix(tokenizer)
     return tokenizer

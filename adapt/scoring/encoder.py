@@ -31,7 +31,7 @@ class MeanEncoder:
     def encode(self, texts: Sequence[str], title: str = "encoding") -> FloatArray:
         """Return vectors [N, H]."""
         longest = self._model.context_length
-        ids = [[self._tokenizer.bos_id, *self._tokenizer.encode(text)][:longest] for text in texts]
+        ids = [[self._tokenizer.bos_id, *found][:longest] for found in self._tokenizer.encode_documents(list(texts))]
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
         vectors_NH = np.empty((len(ids), self._model.hidden_size))
         for batch in progress(_batches(order, ids), title, total=None, unit="batch"):

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedText:
+    """A text's tokens and the characters of the text, from start to end, that each of them stands for."""
+
+    ids: list[int]
+    starts: list[int]
+    ends: list[int]
+
+
+WholeEncoder = Callable[[Sequence[str]], list[EncodedText]]
 
 
 class TextTokenizer(Protocol):
     """Text to token ids and back.
 
     `encode` gives the tokens of a text as the continuation of any other: no document marks, and nothing put before it, so that
-    parts of a prompt can be encoded on their own and joined. `bos_id` starts a document. `unk_id` and `mask_id` are absent where
+    parts of a prompt can be encoded on their own and joined. `encode_documents` gives the tokens that texts have behind a document
+    start. `whole` encodes such texts with the place of each token, for bases whose prompts are encoded as one text; where it is
+    absent, parts are encoded on their own. `bos_id` starts a document. `unk_id` and `mask_id` are absent where
     the vocabulary has no such token; no text can produce a special token. `digest` is that of all files that `save` writes.
     """
 
@@ -43,7 +58,10 @@ class TextTokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+    def encode_documents(self, texts: list[str]) -> list[list[int]]: ...
+
+    @property
+    def whole(self) -> WholeEncoder | None: ...
 
     def decode(self, ids: Iterable[int]) -> str: ...
 

@@ -1,26 +1,33 @@
 """Hugging Face tokenizers (`tokenizer.json`): the only file that imports the package tokenizers, and only once one is opened.
 
-Parts of a prompt are encoded on their own and joined, so a text must get the tokens it has as a continuation. Some families put
-a space before every text (Llama 2, Mistral: a `Prepend` normalizer or `Metaspace`; some byte-level ones: `add_prefix_space`).
-That is switched off in the description that the tokenizer is built from, and then checked: behind an anchor (a line break, a full
-stop, ...) the unchanged tokenizer must give the same tokens. A tokenizer that agrees behind no anchor is refused.
+A document is encoded as its tokenizer encodes it, and starts with the token that its tokenizer puts before a text. Where it puts
+none, `<|endoftext|>` starts documents, or else the token named as document start, or as end. `text_encoding.json` beside the
+tokenizer records both, and `start` in it names another token. An artifact without that file was made when parts of a prompt were
+encoded on their own behind the named document start; it is read so.
 
-Special tokens are looked for in `tokenizer_config.json`, `special_tokens_map.json` and `config.json`, in this order. Families
-without a document start (Qwen, OLMo) start documents with `<|endoftext|>`, or else with their end mark.
+A piece of text is encoded as the continuation of another. Some families put a space before every text (Llama 2, Mistral: a
+`Prepend` normalizer or `Metaspace`; some byte-level ones: `add_prefix_space`). For pieces that is switched off in the description
+that the tokenizer is built from, and then checked: behind an anchor (a line break, a full stop, ...) the unchanged tokenizer must
+give the same tokens. A tokenizer that agrees behind no anchor is refused.
+
+Special tokens are looked for in `tokenizer_config.json`, `special_tokens_map.json` and `config.json`, in this order.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adapt.core.artifacts import MANIFEST
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.json_files import parsed_json
+from adapt.text.contract import EncodedText, WholeEncoder
 
 TOKENIZER_FILE = "tokenizer.json"
+ENCODING_FILE = "text_encoding.json"
 _SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 TOKENIZER_FILES = (
     TOKENIZER_FILE,
@@ -30,6 +37,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer.model",
     "chat_template.jinja",
+    ENCODING_FILE,
 )
 _END_OF_TEXT = "<|endoftext|>"
 _MASK = "<mask>"
@@ -38,9 +46,14 @@ _PROBES = ("好", "a", "1", "，", "好的 a")
 
 
 class HFTokenizer:
-    """A `TextTokenizer` over a `tokenizer.json`. No text can produce a special token."""
+    """A `TextTokenizer` over a `tokenizer.json`. No text can produce a special token.
 
-    def __init__(self, files: Mapping[str, bytes], model_config: Mapping[str, Any], source: str) -> None:
+    `is_recorded` says that files without a record of the encoding come from an artifact, which then is one that joins parts.
+    """
+
+    def __init__(
+        self, files: Mapping[str, bytes], model_config: Mapping[str, Any], source: str, *, is_recorded: bool = False
+    ) -> None:
         self.source = source
         self._files = dict(files)
         described = _parsed(files[TOKENIZER_FILE], source)
@@ -61,6 +74,10 @@ class HFTokenizer:
             raise CheckpointError(f"{source}: names no token to start or end a document (bos_token, eos_token)")
         self.bos_id: int = bos_id
         self.eos_id: int = bos_id if eos_id is None else eos_id
+        self._document: Any | None = None
+        if ENCODING_FILE in files or not is_recorded:
+            self._document = _built({**described, "post_processor": None}, source)
+            self.bos_id = self._start(described, settings, special.id_of("bos"), vocabulary)
         self.unk_id = special.id_of("unk", described.get("model", {}).get("unk_token"))
         self.mask_id = special.id_of("mask", _MASK)
         pad_id = special.id_of("pad")
@@ -80,7 +97,8 @@ class HFTokenizer:
         if TOKENIZER_FILE not in files:
             raise CheckpointError(f"{source}: no such tokenizer")
         config = directory / "config.json"
-        return cls(files, _parsed(config.read_bytes(), str(config)) if config.is_file() else {}, source)
+        parsed = _parsed(config.read_bytes(), str(config)) if config.is_file() else {}
+        return cls(files, parsed, source, is_recorded=(directory / MANIFEST).is_file())
 
     def save(self, directory: Path) -> None:
         for name, content in self._files.items():
@@ -97,8 +115,46 @@ class HFTokenizer:
         """Return the tokens of a text as the continuation of another; the empty text gives an empty list."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [list(encoding.ids) for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
+    def encode_documents(self, texts: list[str]) -> list[list[int]]:
+        tokenizer = self._document or self._tokenizer
+        return [list(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    @property
+    def whole(self) -> WholeEncoder | None:
+        return None if self._document is None else self._encode_whole
+
+    def _encode_whole(self, texts: Sequence[str]) -> list[EncodedText]:
+        assert self._document is not None
+        return [
+            EncodedText(ids=list(found.ids), starts=[s for s, _ in found.offsets], ends=[e for _, e in found.offsets])
+            for found in self._document.encode_batch(list(texts), add_special_tokens=False)
+        ]
+
+    def _start(
+        self, described: Mapping[str, Any], settings: Sequence[Mapping[str, Any]], bos_id: int | None, vocabulary: Mapping[str, int]
+    ) -> int:
+        """Return the token that starts documents, and record it among the files.
+
+        Raises:
+            CheckpointError: the record names a token that is not there, or the tokenizer puts several tokens before a text.
+        """
+        if ENCODING_FILE in self._files:
+            place = str(Path(self.source).parent / ENCODING_FILE)
+            token = _parsed(self._files[ENCODING_FILE], place).get("start")
+            if not isinstance(token, str) or token not in vocabulary:
+                raise CheckpointError(f"{place}: start is {token!r}, which is no token of {self.source}; name one that is")
+            return vocabulary[token]
+        lead = _tokens_put_before(_built(described, self.source))
+        if any(one.get("add_bos_token") is False for one in settings):
+            lead = []
+        elif not lead and bos_id is not None and any(one.get("add_bos_token") is True for one in settings):
+            lead = [bos_id]
+        if len(lead) > 1:
+            raise CheckpointError(f"{self.source}: puts {len(lead)} tokens before a text; only one can start a document")
+        start = lead[0] if lead else vocabulary.get(_END_OF_TEXT, self.bos_id)
+        token = next(token for token, number in vocabulary.items() if number == start)
+        self._files[ENCODING_FILE] = (json.dumps({"start": token}, ensure_ascii=False) + "\n").encode()
+        return start
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
@@ -182,6 +238,12 @@ def _without_marks(made: Any, described: Mapping[str, Any], marks: set[int | Non
                 f"{source}: a text with {text} in it would get the token of that name; give a tokenizer where it is special"
             )
     return made
+
+
+def _tokens_put_before(tokenizer: Any) -> list[int]:
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    full = tokenizer.encode("a", add_special_tokens=True).ids
+    return next((full[:n] for n in range(len(full)) if full[n : n + len(plain)] == plain), [])
 
 
 def _check_continuation(original: Any, made: Any, source: str) -> None:

@@ -124,7 +124,7 @@ def _tokenized(
         documents = (d for d in read_documents(file) if is_held_out(d.text, share) == wants_held_out)
         while batch := list(islice(documents, _ENCODE_BATCH)):
             found_any = True
-            for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True):
+            for document, ids in zip(batch, tokenizer.encode_documents([d.text for d in batch]), strict=True):
                 yield {
                     "ids": [tokenizer.bos_id, *ids, tokenizer.eos_id],
                     "domain": domains.index(document.domain),

@@ -92,8 +92,13 @@ class Tokenizer:
         """Return token ids without document marks; the empty text gives an empty list."""
         return list(self._processor.encode(text))
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    def encode_documents(self, texts: list[str]) -> list[list[int]]:
         return [list(ids) for ids in self._processor.encode(texts)]
+
+    @property
+    def whole(self) -> None:
+        """Parts of a prompt are encoded on their own, as this project's bases were trained."""
+        return None
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._processor.decode([int(i) for i in ids]))

@@ -1,7 +1,7 @@
 """A page of sections, tables and charts in one HTML file that opens without a network.
 
-Everything that is not marked as HTML is escaped; control characters and marks that turn the direction of text are written as escapes.
-A content policy in the page forbids requests.
+Everything that is not marked as HTML is escaped; control characters and marks that turn the direction of text are written as
+escapes. A content policy in the page forbids requests.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class ContinuePretrain(Stage[AdaptReads]):
     """Continue pretraining on the selected rows under the whole objective."""
 
     name = NAME
-    version = 3  # metrics say who taught
+    version = 4  # prompts of Hugging Face bases are one text
 
     def reads(self, run: Run, task: TaskConfig | None) -> AdaptReads:
         assert task is not None

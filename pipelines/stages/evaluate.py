@@ -64,7 +64,7 @@ class Evaluate(Stage[EvaluateReads]):
     """Evaluate the base, and the adapted model where the run has one."""
 
     name = NAME
-    version = 4  # answers come with their confidences
+    version = 5  # prompts of Hugging Face bases are one text; answers come with their confidences
 
     def reads(self, run: Run, task: TaskConfig | None) -> EvaluateReads:
         assert task is not None

@@ -52,6 +52,7 @@ class Export(Stage[ExportReads]):
         return ExportReads(task=task, base=base, model=adapted or base, evaluate=evaluated)
 
     def build(self, reads: ExportReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
+        from adapt.checkpoint.vocabulary import has_tokenizer, tokenizer_of
         from adapt.checkpoint.weights import checkpoint_files, record_sums  # imports torch
 
         task, evaluated, model = reads.task, reads.evaluate, reads.model
@@ -61,6 +62,8 @@ class Export(Stage[ExportReads]):
         need_room(result, sum(file.stat().st_size for file in files), "the export")
         for file in files:
             shutil.copyfile(file, result / file.name)
+        if has_tokenizer(weights):
+            tokenizer_of(weights).save(result)  # with the record of how a Hugging Face base reads texts
         if (result / INDEX_FILE).is_file():
             record_sums(result)  # a base from elsewhere may have none
         content = read_object(evaluated.file(DECISION_FILE))

@@ -70,6 +70,7 @@ class LabelTree(Stage[LabelTreeReads]):
     """Propose a tree for a task's labels."""
 
     name = NAME
+    version = 2  # prompts of Hugging Face bases are one text
 
     def reads(self, run: Run, task: TaskConfig | None) -> LabelTreeReads:
         assert task is not None

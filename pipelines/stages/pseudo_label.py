@@ -50,7 +50,7 @@ class PseudoLabelStage(Stage[PseudoLabelReads]):
     """Label a task's unlabeled rows with the base model, in later rounds with the one adapted before."""
 
     name = NAME
-    version = 5  # metrics are Labels
+    version = 6  # prompts of Hugging Face bases are one text
 
     def reads(self, run: Run, task: TaskConfig | None) -> PseudoLabelReads:
         assert task is not None

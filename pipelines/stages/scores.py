@@ -37,7 +37,7 @@ from pseudo_label.tasks import TaskConfig, TaskRow, read_rows
 from pseudo_label.zero_shot import PassScores, PromptKeys, ScoringPass
 
 NAME = "score"
-VERSION = 1
+VERSION = 2  # prompts of Hugging Face bases are one text
 _CHUNK_ROWS = 256
 _ROOM_FOR_PROMPT = 256  # tokens
 _TASK_KEYS = ("fields", "label_words", "label_tree", "shorten", "candidates")

@@ -6,6 +6,7 @@ for the stages of this walk only. Nothing is written, and stages keep their own 
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -35,6 +36,8 @@ from pseudo_label.teachers.file import read_label_file
 
 _LABELLING = ("label_tree", "pseudo_label")
 _ON_A_BASE = ("label_tree", "prompt_search", "pseudo_label", "continue_pretrain", "evaluate", "export")
+
+logger = logging.getLogger("pipelines")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,7 +351,14 @@ def check_words(ahead: Ahead) -> None:
     tokenizer = tokenizer_of(place)
     for task in ahead.tasks:
         for name in _used_prompts(ahead, task):
-            Prompt(task, name, tokenizer, context_length=0)  # no row is rendered
+            prompt = Prompt(task, name, tokenizer, context_length=0)  # no row is rendered
+            if odd := prompt.odd_words():
+                logger.warning(
+                    "task '%s', prompt '%s': label words share tokens with the text beside them: %s; put a space between",
+                    *(task.name, name, ", ".join(odd)),
+                )
+    if tokenizer.whole is not None:
+        logger.info("base: documents start with %s, prompts are encoded as one text", tokenizer.pieces([tokenizer.bos_id])[0])
     if ahead.has("continue_pretrain") and loss in (LabelLoss.MLM, LabelLoss.BOTH) and tokenizer.mask_id is None:
         raise ConfigError(
             f"objective.pseudo_label={loss.value}: masked labels need a <mask> token, and the tokenizer of {place} has none; use "

@@ -17,7 +17,9 @@ class EncodesOnly(ABC):
     def encode(self, text: str) -> list[int]:
         """Cut a text as the test wants it cut."""
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+    whole = None
+
+    def encode_documents(self, texts: list[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
 
     def save(self, directory: Path) -> None:

@@ -61,8 +61,16 @@ def test_nothing_is_put_before_a_text(opened: HFTokenizer) -> None:
     assert not opened.pieces(opened.encode("好"))[0].startswith(("▁", "Ġ"))
 
 
-def test_encoding_a_batch_is_encoding_each_text(opened: HFTokenizer) -> None:
-    assert opened.encode_batch(TEXTS) == [opened.encode(text) for text in TEXTS]
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_documents_have_the_tokens_that_transformers_gives_them(kind: str, tmp_path: Path) -> None:
+    opened = HFTokenizer.load(add_tokenizer(tmp_path, kind))
+    foreign = PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(tokenizer_text(kind)))
+    expected = [foreign.encode(text, add_special_tokens=False) for text in TEXTS]
+    assert opened.encode_documents(TEXTS) == expected
+    assert opened.whole is not None
+    for text, found, ids in zip(TEXTS, opened.whole(TEXTS), expected, strict=True):
+        assert found.ids == ids
+        assert max(found.ends) == len(text)
 
 
 def test_no_text_can_spell_a_special_token(opened: HFTokenizer) -> None:

@@ -58,7 +58,7 @@ def test_spaces_come_back_exactly_where_the_corpus_has_some(spaced: Tokenizer, t
 
 
 def test_the_corpus_it_was_made_from_comes_back_exactly(tokenizer: Tokenizer, demo_lines: list[str]) -> None:
-    assert [tokenizer.decode(ids) for ids in tokenizer.encode_batch(demo_lines)] == demo_lines
+    assert [tokenizer.decode(ids) for ids in tokenizer.encode_documents(demo_lines)] == demo_lines
 
 
 def test_full_width_marks_are_not_folded_into_ascii(tokenizer: Tokenizer) -> None:
@@ -83,8 +83,8 @@ def test_digits_are_tokens_of_their_own() -> None:
 
 def test_encoding_a_batch_is_encoding_each_text(tokenizer: Tokenizer, demo_lines: list[str]) -> None:
     texts = [*demo_lines[:20], "", "😀"]
-    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
-    assert tokenizer.encode_batch([]) == []
+    assert tokenizer.encode_documents(texts) == [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode_documents([]) == []
 
 
 @pytest.mark.parametrize("mark", ["<mask>", "<s>", "</s>", "<pad>", "<unk>", "<0x0A>"])

@@ -9,6 +9,7 @@ leaves the old result or none.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -321,7 +322,7 @@ def writable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        found = fault_in(error, path)
+        found = None if error.errno in (errno.ENOENT, errno.ENOTDIR) else fault_in(error, path)
         if found is not None:
             raise found from error
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place or free space") from error

@@ -117,7 +117,7 @@ def health_of(tokenizer: TextTokenizer, name: str, texts: Iterable[str], *, with
     letters: Counter[str] = Counter()
     tokens: Counter[int] = Counter()
     for batch in _batches(texts):
-        for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
+        for text, ids in zip(batch, map(tokenizer.encode, batch), strict=True):
             found.texts += 1
             found.characters += len(text)
             tokens.update(ids)
@@ -156,7 +156,7 @@ def _spelt(tokenizer: TextTokenizer, letters: Counter[str], pieces: Pieces) -> d
     ordered = [c for c, _ in letters.most_common()]
     spelt = (
         c
-        for c, ids in zip(ordered, tokenizer.encode_batch(ordered), strict=True)
+        for c, ids in zip(ordered, map(tokenizer.encode, ordered), strict=True)
         if any(token == tokenizer.unk_id or pieces.is_part(token) for token in ids)
     )
     return {c: letters[c] for c, _ in zip(spelt, range(_MOST_CHARACTERS), strict=False)}
@@ -201,7 +201,7 @@ def reachable_specials(tokenizer: TextTokenizer) -> list[str]:
         for token, piece in enumerate(written)
         if token in roles or (_LIKE_SPECIAL.fullmatch(piece) and not _BYTE.fullmatch(piece))
     ]
-    encoded = tokenizer.encode_batch([piece for _, piece in special])
+    encoded = [tokenizer.encode(piece) for _, piece in special]
     return [piece for (token, piece), ids in zip(special, encoded, strict=True) if token in ids and token != tokenizer.unk_id]
 
 

@@ -48,9 +48,10 @@ def create_moments(optimizer: torch.optim.Optimizer, groups: Sequence[dict[str, 
     """Give every parameter of these groups its state as after `steps_done` updates; moments in a file stay as they are."""
     for group in groups:
         for parameter in group["params"]:
-            is_paged = isinstance(optimizer, PagedAdamW)
-            state = optimizer.moments_at(parameter, steps_done) if is_paged else moments_at(parameter, group, steps_done)
-            optimizer.state[parameter] = state
+            if isinstance(optimizer, PagedAdamW):
+                optimizer.state[parameter] = optimizer.moments_at(parameter, steps_done)
+            else:
+                optimizer.state[parameter] = moments_at(parameter, group, steps_done)
 
 
 def moments_at(parameter: Tensor, group: dict[str, Any], steps_done: int) -> dict[str, Tensor]:

@@ -210,10 +210,12 @@ class PagedAdamW(torch.optim.AdamW):
             else piece.parameter.detach().view(-1)[piece.first : piece.last]
             for piece in pieces
         ]
+        first, second = ([moment[piece.at : piece.at + piece.last - piece.first] for piece in pieces] for moment in moments)
         adamw(
             weights,
             [piece.parameter.grad.reshape(-1)[piece.first : piece.last] for piece in pieces],  # type: ignore[union-attr]
-            *([moment[piece.at : piece.at + piece.last - piece.first] for piece in pieces] for moment in moments),
+            first,
+            second,
             [],
             [self.state[piece.parameter]["step"].clone() for piece in pieces],  # the kernel's caller counts it up
             fused=True,

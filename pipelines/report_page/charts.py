@@ -18,7 +18,7 @@ from bokeh.models.annotations import Label
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
-from adapt.core.errors import shown
+from adapt.core.errors import shown as as_text
 
 _HEIGHT, _ROW_HEIGHT, _FRAME = 260, 16, 70
 _GREY = "#7a7a7a"
@@ -77,7 +77,7 @@ def line_chart(title: str, lines: Sequence[Line], x_label: str, marks: Sequence[
         xs, ys = zip(*line.points, strict=True)
         source = ColumnDataSource({"x": xs, "y": ys, "name": [line.name] * len(xs)})
         colour = COLOURS[index % len(COLOURS)]
-        plot.line("x", "y", source=source, color=colour, line_width=2, legend_label=shown(line.name))
+        plot.line("x", "y", source=source, color=colour, line_width=2, legend_label=as_text(line.name))
         if len(xs) == 1:
             plot.scatter("x", "y", source=source, color=colour, size=7)
     for mark in [found for line in marks if (found := _finite(line)).points]:
@@ -254,7 +254,7 @@ def _thinned(steps: Sequence[float]) -> Sequence[float]:
 
 def _short(name: str) -> str:
     """Return a name that fits beside a chart, by its end, where sweeps say what they vary."""
-    name = shown(name)
+    name = as_text(name)
     return name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.plain_loop import launch_ranks
+from tests.support.forked_ranks import launch_ranks
 from tests.support.ranks.paged_cases import FEW, every_case
 
 _BF16_LOSS = 2**-7  # relative: the step of bf16, by which every moment may be off

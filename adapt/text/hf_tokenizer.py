@@ -46,7 +46,7 @@ _PROBES = ("好", "a", "1", "，", "好的 a")
 
 
 class HFTokenizer:
-    """A `TextTokenizer` over a `tokenizer.json`. No text can produce a special token.
+    """A `TextTokenizer` over a `tokenizer.json`. No text can produce an added token that marks something.
 
     `is_recorded` says that files without a record of the encoding come from an artifact, which then is one that joins parts.
     """
@@ -222,22 +222,12 @@ def _built(described: Mapping[str, Any], source: str) -> Any:
 
 
 def _without_marks(made: Any, described: Mapping[str, Any], marks: set[int | None], source: str) -> Any:
-    """Return a tokenizer that no text gets a document's marks from, though its file calls them plain added tokens.
-
-    Raises:
-        CheckpointError: a text would get one all the same, as a word of the vocabulary.
-    """
+    """Return a tokenizer that gives no text a document's marks, though its file calls them plain added tokens."""
     added = described.get("added_tokens") or []
-    if any(token.get("id") in marks and not token.get("special") for token in added):
-        changed = [{**token, "special": token.get("special") or token.get("id") in marks} for token in added]
-        made = _built({**without_prefix(described), "added_tokens": changed}, source)
-    for mark in sorted(mark for mark in marks if mark is not None):
-        text = str(made.id_to_token(mark))
-        if mark in made.encode(text, add_special_tokens=False).ids:
-            raise CheckpointError(
-                f"{source}: a text with {text} in it would get the token of that name; give a tokenizer where it is special"
-            )
-    return made
+    if all(token.get("id") not in marks or token.get("special") for token in added):
+        return made
+    changed = [{**token, "special": token.get("special") or token.get("id") in marks} for token in added]
+    return _built({**without_prefix(described), "added_tokens": changed}, source)
 
 
 def _tokens_put_before(tokenizer: Any) -> list[int]:

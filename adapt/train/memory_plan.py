@@ -184,6 +184,7 @@ def _nearest_first(config: GPTConfig, engine: EngineConfig) -> Iterator[EngineCo
         found = [
             replace(engine, world_size=n_ranks, micro_batch=m, activation_checkpointing=r, expert_parallel=n, zero_stage=z)
             for n, r, z, m in itertools.product(sizes, recomputes, sorted({engine.zero_stage, 2}), batches)
+            if z or (n == 1 and n_ranks == engine.world_size)  # stage 0 shares nothing
         ]
         yield from sorted(found, key=lambda other: len(_changed(engine, other)))
         n_ranks *= 2

@@ -29,8 +29,12 @@ assert sum(SHARES.values()) == 20_000
 
 
 def both(content: Any) -> st.SearchStrategy[bytes]:
-    """Draw a JSON file with damaged bytes, or with a distorted value."""
-    return damaged(json.dumps(content).encode()) | distorted(content).map(lambda value: json.dumps(value).encode())
+    """Draw a JSON file as it is, with damaged bytes, or with a distorted value."""
+    return (
+        st.just(json.dumps(content).encode())
+        | damaged(json.dumps(content).encode())
+        | distorted(content).map(lambda value: json.dumps(value).encode())
+    )
 
 
 def manifest(place: Path, count: int) -> int:
@@ -89,7 +93,7 @@ def shard(place: Path, count: int) -> int:
 
     lengths = st.integers(0, 2**64 - 1).map(lambda n: n.to_bytes(8, "little") + raw[8:])
     start = damaged(raw[: 8 + length]).map(lambda damage: damage + raw[8 + length :])
-    return fuzz(distorted(header).map(as_shard) | start | lengths, same_or_refused(place, file, tensors), count)
+    return fuzz(st.just(raw) | distorted(header).map(as_shard) | start | lengths, same_or_refused(place, file, tensors), count)
 
 
 def config(place: Path, count: int) -> int:

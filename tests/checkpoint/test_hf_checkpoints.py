@@ -141,7 +141,7 @@ def lose_the_tokenizer(base: Path) -> None:
 
 
 def add_a_tensor(base: Path) -> None:
-    shutil.copy(base / "model.safetensors.index.json", base / "kept")
+    (base / "model.safetensors.index.json").unlink()
     other = make_model(base / "other", "llama", 1405, num_hidden_layers=3)
     shutil.move(other / "model.safetensors", base / "model.safetensors")
 

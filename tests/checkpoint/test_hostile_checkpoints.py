@@ -229,7 +229,7 @@ def test_marks_that_a_file_calls_plain_added_tokens_stay_text(role: str) -> None
     described["added_tokens"].append({"id": number, "content": "[GO]", **plain})
     settings = json.dumps({"eos_token": "<|endoftext|>", f"{role}_token": "[GO]"}).encode()
     files = {"tokenizer.json": json.dumps(described).encode(), "tokenizer_config.json": settings}
-    opened = HFTokenizer(files, {}, "t")
+    opened = HFTokenizer(files, {}, "t", is_recorded=True)
     assert getattr(opened, f"{role}_id") == number
     assert number not in opened.encode("a [GO] b") and opened.decode(opened.encode("a [GO] b")) == "a [GO] b"
 

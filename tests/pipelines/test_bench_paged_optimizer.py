@@ -12,7 +12,7 @@ from pipelines.bench.__main__ import main
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("stages=3", "stages=3: give none, or some of: 0, 1, 2"),
+        ("stages=3", "stages=3: no '3'; give none, or some of: 0,1,2"),
         ("dir=/nowhere/at/all", "no such directory"),
         ("speed=9", "unknown"),
     ],

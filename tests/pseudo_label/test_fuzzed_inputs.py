@@ -96,9 +96,11 @@ def tables(draw: st.DrawFn) -> tuple[str, bytes, str | None, list[dict[str, str]
     if kind in ("csv", "tsv"):
         has_returns = any("\r" in cell for cells in [names, *(row.values() for row in rows)] for cell in cells)
         # Python's writer leaves a carriage return unquoted where lines end with a line feed.
-        quoting: Literal[0, 1] = 1 if has_returns or draw(st.booleans()) else 0  # all cells, or those that need it
+        quotes_all = has_returns or draw(st.booleans())
         end = draw(st.sampled_from(["\n", "\r\n"]))
-        writer = csv.writer(target, delimiter="," if kind == "csv" else "\t", quoting=quoting, lineterminator=end)
+        delimiter = "," if kind == "csv" else "\t"
+        quoting: Literal[0, 1] = csv.QUOTE_ALL if quotes_all else csv.QUOTE_MINIMAL
+        writer = csv.writer(target, delimiter=delimiter, quoting=quoting, lineterminator=end)
         writer.writerows([names, *(row.values() for row in rows)])
     elif kind == "jsonl":
         target.write("".join(json.dumps(row, ensure_ascii=draw(st.booleans())) + "\n" for row in rows))
@@ -200,7 +202,7 @@ def run(what: str, place: Path, count: int) -> int:
     """Check so many inputs of a kind; return how many were accepted."""
     written = yaml.safe_dump(TASK, allow_unicode=True)
     if what == "task bytes":
-        return fuzz(damaged(written.encode()), task_file(place), count)
+        return fuzz(st.just(written.encode()) | damaged(written.encode()), task_file(place), count)
     if what == "task values":
         as_file = distorted(TASK).map(lambda value: yaml.dump(value, allow_unicode=True).encode("utf-8", "surrogatepass"))
         return fuzz(as_file | distorted(TASK).map(lambda value: json.dumps(value).encode()), task_file(place), count)

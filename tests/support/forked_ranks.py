@@ -97,6 +97,11 @@ class _Forking:
             with mock.patch.dict(os.environ, {**env, **_ON_THE_CPU}):
                 self._rank.start()
 
+        @property
+        def pid(self) -> int:
+            assert self._rank.pid is not None
+            return self._rank.pid
+
         def poll(self) -> int | None:
             return self._rank.exitcode
 

@@ -274,7 +274,7 @@ class PipelineConfig:
     scorer: ScorerConfig = setting_of(ScorerConfig, "How rows are scored: speed and memory; only precision changes scores.")
     offload: OffloadConfig = setting_of(
         OffloadConfig,
-        "Where weights (scoring) and the optimizer's state (training) are; what is verified on opening.",
+        "Where weights and the optimizer's state are, and what is verified on opening.",
     )
     tracker: TrackerConfig = setting_of(TrackerConfig, "Experiment tracking.")
     pretrain: PretrainConfig = setting_of(PretrainConfig, "Pretraining of a base on general text.")

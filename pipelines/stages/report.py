@@ -26,6 +26,7 @@ from pseudo_label.tasks import TaskConfig, TaskRow
 
 NAME = "report"
 _ANSWERS_FILE = "answers.json"
+_OF_THE_COMMAND = ("run", "force", "stages", "input", "output")  # they say where and which, and change no result
 _PER_TASK = ("pseudo_label", "continue_pretrain", "evaluate", "export")
 
 
@@ -86,8 +87,9 @@ STAGE = Report()
 
 
 def changed_settings(config: PipelineConfig) -> dict[str, str]:
-    """Return the keys whose values differ from the defaults, by dotted path."""
-    return dict(sorted(_differences("", to_plain(config), schema(MISSING)).items()))
+    """Return the keys whose values differ from the defaults, by dotted path; those of the command itself are left out."""
+    found = _differences("", to_plain(config), schema(MISSING))
+    return {key: found[key] for key in sorted(found) if key.partition(".")[0] not in _OF_THE_COMMAND}
 
 
 def _differences(path: str, value: Any, default: Any) -> dict[str, str]:

@@ -26,7 +26,10 @@ from pseudo_label.tasks import TaskConfig, TaskRow
 
 NAME = "report"
 _ANSWERS_FILE = "answers.json"
-_OF_THE_COMMAND = ("run", "force", "stages", "input", "output")  # they say where and which, and change no result
+# Sections and keys that say how and where a command runs, and where files are.
+_OF_THE_COMMAND = {
+    "run", "force", "stages", "input", "output", "engine", "scorer", "offload", "tracker", "data", "task_dir", "checkpoint"
+}  # fmt: skip
 _PER_TASK = ("pseudo_label", "continue_pretrain", "evaluate", "export")
 
 

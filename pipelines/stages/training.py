@@ -53,7 +53,7 @@ class TrainingReads(Reads):
             loss_scale=numerics.get("loss_scale"),
             moments=run.config.offload.moments,
             seed=run.config.seed,
-            offload=run.config.offload,
+            offload=OffloadConfig(optimizer=run.config.offload.optimizer, moments=run.config.offload.moments),
             engine=engine,
             tracker=run.config.tracker,
             tracked_as=tracked_name(run, stage, task),

@@ -64,7 +64,7 @@ def test_the_tasks_own_prompts_are_judged_and_measured(
         assert said in text
     place = tmp_path / "demo" / "prompt_search" / "demo_reviews"
     page = (place / "prompts.html").read_text(encoding="utf-8")
-    assert page.count("<circle") == 3
+    assert (page.count("<figure>"), "Accuracy, prior-matched" in page) == (1, True)
     suggested = yaml.safe_load((place / "ensemble.yaml").read_text(encoding="utf-8"))
     assert list(suggested["prompts"]) == suggested["ensemble"] == found["ensemble"]["prompts"]
 
@@ -120,7 +120,7 @@ def test_without_labels_there_is_a_score_and_no_accuracy(
     assert "prior, %" not in text
     assert "rank correlation" not in text
     page = (tmp_path / "runs" / "demo" / "prompt_search" / "demo_reviews" / "prompts.html").read_text(encoding="utf-8")
-    assert page.count("<rect") == 3
+    assert (page.count("<figure>"), "Accuracy, prior-matched" in page) == (1, False)
 
 
 def test_the_suggested_prompts_label_when_they_are_pasted(

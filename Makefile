@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## run the whole pipeline on the shipped data (a few minutes)
 	$(RUN) -m pipelines.run experiment=demo
 
-test: check ## check, then every test that is not slow (10 minutes on 2 cores, 22 without bf16 instructions)
+test: check ## check, then every test that is not slow (13 minutes on 2 cores)
 	$(RUN) -m pytest -m 'not slow' $(PARALLEL)
 
 test-slow: $(STAMP) ## the tests that take minutes each

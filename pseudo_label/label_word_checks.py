@@ -15,7 +15,7 @@ from adapt.core.errors import ConfigError
 from adapt.core.spans import LabelForm, Span
 from adapt.text.contract import TextTokenizer
 from adapt.text.tokenizer_health import Finding, Level, Pieces, is_spaced
-from pseudo_label.prompts import Prompt, parse_template
+from pseudo_label.prompts import Prompt, text_before
 from pseudo_label.task_config import TaskConfig, TaskRow
 
 MANY_PIECES = 4
@@ -60,6 +60,7 @@ def check_label_words(task: TaskConfig, tokenizer: TextTokenizer, rows: Sequence
         found += _split_findings(where, words, tokenizer)
         found += _beginning_findings(where, words, tokenizer, task.prompts[name].criterion)
         found += _neighbour_findings(where, words, tokenizer)
+        found += _sharing_findings(where, Prompt(task, name, tokenizer, context_length=1 << 20).odd_words())
     return _joined(found, task)
 
 
@@ -99,20 +100,6 @@ def asked_words(task: TaskConfig, name: str, tokenizer: TextTokenizer, rows: Seq
             AskedWord(label=label, word=word, is_own=place < len(task.labels), ids=tuple(int(i) for i in ids), before=befores)
         )
     return found
-
-
-def text_before(task: TaskConfig, name: str, row: TaskRow) -> str:
-    """Return what stands before the label when a row is put into a prompt."""
-    before = ""
-    for part in parse_template(task, name):
-        if part.kind is Span.LABEL:
-            return before
-        blank = None if part.field is None else task.fields[part.field].blank
-        text = part.text if part.field is None else row.texts[part.field]
-        if blank is not None:
-            return before + text.split(blank, 1)[0]
-        before += text
-    return before
 
 
 def _split_findings(where: str, words: Sequence[AskedWord], tokenizer: TextTokenizer) -> list[Finding]:
@@ -218,6 +205,14 @@ def _neighbour_findings(where: str, words: Sequence[AskedWord], tokenizer: TextT
             )
         )
     return found
+
+
+def _sharing_findings(where: str, odd: Sequence[str]) -> list[Finding]:
+    """Find words that are asked as a part of a token, where a prompt is encoded as one text."""
+    if not odd:
+        return []
+    says = f"{', '.join(map(repr, odd[:_NAMED]))}: share a token with the text beside them"
+    return [Finding(level=Level.WARNING, where=where, says=says, mend="put a space or a sign between")]
 
 
 def _differs(tokenizer: TextTokenizer, before: str, word: AskedWord) -> bool:

@@ -42,11 +42,10 @@ import yaml
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
 from adapt.core.scorer import FloatArray
-from adapt.core.spans import Span
 from adapt.text.contract import TextTokenizer
 from pseudo_label.criteria.contract import get_criterion
 from pseudo_label.decision import Method, fit_decision, margins, softmax
-from pseudo_label.prompts import parse_template
+from pseudo_label.prompts import parse_template, text_before
 from pseudo_label.task_yaml import read_yaml
 from pseudo_label.tasks import PromptConfig, TaskConfig, TaskRow
 from pseudo_label.zero_shot import PromptKeys
@@ -153,7 +152,7 @@ def boundary_merges(task: TaskConfig, name: str, tokenizer: TextTokenizer, rows:
     """
     shared = [*(task.prompts[name].label_words or task.label_words).values(), *(word for _, word in task.synonyms_of(name))]
     merged: dict[str, bool] = {}
-    for before, words in {(_text_before(task, name, row)[-_REACH_CHARACTERS:], row.candidates or tuple(shared)) for row in rows}:
+    for before, words in {(text_before(task, name, row)[-_REACH_CHARACTERS:], row.candidates or tuple(shared)) for row in rows}:
         tokens = tokenizer.encode(before) if before else []
         for word in words:
             merges = tokenizer.whole is None and bool(before) and tokenizer.encode(before + word) != tokens + tokenizer.encode(word)
@@ -181,22 +180,6 @@ def _raw_bias(keys_NC: FloatArray, task: TaskConfig) -> tuple[float | None, floa
     top = int(counts.argmax())
     mismatch = float((mean_C * np.log(mean_C * len(mean_C))).sum())
     return max(mismatch, 0.0), float(counts[top] / len(keys_NC)), task.labels[top]
-
-
-def _text_before(task: TaskConfig, name: str, row: TaskRow) -> str:
-    """Return a row's text up to the label's place."""
-    text = ""
-    for part in parse_template(task, name):
-        if part.kind is Span.LABEL:
-            break
-        if part.field is None:
-            text += part.text
-            continue
-        blank = task.fields[part.field].blank
-        if blank is not None:
-            return text + row.texts[part.field].split(blank, 1)[0]
-        text += row.texts[part.field]
-    return text
 
 
 def _read_entries(path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -109,7 +109,7 @@ class Prompt:
     def odd_words(self) -> list[str]:
         """Return the label words that share a token with other text than spaces, fields being a letter.
 
-        None where parts are encoded on their own, or candidates are a row's own.
+        The list is empty where parts are encoded on their own, or candidates are a row's own.
         """
         whole = self._tokenizer.whole
         if whole is None or self.task.candidates is not None:
@@ -244,6 +244,22 @@ class Prompt:
                     "tokens; give them different label words and synonyms"
                 )
             seen[tuple(ids)] = label
+
+
+def text_before(task: TaskConfig, name: str, row: TaskRow) -> str:
+    """Return a row's text in a prompt up to the label's place."""
+    text = ""
+    for part in parse_template(task, name):
+        if part.kind is Span.LABEL:
+            break
+        if part.field is None:
+            text += part.text
+            continue
+        blank = task.fields[part.field].blank
+        if blank is not None:
+            return text + row.texts[part.field].split(blank, 1)[0]
+        text += row.texts[part.field]
+    return text
 
 
 def label_stands_first(task: TaskConfig, name: str) -> bool:

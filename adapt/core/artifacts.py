@@ -157,6 +157,11 @@ def open_artifact(path: Path) -> Artifact:
     )
 
 
+def artifact_at(link: Path) -> Artifact | None:
+    """Open what a link of a run leads to; None where there is nothing complete. Raises CheckpointError for a damaged one."""
+    return open_artifact(link.resolve()) if is_artifact(link) else None
+
+
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = parsed_json((path / MANIFEST).read_text(encoding="utf-8"))

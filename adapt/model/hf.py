@@ -24,6 +24,7 @@ from adapt.model.attention import attention_mask
 from adapt.model.buffers import ExactBuffers
 from adapt.model.experts import count_pairs
 from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past, RouterTraits
+from adapt.text.hf_tokenizer import asks_for_code
 
 DENSE_FAMILIES = ("llama", "mistral", "olmo2", "qwen2", "qwen3")
 SPARSE_FAMILIES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
@@ -243,7 +244,7 @@ def refuse_code(directory: Path) -> None:
     config = read_object(place)
     for file in (place, directory / "tokenizer_config.json"):
         content = read_object(file) if file.is_file() else {}
-        if any("auto_map" in mapping for mapping in [content, *(inner for inner in content.values() if isinstance(inner, dict))]):
+        if asks_for_code(content):
             raise CheckpointError(
                 f"{file}: asks for code of its own (auto_map), which is never run; a model of {', '.join(FAMILIES)} needs none: "
                 "take auto_map out"

@@ -62,7 +62,7 @@ class HFTokenizer:
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         settings = [_parsed(files[name], source) for name in _SETTINGS_FILES if name in files]
-        if any("auto_map" in one for one in settings):
+        if any(asks_for_code(one) for one in settings):
             raise CheckpointError(
                 f"{source}: its settings ask for code of their own (auto_map), which is never run; take auto_map out"
             )
@@ -76,13 +76,15 @@ class HFTokenizer:
         self.eos_id: int = bos_id if eos_id is None else eos_id
         self._document: Any | None = None
         if ENCODING_FILE in files or not is_recorded:
-            self._document = _built({**described, "post_processor": None}, source)
             self.bos_id = self._start(described, settings, special.id_of("bos"), vocabulary)
         self.unk_id = special.id_of("unk", described.get("model", {}).get("unk_token"))
         self.mask_id = special.id_of("mask", _MASK)
         pad_id = special.id_of("pad")
         self.pad_id: int = self.eos_id if pad_id is None else pad_id
-        self._tokenizer = _without_marks(self._tokenizer, described, {self.bos_id, self.eos_id, self.pad_id, self.mask_id}, source)
+        described = _with_special_marks(described, {bos_id, self.bos_id, self.eos_id, self.pad_id, self.mask_id})
+        self._tokenizer = _built(without_prefix(described), source)
+        if ENCODING_FILE in self._files:
+            self._document = _built({**described, "post_processor": None}, source)
 
     @classmethod
     def load(cls, directory: Path) -> HFTokenizer:
@@ -221,13 +223,16 @@ def _built(described: Mapping[str, Any], source: str) -> Any:
     return made
 
 
-def _without_marks(made: Any, described: Mapping[str, Any], marks: set[int | None], source: str) -> Any:
-    """Return a tokenizer that gives no text a document's marks, though its file calls them plain added tokens."""
+def asks_for_code(settings: Mapping[str, Any]) -> bool:
+    """Say whether settings of a Hugging Face directory, or a section of them, name code of the directory to be run."""
+    return any("auto_map" in one for one in [settings, *(inner for inner in settings.values() if isinstance(inner, dict))])
+
+
+def _with_special_marks(described: Mapping[str, Any], marks: set[int | None]) -> dict[str, Any]:
+    """Return a description whose marks of documents no text produces, though its file may call them plain added tokens."""
     added = described.get("added_tokens") or []
-    if all(token.get("id") not in marks or token.get("special") for token in added):
-        return made
     changed = [{**token, "special": token.get("special") or token.get("id") in marks} for token in added]
-    return _built({**without_prefix(described), "added_tokens": changed}, source)
+    return {**described, "added_tokens": changed} if added else dict(described)
 
 
 def _tokens_put_before(tokenizer: Any) -> list[int]:

@@ -135,7 +135,7 @@ class PagedAdamW(torch.optim.AdamW):
         return {"step": step, "exp_avg": self._mapped(0, parameter), "exp_avg_sq": self._mapped(1, parameter)}
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch's overloads return a closure's loss; there is none
         """Update every parameter that has a gradient.
 
         Raises:
@@ -203,7 +203,8 @@ class PagedAdamW(torch.optim.AdamW):
 
     def _update(self, block: _Block, views: Sequence[Tensor], group: dict[str, Any]) -> None:
         moments = [view if view.dtype is torch.float32 else view.float() for view in views[:2]]
-        pieces = [piece for piece in block.pieces if piece.parameter.grad is not None]
+        given = [(piece, piece.parameter.grad) for piece in block.pieces if piece.parameter.grad is not None]
+        pieces = [piece for piece, _ in given]
         weights = [
             views[2][piece.at : piece.at + piece.last - piece.first]
             if len(views) > 2
@@ -213,7 +214,7 @@ class PagedAdamW(torch.optim.AdamW):
         first, second = ([moment[piece.at : piece.at + piece.last - piece.first] for piece in pieces] for moment in moments)
         adamw(
             weights,
-            [piece.parameter.grad.reshape(-1)[piece.first : piece.last] for piece in pieces],  # type: ignore[union-attr]
+            [grad.reshape(-1)[piece.first : piece.last] for piece, grad in given],
             first,
             second,
             [],

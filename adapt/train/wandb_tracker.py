@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, cast
 
 import wandb
 
@@ -32,7 +32,7 @@ class WandbTracker:
                 shutil.rmtree(earlier)
         self._run = wandb.init(
             project=config.project,
-            mode=config.mode,  # type: ignore[arg-type]
+            mode=cast(Literal["offline", "online", "disabled"], config.mode),  # `TrackerConfig` allows these
             id=identity.id,
             name=identity.name,
             group=identity.group,

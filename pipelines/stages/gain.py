@@ -8,17 +8,16 @@ it each method of the adapted model is compared with the same method of the base
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from adapt.core.artifacts import Artifact
 from adapt.core.json_files import read_json
 from adapt.core.scorer import FloatArray
+from pipelines.stages.answers import pool_splits
 from pipelines.stages.evaluate import ANSWERS_FILE
 from pipelines.stages.evaluated_model import ADAPTED, BASE
 from pipelines.stages.products import Adaptation
-from pipelines.stages.rows import LABELLED_SPLITS
 from pseudo_label.comparison import Difference, best_unadapted, paired_difference
 
 _ENOUGH_ROWS = 100
@@ -49,23 +48,6 @@ def gain_in_words(method: str, gold: Sequence[str], answers: Mapping[tuple[str, 
     said = f"{_word(gain, len(gold))}, {_points(gain)} on {len(gold)} rows: adapted {method} {100 * right[own].mean():.1f} %, "
     said += f"best without adapting {100 * right[other].mean():.1f} % ({before})"
     return "; ".join([said, *_by_method(right), *_warnings(method, answers, steps, len(gold))])
-
-
-def pool_splits(
-    lines: Sequence[Mapping[str, Any]],
-) -> tuple[dict[str, tuple[str, ...]], dict[tuple[str, str], tuple[str, ...]]]:
-    """Return the right answers by labelled split, and for each (model, method) the answers given in all of them, in turn.
-
-    `lines` are those of an evaluation's answers; splits other than dev and few are left out.
-    """
-    gold: dict[str, tuple[str, ...]] = {}
-    answers: dict[tuple[str, str], list[str]] = {}
-    for split in LABELLED_SPLITS:
-        for line in lines:
-            if line["split"] == split:
-                gold.setdefault(split, tuple(line["gold"]))
-                answers.setdefault((line["model"], line["method"]), []).extend(line["answers"])
-    return gold, {who: tuple(given) for who, given in answers.items()}
 
 
 def _by_method(right: Mapping[tuple[str, str], FloatArray]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.core.artifacts import Artifact, is_artifact, open_artifact
+from adapt.core.artifacts import Artifact, artifact_at
 from adapt.core.errors import ConfigError
 from adapt.core.json_files import read_json
 from adapt.core.typed import to_plain
@@ -15,10 +15,11 @@ from pipelines.config.described import MISSING, schema
 from pipelines.config.schema import PipelineConfig
 from pipelines.report_page.charts import Interval, interval_chart
 from pipelines.report_page.page import Section, page, table
+from pipelines.stages.answers import Answers
 from pipelines.stages.contract import Reads, Stage, Workshop
 from pipelines.stages.gain import gain_of
 from pipelines.stages.products import REPORT_FILE, Adaptation, Evaluation
-from pipelines.stages.report_answers import Answers, accuracy_sentence, answers_section, chance_sentence
+from pipelines.stages.report_answers import accuracy_sentence, answers_section, chance_sentence
 from pipelines.stages.report_training import labels_section, training_section
 from pipelines.stages.rows import LABELLED_SPLITS, TaskData, labelled_part
 from pipelines.stages.run import Run
@@ -30,6 +31,7 @@ _ANSWERS_FILE = "answers.json"
 _OF_THE_COMMAND = {
     "run", "force", "stages", "input", "output", "engine", "scorer", "offload", "tracker", "data", "task_dir", "checkpoint"
 }  # fmt: skip
+_OF_ALL_TASKS = ("tokenizer", "pretrain")
 _PER_TASK = ("pseudo_label", "continue_pretrain", "evaluate", "export")
 
 
@@ -106,16 +108,9 @@ def _differences(path: str, value: Any, default: Any) -> dict[str, str]:
 
 def _artifacts(run: Run) -> dict[str, Artifact]:
     """Return the run's artifacts by 'stage' or 'stage/task', in a fixed order."""
-    found: dict[str, Artifact] = {}
-    for stage in ("tokenizer", "pretrain"):
-        if is_artifact(run.directory / stage):
-            found[stage] = open_artifact((run.directory / stage).resolve())
-    for task in run.config.tasks:
-        for stage in _PER_TASK:
-            path = run.directory / stage / task
-            if is_artifact(path):
-                found[f"{stage}/{task}"] = open_artifact(path.resolve())
-    return found
+    names = [*_OF_ALL_TASKS, *(f"{stage}/{task}" for task in run.config.tasks for stage in _PER_TASK)]
+    found = {name: artifact_at(run.directory / name) for name in names}
+    return {name: artifact for name, artifact in found.items() if artifact is not None}
 
 
 def _task_of(name: str) -> str:

@@ -6,70 +6,21 @@ Legend: N rows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
 
-from adapt.core.scorer import FloatArray
 from pipelines.report_page.charts import Chart, Interval, Line, heat_map, interval_chart, line_chart
 from pipelines.report_page.page import Section, heading, note, table
-from pipelines.stages.rows import LABELLED_SPLITS
+from pipelines.stages.answers import Answers, Who
+from pipelines.stages.evaluated_model import ADAPTED
 from pseudo_label.accuracy import accuracy_of
-from pseudo_label.comparison import best_unadapted
 from pseudo_label.tasks import TaskRow
 
-ADAPTED = "adapted"
 _MOST_ROWS = 15
 _MOST_CLASSES = 40
 _LONGEST_TEXT = 220
-_BINS = 10
-Who = tuple[str, str]  # model and method
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answers:
-    """The answers of a task on its labelled splits, all splits in turn: by (model, method), with confidences from 0 to 1.
-
-    `decides` are the answers that count: those of the adapted model (else of the base) under the run's method.
-    """
-
-    task: str
-    gold: tuple[str, ...]
-    given: Mapping[Who, tuple[str, ...]]
-    confidences: Mapping[Who, FloatArray]
-    decides: Who
-
-    @classmethod
-    def of(cls, task: str, lines: Sequence[Mapping[str, Any]], method: str) -> Answers | None:
-        """Join the splits of an evaluation's answers; None where nothing is labelled."""
-        gold: list[str] = []
-        given: dict[Who, list[str]] = {}
-        sure: dict[Who, list[float]] = {}
-        for split in LABELLED_SPLITS:
-            here = [line for line in lines if line["split"] == split]
-            gold += here[0]["gold"] if here else []
-            for line in here:
-                given.setdefault((line["model"], line["method"]), []).extend(line["answers"])
-                sure.setdefault((line["model"], line["method"]), []).extend(line["confidences"])
-        whole = {who: tuple(answers) for who, answers in given.items() if len(answers) == len(gold)}
-        deciding = [who for who in whole if who[1] == method]
-        if not gold or not deciding:
-            return None
-        last = (ADAPTED, method) if (ADAPTED, method) in whole else deciding[-1]
-        confidences = {who: np.asarray(sure[who]) for who in whole}
-        return cls(task=task, gold=tuple(gold), given=whole, confidences=confidences, decides=last)
-
-    def right_N(self, who: Who) -> npt.NDArray[np.bool_]:
-        return np.asarray([a == g for a, g in zip(self.given[who], self.gold, strict=True)])
-
-    @property
-    def best_before(self) -> Who | None:
-        """The best one had without adapting, chosen on these rows."""
-        return best_unadapted({who: self.right_N(who).astype(np.float64) for who in self.given})
 
 
 def accuracy_sentence(found: Answers) -> str:
@@ -109,21 +60,17 @@ def _by_class(found: Answers) -> Chart:
 
 
 def _confusion(found: Answers) -> Chart:
-    names = list(dict.fromkeys([name for name, _ in Counter(found.gold).most_common()]))
-    counts = Counter(zip(found.gold, found.given[found.decides], strict=True))
+    names = [name for name, _ in Counter(found.gold).most_common()]
+    counts = found.confusion()
     across = [*names, *sorted({answer for _, answer in counts} - set(names))]
-    cells = [[float(counts[(gold, answer)]) for answer in across] for gold in names]
+    cells = [[float(counts[gold, answer]) for answer in across] for gold in names]
     return heat_map(f"Rows by class and answer, {_said(found.decides)}", names, across, cells, ("class", "answer"))
 
 
 def _reliability(found: Answers) -> Chart:
     lines = [Line(name="perfect", points=[(0.0, 0.0), (1.0, 1.0)])]
     for who in _compared(found):
-        sure_N, right_N = found.confidences[who], found.right_N(who)
-        bin_N = np.minimum((sure_N * _BINS).astype(np.int64), _BINS - 1)
-        places = [bin_N == b for b in range(_BINS) if (bin_N == b).any()]
-        points = [(float(sure_N[inside].mean()), float(right_N[inside].mean())) for inside in places]
-        lines.append(Line(name=_said(who), points=points))
+        lines.append(Line(name=_said(who), points=[(one.confidence, one.accuracy) for one in found.reliability(who)]))
     return line_chart("Reliability: share answered rightly by confidence", lines, "confidence")
 
 

@@ -22,11 +22,12 @@ from adapt.core.errors import ConfigError, DataError
 from adapt.core.runtime import generator_for
 from adapt.text.rows.contract import RowsFile
 from adapt.text.rows.reading import rows_of
+from pipelines.stages.rows import UNLABELED
 from pseudo_label.columns import flat, written
 from pseudo_label.leakage import EvaluationTexts
 from pseudo_label.tasks import TaskConfig, TaskRow, row_from
 
-UNLABELED, DEV, TEST = "unlabeled", "dev", "test"
+DEV, TEST = "dev", "test"
 _ENDING = ".jsonl"
 _TAKEN = "is there already, and nothing is overwritten; give task=ANOTHER_NAME, or move it away"
 _DEV_ROWS, _DEV_SHARE = 500, 3  # at most so many, and one in so many of all rows

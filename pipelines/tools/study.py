@@ -17,14 +17,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from adapt.core.artifacts import STORE, Artifact, is_artifact, open_artifact, writable, write_atomically
+from adapt.core.artifacts import STORE, Artifact, artifact_at, writable, write_atomically
 from adapt.core.errors import CheckpointError, ConfigError, shown
 from adapt.core.json_files import read_json, read_lines
 from adapt.core.registry import suggest
 from pipelines.config.schema import PipelineConfig
 from pipelines.stages import continue_pretrain, evaluate, pseudo_label
+from pipelines.stages.answers import pool_splits
 from pipelines.stages.criteria_table import CRITERIA_FILE
-from pipelines.stages.gain import pool_splits
 from pipelines.stages.products import Adaptation, Evaluation, Labels
 from pipelines.stages.rows import LABELLED_SPLITS
 from pipelines.tools.study_page import Table, markdown, study_page
@@ -176,10 +176,10 @@ def _read(directory: Path, run: str, task: str) -> RunResult:
     Raises:
         CheckpointError: it is not evaluated, or not as it stands now, or an artifact is damaged.
     """
-    if not is_artifact(directory / evaluate.NAME / task):
+    evaluated = artifact_at(directory / evaluate.NAME / task)
+    if evaluated is None:
         raise CheckpointError(f"no {evaluate.NAME}")
-    evaluated = open_artifact((directory / evaluate.NAME / task).resolve())
-    adapted, labels = (_optional(directory / stage / task) for stage in (continue_pretrain.NAME, pseudo_label.NAME))
+    adapted, labels = (artifact_at(directory / stage / task) for stage in (continue_pretrain.NAME, pseudo_label.NAME))
     used = evaluated.inputs.get("continue_pretrain")
     if (used.digest if used else None) != (adapted.digest if adapted else None):
         raise CheckpointError(
@@ -213,10 +213,6 @@ def _read(directory: Path, run: str, task: str) -> RunResult:
         scoring_s=sum(line["seconds"] for line in lines) if lines else None,
         criteria=[line for line in _json(evaluated, CRITERIA_FILE) if line["model"] == "base"],
     )
-
-
-def _optional(path: Path) -> Artifact | None:
-    return open_artifact(path.resolve()) if is_artifact(path) else None
 
 
 def _json(artifact: Artifact, file: str) -> list[dict[str, Any]]:

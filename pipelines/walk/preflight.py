@@ -351,12 +351,7 @@ def check_words(ahead: Ahead) -> None:
     tokenizer = tokenizer_of(place)
     for task in ahead.tasks:
         for name in _used_prompts(ahead, task):
-            prompt = Prompt(task, name, tokenizer, context_length=0)  # no row is rendered
-            if odd := prompt.odd_words():
-                logger.warning(
-                    "task '%s', prompt '%s': label words share tokens with the text beside them: %s; put a space between",
-                    *(task.name, name, ", ".join(odd)),
-                )
+            Prompt(task, name, tokenizer, context_length=0)  # no row is rendered
     if tokenizer.whole is not None:
         logger.info("base: documents start with %s, prompts are encoded as one text", tokenizer.pieces([tokenizer.bos_id])[0])
     if ahead.has("continue_pretrain") and loss in (LabelLoss.MLM, LabelLoss.BOTH) and tokenizer.mask_id is None:

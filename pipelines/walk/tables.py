@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapt.core.artifacts import METRICS_FILE, is_artifact, open_artifact
+from adapt.core.artifacts import METRICS_FILE, artifact_at, is_artifact
 from adapt.core.json_files import read_json
 from pipelines.stages import evaluate, pseudo_label
 from pipelines.stages.criteria_table import CRITERIA_FILE
@@ -33,8 +33,8 @@ def teachers_table(current: Run) -> str:
     """Return each task's teachers with estimated and measured accuracies as text; empty where one teacher labelled."""
     lines = []
     for name in current.config.tasks:
-        path = current.directory / pseudo_label.NAME / name
-        labels = Labels.of(open_artifact(path.resolve())) if is_artifact(path) else None
+        artifact = artifact_at(current.directory / pseudo_label.NAME / name)
+        labels = None if artifact is None else Labels.of(artifact)
         if labels is not None and len(labels.teachers) > 1:
             lines.append(f"{name}: {labels.said_of_teachers}")
     return "\n".join(lines)

@@ -7,25 +7,21 @@ is read from artifacts, so it is complete also where stages were skipped because
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
-from adapt.core.artifacts import Artifact, is_artifact, open_artifact, short_key
+from adapt.core.artifacts import Artifact, artifact_at, short_key
 from adapt.core.json_files import read_json, read_lines
 from adapt.core.typed import digest_of, to_plain
 from adapt.train.trackers import open_tracker
 from adapt.train.tracking import RunIdentity, TrackedTable, TrackerKind
 from pipelines.stages import continue_pretrain, evaluate, export, pseudo_label
+from pipelines.stages.answers import Answers
 from pipelines.stages.products import REPORT_FILE, Adaptation, Evaluation, Labels
-from pipelines.stages.rows import LABELLED_SPLITS
 from pipelines.stages.run import Run
 from pipelines.stages.training import HISTORY_FILE, tracked_name
-from pipelines.walk.verdict import verdicts
+from pipelines.walk.verdict import verdict_on
 
-_BINS = 10
 _ACCURACY_COLUMNS = ("split", "model", "method", "n", "accuracy", "low", "high")
 
 
@@ -33,14 +29,13 @@ def track(current: Run) -> str:
     """Tell the tracker about every task of the run; return how to look at it, empty where nothing is tracked."""
     if current.config.tracker.kind is TrackerKind.NONE:
         return ""
-    said = dict(line.split(": ", 1) for line in verdicts(current).splitlines())
-    hints = [_track_task(current, task, said.get(task)) for task in current.config.tasks]
+    hints = [_track_task(current, task) for task in current.config.tasks]
     return "\n".join(hint for hint in hints if hint)
 
 
-def _track_task(current: Run, task: str, verdict: str | None) -> str:
+def _track_task(current: Run, task: str) -> str:
     stages = (pseudo_label.NAME, continue_pretrain.NAME, evaluate.NAME, export.NAME)
-    found = {stage: artifact for stage in stages if (artifact := _artifact(current, stage, task)) is not None}
+    found = {stage: artifact for stage in stages if (artifact := artifact_at(current.directory / stage / task)) is not None}
     made = next((found[stage] for stage in (continue_pretrain.NAME, evaluate.NAME, pseudo_label.NAME) if stage in found), None)
     if made is None:
         return ""
@@ -55,7 +50,7 @@ def _track_task(current: Run, task: str, verdict: str | None) -> str:
     history = made.path / HISTORY_FILE
     with open_tracker(current.config.tracker, identity, is_main=True) as tracker:
         tracker.follow(read_lines(history) if history.is_file() else [])
-        tracker.conclude(_summary(current, found, verdict), _tables(current, found))
+        tracker.conclude(_summary(current, found, verdict_on(current, task)), _tables(task, found))
     return tracker.hint
 
 
@@ -89,7 +84,7 @@ def _summary(current: Run, found: Mapping[str, Artifact], verdict: str | None) -
     return values
 
 
-def _tables(current: Run, found: Mapping[str, Artifact]) -> dict[str, TrackedTable]:
+def _tables(task: str, found: Mapping[str, Artifact]) -> dict[str, TrackedTable]:
     """Return accuracies, and of the method that decides the confusion of labels and the reliability of its probabilities."""
     if evaluate.NAME not in found:
         return {}
@@ -98,38 +93,15 @@ def _tables(current: Run, found: Mapping[str, Artifact]) -> dict[str, TrackedTab
         for row in Evaluation.of(found[evaluate.NAME]).table
     ]
     tables = {"accuracy": TrackedTable(columns=_ACCURACY_COLUMNS, rows=rows)} if rows else {}
-    file = found[evaluate.NAME].path / evaluate.ANSWERS_FILE
-    lines = _of_last_model(read_json(file) if file.is_file() else [], current.config.evaluate.method.value)
-    if lines:
-        tables["confusion"] = TrackedTable(columns=("label", "answer", "rows"), rows=confusion(lines))
-        tables["reliability"] = TrackedTable(columns=("from", "to", "rows", "confidence", "accuracy"), rows=reliability(lines))
+    evaluated = found[evaluate.NAME]
+    file = evaluated.path / evaluate.ANSWERS_FILE
+    answers = Answers.of(task, read_json(file) if file.is_file() else [], str(evaluated.config["evaluate"]["method"]))
+    if answers is not None:
+        pairs = [[*pair, count] for pair, count in answers.confusion().most_common()]
+        tables["confusion"] = TrackedTable(columns=("label", "answer", "rows"), rows=pairs)
+        bins = [[one.low, one.high, one.n, one.confidence, one.accuracy] for one in answers.reliability(answers.decides)]
+        tables["reliability"] = TrackedTable(columns=("from", "to", "rows", "confidence", "accuracy"), rows=bins)
     return tables
-
-
-def _of_last_model(lines: Sequence[Mapping[str, Any]], method: str) -> list[Mapping[str, Any]]:
-    """Return the lines of dev and few under one method, of the adapted model where there is one."""
-    own = [line for line in lines if line["method"] == method and line["split"] in LABELLED_SPLITS]
-    return [line for line in own if line["model"] == own[-1]["model"]] if own else []
-
-
-def confusion(lines: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-    """Return (right label, answer, number of rows) for the pairs that occur, the most frequent first."""
-    counts = Counter(pair for line in lines for pair in zip(line["gold"], line["answers"], strict=True))
-    return [[gold, answer, count] for (gold, answer), count in counts.most_common()]
-
-
-def reliability(lines: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """Return (from, to, rows, mean confidence, accuracy) for each tenth of the confidences that has rows."""
-    confidence_N = np.asarray([one for line in lines for one in line["confidences"]])
-    right_N = np.asarray([a == g for line in lines for a, g in zip(line["answers"], line["gold"], strict=True)])
-    bin_N = np.minimum((confidence_N * _BINS).astype(np.int64), _BINS - 1)
-    found = []
-    for place in range(_BINS):
-        inside_N = bin_N == place
-        if inside_N.any():
-            means = (float(confidence_N[inside_N].mean()), float(right_N[inside_N].mean()))
-            found.append([place / _BINS, (place + 1) / _BINS, int(inside_N.sum()), *means])
-    return found
 
 
 def _flat(name: str, value: Any) -> dict[str, Any]:
@@ -145,8 +117,3 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, ", ".join(map(str, value))
     elif value is not None:
         yield name, value
-
-
-def _artifact(current: Run, stage: str, task: str) -> Artifact | None:
-    path = current.directory / stage / task
-    return open_artifact(path.resolve()) if is_artifact(path) else None

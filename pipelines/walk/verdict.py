@@ -6,7 +6,7 @@ measured, where there was some.
 
 from __future__ import annotations
 
-from adapt.core.artifacts import Artifact, is_artifact, open_artifact
+from adapt.core.artifacts import artifact_at
 from pipelines.stages import continue_pretrain, evaluate
 from pipelines.stages.gain import gain_of
 from pipelines.stages.products import Adaptation
@@ -15,19 +15,15 @@ from pipelines.stages.run import Run
 
 def verdicts(current: Run) -> str:
     """Return a line for each task of the run that was adapted and evaluated; empty where none was."""
-    lines = []
-    for task in current.config.tasks:
-        adapted, evaluated = (_artifact(current, stage, task) for stage in (continue_pretrain.NAME, evaluate.NAME))
-        if adapted is not None and evaluated is not None and evaluated.inputs.get(continue_pretrain.NAME) is not None:
-            lines.append(f"{task}: {gain_of(adapted, evaluated)}; {_forgetting(adapted)}")
-    return "\n".join(lines)
+    found = {task: verdict_on(current, task) for task in current.config.tasks}
+    return "\n".join(f"{task}: {said}" for task, said in found.items() if said is not None)
 
 
-def _forgetting(adapted: Artifact) -> str:
+def verdict_on(current: Run, task: str) -> str | None:
+    """Say what adapting to a task gained and what it forgot; None where it was not adapted, or not evaluated since."""
+    adapted, evaluated = (artifact_at(current.directory / stage / task) for stage in (continue_pretrain.NAME, evaluate.NAME))
+    if adapted is None or evaluated is None or evaluated.inputs.get(continue_pretrain.NAME) is None:
+        return None
     general = Adaptation.of(adapted).general
-    return "forgetting not measured (no data.corpus)" if general is None else str(general)
-
-
-def _artifact(current: Run, stage: str, task: str) -> Artifact | None:
-    path = current.directory / stage / task
-    return open_artifact(path.resolve()) if is_artifact(path) else None
+    forgotten = "forgetting not measured (no data.corpus)" if general is None else str(general)
+    return f"{gain_of(adapted, evaluated)}; {forgotten}"

@@ -232,6 +232,9 @@ def test_marks_that_a_file_calls_plain_added_tokens_stay_text(role: str) -> None
     opened = HFTokenizer(files, {}, "t", is_recorded=True)
     assert getattr(opened, f"{role}_id") == number
     assert number not in opened.encode("a [GO] b") and opened.decode(opened.encode("a [GO] b")) == "a [GO] b"
+    whole = HFTokenizer(files, {}, "t")  # encodes texts as one
+    assert whole.whole is not None
+    assert number not in [*whole.whole(["a [GO] b"])[0].ids, *whole.encode_documents(["a [GO] b"])[0]]
 
 
 def test_a_sentencepiece_mask_that_texts_can_spell_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from pipelines.report_page.charts import Chart
-from pipelines.stages.report_answers import Answers, accuracy_sentence, answers_section, chance_sentence
+from pipelines.stages.answers import Answers, ReliabilityBin
+from pipelines.stages.report_answers import accuracy_sentence, answers_section, chance_sentence
 from pseudo_label.tasks import TaskRow
 
 GOLD = ["a", "b", "a", "b"]
@@ -43,6 +44,14 @@ def test_sentences_say_accuracy_and_chance() -> None:
     assert accuracy_sentence(found) == "50.0 % of 8 labelled rows are answered rightly by the base, combined."
     assert accuracy_sentence(answers(LINES)) == "75.0 % of 8 labelled rows are answered rightly by the adapted model, combined."
     assert chance_sentence(found) == "One label throughout would get 50.0 %."
+
+
+def test_confusion_and_reliability_are_of_the_deciding_answers() -> None:
+    found = answers(LINES)
+    assert found.confusion() == {("a", "a"): 4, ("b", "b"): 2, ("b", "a"): 2}
+    sure = [(one.low, one.n, one.accuracy) for one in found.reliability(found.decides)]
+    assert sure == [(0.6, 2, 1.0), (0.7, 2, 1.0), (0.8, 2, 0.0), (0.9, 2, 1.0)]
+    assert found.reliability(found.decides)[0] == ReliabilityBin(low=0.6, high=0.7, n=2, confidence=0.6, accuracy=1.0)
 
 
 def test_rows_are_listed_with_their_texts_the_surest_first() -> None:

@@ -10,22 +10,8 @@ from pathlib import Path
 import pytest
 
 from adapt.core.json_files import read_lines
-from pipelines.walk.tracked_runs import confusion, reliability
 from tests.support.command_line import ROOT, command, on_base, run
 from tests.support.wandb_files import read_offline
-
-LINES = [
-    {"gold": ["a", "b", "b"], "answers": ["a", "a", "b"], "confidences": [0.95, 0.65, 1.0]},
-    {"gold": ["b"], "answers": ["a"], "confidences": [0.61]},
-]
-
-
-def test_confusion_counts_pairs() -> None:
-    assert confusion(LINES) == [["b", "a", 2], ["a", "a", 1], ["b", "b", 1]]
-
-
-def test_reliability_has_a_line_for_each_tenth_with_rows() -> None:
-    assert reliability(LINES) == [[0.6, 0.7, 2, 0.63, 0.0], [0.9, 1.0, 2, 0.975, 1.0]]
 
 
 @pytest.mark.slow

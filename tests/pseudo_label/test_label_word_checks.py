@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from adapt.checkpoint.vocabulary import open_tokenizer
 from adapt.text.tokenizer_health import Finding, Level
 from pipelines.config.locations import conf_dir, demo_dir
-from pseudo_label.label_word_checks import check_label_words, text_before
+from pseudo_label.label_word_checks import check_label_words
+from pseudo_label.prompts import text_before
 from pseudo_label.task_config import FieldConfig, PromptConfig, TaskConfig, TaskRow
 from pseudo_label.tasks import load_task
 from tests.support.planted_tokenizers import LongestMatch
@@ -16,13 +19,13 @@ CHINESE = "这是很满意不失望。，：差好评"
 ROW = TaskRow(id=1, texts={"text": "很好。"}, label=None, candidates=None, line=1)
 
 
-def made(words: dict[str, str], template: str = "{text}：{label}", **prompt: object) -> TaskConfig:
-    prompts = {"reference": PromptConfig(template=template, **prompt)}  # type: ignore[arg-type]
+def made(words: dict[str, str], template: str = "{text}：{label}", **prompt: Any) -> TaskConfig:
+    prompts = {"reference": PromptConfig(template=template, **prompt)}
     return TaskConfig(name="planted", fields={"text": FieldConfig(path="text")}, label_words=words, prompts=prompts)
 
 
-def found(task: TaskConfig, pieces: list[str], **settings: object) -> list[Finding]:
-    return check_label_words(task, LongestMatch([*CHINESE, *pieces], **settings), [ROW])  # type: ignore[arg-type]
+def found(task: TaskConfig, pieces: list[str], **settings: Any) -> list[Finding]:
+    return check_label_words(task, LongestMatch([*CHINESE, *pieces], **settings), [ROW])
 
 
 def test_words_without_faults_have_no_findings() -> None:

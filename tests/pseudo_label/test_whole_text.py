@@ -14,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from adapt.core.errors import DataError
 from adapt.core.spans import LabelForm, Span, SpannedText
 from adapt.text.hf_tokenizer import ENCODING_FILE, HFTokenizer
+from pseudo_label.label_word_checks import check_label_words
 from pseudo_label.prompts import Prompt
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow
 
@@ -132,7 +133,10 @@ def test_a_blank_is_filled_in_before_the_text_is_encoded(tokenizer: HFTokenizer,
 def test_a_label_that_shares_a_token_with_a_word_is_odd(tokenizer: HFTokenizer) -> None:
     assert prompt_of(tokenizer, "{one} about {label}").odd_words() == []
     assert prompt_of(tokenizer, "{one} about {label}", label_words={"a": "ld", "b": "sports"}).odd_words() == []
-    assert prompt_of(tokenizer, "{one} wor{label}", label_words={"a": "ld", "b": "sports"}).odd_words() == ["ld"]
+    odd = prompt_of(tokenizer, "{one} wor{label}", label_words={"a": "ld", "b": "sports"})
+    assert odd.odd_words() == ["ld"]
+    said = [finding.says for finding in check_label_words(odd.task, tokenizer, [row_of()])]
+    assert [text for text in said if "share a token" in text] == ["'ld': share a token with the text beside them"]
 
 
 @pytest.mark.parametrize(

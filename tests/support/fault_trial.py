@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from adapt.core.artifacts import ArtifactStore, StageKey
 from tests.support.small_disk import NOT_PERMITTED, fill, mounted
@@ -126,7 +127,7 @@ def _arm(stage: str, fault: Callable[[Path], None]) -> None:
 
         return produce(store, key, broken if key.stage == stage else build, **how)
 
-    ArtifactStore.produce = armed  # type: ignore[method-assign,assignment]
+    mock.patch.object(ArtifactStore, "produce", armed).start()
 
 
 def _code(status: int) -> int:

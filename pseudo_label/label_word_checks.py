@@ -41,7 +41,7 @@ class AskedWord:
 
 
 def check_label_words(task: TaskConfig, tokenizer: TextTokenizer, rows: Sequence[TaskRow] = ()) -> list[Finding]:
-    """Return what a tokenizer does badly to a task's label words; nothing for a task whose rows bring their own candidates.
+    """Return a tokenizer's findings on a task's label words; none for a task whose rows bring their own candidates.
 
     `rows` show what stands before a word; without any, fields are taken as empty.
     """
@@ -223,7 +223,7 @@ def _differs(tokenizer: TextTokenizer, before: str, word: AskedWord) -> bool:
 
 
 def _lacks_space(tokenizer: TextTokenizer, word: AskedWord) -> bool:
-    """Say whether a word of a script with spaces stands behind text, and is asked for with other tokens than behind a space."""
+    """Return whether a word of a script with spaces follows text, and is asked for with other tokens than after a space."""
     bare = word.word.strip()
     if not bare[:1].isalpha() or not is_spaced(Counter(bare)):
         return False
@@ -234,7 +234,7 @@ def _lacks_space(tokenizer: TextTokenizer, word: AskedWord) -> bool:
 
 
 def _read_as(tokenizer: TextTokenizer, before: str, word: AskedWord) -> str:
-    """Return the pieces of a text's end in which it differs from what is asked: `是满|意, asked as 满意`."""
+    """Return the pieces in which the end of a text differs from the asked ones: `是满|意, asked as 满意`."""
     apart, written = tokenizer.encode(before), tokenizer.encode(before + word.word)
     start = next((i for i, (a, b) in enumerate(zip(apart, written, strict=False)) if a != b), min(len(apart), len(written)))
     return f"{_pieces(tokenizer, written[start:])}, asked as {_pieces(tokenizer, word.ids)}"

@@ -33,7 +33,7 @@ class TextPart:
 
 
 def spanned_texts(parts: Sequence[TextPart], words: Sequence[str], encode: WholeEncoder, bos_id: int) -> list[SpannedText]:
-    """Return the text with each word in the label's place, behind a document start."""
+    """Return the text with each word in the label's place, after a document start."""
     return [_spanned(parts, word, encoded, bos_id) for word, encoded in zip(words, _encoded(parts, words, encode), strict=True)]
 
 
@@ -63,7 +63,7 @@ def fitted(parts: Sequence[TextPart], words: Sequence[str], encode: WholeEncoder
 
 
 def label_shares_tokens(parts: Sequence[TextPart], word: str, encode: WholeEncoder) -> bool:
-    """Return whether a token of the label holds more of what stands around it than spaces."""
+    """Return whether a token of the label holds characters of the text around it, other than spaces."""
     text, start, end = _filled(parts, word), *_label_place(parts, word)
     (encoded,) = encode([text])
     tokens = [(s, e) for s, e in zip(encoded.starts, encoded.ends, strict=True) if s < end and e > start]

@@ -22,7 +22,7 @@ def sums_of_files(files: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 
 def refuse_elsewhere(index: Path, name: str) -> None:
-    """Raise CheckpointError where an index names what is no file of its own directory."""
+    """Raise CheckpointError where an index names a file outside its own directory."""
     if not is_file_name(name):
         raise CheckpointError(f"{index}: names the file '{name}', which is no file of its directory")
 
@@ -30,7 +30,7 @@ def refuse_elsewhere(index: Path, name: str) -> None:
 def refuse_links_out(directory: Path) -> None:
     """Raise CheckpointError where a file of a checkpoint is a link that leads out of its directory.
 
-    What it leads to would be copied with the checkpoint. In Hugging Face's cache, links of a snapshot lead to the blobs beside it.
+    The linked file would be copied with the checkpoint. Links of a snapshot in Hugging Face's cache may lead to its blobs.
     """
     place = directory.resolve()
     inside = [place, place.parent.parent / "blobs"] if place.parent.name == "snapshots" else [place]

@@ -64,7 +64,7 @@ def shards_of(directory: Path) -> list[Path]:
 
 
 def refuse_two_sets(directory: Path) -> None:
-    """Raise CheckpointError where a directory holds two sets of weights, of which one would be passed over."""
+    """Raise CheckpointError where a directory holds two sets of weights: one would be ignored silently."""
     if (directory / SINGLE_FILE).is_file() and (directory / INDEX_FILE).is_file():
         raise CheckpointError(
             f"{directory}: holds two sets of weights ({SINGLE_FILE}, and those of {INDEX_FILE}); keep one of them"

@@ -1,4 +1,4 @@
-"""Where weights are while scoring and the optimizer's state while training, and how far a checkpoint is checked."""
+"""Settings for keeping weights and optimizer state outside memory, and for checking a checkpoint on opening."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class MomentFormat(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class OffloadConfig(Settings):
-    """Where weights are while scoring and the optimizer's state while training, and what is hashed on opening.
+    """Settings for keeping weights (in scoring) and optimizer state (in training) outside memory, and for hashing on opening.
 
     Only `moments` changes a result.
     """

@@ -158,7 +158,7 @@ def open_artifact(path: Path) -> Artifact:
 
 
 def artifact_at(link: Path) -> Artifact | None:
-    """Open what a link of a run leads to; None where there is nothing complete. Raises CheckpointError for a damaged one."""
+    """Open the artifact behind a run's link; None where it is missing or incomplete. Raises CheckpointError for a damaged one."""
     return open_artifact(link.resolve()) if is_artifact(link) else None
 
 

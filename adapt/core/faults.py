@@ -1,7 +1,7 @@
 """Faults of the machine as one line: a disk that is full, closed or gone, and memory or open files that are used up.
 
-Whatever a library raised flows in; what it came to, in words that name the place, flows out. A library may hand a fault on as an
-error of its own, with the system's words in its text, so those words count as much as an error number.
+An exception of any library flows in; an error that names the place flows out. A library may wrap a fault in an error of its own
+with the system's message in its text, so that message counts as much as an error number.
 """
 
 from __future__ import annotations

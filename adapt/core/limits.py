@@ -1,4 +1,4 @@
-"""What this process may take of the machine: memory by `ulimit -v` and control groups, and the largest file by `ulimit -f`."""
+"""Limits on this process: memory by `ulimit -v` and control groups, the largest file by `ulimit -f`."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ SAY_EVERY_S = 60.0
 
 
 class TimeLeft:
-    """Says when items of equal cost will be done; `afterwards_s` are seconds of work behind the last one.
+    """Estimates when items of equal cost will be done; `afterwards_s` are seconds of work that follow the last one.
 
     The first item pays for what is made once, so the time per item is that of the others. The first line comes after `first_s`
     seconds and two items, further ones every minute.
@@ -57,7 +57,7 @@ class TimeLeft:
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
-    """Iterate with a bar that appears after two seconds; where there is no terminal and the total is known, with lines."""
+    """Iterate with a bar that appears after two seconds; without a terminal, with log lines if the total is known."""
     bar = tqdm(items, desc=what, total=total, unit=unit, delay=2.0, disable=None, leave=False)
     if total is None or sys.stderr.isatty():
         yield from bar

@@ -50,7 +50,7 @@ def set_up_logging(rank: int = 0) -> None:
 
 
 class _Shown(logging.Formatter):
-    """Writes what data brings into a line (names of files, labels, texts) so that no terminal acts on it."""
+    """Escapes control characters that data brings into a line (file names, labels, texts), so that no terminal acts on them."""
 
     def format(self, record: logging.LogRecord) -> str:
         return shown(super().format(record), kept="\n\t")

@@ -167,7 +167,7 @@ def _build_scalar(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
 
 
 def _found(value: Any) -> str:
-    """Return what stands where something else was expected, cut where it is long."""
+    """Return an unexpected value as text, shortened if it is long."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits

@@ -235,7 +235,7 @@ def _config_of(directory: Path, transformers: Any) -> Any:
 
 
 def refuse_code(directory: Path) -> None:
-    """Check what a directory asks transformers for before it is asked: code, kernels, another base, or sizes that no model has.
+    """Check a directory before transformers reads it: it may ask for code, kernels, another base, or sizes that no model has.
 
     Raises:
         CheckpointError: one of these, by name.

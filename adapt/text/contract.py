@@ -10,7 +10,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedText:
-    """A text's tokens and the characters of the text, from start to end, that each of them stands for."""
+    """A text's tokens, and for each token the characters [start, end) of the text that it covers."""
 
     ids: list[int]
     starts: list[int]

@@ -1,4 +1,4 @@
-"""What a tokenizer does to texts: how long they become, what it spells in parts of characters, loses, or takes for special.
+"""Health of a tokenizer on texts: tokens per text, characters spelt in bytes, losses in a round trip, reachable special tokens.
 
 Everything is asked through `TextTokenizer`, so that it holds for any vocabulary. A piece is a part of a character where it is a
 byte (`<0xE4>`), or where it decodes to U+FFFD: that covers byte fallback and byte-level vocabularies.
@@ -175,7 +175,7 @@ def _take_loss(found: TextHealth, tokenizer: TextTokenizer, text: str, ids: Sequ
 
 
 def cause_of(text: str, decoded: str) -> str:
-    """Name what of a text was lost: the mildest change that makes both the same."""
+    """Name the loss between a text and its round trip: the mildest normalization that makes both equal."""
     folds = (
         ("white space", lambda x: "".join(x.split())),
         ("letters' case", str.casefold),
@@ -211,7 +211,7 @@ def unused_pieces(tokenizer: TextTokenizer, healths: Sequence[TextHealth]) -> in
 
 
 def findings_on(health: TextHealth) -> list[Finding]:
-    """Return what is wrong with a tokenizer on some texts."""
+    """Return a tokenizer's findings on some texts."""
     found = byte_findings(health)
     least = _LEAST_SPACED if health.is_spaced else _LEAST_UNSPACED
     if health.characters >= _LEAST_CHARACTERS and health.characters_a_token < least:
@@ -239,7 +239,7 @@ def findings_on(health: TextHealth) -> list[Finding]:
 
 
 def byte_findings(health: TextHealth) -> list[Finding]:
-    """Return what is wrong with the shares of parts of characters and of unknown tokens; `health` may be without losses."""
+    """Return findings on the shares of bytes and of unknown tokens; `health` may be measured without losses."""
     found = []
     often = " ".join(repr(c)[1:-1] for c in health.spelt)
     if health.part_share > _MOST_PARTS:
@@ -264,7 +264,7 @@ def byte_findings(health: TextHealth) -> list[Finding]:
 
 
 def vocabulary_findings(tokenizer: TextTokenizer, healths: Sequence[TextHealth]) -> list[Finding]:
-    """Return what is wrong with the vocabulary: special tokens that text reaches, and pieces that much text never uses."""
+    """Return findings on the vocabulary: special tokens that text reaches, and pieces that much text never uses."""
     found = []
     reachable = reachable_specials(tokenizer)
     if reachable:

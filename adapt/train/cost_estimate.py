@@ -52,7 +52,7 @@ def estimate(
     work: Path,
     measuring_s: float = 0.0,
 ) -> Estimate:
-    """Estimate a run from its start to its end, whatever of it may be done already; measuring takes `measuring_s`.
+    """Estimate a whole run, including the part that may be done already; measuring takes `measuring_s`.
 
     Raises:
         ConfigError: the disk below `work` cannot hold its states.

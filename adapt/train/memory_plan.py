@@ -64,7 +64,7 @@ def plan_scratch(counts: ParameterCounts, engine: EngineConfig, offload: Offload
 
 
 def _paged_bytes(counts: ParameterCounts, engine: EngineConfig, offload: OffloadConfig) -> float:
-    """Return what memory holds of a paged optimizer: blocks that are read, updated and written."""
+    """Return the bytes of a paged optimizer's blocks in memory: those that are read, updated and written."""
     n_elements = counts.total // (engine.world_size if engine.zero_stage else 1)
     width = 2 * offload.moments.dtype.itemsize + (4 if engine.zero_stage else 0)
     extra = 24 if offload.moments is MomentFormat.BF16 else 0  # fp32 forms of the block, and its rounding

@@ -42,7 +42,7 @@ class ScratchFile:
             raise ConfigError(_too_small(place, n_bytes, wish, error)) from error
 
     def tensor(self, offset: int, count: int, dtype: torch.dtype) -> Tensor:
-        """Return `count` elements from byte `offset` on; what is written there is in the file, and the other way round."""
+        """Return `count` elements from byte `offset` on, as a view of the mapped file."""
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset)
 
     def read(self, offset: int, target: memoryview) -> None:

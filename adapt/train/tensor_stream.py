@@ -1,4 +1,4 @@
-"""A safetensors file written tensor by tensor, of which memory holds one."""
+"""Writing a safetensors file tensor by tensor, with one tensor in memory at a time."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def is_installed() -> bool:
 
 
 class TensorBoardTracker:
-    """One run of TensorBoard below `<directory>/tensorboard/<name>`; what an earlier process wrote of it is replaced."""
+    """One run of TensorBoard below `<directory>/tensorboard/<name>`; event files of an earlier process are replaced."""
 
     def __init__(self, identity: RunIdentity) -> None:
         from torch.utils.tensorboard import SummaryWriter  # fails to import without the package

@@ -1,4 +1,4 @@
-"""Experiment tracking: what a tracked run is called, and what a tracker is told.
+"""Experiment tracking: the identity of a tracked run, and the interface of trackers.
 
 A tracked run is one training: its id follows from its name and from the key of the artifact it makes, so that the same command
 goes on with the same run after a kill. A tracker is told the history so far first (`follow`): it then has every step once.
@@ -38,7 +38,7 @@ class TrackerConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class RunIdentity:
-    """A tracked run's name, its group (the sweep's name), and the key of what it makes.
+    """A tracked run's name, its group (the sweep's name), and the key of the artifact that it makes.
 
     `directory` is where trackers write, `stage` the kind of work, `config` the settings that are listed with the run.
     """

@@ -123,7 +123,7 @@ class StateWriter:
             self._thread.join()  # what was copied is good, whatever came after
 
     def _walks(self) -> Iterator[tuple[str, Iterator[tuple[str, Tensor]]]]:
-        """Yield what a state holds, file by file; walking through it is a collective."""
+        """Yield a state's tensors, file by file; iterating is a collective."""
         yield _WEIGHTS, self._engine.named_weights()
         for which in MOMENTS:
             yield which, self._engine.named_moments(which)
@@ -146,7 +146,7 @@ class StateWriter:
 
     @contextlib.contextmanager
     def _state_of(self, step: int) -> Iterator[Path]:
-        """Give the directory in which a state is written; remove older states, or after a failure what was written."""
+        """Give a directory to write a state in; remove older states after it, or this one after a failure."""
         scratch = self._work / f".step-{step:08d}"
         try:
             yield scratch

@@ -65,7 +65,7 @@ def rank_environment(rank: int, local_rank: int, meeting: Meeting, threads: int)
 
 @dataclass(frozen=True, kw_only=True)
 class Death:
-    """How a rank ended that should not have: what it said, where it said anything, and its exit code (negative: a signal).
+    """How a rank failed: its message if it left one, and its exit code (negative: a signal).
 
     `peak_bytes` is the most memory that it was seen to hold.
     """

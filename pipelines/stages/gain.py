@@ -26,7 +26,7 @@ _MORE_STEPS = "raise continue_pretrain.epochs or pseudo_label.selection.share"
 
 
 def gain_of(adapted: Artifact, evaluated: Artifact) -> str:
-    """Say what an adaptation gained by the answers of an evaluation that measured it."""
+    """Return an adaptation's gain in words, by the answers of the evaluation that measured it."""
     made = Adaptation.of(adapted)
     if not made.is_adapted:
         if made.is_rolled_back:
@@ -38,7 +38,7 @@ def gain_of(adapted: Artifact, evaluated: Artifact) -> str:
 
 
 def gain_in_words(method: str, gold: Sequence[str], answers: Mapping[tuple[str, str], Sequence[str]], steps: int) -> str:
-    """Say what a method's answers gained after some steps of adaptation; `answers` are by (model, method)."""
+    """Return a method's gain in words after some steps of adaptation; `answers` are by (model, method)."""
     right = {who: _right_N(given, gold) for who, given in answers.items()}
     own, other = (ADAPTED, method), best_unadapted(right)
     if not gold or own not in right or other is None:

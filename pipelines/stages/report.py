@@ -140,7 +140,7 @@ def _rows(shop: Workshop, reads: ReportReads, answers: Answers) -> list[TaskRow]
 
 
 def _outcome(found: Mapping[str, Artifact], answers: Answers) -> str:
-    """Say what a task's adaptation gained, or how right the base is where none was measured; and what one label would get."""
+    """Return a sentence on a task: the gain of adaptation, or the base's accuracy where none was measured; and chance."""
     adapted, evaluated = found.get(f"continue_pretrain/{answers.task}"), found[f"evaluate/{answers.task}"]
     if adapted is None or "continue_pretrain" not in evaluated.inputs:
         return f"{answers.task}: {accuracy_sentence(answers)} {chance_sentence(answers)}"
@@ -148,7 +148,7 @@ def _outcome(found: Mapping[str, Artifact], answers: Answers) -> str:
 
 
 def _forgetting(found: Mapping[str, Artifact]) -> list[str]:
-    """Say what adaptation did to general text, for each task where it was measured."""
+    """Return a sentence on forgetting for each task where it was measured."""
     made = {_task_of(name): Adaptation.of(a) for name, a in found.items() if name.startswith("continue_pretrain/")}
     return [f"{task}: {one.general}." for task, one in made.items() if one.general is not None]
 

@@ -1,4 +1,4 @@
-"""What a report says of answers: classes and their confusion, reliability, and the rows behind the figures.
+"""The report's sections on answers: accuracy by class, confusion, reliability, and single rows.
 
 Legend: N rows.
 """
@@ -43,7 +43,7 @@ def answers_section(found: Answers, rows: Sequence[TaskRow]) -> Section:
 
 
 def _compared(found: Answers) -> list[Who]:
-    """Return whose answers stand beside each other: the best without adapting, and those that decide."""
+    """Return the answers to compare: the best without adapting, and those that decide."""
     before = found.best_before
     return [found.decides] if before is None or before == found.decides else [before, found.decides]
 

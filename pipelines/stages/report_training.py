@@ -1,4 +1,4 @@
-"""What a report says of trainings and pseudo-labels."""
+"""The report's sections on trainings and pseudo-labels."""
 
 from __future__ import annotations
 

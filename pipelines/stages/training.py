@@ -22,7 +22,7 @@ HISTORY_FILE = "history.jsonl"
 
 
 def tracked_name(run: Run, stage: str, task: str | None) -> str:
-    """Return what a tracked run is called."""
+    """Return a tracked run's name."""
     return f"{run.name}/{stage}" + (f"/{task}" if task else "")
 
 

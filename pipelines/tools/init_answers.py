@@ -1,4 +1,4 @@
-"""What a person says of a new task's file: which columns are texts and labels, and what the labels are called.
+"""A person's answers about a new task's file: the columns of texts and labels, and the labels' words.
 
 Answers are flags, or are asked for on a terminal with a guess to confirm. Without a terminal nothing is guessed: one line names the
 flags that are missing, with the guesses filled in.
@@ -212,7 +212,7 @@ def _asked_labels(found: Survey, column: str | None, terminal: Terminal) -> list
 
 
 def _labels_of(said: str) -> list[NewLabel]:
-    """Read `{label: word}`, `{label: [word, word]}` or `[word, word]`; what is typed stays text, full-width signs are read too.
+    """Read `{label: word}`, `{label: [word, word]}` or `[word, word]`; values stay text, full-width signs are read too.
 
     Raises:
         ConfigError: it is neither, or names a label twice.

@@ -1,4 +1,4 @@
-"""What the base's tokenizer does badly to a task's label words and texts, said once before the model labels rows.
+"""Warnings about the base's tokenizer on a task's label words and texts, logged once before the model labels rows.
 
 Cheap by construction: label words, and shares of bytes and unknown tokens over the beginnings of some rows. The command
 `tokenizer_doctor` looks at everything.

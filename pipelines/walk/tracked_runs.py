@@ -1,4 +1,4 @@
-"""What a tracker is told when a walk ends: one run per task with everything that the walk found about it.
+"""The tracked runs of a finished walk: one per task, with all its results.
 
 The steps of training were tracked while they were done; here the same run is given its history once more (offline files are
 written anew, online only what is missing is sent), then settings, label statistics, losses, accuracies and the verdict. All of it

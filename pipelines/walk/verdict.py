@@ -20,7 +20,7 @@ def verdicts(current: Run) -> str:
 
 
 def verdict_on(current: Run, task: str) -> str | None:
-    """Say what adapting to a task gained and what it forgot; None where it was not adapted, or not evaluated since."""
+    """Return a task's gain and forgetting in words; None where it was not adapted, or not evaluated since."""
     adapted, evaluated = (artifact_at(current.directory / stage / task) for stage in (continue_pretrain.NAME, evaluate.NAME))
     if adapted is None or evaluated is None or evaluated.inputs.get(continue_pretrain.NAME) is None:
         return None

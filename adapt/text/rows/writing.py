@@ -55,7 +55,7 @@ def check_writable(place: str) -> None:
 
 
 def _try_to_make(target: Path) -> None:
-    """Raise ConfigError where a file cannot be made beside `target`, whatever its directory's permissions say."""
+    """Raise ConfigError unless a file can really be made in `target`'s directory; permissions do not tell (/proc)."""
     there = next(parent for parent in target.parents if parent.exists())
     scratch = there / f".{target.name}.{os.getpid()}"
     try:

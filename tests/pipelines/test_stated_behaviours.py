@@ -246,7 +246,9 @@ def test_criteria_stand_beside_each_other_and_agree_with_the_accuracies(
     assert table[2].split() == ["demo_topics", *shown]
 
 
-@pytest.mark.parametrize(("beam", "rule"), [(1, "sequential"), (1, "marginal"), (2, "marginal")])
+@pytest.mark.parametrize(
+    ("beam", "rule"), [(1, "sequential"), pytest.param(1, "marginal", marks=pytest.mark.slow), (2, "marginal")]
+)
 def test_coarse_to_fine_says_what_each_step_loses_and_the_export_answers_alike(
     beam: int, rule: str, with_few: Path, smallest_run: Path, tmp_path: Path, run_here: RunHere
 ) -> None:

@@ -13,17 +13,43 @@ from typing import Any
 from adapt.core.artifacts import MANIFEST, Artifact, ArtifactStore, is_artifact, open_artifact
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.precision import say_precision
+from adapt.core.registry import suggest
 from adapt.model.config import GPTConfig, HFConfig
 from adapt.scoring.scorer_config import ScorerConfig
 from adapt.train.engine_config import EngineConfig
 from pipelines.config.locations import conf_dir
-from pipelines.config.schema import PipelineConfig
+from pipelines.config.schema import DataConfig, PipelineConfig
 from pipelines.stages.contract import Stage, Workshop, now
 from pipelines.stages.models import open_model_artifact
+from pseudo_label.splits import Splits
 from pseudo_label.tasks import TaskConfig, load_task
 
 DATA_ROOT_ADVICE = "give a directory in the CLUE layout (<task>/{dev,unlabeled,test}.{json,csv,...})"
 logger = logging.getLogger("pipelines")
+
+
+def read_as(data: DataConfig, task: TaskConfig) -> TaskConfig:
+    """Return a task with the encoding and quotes of its files that the command line says, where it does."""
+    return replace(task, encoding=data.encoding or task.encoding, quotes=data.quotes or task.quotes)
+
+
+def splits_of_tasks(data: DataConfig, tasks: Sequence[str], task_dirs: Sequence[Path]) -> Splits:
+    """Return where tasks' rows are: data.files, and what is below data.root; `tasks` are those of the command.
+
+    Raises:
+        ConfigError: neither is given, data.root is no directory, or files are those of a task that nobody knows.
+        DataError: a file is not there.
+    """
+    own = data.files_by_task(tasks)
+    for name in own:
+        if not any((place / f"{name}.yaml").is_file() for place in task_dirs):
+            raise ConfigError(f"data.files: unknown task '{name}'{suggest(name, list(tasks))}")
+    if data.root is None and not own:
+        raise ConfigError(f"data.root is not set; {DATA_ROOT_ADVICE}, or name files with data.files")
+    root = None if data.root is None else Path(data.root)
+    if root is not None and not root.is_dir():
+        raise ConfigError(f"data.root: {root} is no directory; {DATA_ROOT_ADVICE}")
+    return Splits(root=root, own=own)
 
 
 class Run:
@@ -77,19 +103,15 @@ class Run:
 
     def load_tasks(self, names: Sequence[str]) -> list[TaskConfig]:
         """Load tasks by name, from `task_dir` first. Raises ConfigError for one that is unknown or broken."""
-        own = [Path(self.config.task_dir)] if self.config.task_dir else []
-        tasks = [load_task(name, [*own, conf_dir() / "task"]) for name in names]
-        chosen = self.config.data.encoding
-        return tasks if chosen is None else [replace(task, encoding=chosen) for task in tasks]
+        tasks = [load_task(name, self._task_dirs()) for name in names]
+        return [read_as(self.config.data, task) for task in tasks]
 
-    def data_root(self) -> Path:
-        """Return data.root. Raises ConfigError where none is given or it is no directory."""
-        if self.config.data.root is None:
-            raise ConfigError(f"data.root is not set; {DATA_ROOT_ADVICE}")
-        root = Path(self.config.data.root)
-        if not root.is_dir():
-            raise ConfigError(f"data.root: {root} is no directory; {DATA_ROOT_ADVICE}")
-        return root
+    def splits(self) -> Splits:
+        """Return where tasks' rows are. Raises ConfigError or DataError where that is not said, or nothing is there."""
+        return splits_of_tasks(self.config.data, self.config.tasks, self._task_dirs())
+
+    def _task_dirs(self) -> list[Path]:
+        return [*([Path(self.config.task_dir)] if self.config.task_dir else []), conf_dir() / "task"]
 
     def place(self, stage: str, task: TaskConfig | None = None) -> str:
         return f"{self.name}/{stage}" if task is None else f"{self.name}/{stage}/{task.name}"

@@ -240,9 +240,13 @@ class Prompt:
         return ids
 
     def _refuse_marks(self, words: Sequence[str]) -> None:
-        """Raise ConfigError for a word with a special token of the base in it: as text it has other tokens."""
+        """Raise ConfigError for a word with a special token of the base in it: as text it has other tokens.
+
+        A special token that is an ordinary word (`end`) may be a part of another one.
+        """
+        marks = sorted(self._tokenizer.marks, key=len, reverse=True)
         for word in words:
-            mark = next((mark for mark in sorted(self._tokenizer.marks, key=len, reverse=True) if mark in word), None)
+            mark = next((mark for mark in marks if mark == word.strip() or (mark in word and not mark.isalnum())), None)
             if mark is not None:
                 what = "is" if word.strip() == mark else f"holds '{mark}',"
                 raise ConfigError(

@@ -58,7 +58,9 @@ class DataConfig:
         form="file",
         hint="data.files={unlabeled: a.csv, dev: b.xlsx}, or data.files.titles.dev=b.xlsx for one split of task titles",
     )
-    corpus: list[str] = setting_of(list, "General text: .txt, .jsonl or .jsonl.gz files, or patterns.", form="files")
+    corpus: list[str] = setting_of(
+        list, "General text: .txt files, files of rows with a text, saved data sets, or patterns.", form="files"
+    )
     domain_field: str | None = setting(
         None, "Field of a jsonl row that names its text's domain.", form="field", hint="null takes it from the file's name"
     )
@@ -299,7 +301,7 @@ class PipelineConfig:
     )
     input: str | None = setting(
         None,
-        "Rows to label; - is standard input.",
+        "Rows to label: a file, the directory of a saved data set, or - for standard input.",
         form="file",
         hint="null takes the task's test split, else dev",
     )

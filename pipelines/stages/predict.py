@@ -28,7 +28,7 @@ from adapt.core.faults import need_room
 from adapt.core.json_files import json_text, read_object
 from adapt.core.progress import progress
 from adapt.core.runtime import ONCE, generator_for
-from adapt.text.rows.contract import Quotes, Row, RowsFile
+from adapt.text.rows.contract import Kind, Quotes, Row, RowsFile
 from adapt.text.rows.directories import files_of, is_rows
 from adapt.text.rows.reading import ENDINGS, endings_of, header_of, open_rows, rows_of
 from adapt.text.rows.writing import STANDARD, check_writable, write_rows
@@ -184,6 +184,8 @@ def survey_of(source: RowsFile, task: TaskConfig, added: list[str]) -> Survey:
     random, sample = generator_for("texts of an input"), list[str]()
     for row in rows_of(source):
         read = row_from(row.record, task, source.name, row.number, row.unit, reads_label=False)
+        if source.kind not in (Kind.CSV, Kind.TSV) and _is_infinite(row.record):
+            raise DataError(f"{source.name}, {row.place}: has an infinite number, which JSON has no word for; take it out")
         columns.update(dict.fromkeys(row.record))
         n_rows += 1
         if has_id(row.record, task):
@@ -227,18 +229,22 @@ def _answer(source: RowsFile, predictor: Predictor, survey: Survey, parts: list[
         with writable(part.parent):
             if cut is not None and cut.lines:
                 write_atomically(part.with_suffix(".cut"), json_text(cut))
-            write_atomically(part, "".join(_lines(some, answers, source, added)))
+            write_atomically(part, "".join(_lines(some, answers, added)))
 
 
-def _lines(rows: list[Row], answers: list[Prediction], source: RowsFile, added: list[str]) -> Iterator[str]:
+def _is_infinite(value: Any) -> bool:
+    """Say whether an infinite number is in a value."""
+    if isinstance(value, Mapping):
+        return any(map(_is_infinite, value.values()))
+    if isinstance(value, list):
+        return any(map(_is_infinite, value))
+    return isinstance(value, float) and math.isinf(value)
+
+
+def _lines(rows: list[Row], answers: list[Prediction], added: list[str]) -> Iterator[str]:
     for row, answer in zip(rows, answers, strict=True):
         mine = dict(zip(added, (answer.label, round(answer.probabilities[answer.label], 6)), strict=True))
-        try:
-            yield json.dumps({**_plain(row.record), **mine}, ensure_ascii=False, allow_nan=False) + "\n"
-        except ValueError as error:
-            raise DataError(
-                f"{source.name}, {row.place}: has an infinite number, which JSON has no word for; take it out"
-            ) from error
+        yield json.dumps({**_plain(row.record), **mine}, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -246,3 +246,13 @@ def test_counts_of_cut_rows_survive_a_kill(tmp_path: Path, predict_here: Predict
         predict_here(source, tmp_path / "o.csv")
     monkeypatch.setattr(predict, "write_atomically", write)
     assert "2 of them (lines 2, 4) differ only in what was cut" in predict_here(source, tmp_path / "o.csv")
+
+
+@pytest.mark.parametrize("value", ["1e999", "[[-Infinity]]", '{"a": {"b": Infinity}}'])
+def test_a_number_that_cannot_be_written_is_refused_before_anything_is_scored(
+    tmp_path: Path, tiny_export: Path, monkeypatch: Patch, capsys: Capture, value: str
+) -> None:
+    monkeypatch.setattr(predict, "_answer", None)  # never reached
+    source = planted(tmp_path / "rows.jsonl", '{"sentence": "好"}\n{"sentence": "好", "x": ' + value + "}\n")
+    words = [f"checkpoint={tiny_export}", f"input={source}", f"run.dir={tmp_path}/runs"]
+    refused("predict", words, ["rows.jsonl, line 2: has an infinite number"], monkeypatch, capsys)

@@ -6,21 +6,18 @@ Every stage takes from it only what it reads; what it reads is what its artifact
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from adapt.checkpoint.import_options import ImportOptions
 from adapt.checkpoint.offload import OffloadConfig
 from adapt.core.artifacts import STORE
-from adapt.core.errors import ConfigError, DataError, is_file_name
+from adapt.core.errors import ConfigError, is_file_name
 from adapt.core.precision import Precision
 from adapt.core.settings import Settings, about, setting, setting_of
 from adapt.model.config import GPTConfig, HFConfig
 from adapt.objective_config import ObjectiveConfig
 from adapt.scoring.scorer_config import ScorerConfig
 from adapt.text.rows.contract import Quotes
-from adapt.text.rows.directories import is_rows
 from adapt.text.rows.encodings import check_encoding
 from adapt.text.tokenizer import TokenizerConfig
 from adapt.train.engine_config import EngineConfig
@@ -79,28 +76,6 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_encoding(self.encoding, "encoding")
-
-    def files_by_task(self, tasks: Sequence[str]) -> dict[str, dict[str, Path]]:
-        """Return `files` by task and split; names of splits only are those of the one task.
-
-        Raises:
-            ConfigError: names of splits and of tasks are mixed, or it is not said which of several tasks is meant.
-            DataError: a file is not there.
-        """
-        plain = {name: value for name, value in (self.files or {}).items() if isinstance(value, str)}
-        if plain and len(tasks) != 1:
-            few = f"there are {len(tasks)} tasks" if tasks else "there is no task"
-            raise ConfigError(f"data.files: names splits, and {few}; give data.files={{TASK: {{SPLIT: FILE}}}}")
-        by_task = {name: value for name, value in (self.files or {}).items() if not isinstance(value, str)}
-        found = {task: {split: Path(file) for split, file in files.items()} for task, files in by_task.items()}
-        found |= {tasks[0]: {split: Path(file) for split, file in plain.items()}} if plain else {}
-        for task, files in found.items():
-            for split, file in files.items():
-                if not is_file_name(split):
-                    raise ConfigError(f"data.files.{task}: {split!r} is no name of a split; give a plain one, such as dev")
-                if not is_rows(file):
-                    raise DataError(f"data.files.{task}.{split}: {file}: no such file of rows")
-        return found
 
 
 class ExcludeEval(enum.Enum):

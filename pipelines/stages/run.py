@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from adapt.core.artifacts import MANIFEST, Artifact, ArtifactStore, is_artifact, open_artifact
-from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.errors import CheckpointError, ConfigError, DataError, is_file_name
 from adapt.core.precision import say_precision
 from adapt.core.registry import suggest
 from adapt.model.config import GPTConfig, HFConfig
 from adapt.scoring.scorer_config import ScorerConfig
+from adapt.text.rows.directories import is_rows
 from adapt.train.engine_config import EngineConfig
 from pipelines.config.locations import conf_dir
 from pipelines.config.schema import DataConfig, PipelineConfig
@@ -33,6 +34,31 @@ def read_as(data: DataConfig, task: TaskConfig) -> TaskConfig:
     return replace(task, encoding=data.encoding or task.encoding, quotes=data.quotes or task.quotes)
 
 
+def files_by_task(
+    files: Mapping[str, str] | Mapping[str, Mapping[str, str]] | None, tasks: Sequence[str]
+) -> dict[str, dict[str, Path]]:
+    """Return data.files by task and split; names of splits only are those of the one task.
+
+    Raises:
+        ConfigError: names of splits and of tasks are mixed, or it is not said which of several tasks is meant.
+        DataError: a file is not there.
+    """
+    plain = {name: value for name, value in (files or {}).items() if isinstance(value, str)}
+    if plain and len(tasks) != 1:
+        few = f"there are {len(tasks)} tasks" if tasks else "there is no task"
+        raise ConfigError(f"data.files: names splits, and {few}; give data.files={{TASK: {{SPLIT: FILE}}}}")
+    by_task = {name: value for name, value in (files or {}).items() if not isinstance(value, str)}
+    found = {task: {split: Path(file) for split, file in named.items()} for task, named in by_task.items()}
+    found |= {tasks[0]: {split: Path(file) for split, file in plain.items()}} if plain else {}
+    for task, places in found.items():
+        for split, place in places.items():
+            if not is_file_name(split):
+                raise ConfigError(f"data.files.{task}: {split!r} is no name of a split; give a plain one, such as dev")
+            if not is_rows(place):
+                raise DataError(f"data.files.{task}.{split}: {place}: no such file of rows")
+    return found
+
+
 def splits_of_tasks(data: DataConfig, tasks: Sequence[str], task_dirs: Sequence[Path]) -> Splits:
     """Return where tasks' rows are: data.files, and what is below data.root; `tasks` are those of the command.
 
@@ -40,7 +66,7 @@ def splits_of_tasks(data: DataConfig, tasks: Sequence[str], task_dirs: Sequence[
         ConfigError: neither is given, data.root is no directory, or files are those of a task that nobody knows.
         DataError: a file is not there.
     """
-    own = data.files_by_task(tasks)
+    own = files_by_task(data.files, tasks)
     for name in own:
         if not any((place / f"{name}.yaml").is_file() for place in task_dirs):
             raise ConfigError(f"data.files: unknown task '{name}'{suggest(name, list(tasks))}")

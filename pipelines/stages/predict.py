@@ -23,6 +23,7 @@ from adapt.core.artifacts import Artifact, writable, write_atomically
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.faults import need_room
 from adapt.core.progress import progress
+from adapt.core.store_locks import locked
 from adapt.text.rows.contract import Row, RowsFile
 from adapt.text.rows.reading import ENDINGS, endings_of, header_of, open_rows, rows_of
 from adapt.text.rows.writing import STANDARD, check_writable, write_rows
@@ -233,6 +234,7 @@ def _spooled(run: Run, kept: ExitStack) -> RowsFile:
         run.store.root.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.NamedTemporaryFile(dir=run.store.root, prefix=".input-", suffix=ending)  # noqa: SIM115 (the stack closes it)
         copy = kept.enter_context(scratch)
+        kept.enter_context(locked(Path(copy.name)))  # so that `clean` leaves it
         with Path("/dev/stdin" if given == STANDARD else given).open("rb") as stream:
             shutil.copyfileobj(stream, copy)
         copy.flush()

@@ -128,14 +128,14 @@ COMMANDS = (
     _stage(
         "export",
         "An adapted model with all that answering needs, in one directory.",
-        (*_TASKS, *_BASE, "tracker"),
+        (*_TASKS, *_BASE, "export", "tracker"),
         "task=tnews run.name=news",
         "tasks=[tnews,eprstmt] run.name=both force=true",
     ),
     _stage(
         "predict",
         "A file of rows to the same rows with labels, by an export.",
-        (*_TASKS, "checkpoint", "input", "output", *_SCORES, "predict"),
+        (*_TASKS, *_BASE, "input", "output", *_SCORES, "predict"),
         "checkpoint=runs/news/export/tnews input=rows.csv output=labelled.csv",
         "checkpoint=/exports/tnews input=- output=- scorer.precision=fp32",
     ),

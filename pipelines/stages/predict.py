@@ -23,6 +23,7 @@ from adapt.core.artifacts import Artifact, writable, write_atomically
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.faults import need_room
 from adapt.core.progress import progress
+from adapt.model.config import HFConfig
 from adapt.text.rows.contract import Row, RowsFile
 from adapt.text.rows.reading import ENDINGS, endings_of, header_of, open_rows, rows_of
 from adapt.text.rows.writing import STANDARD, check_writable, write_rows
@@ -57,6 +58,7 @@ class PredictReads(Reads):
     encoding: str | None
     added: list[str]
     scorer: ScorerReads
+    base: Path | None = unkeyed("an export that is a delta names its base by content")
     source: RowsFile = unkeyed("files holds its content")
     output: str | None = unkeyed("where the answers are copied to")
     kept: ExitStack = unkeyed("rows that were read from a pipe, until this process ends")
@@ -80,6 +82,7 @@ class Predict(Stage[PredictReads]):
             files=Files({Path(source.name).name: source.path, **_answering(export)}),
             encoding=config.data.encoding,
             scorer=ScorerReads.of(run),
+            base=Path(config.model.path) if isinstance(config.model, HFConfig) else None,
             source=source,
             added=added_columns(config),
             output=config.output,
@@ -87,7 +90,7 @@ class Predict(Stage[PredictReads]):
         )
 
     def build(self, reads: PredictReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
-        predictor = load(reads.export.path, reads.scorer.scorer, reads.scorer.offload)
+        predictor = load(reads.export.path, reads.scorer.scorer, reads.scorer.offload, reads.base)
         survey = survey_of(reads.source, predictor.spec.task, reads.added)
         parts = [work / f"part-{number:06d}.jsonl" for number in range(math.ceil(survey.n_rows / _PART_ROWS))]
         _answer(reads.source, predictor, survey, parts, reads.added)

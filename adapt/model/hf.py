@@ -188,20 +188,18 @@ def load_hf_model(
     return HFModel(causal, config_files, directory).to(device).eval()
 
 
-def frame_of(directory: Path) -> HFModel:
-    """Return a Hugging Face model without weights, on the meta device. Raises as `shapes_of` does."""
-    transformers = import_transformers()
-    return _frame(directory, _config_of(directory, transformers), transformers)
+def frame_of(directory: Path, n_layers: int | None = None) -> HFModel:
+    """Return a Hugging Face model without weights, on the meta device; with `n_layers` only its first ones.
 
-
-def first_layers_of(directory: Path, n_layers: int, dtype: torch.dtype) -> HFModel:
-    """Return a model with only the first layers of a Hugging Face directory's, its weights not read. Raises as `shapes_of` does."""
+    Raises as `shapes_of` does.
+    """
     transformers = import_transformers()
     config = _config_of(directory, transformers)
-    config.num_hidden_layers = n_layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:n_layers]
-    return _frame(directory, config, transformers, "cpu", dtype)
+    if n_layers is not None:
+        config.num_hidden_layers = n_layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:n_layers]
+    return _frame(directory, config, transformers)
 
 
 def shapes_of(directory: Path) -> tuple[dict[str, torch.Size], int]:
@@ -215,10 +213,10 @@ def shapes_of(directory: Path) -> tuple[dict[str, torch.Size], int]:
     return _shapes(directory, _config_of(directory, transformers), transformers)
 
 
-def _frame(directory: Path, config: Any, transformers: Any, device: str = "meta", dtype: torch.dtype = torch.float32) -> HFModel:
-    settings = {"dtype": dtype, "attn_implementation": "sdpa", "trust_remote_code": False}
+def _frame(directory: Path, config: Any, transformers: Any) -> HFModel:
+    settings = {"dtype": torch.float32, "attn_implementation": "sdpa", "trust_remote_code": False}
     try:
-        with torch.device(device):
+        with torch.device("meta"):
             return HFModel(transformers.AutoModelForCausalLM.from_config(config, **settings), {})
     except Exception as error:
         raise CheckpointError(f"{directory}: transformers cannot make this model ({_first_line(error)})") from error

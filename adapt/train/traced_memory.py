@@ -22,7 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adapt.model.hf import HFModel, first_layers_of, frame_of
+from adapt.model.hf import HFModel, frame_of
 from adapt.objective import LOGIT_ELEMENTS
 
 
@@ -57,9 +57,10 @@ def _traced(
     directory: Path, prepare: Callable[[nn.Module], None], rows: int, tokens: int, dtype: torch.dtype, n_layers: int
 ) -> TracedMemory:
     """Trace the first layers of a model, up to the hidden states of its last one."""
+    model = frame_of(directory, n_layers).train()
+    prepare(model)
     with FakeTensorMode():
-        model = first_layers_of(directory, n_layers, dtype).train()
-        prepare(model)
+        _put_on_the_cpu(model, dtype)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(_taken)
@@ -72,6 +73,20 @@ def _traced(
             if hidden.requires_grad:
                 hidden.backward(torch.ones_like(hidden))
     return TracedMemory(kept=kept, backward=live.peak - kept)
+
+
+def _put_on_the_cpu(model: HFModel, dtype: torch.dtype) -> None:
+    """Replace a frame's parameters and buffers by fake ones: kernels keep other things on the CPU than on the meta device."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                if id(weight) not in made:
+                    made[id(weight)] = nn.Parameter(torch.empty(weight.shape, dtype=dtype), weight.requires_grad)
+                module._parameters[name] = made[id(weight)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
 def _taken(parameter: Tensor) -> None:

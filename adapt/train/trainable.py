@@ -8,7 +8,6 @@ the embedding too), `dense` whatever is neither expert nor gate: attention, norm
 
 from __future__ import annotations
 
-import logging
 from typing import Any, cast
 
 import torch
@@ -19,10 +18,8 @@ from adapt.model.hf import HFModel
 from adapt.model.inputs import CausalBase
 from adapt.model.lora import add_lora
 from adapt.model.lora_config import LoraConfig
-from adapt.model.low_rank import said_of_groups
 from adapt.train.train_config import Trained
 
-logger = logging.getLogger(__name__)
 NO_LORA = (
     "trains=lora: is for Hugging Face bases, and this base is a model of this project's own; use all, dense, experts, router or "
     "head"
@@ -40,8 +37,7 @@ def train_only(model: nn.Module, trained: Trained, lora: LoraConfig | None = Non
     if trained is Trained.LORA:
         if not isinstance(model, HFModel):
             raise ConfigError(NO_LORA)
-        n_total = sum(parameter.numel() for parameter in model.parameters())
-        logger.info("LoRA: %s", said_of_groups(add_lora(model, lora or LoraConfig(), seed), n_total))
+        add_lora(model, lora or LoraConfig(), seed)
         return
     base = cast(CausalBase, model)
     gates = {id(parameter) for layer in base.gates() for parameter in layer}

@@ -155,7 +155,15 @@ COMMANDS = (
     Command(
         name="plan",
         says="Parameters of a model and memory per rank, without allocating anything.",
-        reads=("model", "tokenizer.vocab_size", "engine", "offload.optimizer", "offload.moments"),
+        reads=(
+            "model",
+            "tokenizer.vocab_size",
+            "engine",
+            "offload.optimizer",
+            "offload.moments",
+            "continue_pretrain.trains",
+            "continue_pretrain.lora",
+        ),
         examples=("model=16b_pyramid engine=node8", "model=small model/router=top2"),
     ),
     Command(

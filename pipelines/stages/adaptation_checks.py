@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from pathlib import Path
 
 from adapt.checkpoint.hf_directory import is_delta, is_hf_directory
 from adapt.checkpoint.offload import OffloadConfig
 from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError
+from adapt.core.runtime import ONCE
 from adapt.model.config import GPTConfig
 from adapt.train.engine_config import EngineConfig
 from adapt.train.train_config import Trained
@@ -15,6 +18,7 @@ from pipelines.config.schema import AdaptConfig, MomentsStart
 from pipelines.stages.models import weights_of
 
 _MOMENTS_DIRECTORY = "moments"
+logger = logging.getLogger(__name__)
 
 
 def own_model_of(base: Artifact) -> GPTConfig | None:
@@ -32,10 +36,13 @@ def check_training(base: Artifact, settings: AdaptConfig, engine: EngineConfig, 
     if model is not None:
         check_own_training(model, settings, engine, offload)
         return
-    from adapt.model.expert_parallel import check_share  # imports torch
+    from adapt.model.expert_parallel import check_share  # these import torch
+    from adapt.train.hf_memory_plan import check_foreign_memory
 
     check_share((), engine.expert_parallel)
     _check_foreign_trained(base, settings)
+    if not is_delta(weights_of(base)):
+        check_foreign_memory(weights_of(base), engine, offload, settings.trains, settings.lora)
 
 
 def check_own_training(model: GPTConfig, settings: AdaptConfig, engine: EngineConfig, offload: OffloadConfig) -> None:
@@ -75,7 +82,7 @@ def _check_foreign_trained(base: Artifact, settings: AdaptConfig) -> None:
     """Raise ConfigError where a Hugging Face base has none of the parameters that are to be trained."""
     from adapt.model.hf import SPARSE_FAMILIES, shapes_of  # these import torch
     from adapt.model.lora import import_peft
-    from adapt.model.low_rank import targeted
+    from adapt.model.low_rank import said_of_groups, targeted, trained_by_group
 
     trains, place = settings.trains, weights_of(base)
     if trains in (Trained.EXPERTS, Trained.ROUTER) and base.config.get("model_type", "") not in SPARSE_FAMILIES:
@@ -88,6 +95,9 @@ def _check_foreign_trained(base: Artifact, settings: AdaptConfig) -> None:
             f"continue_pretrain.trains=lora: {place} is a delta itself; start from its base, or merge it first (export.form=merged)"
         )
     try:
-        targeted(shapes_of(place)[0], settings.lora, str(base.path))
+        shapes = {name: tuple(shape) for name, shape in shapes_of(place)[0].items()}
+        groups = targeted(shapes, settings.lora, str(base.path))
     except ConfigError as error:
         raise ConfigError(f"continue_pretrain.{error}") from error
+    said = said_of_groups(trained_by_group(shapes, groups, settings.lora.rank), sum(map(math.prod, shapes.values())))
+    logger.info("continue_pretrain: LoRA: %s", said, extra=ONCE)

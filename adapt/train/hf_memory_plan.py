@@ -42,7 +42,14 @@ class ForeignPlan:
 
     @property
     def total(self) -> float:
-        return sum(self.memory.values())
+        """What is held at the peak: when ranks exchange gradients, the activations are gone."""
+        return self.total_with(1.0)
+
+    def total_with(self, share: float) -> float:
+        """Return the peak with this share of the micro-batch's rows."""
+        passing = (self.memory.get("activations", 0.0) + self.memory.get("backward", 0.0)) * share
+        lasting = sum(self.memory[kind] for kind in ("weights", "gradients", "master", "moments"))
+        return lasting + max(passing, self.memory["buckets"])
 
     @property
     def said(self) -> str:
@@ -114,9 +121,7 @@ def check_foreign_memory(
     plan = plan_foreign(directory, engine, offload, trains, lora)
     if plan.total <= room:
         return
-    per_row = (plan.memory.get("activations", 0.0) + plan.memory.get("backward", 0.0)) / rows
-    fixed = plan.total - rows * per_row
-    fitting = next((n for n in range(rows - 1, 0, -1) if fixed + n * per_row <= room), None)
+    fitting = next((n for n in range(rows - 1, 0, -1) if plan.total_with(n / rows) <= room), None)
     remedy = (
         f"engine.micro_batch={fitting} fits"
         if fitting is not None

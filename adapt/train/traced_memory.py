@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from adapt.model.hf import HFModel, frame_of
+from adapt.model.inputs import ModelInputs
 from adapt.objective import LOGIT_ELEMENTS
 
 
@@ -65,9 +66,10 @@ def _traced(
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(_taken)
         ids = torch.zeros(rows, tokens, dtype=torch.int64)
-        positions = torch.arange(tokens).expand(rows, -1)
+        # With a past to keep, the family does not ask the positions' content for documents, which is not there.
+        inputs = ModelInputs(ids_BT=ids, positions_BT=ids, documents_BT=ids, is_packed=False, keeps_past=True)
         with _Live(model) as live:
-            hidden = model.causal.get_decoder()(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+            hidden = model(inputs).hidden_BTH
             kept = live.present()
             live.peak = kept
             if hidden.requires_grad:

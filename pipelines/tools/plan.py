@@ -42,7 +42,8 @@ def show(config: PipelineConfig, point: str | None) -> None:
     except ConfigError as error:
         raise ConfigError(f"continue_pretrain.{error}") from error
     activations = f"{engine.micro_batch} rows of {plan.tokens} tokens at a time" if plan.has_activations else "without activations"
-    _print(plan.counts, engine, plan.memory, activations, plan.scratch, plan.said)
+    note = f"{activations}; the total has the larger of activations with backward, and buckets"
+    _print(plan.counts, engine, plan.memory, plan.total, note, plan.scratch, plan.said)
     check_foreign_memory(place, engine, config.offload, settings.trains, settings.lora)
 
 
@@ -57,13 +58,14 @@ def _show_own(config: PipelineConfig, sizes: GPTConfig, engine: EngineConfig) ->
     memory = plan_memory(counts, engine, config.offload)
     memory |= plan_activations(sizes, engine, model.router_traits.experts_per_token)
     activations = f"{engine.micro_batch} rows at a time, activation checkpointing {engine.activation_checkpointing.value}"
-    _print(counts, engine, memory, activations, plan_scratch(counts.total, engine, config.offload))
+    _print(counts, engine, memory, sum(memory.values()), activations, plan_scratch(counts.total, engine, config.offload))
 
 
 def _print(
     counts: ParameterCounts,
     engine: EngineConfig,
     memory: Mapping[str, float],
+    total: float,
     activations: str,
     scratch: float,
     trained: str | None = None,
@@ -85,7 +87,7 @@ def _print(
     )
     for name, size in memory.items():
         lines.append(f"{name:<14} {size / 1e9:>16.2f}")
-    lines.append(f"{'total':<14} {sum(memory.values()) / 1e9:>16.2f}")
+    lines.append(f"{'total':<14} {total / 1e9:>16.2f}")
     if scratch:
         lines += ["", f"{'scratch file':<14} {scratch / 1e9:>16.2f} GB per rank on the disk of run.dir"]
     sys.stdout.write("\n".join(lines) + "\n")

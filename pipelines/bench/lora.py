@@ -7,8 +7,8 @@ A step has two micro-batches of `rows`. A random Llama-like model, 33 million pa
 is and trained by one rank on the CPU in fp32. `peak` is how far resident memory rises, from before the model is read until two
 steps are done, in a process of its own for each way that has opened a tiny model before. Its allocator gives freed memory back at
 once, so that it is what a step holds. `as a rank` is the same where the allocator keeps freed memory, as ranks of a training run
-have it for speed: the gaps between what is held come on top. `plan` is what `python -m pipelines.plan` says. Seconds are of forward,
-backward and update, both ways in turn in one process that keeps freed memory.
+have it for speed: the gaps between what is held come on top. `plan` is what `python -m pipelines.plan` says. Seconds are of
+forward, backward and update, both ways in turn in one process that keeps freed memory.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ _ADAPTER_FILE = "adapter_config.json"
 class HFModel(ExactBuffers):
     """A `CausalBase` over a transformers model. `config_files` are kept to be written beside trained weights as they were.
 
+    `stored_dtypes` are the formats of the tensors in the base's files, by their names there: trained weights are written in them.
+
     Rotary frequencies are exact buffers: in bf16 they would turn positions by the wrong angle.
     """
 
@@ -46,6 +48,7 @@ class HFModel(ExactBuffers):
         super().__init__()
         self.causal = causal
         self.config_files = dict(config_files)
+        self.stored_dtypes: dict[str, torch.dtype] = {}
         config = causal.config
         self.vocab_size = int(causal.get_output_embeddings().weight.shape[0])
         self.hidden_size = int(config.hidden_size)
@@ -93,7 +96,8 @@ class HFModel(ExactBuffers):
 
         for name, weight in weights:
             for own_name, tensor in revert_weight_conversion(self.causal, {name.removeprefix(_PREFIX): weight.detach()}).items():
-                yield own_name, tensor.clone()  # experts come as views of one stack, which shards cannot hold
+                dtype = self.stored_dtypes.get(own_name, tensor.dtype)
+                yield own_name, tensor.to(dtype, copy=True)  # experts come as views of one stack, which shards cannot hold
 
     def _gates(self) -> list[Any]:
         return [layer.mlp.gate for layer in self.causal.get_decoder().layers if hasattr(layer.mlp, "experts")]

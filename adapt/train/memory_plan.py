@@ -106,6 +106,23 @@ def check_memory(config: GPTConfig, engine: EngineConfig, offload: OffloadConfig
         _check_fits(config, engine, offload, "engine.memory_gb", f"there are {engine.memory_gb:g}", lambda other: room)
 
 
+def check_foreign_memory(n_weights: int, engine: EngineConfig, offload: OffloadConfig | None = None) -> None:
+    """Compare what a dense or sparse foreign model's training needs at least, without activations, with `engine.memory_gb`.
+
+    Raises:
+        ConfigError: even so it does not fit.
+    """
+    if engine.memory_gb is None:
+        return
+    counts = ParameterCounts(by_kind={"experts": 0, "router": 0}, total=n_weights, active=n_weights)
+    needed = sum(plan_memory(counts, engine, offload).values())
+    if needed > engine.memory_gb * 1e9:
+        raise ConfigError(
+            f"engine.memory_gb: a rank needs {needed / 1e9:.1f} GB without activations, and there are {engine.memory_gb:g}; use "
+            "more ranks (engine.world_size), offload.optimizer=paged, or a smaller model"
+        )
+
+
 def check_machine(config: GPTConfig, engine: EngineConfig, offload: OffloadConfig | None = None) -> None:
     """Compare a plan with what the system lets this command's ranks take, where they compute on its CPUs.
 

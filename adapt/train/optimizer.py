@@ -38,10 +38,10 @@ def make_optimizer(
     groups, betas = groups or parameter_groups(model, config), (config.beta1, config.beta2)
     if config.algorithm is Algorithm.LAMB:
         stacked = frozenset(id(parameter) for name, parameter in model.named_parameters() if ".experts." in name)
-        return Lamb(groups, lr=config.lr, betas=betas, eps=config.eps, stacked=stacked)
+        return Lamb(groups, lr=config.largest_lr, betas=betas, eps=config.eps, stacked=stacked)
     if paging is not None:
-        return PagedAdamW(groups, lr=config.lr, betas=betas, eps=config.eps, paging=paging)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+        return PagedAdamW(groups, lr=config.largest_lr, betas=betas, eps=config.eps, paging=paging)
+    return torch.optim.AdamW(groups, lr=config.largest_lr, betas=betas, eps=config.eps, fused=True)
 
 
 def create_moments(optimizer: torch.optim.Optimizer, groups: Sequence[dict[str, Any]], steps_done: int) -> None:

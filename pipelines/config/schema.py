@@ -99,6 +99,8 @@ class PretrainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.optimizer.lr is None or self.optimizer.warmup_share is None:
+            raise ConfigError("optimizer: lr and warmup_share need numbers in pretraining; there is no base to choose them by")
         if self.save_precision is Precision.AUTO:
             raise ConfigError("save_precision: auto is for computing; a file is fp32, bf16 or fp16")
 
@@ -114,15 +116,19 @@ class MomentsStart(enum.Enum):
 class AdaptConfig(ReadingConfig):
     """Continued pretraining on the selected rows, read as `ReadingConfig` says."""
 
-    epochs: float = setting(
-        2.0,
-        "How often the selected rows are read.",
+    epochs: float | None = setting(
+        None,
+        "How often the selected rows are read; null is 2, and 1 for a base of more than 3 billion weights.",
         above=0,
         unit="epochs",
         hint="to train nothing leave the stage out",
     )
     batch_rows: int = setting(32, "Rows of one optimizer step of adaptation, over all ranks.", least=1, unit="rows")
-    optimizer: OptimizerConfig = setting_of(lambda: OptimizerConfig(lr=3e-4), "Optimizer of adaptation.")
+    optimizer: OptimizerConfig = setting_of(
+        lambda: OptimizerConfig(lr=None, warmup_share=None),
+        "Optimizer of adaptation. An open lr is 3e-4 for a base of this project of up to 100 million weights, and 3e-5 to 1e-5 by "
+        "size for a larger or a Hugging Face one; an open warmup_share is 0.1 and 0.2.",
+    )
     save_every_steps: int = setting(100, "How often adaptation saves a state to resume from.", least=1, unit="steps")
     trains: Trained = setting(Trained.ALL, "Which parameters an adaptation changes.")
     moments: MomentsStart = setting(
@@ -142,26 +148,36 @@ class AdaptConfig(ReadingConfig):
 
 
 class GateAction(enum.Enum):
-    """What happens to an adaptation that forgets too much: the run stops with an error, or the base stands for the task."""
+    """What happens to an adaptation that forgets too much: the run stops, the base stands for the task, or it is only said."""
 
     STOP = "stop"
     ROLL_BACK = "roll_back"
+    WARN = "warn"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig(Settings):
-    """How much an adaptation may forget: perplexity on held-out documents of `data.corpus`, before and after."""
+    """How much an adaptation may forget: perplexity and greedy continuations of general text, before and after.
+
+    General text is that of held-out documents of `data.corpus`. Without a corpus, that of a Hugging Face base is its own: tokens
+    drawn from it.
+    """
 
     max_general_ppl_increase: float | None = setting(
         None,
         "Largest share by which perplexity on general text may rise.",
         above=-1,
-        hint="null allows any rise",
+        hint="null allows any rise, and 0.1 of a Hugging Face base",
     )
-    action: GateAction = setting(
-        GateAction.STOP, "What a larger rise does: end the run with an error, or keep the base for the task."
+    action: GateAction | None = setting(
+        None,
+        "What a larger rise does: end the run with an error (stop), keep the base for the task (roll_back), or be said (warn); "
+        "null stops where the largest share is set, and keeps the base elsewhere.",
     )
     general_rows: int = setting(64, "Held-out rows of general text that perplexity is measured on.", least=1, unit="rows")
+    continuations: int = setting(
+        20, "Beginnings of general text that are continued greedily, before and after.", least=0, hint="0 continues none"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError
 from adapt.core.spans import LabelLoss
@@ -60,6 +61,13 @@ class Ahead:
     def makes_its_base(self) -> bool:
         """Whether tasks start from a base that this walk pretrains."""
         return self.has("pretrain") and self.config.checkpoint is None and not isinstance(self.config.model, HFConfig)
+
+    @property
+    def has_foreign_base(self) -> bool:
+        """Whether tasks start from a Hugging Face model."""
+        if self.config.checkpoint is not None:
+            return is_hf_directory(Path(self.config.checkpoint))
+        return isinstance(self.config.model, HFConfig)
 
     @property
     def predicts_directly(self) -> bool:
@@ -180,7 +188,7 @@ def check_corpus(ahead: Ahead) -> None:
 
     data = ahead.config.data
     if ahead.has("continue_pretrain") and not data.corpus:
-        refuse_needed(ahead.config)
+        refuse_needed(ahead.config, is_foreign=ahead.has_foreign_base)
     if ahead.has("tokenizer", "pretrain") or (ahead.has("continue_pretrain") and data.corpus):
         files = find_corpus(data.corpus, data.domain_field, data.encoding)
         if ahead.has("pretrain") and data.domain_field is None:  # else the lines say their domains, and there may be many lines
@@ -322,7 +330,7 @@ def check_adaptation(ahead: Ahead) -> None:
             "continue_pretrain.moments=keep: this walk's base will have no optimizer moments; set pretrain.keeps_moments=true, or "
             "use continue_pretrain.moments=fresh"
         )
-    check_training(model, ahead.run.quiet_engine, ahead.config.offload)
+    check_training(model, base, ahead.run.quiet_engine, ahead.config.offload)
     _check_trained(settings.trains, model, base)
 
 

@@ -19,5 +19,5 @@ def test_experts_of_a_hugging_face_model_are_not_shared(tmp_path: Path, monkeypa
     base: Any = None
     model = continue_pretrain.own_model_of(base)
     with pytest.raises(ConfigError, match="no experts that ranks could share; set it to 1"):
-        continue_pretrain.check_training(model, EngineConfig(world_size=8, expert_parallel=8), OffloadConfig())
-    continue_pretrain.check_training(model, EngineConfig(world_size=8), OffloadConfig())
+        continue_pretrain.check_training(model, base, EngineConfig(world_size=8, expert_parallel=8), OffloadConfig())
+    continue_pretrain.check_training(model, base, EngineConfig(world_size=8), OffloadConfig())

@@ -17,7 +17,7 @@ import torch
 from adapt.checkpoint.weights import load_model
 from adapt.core.errors import ConfigError
 from adapt.core.runtime import generator_for
-from adapt.core.spans import LabelForm, Reading, Span, SpannedText, read_with_targets
+from adapt.core.spans import IntArray, LabelForm, Reading, Span, SpannedText, read_with_targets
 from adapt.model.gpt import GPT
 from adapt.model.hf import HFModel
 from adapt.model.inputs import ModelInputs
@@ -81,7 +81,7 @@ def _like_harness(model: GPT | HFModel, examples: Sequence[Sequence[Reading]]) -
     sums: dict[int, list[float]] = {}
     for start in range(0, len(order), BATCH_ROWS):
         places = order[start : start + BATCH_ROWS]
-        texts = [examples[place][0].inputs_T for place in places]
+        texts = [text_of(examples[place][0]) for place in places]
         ids_BT, documents_BT = (torch.zeros(len(texts), max(map(len, texts)), dtype=torch.int64) for _ in range(2))
         for row, text in enumerate(texts):
             ids_BT[row, : len(text)], documents_BT[row, : len(text)] = torch.from_numpy(text), 1
@@ -93,8 +93,13 @@ def _like_harness(model: GPT | HFModel, examples: Sequence[Sequence[Reading]]) -
         log_probs_BTV = model.logits(model(inputs).hidden_BTH).float().log_softmax(dim=-1)
         for row, place in enumerate(places):
             last_V = log_probs_BTV[row, len(texts[row]) - 1]
-            sums[place] = [float(last_V[int(reading.targets_T[-1])]) for reading in examples[place]]
+            sums[place] = [float(last_V[int(reading.targets_T[len(texts[row]) - 1])]) for reading in examples[place]]
     return [total for place in range(len(examples)) for total in sums[place]]
+
+
+def text_of(reading: Reading) -> IntArray:
+    """Return what is read before a label: its last token asks for the label."""
+    return reading.inputs_T[: int(np.flatnonzero(reading.kinds_T == int(Span.LABEL))[0]) + 1]
 
 
 def _model(options: Mapping[str, str]) -> GPT | HFModel:

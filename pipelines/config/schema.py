@@ -126,7 +126,7 @@ class AdaptConfig(ReadingConfig):
     batch_rows: int = setting(32, "Rows of one optimizer step of adaptation, over all ranks.", least=1, unit="rows")
     optimizer: OptimizerConfig = setting_of(
         lambda: OptimizerConfig(lr=None, warmup_share=None),
-        "Optimizer of adaptation. An open lr is 3e-4 for a base of this project of up to 100 million weights, and 3e-5 to 1e-5 by "
+        "Optimizer of adaptation: an open lr is 3e-4 for a base of this project of up to 100 million weights, and 3e-5 to 1e-5 by "
         "size for a larger or a Hugging Face one; an open warmup_share is 0.1 and 0.2.",
     )
     save_every_steps: int = setting(100, "How often adaptation saves a state to resume from.", least=1, unit="steps")

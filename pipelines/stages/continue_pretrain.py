@@ -45,10 +45,13 @@ from pipelines.stages.models import weights_of
 from pipelines.stages.own_text import own_text
 from pipelines.stages.products import Adaptation, Labels
 from pipelines.stages.run import Run
+from pipelines.stages.teachers import taught_place
 from pipelines.stages.training import TrainingReads, finished_training, train_config
 from pseudo_label.adaptation_data import ReadingConfig, training_rows
 from pseudo_label.store import LABELS_FILE, read_labels, rows_of_labels
 from pseudo_label.tasks import TaskConfig, read_rows, split_path
+from pseudo_label.teachers import lexical_files
+from pseudo_label.teachers.lexical_files import LEXICAL_FILE
 
 NAME = "continue_pretrain"
 _GENERAL_FILE = "general.json"
@@ -93,7 +96,7 @@ class ContinuePretrain(Stage[AdaptReads]):
     """Continue pretraining on the selected rows under the whole objective."""
 
     name = NAME
-    version = 5  # general text is continued greedily, before and after
+    version = 6  # general text is continued greedily, before and after
 
     def reads(self, run: Run, task: TaskConfig | None) -> AdaptReads:
         assert task is not None
@@ -150,7 +153,10 @@ class ContinuePretrain(Stage[AdaptReads]):
         }
         launch(job, work, reads.training.engine)
         teachers = dict.fromkeys(name for labels in reads.labels.values() for name in Labels.of(labels).teachers)
-        return replace(_finished(reads.gate, result, work), teachers=list(teachers)).metrics()
+        finished = replace(_finished(reads.gate, result, work), teachers=list(teachers))
+        if finished.is_adapted:
+            _keep_taught(reads, result)
+        return finished.metrics()
 
     def describe(self, artifact: Artifact) -> str:
         return str(Adaptation.of(artifact))
@@ -267,6 +273,16 @@ def moments_of(base: Artifact, settings: AdaptConfig) -> Path | None:
             "use continue_pretrain.moments=fresh"
         )
     return place
+
+
+def _keep_taught(reads: AdaptReads, result: Path) -> None:
+    """Keep the lexical labellers that learnt from the other teachers: they answer together with the model."""
+    for member in reads.tasks:
+        labels = member.labels.parent
+        if (labels / LEXICAL_FILE).is_file():
+            place = taught_place(result, member.task.name)
+            place.mkdir(parents=True)
+            lexical_files.copy(labels, place)
 
 
 def _finished(gate: GateConfig | None, result: Path, work: Path) -> Adaptation:

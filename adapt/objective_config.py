@@ -102,6 +102,12 @@ class ObjectiveConfig(Settings):
         0, "How often each part's share in the gradient is measured.", least=0, unit="steps", hint="0 never measures"
     )
 
+    def settled(self, prompt_weight: float) -> ObjectiveConfig:
+        """Return the objective with the prompt's weight where it was left open."""
+        if self.weights.prompt is not None:
+            return self
+        return replace(self, weights=replace(self.weights, prompt=prompt_weight))
+
     def at(self, done: float) -> ObjectiveConfig:
         """Return the objective as it is where the share `done` of the run's steps lies behind, without schedules."""
         if self.schedules == PartSchedules():

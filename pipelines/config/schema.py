@@ -6,7 +6,7 @@ Every stage takes from it only what it reads; what it reads is what its artifact
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from adapt.checkpoint.import_options import ImportOptions
 from adapt.checkpoint.offload import OffloadConfig
@@ -142,6 +142,15 @@ class AdaptConfig(ReadingConfig):
         hint="leave a task out instead of giving it 0; null adapts each by itself",
     )
 
+    def settled(self, lr: float, warmup_share: float, epochs: float) -> AdaptConfig:
+        """Return these settings with what was left open."""
+        optimizer = replace(
+            self.optimizer,
+            lr=lr if self.optimizer.lr is None else self.optimizer.lr,
+            warmup_share=warmup_share if self.optimizer.warmup_share is None else self.optimizer.warmup_share,
+        )
+        return replace(self, epochs=epochs if self.epochs is None else self.epochs, optimizer=optimizer)
+
     def reading(self) -> ReadingConfig:
         """Return how rows are read."""
         return ReadingConfig(prompt=self.prompt, soft_labels=self.soft_labels, reads_unselected=self.reads_unselected)
@@ -178,6 +187,12 @@ class GateConfig(Settings):
     continuations: int = setting(
         20, "Beginnings of general text that are continued greedily, before and after.", least=0, hint="0 continues none"
     )
+
+    def settled(self, limit: float | None) -> GateConfig:
+        """Return the gate with what was left open; a limit that was set stops the run, that of the base's kind rolls back."""
+        is_set = self.max_general_ppl_increase is not None
+        action = self.action or (GateAction.STOP if is_set else GateAction.ROLL_BACK)
+        return replace(self, max_general_ppl_increase=self.max_general_ppl_increase if is_set else limit, action=action)
 
 
 @dataclass(frozen=True, kw_only=True)

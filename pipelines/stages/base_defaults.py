@@ -8,12 +8,12 @@ prompt's constant words, which it would learn to say everywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.core.artifacts import Artifact
 from adapt.objective_config import ObjectiveConfig
-from pipelines.config.schema import AdaptConfig, GateAction, GateConfig
+from pipelines.config.schema import AdaptConfig, GateConfig
 from pipelines.stages.models import weights_of
 
 _SMALL_OWN = 100_000_000
@@ -48,23 +48,15 @@ class BaseDefaults:
 
     def settings(self, settings: AdaptConfig) -> AdaptConfig:
         """Return settings with nothing left open."""
-        optimizer = settings.optimizer
-        lr = self.lr if optimizer.lr is None else optimizer.lr
-        warmup_share = self.warmup_share if optimizer.warmup_share is None else optimizer.warmup_share
-        epochs = self.epochs if settings.epochs is None else settings.epochs
-        return replace(settings, epochs=epochs, optimizer=replace(optimizer, lr=lr, warmup_share=warmup_share))
+        return settings.settled(self.lr, self.warmup_share, self.epochs)
 
     def objective(self, objective: ObjectiveConfig) -> ObjectiveConfig:
         """Return an objective with nothing left open."""
-        if objective.weights.prompt is not None:
-            return objective
-        return replace(objective, weights=replace(objective.weights, prompt=self.prompt_weight))
+        return objective.settled(self.prompt_weight)
 
     def gate(self, gate: GateConfig) -> GateConfig:
-        """Return a gate with nothing left open; a limit that was set stops the run, that of the base's kind rolls back."""
-        limit = gate.max_general_ppl_increase
-        action = gate.action or (GateAction.ROLL_BACK if limit is None else GateAction.STOP)
-        return replace(gate, max_general_ppl_increase=self.max_general_ppl_increase if limit is None else limit, action=action)
+        """Return a gate with nothing left open."""
+        return gate.settled(self.max_general_ppl_increase)
 
 
 def said(settings: AdaptConfig, objective: ObjectiveConfig) -> str:

@@ -100,8 +100,9 @@ def test_a_base_without_a_corpus_is_measured_on_what_it_says_itself(
     base = make_checkpoint(tmp_path / "base", "llama")
     arguments = [
         "model=hf", f"model.path={base}", f"run.dir={tmp_path}/runs", *TASK, "pseudo_label.max_rows=40", "gate.general_rows=8",
-        "gate.continuations=4", "continue_pretrain.epochs=4", "continue_pretrain.batch_rows=8",
-        "continue_pretrain.optimizer.lr=0.003", "stages=[pseudo_label,continue_pretrain]",
+        "pseudo_label.estimates_noise=false",
+        "gate.continuations=4", "continue_pretrain.epochs=2", "continue_pretrain.batch_rows=8",
+        "continue_pretrain.optimizer.lr=0.02", "stages=[pseudo_label,continue_pretrain]",
     ]  # fmt: skip
     code, text = in_process("run", arguments, monkeypatch, capsys)
     assert code == 0, text

@@ -176,7 +176,7 @@ class GateConfig(Settings):
         None,
         "Largest share by which perplexity on general text may rise.",
         above=-1,
-        hint="null allows any rise, and 0.1 of a Hugging Face base",
+        hint="null allows any rise, of a Hugging Face base 0.1, or 0.5 on its own text",
     )
     action: GateAction | None = setting(
         None,

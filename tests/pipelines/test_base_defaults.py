@@ -41,6 +41,7 @@ def test_a_hugging_face_base_gets_small_steps_no_prompt_loss_and_a_gate(tmp_path
     gate = found.gate(GateConfig())
     assert gate.max_general_ppl_increase == 0.1
     assert gate.action is GateAction.ROLL_BACK
+    assert found.gate(GateConfig(), on_own_text=True).max_general_ppl_increase == 0.5
     assert "prompt words not trained" in said(settings, objective)
 
 
@@ -102,7 +103,8 @@ def test_a_base_without_a_corpus_is_measured_on_what_it_says_itself(
         "model=hf", f"model.path={base}", f"run.dir={tmp_path}/runs", *TASK, "pseudo_label.max_rows=40", "gate.general_rows=8",
         "pseudo_label.estimates_noise=false",
         "gate.continuations=4", "continue_pretrain.epochs=2", "continue_pretrain.batch_rows=8",
-        "continue_pretrain.optimizer.lr=0.02", "stages=[pseudo_label,continue_pretrain]",
+        "continue_pretrain.optimizer.lr=0.02", "gate.max_general_ppl_increase=0.1", "gate.action=roll_back",
+        "stages=[pseudo_label,continue_pretrain]",
     ]  # fmt: skip
     code, text = in_process("run", arguments, monkeypatch, capsys)
     assert code == 0, text

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from adapt.checkpoint.offload import OffloadConfig
+from adapt.core.artifacts import open_artifact, refuse_dangling
 from adapt.core.errors import CheckpointError, DataError
 from adapt.core.json_files import read_object, write_json
 from adapt.core.precision import say_precision
+from adapt.core.store_places import is_artifact
 from adapt.core.typed import from_plain
 from adapt.scoring.scorer_config import ScorerConfig
+from adapt.text.tokenizer_health import Finding, byte_findings, health_of
+from pseudo_label.cut_rows import CutRows
 from pseudo_label.decision import Decision, softmax
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.tasks import TaskConfig, TaskRow, labels_of, row_from
@@ -88,6 +92,16 @@ class Predictor:
             for label, ns, probs in zip(predictions(scores_NC, rows, task), names, softmax(scores_NC), strict=True)
         ]
 
+    def cut_rows(self, rows: Sequence[TaskRow]) -> CutRows | None:
+        """Return which rows are cut to the model's context under the first prompt that answers; None where no model does."""
+        return None if self._scorer is None else self._scorer.cut_rows(rows, self.spec.decision.prompts[0])
+
+    def text_findings(self, name: str, texts: Sequence[str]) -> list[Finding]:
+        """Return what the model's tokenizer hardly knows of texts (`name` is what messages call them); nothing without a model."""
+        if self._scorer is None or not texts:
+            return []
+        return byte_findings(health_of(self._scorer.tokenizer, name, texts, with_losses=False))
+
 
 def save_spec(directory: Path, spec: PredictorSpec) -> None:
     """Write what `load` needs beside a checkpoint's files."""
@@ -101,6 +115,7 @@ def read_spec(directory: Path) -> PredictorSpec:
         CheckpointError: it is not an export, or it is damaged.
     """
     place = directory / PREDICTOR_FILE
+    refuse_dangling(directory, "run stage export again")
     if not place.is_file():
         raise CheckpointError(f"{directory}: is not an export (no {PREDICTOR_FILE}); make one with `pipelines.export`")
     spec: PredictorSpec = from_plain(PredictorSpec, read_object(place), str(place))
@@ -114,6 +129,8 @@ def load(directory: str | Path, scorer: ScorerConfig | None = None, offload: Off
         CheckpointError: it is not an export, or it is damaged.
     """
     place = Path(directory)
+    if is_artifact(place):
+        open_artifact(place.resolve())  # compares its files with their sums
     spec = read_spec(place)
     lexical = lexical_files.load(place, spec.task) if spec.decision.needs_lexical else None
     if not spec.decision.method.needs_model:

@@ -201,8 +201,9 @@ def load_model(
     if is_hf_directory(directory):
         check_share((), 1 if share is None else share.of)
         n_stored = check_shards(directory)
+        stored = open_store(directory, verify if (directory / INDEX_FILE).is_file() else Verify.NEVER)
         model = load_hf_model(directory, config_files_of(directory), n_stored, device, dtype)
-        model.stored_dtypes = {name: place.dtype for name, place in open_store(directory, Verify.NEVER).tensors.items()}
+        model.stored_dtypes = {name: place.dtype for name, place in stored.tensors.items()}
         return model
     store, frame = _checked(directory, verify, dtype)
     if share is not None and share.of > 1:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _ALL = ("run", "force")
-_TASKS = ("tasks", "task_dir", "data.root", "data.encoding")
+_TASKS = ("tasks", "task_dir", "data.root", "data.files", "data.encoding", "data.quotes")
 _BASE = ("checkpoint", "model.path")
 STARTS_RANKS = ("engine.world_size", "engine.threads", "engine.hostfile", "engine.remote_shell", "engine.master_address")
 _SCORES = ("scorer", "offload", *STARTS_RANKS)
 _TRAINS = ("engine", "offload.optimizer", "offload.moments", "tracker")
-_CORPUS = ("data.corpus", "data.domain_field", "data.encoding")
+_CORPUS = ("data.corpus", "data.domain_field", "data.encoding", "data.quotes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +128,8 @@ COMMANDS = (
     _stage(
         "export",
         "An adapted model with all that answering needs, in one directory.",
-        (*_TASKS, *_BASE, "tracker"),
-        "task=tnews run.name=news",
+        (*_TASKS, *_BASE, "tracker", "export"),
+        "task=tnews run.name=news export.output=/models/tnews",
         "tasks=[tnews,eprstmt] run.name=both force=true",
     ),
     _stage(
@@ -163,6 +163,12 @@ COMMANDS = (
         says="Finished runs to tables of accuracies with paired differences.",
         reads=("run.dir", "tasks", "output", "study"),
         examples=("'study.runs=[news_*]' study.baseline=base", "run.dir=/data/runs 'study.runs=[a,b]' output=study.md"),
+    ),
+    Command(
+        name="clean",
+        says="What no run needs below run.dir, shown first, removed with clean.remove=true.",
+        reads=("run.dir", "clean"),
+        examples=("run.dir=/data/runs", "clean.remove=true clean.kinds=[unlinked,litter] clean.older_than_days=7"),
     ),
     Command(
         name="random_checkpoint",

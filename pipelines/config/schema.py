@@ -14,9 +14,11 @@ from adapt.core.artifacts import STORE
 from adapt.core.errors import ConfigError, is_file_name
 from adapt.core.precision import Precision
 from adapt.core.settings import Settings, about, setting, setting_of
+from adapt.core.store_survey import Unneeded
 from adapt.model.config import GPTConfig, HFConfig
 from adapt.objective_config import ObjectiveConfig
 from adapt.scoring.scorer_config import ScorerConfig
+from adapt.text.rows.contract import Quotes
 from adapt.text.rows.encodings import check_encoding
 from adapt.text.tokenizer import TokenizerConfig
 from adapt.train.engine_config import EngineConfig
@@ -48,7 +50,15 @@ class DataConfig:
     root: str | None = setting(
         None, "Tasks' rows in the CLUE layout, <task>/{dev,few,test,unlabeled}.{json,csv,...}.", form="directory"
     )
-    corpus: list[str] = setting_of(list, "General text: .txt, .jsonl or .jsonl.gz files, or patterns.", form="files")
+    files: dict[str, str] | dict[str, dict[str, str]] | None = setting(
+        None,
+        "Files of splits by name, in place of those of data.root; for several tasks by task, then by split.",
+        form="file",
+        hint="data.files={unlabeled: a.csv, dev: b.xlsx}, or data.files.titles.dev=b.xlsx for one split of task titles",
+    )
+    corpus: list[str] = setting_of(
+        list, "General text: .txt files, files of rows with a text, saved data sets, or patterns.", form="files"
+    )
     domain_field: str | None = setting(
         None, "Field of a jsonl row that names its text's domain.", form="field", hint="null takes it from the file's name"
     )
@@ -57,6 +67,12 @@ class DataConfig:
         "Encoding of all files of rows and texts.",
         form="encoding",
         hint="null recognises UTF-8, GB18030 and UTF-16",
+    )
+
+    quotes: Quotes | None = setting(
+        None,
+        "What quotes in csv and tsv are: cells, a quoted cell may hold separators and line breaks; text, letters like others.",
+        hint="null is cells, and refuses quotes that look like letters",
     )
 
     def __post_init__(self) -> None:
@@ -203,6 +219,37 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Where exports go besides the run."""
+
+    output: str | None = setting(
+        None,
+        "Directory of one's own for the export: real files, no links; with several tasks one directory in it for each.",
+        form="directory",
+        hint="null leaves it in the run",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanConfig(Settings):
+    """What `clean` looks at and removes below `run.dir`."""
+
+    remove: bool = setting(False, "Removes what is listed.", hint="false only shows it")
+    kinds: list[Unneeded] = setting_of(
+        lambda: list(Unneeded),
+        "What is listed: results that no run links to, interrupted work, and litter.",
+        hint="interrupted work is what the same command would go on from",
+    )
+    older_than_days: float = setting(0.0, "Leaves what was written more recently.", least=0, unit="days")
+    keep_for: list[str] = setting_of(
+        list,
+        "Places elsewhere whose links and artifacts need what is here.",
+        form="directories",
+        hint="the directories beside run.dir and run directories that read from it are looked at in any case",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelTreeConfig(Settings):
     """A proposed label tree."""
 
@@ -292,7 +339,7 @@ class PipelineConfig:
     )
     input: str | None = setting(
         None,
-        "Rows to label; - is standard input.",
+        "Rows to label: a file, the directory of a saved data set, or - for standard input.",
         form="file",
         hint="null takes the task's test split, else dev",
     )
@@ -313,10 +360,12 @@ class PipelineConfig:
     continue_pretrain: AdaptConfig = setting_of(AdaptConfig, "Continued pretraining on the selected rows.")
     gate: GateConfig = setting_of(GateConfig, "How much general language an adaptation may forget.")
     evaluate: EvaluateConfig = setting_of(EvaluateConfig, "Zero-shot evaluation and what decides answers.")
+    export: ExportConfig = setting_of(ExportConfig, "Where exports go besides the run.")
     predict: PredictConfig = setting_of(PredictConfig, "Labelling rows of one's own.")
     label_tree: LabelTreeConfig = setting_of(LabelTreeConfig, "Proposing groups for a task's labels.")
     prompt_search: PromptSearchConfig = setting_of(PromptSearchConfig, "Judging a task's prompts.")
     study: StudyConfig = setting_of(StudyConfig, "Comparing finished runs.")
+    clean: CleanConfig = setting_of(CleanConfig, "Removing from `run.dir` what nobody needs.")
     importer: str | None = setting(None, "What wrote the foreign checkpoint: pai_gpt_moe or megatron_deepspeed.", form="name")
     source: str | None = setting(None, "Directory of the foreign checkpoint.", form="directory")
     import_checkpoint: ImportConfig = setting_of(ImportConfig, "What a foreign checkpoint does not say of itself.")

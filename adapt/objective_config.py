@@ -25,8 +25,19 @@ class PartWeights(Settings):
     """Coefficients of the token losses."""
 
     context: float = setting(1.0, "Weight of the text's own next-token loss.", least=0, hint=_NO_PART)
-    prompt: float = setting(1.0, "Weight of the loss on the prompt's tokens.", least=0, hint=_NO_PART)
+    prompt: float | None = setting(
+        None,
+        "Weight of the loss on the prompt's constant tokens; null is 1, and 0 for a Hugging Face base, which would "
+        "say them everywhere after that.",
+        least=0,
+        hint=_NO_PART,
+    )
     pseudo_label: float = setting(1.0, "Weight of the loss on the label's tokens.", least=0, hint=_NO_PART)
+
+    def of(self, part: str) -> float:
+        """Return a part's weight; one that is left open, and was not settled by a base, is 1."""
+        weight: float | None = getattr(self, part)
+        return 1.0 if weight is None else weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +102,17 @@ class ObjectiveConfig(Settings):
         0, "How often each part's share in the gradient is measured.", least=0, unit="steps", hint="0 never measures"
     )
 
+    def settled(self, prompt_weight: float) -> ObjectiveConfig:
+        """Return the objective with the prompt's weight where it was left open."""
+        if self.weights.prompt is not None:
+            return self
+        return replace(self, weights=replace(self.weights, prompt=prompt_weight))
+
     def at(self, done: float) -> ObjectiveConfig:
         """Return the objective as it is where the share `done` of the run's steps lies behind, without schedules."""
         if self.schedules == PartSchedules():
             return self
         factors = {part.name: getattr(self.schedules, part.name).at(done) for part in fields(self.schedules)}
         balance = replace(self.balance, weight=self.balance.weight * factors.pop("balance"))
-        weights = PartWeights(**{part: getattr(self.weights, part) * factor for part, factor in factors.items()})
+        weights = PartWeights(**{part: self.weights.of(part) * factor for part, factor in factors.items()})
         return replace(self, weights=weights, balance=balance, schedules=PartSchedules())

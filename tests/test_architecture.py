@@ -65,6 +65,7 @@ ONE_FILE = {
     "scipy": "pseudo_label/statistics.py",
     "openpyxl": "adapt/text/rows/xlsx_rows.py",
     "bokeh": "pipelines/report_page/charts.py",
+    "gguf": "adapt/checkpoint/gguf_files.py",
     "jinja2": "pipelines/report_page/page.py",
 }
 # A benchmark's baseline is another package's own code; Parquet is written in one place and read from users in another.

@@ -6,6 +6,7 @@ that form: what was trained from it is a Hugging Face directory again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -168,6 +169,15 @@ def record_sums(directory: Path) -> tuple[int, int]:
     return add_sums(directory, files, with_tensors=not is_hf_directory(directory)), len(files)
 
 
+def count_weights(directory: Path) -> int:
+    """Return how many numbers a checkpoint's tensors hold, by its headers or index.
+
+    Raises:
+        CheckpointError: a shard is missing or damaged.
+    """
+    return sum(math.prod(place.shape) for place in open_store(directory, Verify.NEVER).tensors.values())
+
+
 def iterate_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of a checkpoint, one at a time.
 
@@ -213,21 +223,22 @@ def load_model(
     if is_hf_directory(directory):
         check_share((), 1 if share is None else share.of)
         n_stored = check_shards(directory)
-        if (directory / INDEX_FILE).is_file():
-            open_store(directory, verify)  # for the sums that its index may have
-        return load_hf_model(directory, config_files_of(directory), n_stored, device, dtype)
-    store, model = _checked(directory, verify, dtype)
+        stored = open_store(directory, verify if (directory / INDEX_FILE).is_file() else Verify.NEVER)
+        model = load_hf_model(directory, config_files_of(directory), n_stored, device, dtype)
+        model.stored_dtypes = {name: place.dtype for name, place in stored.tensors.items()}
+        return model
+    store, frame = _checked(directory, verify, dtype)
     if share is not None and share.of > 1:
-        model, store = own_experts(model, share), _own_tensors(store, share)
-    model = model.to_empty(device=device)
-    places = dict(named_state(model))
+        frame, store = own_experts(frame, share), _own_tensors(store, share)
+    own = frame.to_empty(device=device)
+    places = dict(named_state(own))
     with torch.no_grad():
         for piece in stream(store):
             place = places[piece.name]
             if piece.first is not None:
                 place = place[piece.first : piece.first + len(piece.content)]
             place.copy_(piece.content)
-    return model.eval()
+    return own.eval()
 
 
 def open_paged(directory: Path, config: OffloadConfig, device: torch.device | str, dtype: torch.dtype | None) -> PagedGPT:

@@ -38,6 +38,8 @@ HELD_OUT_FILE = "held_out.json"
 OUTCOME_FILE = "outcome.json"
 DEEPSPEED_FILE = "deepspeed.json"
 GENERAL_FILE = "general.json"
+_BEGUN_TOKENS, _CONTINUED_TOKENS = 12, 24
+_SAID = ("beginning", "before", "after")
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +68,15 @@ class TrainJob:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainData:
-    """Rows to train on, held-out rows by name (a domain, a task), and rows of general text that must not be forgotten."""
+    """Rows to train on, held-out rows by name (a domain, a task), and rows of general text that must not be forgotten.
+
+    Of so many of the last, `continuations`, the beginning is continued greedily, before and after.
+    """
 
     training: RowSource
     held_out: Mapping[str, RowSource]
     general: RowSource | None = None
+    continuations: int = 0
 
 
 def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData, job: TrainJob, rank: RankInfo) -> None:
@@ -94,10 +100,13 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
     with open_tracker(job.tracker, identity, rank.is_main) as tracker:
         started = time.monotonic()
         before, general_before = _measured(trainer, data)
+        beginnings = _beginnings(data)
+        said_before = trainer.continuations(beginnings, _CONTINUED_TOKENS)
         if rank.is_main:
             _say_estimate(model, data, job, time.monotonic() - started)
         outcome = trainer.train(data.training, job.train, work, tracker, time.monotonic() - started)
         after, general_after = _measured(trainer, data)
+        said_after = trainer.continuations(beginnings, _CONTINUED_TOKENS)
         tracker.conclude(_held_out_values(before, after), {})
     if rank.is_main:
         with writable(result):
@@ -107,7 +116,9 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
             held_out = {name: {"before": _values(before[name]), "after": _values(after[name])} for name in after}
             write_json(result / HELD_OUT_FILE, held_out)
             if data.general is not None:
-                write_json(result / GENERAL_FILE, {"before": general_before, "after": general_after})
+                said_of_each = zip(beginnings, said_before, said_after, strict=True)
+                texts = [dict(zip(_SAID, map(tokenizer.decode, said), strict=True)) for said in said_of_each]
+                write_json(result / GENERAL_FILE, {"before": general_before, "after": general_after, "continuations": texts})
             write_json(result / DEEPSPEED_FILE, deepspeed_config(job.engine, job.train.optimizer))
             said = {"tokens_per_s": outcome.tokens_per_s, "attempts": attempt, "skipped_steps": outcome.skipped_steps}
             write_json(work / OUTCOME_FILE, said)
@@ -133,6 +144,17 @@ def _measured(trainer: Trainer, data: TrainData) -> tuple[dict[str, dict[str, Pa
     """Return the ledgers of the held-out rows by name, and the losses of the rows of general text."""
     ledgers = {name: trainer.measure(rows) for name, rows in data.held_out.items()}
     return ledgers, [] if data.general is None else trainer.row_losses(data.general).tolist()
+
+
+def _beginnings(data: TrainData) -> list[list[int]]:
+    """Return how rows of general text begin: their first document's start and some tokens, for rows that go on after them."""
+    found: list[list[int]] = []
+    for row in range(0 if data.general is None else len(data.general)):
+        assert data.general is not None
+        inputs_T = data.general.row(row, 0)[0].inputs_T
+        if len(inputs_T) > _BEGUN_TOKENS and len(found) < data.continuations:
+            found.append(inputs_T[:_BEGUN_TOKENS].tolist())
+    return found
 
 
 def _held_out_values(*measured: Mapping[str, Mapping[str, PartValue]]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from adapt.core.runtime import seed_for
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import NO_TARGET, Reading, Span
 from adapt.model.batches import Batch, collate
+from adapt.model.continuing import greedy_tokens
 from adapt.model.health import LayerSums
 from adapt.model.inputs import CausalBase
 from adapt.objective import (
@@ -195,6 +196,13 @@ class Trainer:
             found_R2[rows, 1] = has_target.sum(1).double().cpu()[: len(rows)]
         engine.module.train()
         return np.asarray(engine.all_sum(found_R2.flatten()).reshape(-1, 2).numpy())
+
+    def continuations(self, beginnings: Sequence[Sequence[int]], n_tokens: int) -> list[list[int]]:
+        """Return the likeliest tokens after each beginning, on every rank."""
+        self._engine.module.eval()
+        found = greedy_tokens(self._base, beginnings, n_tokens, self._engine.device)
+        self._engine.module.train()
+        return found
 
     def _micro_batches(self, source: RowSource, rows: Sequence[tuple[int, int]], step: int | None) -> list[Batch]:
         """Cut this rank's share of a step; every rank gets the same number of micro-batches, empty ones if need be."""

@@ -28,7 +28,13 @@ def set_recompute(model: nn.Module, what: Recompute) -> None:
     """
     if isinstance(model, GPT):
         model.set_recompute(what)
-    elif what is not Recompute.NONE:
+    else:
+        refuse_recompute(what)
+
+
+def refuse_recompute(what: Recompute) -> None:
+    """Raise ConfigError where a Hugging Face model, which keeps everything, is to compute something again."""
+    if what is not Recompute.NONE:
         raise ConfigError(
             f"engine.activation_checkpointing: {what.value} is for this project's own models; for a Hugging Face model set "
             "it to none, and engine.micro_batch lower"

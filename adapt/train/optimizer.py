@@ -39,10 +39,10 @@ def make_optimizer(
     if config.algorithm is Algorithm.LAMB:
         stacks = () if getattr(model, "has_frozen_base", False) else model.named_parameters()  # factors are whole matrices
         stacked = frozenset(id(parameter) for name, parameter in stacks if ".experts." in name)
-        return Lamb(groups, lr=config.lr, betas=betas, eps=config.eps, stacked=stacked)
+        return Lamb(groups, lr=config.largest_lr, betas=betas, eps=config.eps, stacked=stacked)
     if paging is not None:
-        return PagedAdamW(groups, lr=config.lr, betas=betas, eps=config.eps, paging=paging)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+        return PagedAdamW(groups, lr=config.largest_lr, betas=betas, eps=config.eps, paging=paging)
+    return torch.optim.AdamW(groups, lr=config.largest_lr, betas=betas, eps=config.eps, fused=True)
 
 
 def create_moments(optimizer: torch.optim.Optimizer, groups: Sequence[dict[str, Any]], steps_done: int) -> None:

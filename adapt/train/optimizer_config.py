@@ -30,9 +30,20 @@ class OptimizerConfig(Settings):
     """An optimizer with warm-up and a schedule."""
 
     algorithm: Algorithm = setting(Algorithm.ADAMW, "The optimizer; lamb needs engine.zero_stage=0.")
-    lr: float = setting(3e-4, "Largest learning rate, reached after the warm-up.", least=0, hint="0 trains nothing")
+    lr: float | None = setting(
+        3e-4,
+        "Largest learning rate, reached after the warm-up; null is by the base's kind and size, in adaptation only.",
+        least=0,
+        hint="0 trains nothing",
+    )
     min_lr_ratio: float = setting(0.01, "Last learning rate as a share of the largest.", least=0, most=1)
-    warmup_share: float = setting(0.1, "Part of the run in which the learning rate rises.", least=0, most=1, unit="share of steps")
+    warmup_share: float | None = setting(
+        0.1,
+        "Part of the run in which the learning rate rises; null is by the base's kind, in adaptation only.",
+        least=0,
+        most=1,
+        unit="share of steps",
+    )
     schedule: Schedule = setting(Schedule.COSINE, "How the learning rate falls after the warm-up; wsd is stable, then linear.")
     decay_share: float = setting(0.2, "Part of the run at whose end wsd decays.", least=0, most=1, unit="share of steps")
     beta1: float = setting(0.9, "Decay of the gradient's running mean.", least=0, below=1)
@@ -41,12 +52,19 @@ class OptimizerConfig(Settings):
     weight_decay: float = setting(0.1, "Decoupled weight decay per unit of learning rate.", least=0, hint="0 is none")
     clip: float = setting(1.0, "Largest global gradient norm; larger gradients are scaled to it.", least=0, hint="0 clips nothing")
 
+    @property
+    def largest_lr(self) -> float:
+        """Return the largest learning rate, which must be known by now."""
+        assert self.lr is not None, "what is left open is settled by the base, before training"
+        return self.lr
+
 
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
     """Return the learning rate of a step (from 0)."""
+    assert config.warmup_share is not None, "what is left open is settled by the base, before training"
     warmup_steps = round(config.warmup_share * total_steps)
     if step < warmup_steps:
-        return config.lr * (step + 1) / warmup_steps
+        return config.largest_lr * (step + 1) / warmup_steps
     done = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
     floor = config.min_lr_ratio
     if config.schedule is Schedule.COSINE:
@@ -59,4 +77,4 @@ def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float
         share = floor + (1 - floor) * min(max(left, 0.0), 1.0)
     else:
         share = 1.0
-    return config.lr * share
+    return config.largest_lr * share

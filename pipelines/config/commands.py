@@ -187,6 +187,7 @@ COMMANDS = (
     Command(name="init", says="A table to a task that runs: its file, its rows, and the commands that go on."),
     Command(name="tokenizer_doctor", says="What a tokenizer does to texts and label words, and what to change."),
     Command(name="verify", says="A checkpoint's logits compared with a reference."),
+    Command(name="import_gguf", says="A GGUF file to a Hugging Face directory that works as a base."),
     Command(name="record_sums", says="Sums of a checkpoint's files, against which it is verified later."),
     Command(name="swap", says="Swap space on NVMe drives: plan, apply, undo."),
     Command(name="bench", says="Benchmarks against named baselines."),

@@ -6,7 +6,7 @@ Every stage takes from it only what it reads; what it reads is what its artifact
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from adapt.checkpoint.import_options import ImportOptions
 from adapt.checkpoint.offload import OffloadConfig
@@ -116,6 +116,8 @@ class PretrainConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.optimizer.lr is None or self.optimizer.warmup_share is None:
+            raise ConfigError("optimizer: lr and warmup_share need numbers in pretraining; there is no base to choose them by")
         if self.save_precision is Precision.AUTO:
             raise ConfigError("save_precision: auto is for computing; a file is fp32, bf16 or fp16")
 
@@ -131,15 +133,19 @@ class MomentsStart(enum.Enum):
 class AdaptConfig(ReadingConfig):
     """Continued pretraining on the selected rows, read as `ReadingConfig` says."""
 
-    epochs: float = setting(
-        2.0,
-        "How often the selected rows are read.",
+    epochs: float | None = setting(
+        None,
+        "How often the selected rows are read; null is 2, and 1 for a base of more than 3 billion weights.",
         above=0,
         unit="epochs",
         hint="to train nothing leave the stage out",
     )
     batch_rows: int = setting(32, "Rows of one optimizer step of adaptation, over all ranks.", least=1, unit="rows")
-    optimizer: OptimizerConfig = setting_of(lambda: OptimizerConfig(lr=3e-4), "Optimizer of adaptation.")
+    optimizer: OptimizerConfig = setting_of(
+        lambda: OptimizerConfig(lr=None, warmup_share=None),
+        "Optimizer of adaptation: an open lr is 3e-4 for a base of this project of up to 100 million weights, and 3e-5 to 1e-5 by "
+        "size for a larger or a Hugging Face one; an open warmup_share is 0.1 and 0.2.",
+    )
     save_every_steps: int = setting(100, "How often adaptation saves a state to resume from.", least=1, unit="steps")
     trains: Trained = setting(
         Trained.ALL,
@@ -157,32 +163,57 @@ class AdaptConfig(ReadingConfig):
         hint="leave a task out instead of giving it 0; null adapts each by itself",
     )
 
+    def settled(self, lr: float, warmup_share: float, epochs: float) -> AdaptConfig:
+        """Return these settings with what was left open."""
+        optimizer = replace(
+            self.optimizer,
+            lr=lr if self.optimizer.lr is None else self.optimizer.lr,
+            warmup_share=warmup_share if self.optimizer.warmup_share is None else self.optimizer.warmup_share,
+        )
+        return replace(self, epochs=epochs if self.epochs is None else self.epochs, optimizer=optimizer)
+
     def reading(self) -> ReadingConfig:
         """Return how rows are read."""
         return ReadingConfig(prompt=self.prompt, soft_labels=self.soft_labels, reads_unselected=self.reads_unselected)
 
 
 class GateAction(enum.Enum):
-    """What happens to an adaptation that forgets too much: the run stops with an error, or the base stands for the task."""
+    """What happens to an adaptation that forgets too much: the run stops, the base stands for the task, or it is only said."""
 
     STOP = "stop"
     ROLL_BACK = "roll_back"
+    WARN = "warn"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig(Settings):
-    """How much an adaptation may forget: perplexity on held-out documents of `data.corpus`, before and after."""
+    """How much an adaptation may forget: perplexity and greedy continuations of general text, before and after.
+
+    General text is that of held-out documents of `data.corpus`. Without a corpus, that of a Hugging Face base is its own: tokens
+    drawn from it.
+    """
 
     max_general_ppl_increase: float | None = setting(
         None,
         "Largest share by which perplexity on general text may rise.",
         above=-1,
-        hint="null allows any rise",
+        hint="null allows any rise, of a Hugging Face base 0.1, or 0.5 on its own text",
     )
-    action: GateAction = setting(
-        GateAction.STOP, "What a larger rise does: end the run with an error, or keep the base for the task."
+    action: GateAction | None = setting(
+        None,
+        "What a larger rise does: end the run with an error (stop), keep the base for the task (roll_back), or be said (warn); "
+        "null stops where the largest share is set, and keeps the base elsewhere.",
     )
     general_rows: int = setting(64, "Held-out rows of general text that perplexity is measured on.", least=1, unit="rows")
+    continuations: int = setting(
+        20, "Beginnings of general text that are continued greedily, before and after.", least=0, hint="0 continues none"
+    )
+
+    def settled(self, limit: float | None) -> GateConfig:
+        """Return the gate with what was left open; a limit that was set stops the run, that of the base's kind rolls back."""
+        is_set = self.max_general_ppl_increase is not None
+        action = self.action or (GateAction.STOP if is_set else GateAction.ROLL_BACK)
+        return replace(self, max_general_ppl_increase=self.max_general_ppl_increase if is_set else limit, action=action)
 
 
 class ExportForm(enum.Enum):

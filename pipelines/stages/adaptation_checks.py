@@ -38,8 +38,10 @@ def check_training(base: Artifact, settings: AdaptConfig, engine: EngineConfig, 
         return
     from adapt.model.expert_parallel import check_share  # these import torch
     from adapt.train.hf_memory_plan import check_foreign_memory
+    from adapt.train.model_preparation import refuse_recompute
 
     check_share((), engine.expert_parallel)
+    refuse_recompute(engine.activation_checkpointing)
     _check_foreign_trained(base, settings)
     if not is_delta(weights_of(base)):
         check_foreign_memory(weights_of(base), engine, offload, settings.trains, settings.lora)

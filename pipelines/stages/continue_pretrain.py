@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.checkpoint.vocabulary import load_tokenizer
 from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError, DataError
@@ -27,16 +28,19 @@ from adapt.text.packing import RowSource
 from pipelines.config.schema import AdaptConfig, GateConfig, PipelineConfig
 from pipelines.ranks.launch import launch
 from pipelines.stages.adaptation_checks import check_training, moments_of
+from pipelines.stages.base_defaults import BaseDefaults, said
 from pipelines.stages.contract import Reads, Stage, Workshop, unkeyed
 from pipelines.stages.forgetting import (
     GeneralTextReads,
+    continuations_of,
     general_perplexity,
     general_text,
-    held_out_rows,
     is_rolled_back,
+    measured_rows,
     replayed_rows,
 )
 from pipelines.stages.models import weights_of
+from pipelines.stages.own_text import own_text
 from pipelines.stages.products import Adaptation, Labels
 from pipelines.stages.run import Run
 from pipelines.stages.teachers import taught_place
@@ -81,6 +85,7 @@ class AdaptReads(Reads):
     base: Artifact
     labels: Mapping[str, Artifact]
     general_text: GeneralTextReads | None
+    has_own_text: bool = unkeyed("follows from the base and from general text")
     moments: Path | None = unkeyed("they lie beside the base's weights")
 
 
@@ -88,26 +93,30 @@ class ContinuePretrain(Stage[AdaptReads]):
     """Continue pretraining on the selected rows under the whole objective."""
 
     name = NAME
-    version = 5  # the lexical labellers that were taught are kept
+    version = 6  # general text is continued greedily, before and after
 
     def reads(self, run: Run, task: TaskConfig | None) -> AdaptReads:
         assert task is not None
-        config, settings = run.config, run.config.continue_pretrain
+        config = run.config
         base = run.base()
+        defaults = BaseDefaults.of(base)
+        settings = defaults.settings(config.continue_pretrain)
         is_joint = _is_joint(settings, task)
         training = TrainingReads.of(run, NAME, "joint" if is_joint else task.name)
         check_training(base, settings, training.engine, training.offload)
         labels = _labels(run, task, base)
-        general = GeneralTextReads.of(config)
+        is_foreign = is_hf_directory(weights_of(base))
+        general = GeneralTextReads.of(config, is_foreign=is_foreign)
         return AdaptReads(
             tasks=tuple(_member(run, member, found) for member, found in labels),
             continue_pretrain=settings,
-            objective=config.objective,
-            gate=None if general is None else config.gate,
+            objective=defaults.objective(config.objective),
+            gate=defaults.gate(config.gate, on_own_text=general is None) if general is not None or is_foreign else None,
             training=training,
             base=base,
             labels={labels_name(member, is_joint): found for member, found in labels},
             general_text=general,
+            has_own_text=general is None and is_foreign,
             moments=moments_of(base, settings),
         )
 
@@ -116,10 +125,13 @@ class ContinuePretrain(Stage[AdaptReads]):
         n_task_rows = sum(member.rows_per_epoch for member in reads.tasks)
         if not n_task_rows:
             return Adaptation(is_adapted=False).metrics()
-        general = None if reads.general_text is None else general_text(shop, reads.general_text, reads.base)
+        if is_hf_directory(weights_of(reads.base)):
+            shop.say_once(f"continue_pretrain: {said(settings, reads.objective)}")
+        general = _general(shop, reads)
         if settings.replay_share and general is not None and not general.metrics["train"]:
             raise DataError("data.corpus: no text is left to replay; lower pretrain.held_out_share")
         n_replayed = round(n_task_rows * settings.replay_share / (1 - settings.replay_share))
+        assert settings.epochs is not None, "settled by the base"
         steps = math.ceil(settings.epochs * (n_task_rows + n_replayed) / settings.batch_rows)
         train = replace(train_config(settings, steps), trains=settings.trains, lora=settings.lora)
         job = {
@@ -129,6 +141,7 @@ class ContinuePretrain(Stage[AdaptReads]):
             "reading": to_plain(settings.reading()),
             "general": None if general is None else str(general.path.resolve()),
             "general_rows": 0 if reads.gate is None else reads.gate.general_rows,
+            "continuations": 0 if reads.gate is None else reads.gate.continuations,
             "replayed_rows": n_replayed,
             "job": {
                 **reads.training.job(NAME, reads.objective, train, result, work),
@@ -147,6 +160,15 @@ class ContinuePretrain(Stage[AdaptReads]):
 
 
 STAGE = ContinuePretrain()
+
+
+def _general(shop: Workshop, reads: AdaptReads) -> Artifact | None:
+    """Return the general text that is measured, if any."""
+    if reads.general_text is not None:
+        return general_text(shop, reads.general_text, reads.base)
+    if reads.gate is None or not reads.has_own_text:
+        return None
+    return own_text(shop, reads.base, reads.gate.general_rows)
 
 
 def labels_name(task: TaskConfig, is_joint: bool) -> str:
@@ -222,11 +244,12 @@ def _finished(gate: GateConfig | None, result: Path, work: Path) -> Adaptation:
         return Adaptation(is_adapted=True, **trained)
     content = read_object(losses)
     general = general_perplexity(np.asarray(content["before"]), np.asarray(content["after"]))
-    is_taken_back = gate is not None and is_rolled_back(gate, general)
+    continuations = continuations_of(content["continuations"])
+    is_taken_back = gate is not None and is_rolled_back(gate, general, continuations)
     if is_taken_back:
         for file in result.iterdir():
             shutil.rmtree(file) if file.is_dir() else file.unlink()
-    return Adaptation(is_adapted=not is_taken_back, general=general, **trained)
+    return Adaptation(is_adapted=not is_taken_back, general=general, continuations=continuations, **trained)
 
 
 def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
@@ -252,9 +275,14 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
             held_out[task.name] = RowList(measured)
     general: RowSource | None = None
     if job["general"] is not None:
-        general = held_out_rows(Path(job["general"]), model.context_length, int(job["general_rows"]))
+        general = measured_rows(Path(job["general"]), model.context_length, int(job["general_rows"]))
     if job["replayed_rows"]:
         replayed = replayed_rows(Path(job["general"]), model.context_length, spec.seed)
         ingredients.append(Ingredient(name="general text", source=replayed, rows_per_epoch=int(job["replayed_rows"])))
-    data = TrainData(training=mixed(ingredients, spec.seed), held_out=held_out, general=general if general else None)
+    data = TrainData(
+        training=mixed(ingredients, spec.seed),
+        held_out=held_out,
+        general=general if general else None,
+        continuations=int(job["continuations"]),
+    )
     run_training(model, tokenizer, data, spec, rank)

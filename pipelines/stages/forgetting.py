@@ -1,15 +1,19 @@
 """General text beside a task: what adaptation must not forget, and what may be mixed into it.
 
 `general_text` keeps the documents of `data.corpus` as token ids in an artifact of their own, made once per (corpus, base): those
-held out by the rule of pretraining, so that no base trained here has seen them, and, where they are replayed, the others. Losses
-by row, before and after, become a perplexity with the interval of its rise, resampled in pairs (Koehn 2004, EMNLP, section 4).
+held out by the rule of pretraining, so that no base trained here has seen them, and, where they are replayed, the others. Without
+a corpus a Hugging Face base is measured on its own text (`own_text.py`). Losses by row, before and after, become a perplexity with
+the interval of its rise, resampled in pairs (Koehn 2004, EMNLP, section 4). Beginnings of the same text are continued greedily
+before and after: a model that says the same words whatever one asks shows it there.
 
 Legend: R rows, S resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +24,24 @@ from adapt.checkpoint.vocabulary import tokenizer_of
 from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.scorer import FloatArray
-from adapt.text.packing import PackedCorpus, SomeRows
+from adapt.text.packing import PackedCorpus, RowSource, SomeRows
 from adapt.text.tokenized_corpus import TokenizedCorpus, open_tokenized, tokenize_corpus
 from pipelines.config.schema import GateAction, GateConfig, PipelineConfig
 from pipelines.stages.contract import Reads, Workshop, key_of
 from pipelines.stages.corpus import CorpusReads
 from pipelines.stages.models import weights_of
-from pipelines.stages.products import GeneralPerplexity
+from pipelines.stages.own_text import OWN_TEXT_FILE, own_text_rows
+from pipelines.stages.products import Continuations, GeneralPerplexity
 
 NAME = "general_text"
 VERSION = 2  # documents of Hugging Face bases start as their tokenizer says
 _RESAMPLES = 10_000
+_RUN = 4  # words
+_MOST_SHARED = 0.25  # rise of the share of runs that several continuations have
 _PERCENTILES = (2.5, 97.5)
 _TRAINING, _HELD_OUT = "train", "held_out"
+
+logger = logging.getLogger("pipelines")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +53,14 @@ class GeneralTextReads(Reads):
     corpus: CorpusReads
 
     @classmethod
-    def of(cls, config: PipelineConfig) -> GeneralTextReads | None:
-        """Return what general text is made of; None where no `data.corpus` is given.
+    def of(cls, config: PipelineConfig, *, is_foreign: bool = False) -> GeneralTextReads | None:
+        """Return what general text is made of; None where no `data.corpus` is given. A foreign base has text of its own.
 
         Raises:
             ConfigError: something needs it, and there is none.
         """
         if not config.data.corpus:
-            refuse_needed(config)
+            refuse_needed(config, is_foreign=is_foreign)
             return None
         return cls(
             held_out_share=config.pretrain.held_out_share,
@@ -82,10 +91,10 @@ def general_text(shop: Workshop, reads: GeneralTextReads, base: Artifact) -> Art
     return shop.produce(key_of(NAME, VERSION, _InTokens(text=reads, base=base)), build, NAME)
 
 
-def refuse_needed(config: PipelineConfig) -> None:
+def refuse_needed(config: PipelineConfig, *, is_foreign: bool = False) -> None:
     """Raise ConfigError for settings that need general text, where there is none."""
     needs = {
-        "gate.max_general_ppl_increase": config.gate.max_general_ppl_increase is not None,
+        "gate.max_general_ppl_increase": config.gate.max_general_ppl_increase is not None and not is_foreign,
         "continue_pretrain.replay_share": config.continue_pretrain.replay_share > 0,
     }
     for name, is_needed in needs.items():
@@ -93,8 +102,10 @@ def refuse_needed(config: PipelineConfig) -> None:
             raise ConfigError(f"{name}: needs general text; give data.corpus=[FILE or GLOB, ...]")
 
 
-def held_out_rows(general: Path, context_length: int, limit: int) -> SomeRows:
-    """Return rows of held-out general text for measuring."""
+def measured_rows(general: Path, context_length: int, limit: int) -> RowSource:
+    """Return rows of general text for measuring: held-out documents, or a base's own text."""
+    if (general / OWN_TEXT_FILE).is_file():
+        return own_text_rows(general)
     return SomeRows(PackedCorpus(_opened(general, _HELD_OUT), context_length, 0, 0.0, None), limit)
 
 
@@ -118,21 +129,48 @@ def general_perplexity(before_R2: FloatArray, after_R2: FloatArray) -> GeneralPe
     )
 
 
-def is_rolled_back(gate: GateConfig, found: GeneralPerplexity) -> bool:
-    """Compare an adaptation with the gate: whether it is to be taken back.
+def continuations_of(found: Sequence[Mapping[str, str]]) -> Continuations | None:
+    """Compare greedy continuations of the same beginnings, before and after; None where nothing was continued."""
+    if not found:
+        return None
+    before, after = ([one[when] for one in found] for when in ("before", "after"))
+    return Continuations(
+        count=len(found),
+        changed=sum(old != new for old, new in zip(before, after, strict=True)),
+        shared_before=_shared(before),
+        shared_after=_shared(after),
+    )
+
+
+def is_rolled_back(gate: GateConfig, found: GeneralPerplexity, continuations: Continuations | None = None) -> bool:
+    """Compare an adaptation with the gate: whether it is to be taken back. What a gate only warns of is logged.
 
     Raises:
         TrainingError: it forgot more than the gate allows, which is to stop the run.
     """
     limit = gate.max_general_ppl_increase
-    if limit is None or found.increase <= limit:
+    if limit is None:
         return False
-    if gate.action is GateAction.ROLL_BACK:
-        return True
-    raise TrainingError(
-        f"{found}, more than gate.max_general_ppl_increase={limit}; lower continue_pretrain.optimizer.lr or epochs, raise "
-        "continue_pretrain.replay_share, or set gate.action=roll_back to keep the base"
-    )
+    is_monotone = continuations is not None and continuations.shared_after - continuations.shared_before > _MOST_SHARED
+    if found.increase <= limit and not is_monotone:
+        return False
+    said = f"{found}, more than gate.max_general_ppl_increase={limit}"
+    if found.increase <= limit:
+        said = f"{continuations}: the model says the same words whatever it is asked"
+    advice = "lower continue_pretrain.optimizer.lr or epochs, or raise continue_pretrain.replay_share"
+    if gate.action in (None, GateAction.STOP):
+        raise TrainingError(f"{said}; {advice}, or set gate.action=roll_back to keep the base")
+    is_kept = gate.action is GateAction.WARN
+    logger.warning("%s; %s%s", said, advice, "" if is_kept else "; the base stands for the task, gate.action=warn would not")
+    return not is_kept
+
+
+def _shared(texts: Sequence[str]) -> float:
+    """Return the share of runs of words that another text has too."""
+    runs = [{tuple(words[i : i + _RUN]) for i in range(len(words) - _RUN + 1)} for words in (text.split() for text in texts)]
+    owners = Counter(run for own in runs for run in own)
+    total = sum(owners.values())
+    return sum(count for count in owners.values() if count > 1) / total if total else 0.0
 
 
 def _opened(general: Path, part: str) -> TokenizedCorpus:

@@ -5,6 +5,7 @@ A stage writes one of these as the metrics of its manifest; whoever reads them a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -135,7 +136,22 @@ class GeneralPerplexity:
     def __str__(self) -> str:
         low, high = self.ci95
         change = f"{100 * self.increase:+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}]"
-        return f"general perplexity {self.before:.1f} -> {self.after:.1f} ({change})"
+        nats = f"{math.log(self.before):.3f} -> {math.log(self.after):.3f} nats a token"
+        return f"general perplexity {self.before:.1f} -> {self.after:.1f} ({change}; {nats})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuations:
+    """Greedy continuations of general text before and after: how many changed, and the share of words' runs in several."""
+
+    count: int
+    changed: int
+    shared_before: float
+    shared_after: float
+
+    def __str__(self) -> str:
+        shared = f"{100 * self.shared_before:.0f} -> {100 * self.shared_after:.0f} %"
+        return f"{self.changed} of {self.count} greedy continuations changed, words shared between them {shared}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +164,7 @@ class Adaptation(Training):
     is_adapted: bool
     teachers: list[str] = field(default_factory=list)
     general: GeneralPerplexity | None = None
+    continuations: Continuations | None = None
 
     @property
     def is_rolled_back(self) -> bool:
@@ -155,10 +172,14 @@ class Adaptation(Training):
 
     def __str__(self) -> str:
         if self.is_rolled_back:
-            return f"rolled back, the base model stands: {self.general}, more than gate.max_general_ppl_increase"
+            return f"rolled back, the base model stands: {self._forgotten}, more than the gate allows"
         if not self.is_adapted:
             return "no pseudo-labels to train on: the base model stands"
-        return super().__str__() + ("" if self.general is None else f"; {self.general}")
+        return super().__str__() + ("" if self.general is None else f"; {self._forgotten}")
+
+    @property
+    def _forgotten(self) -> str:
+        return "; ".join(str(found) for found in (self.general, self.continuations) if found is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,20 +10,18 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from adapt.core.errors import ConfigError
 from adapt.core.spans import LabelLoss
-from adapt.model.config import HFConfig
 from adapt.train.engine_config import check_optimizer
-from pipelines.config.label_settings import Teacher
-from pipelines.config.schema import MomentsStart, PipelineConfig
+from pipelines.config.schema import MomentsStart
 from pipelines.stages.delivery import check_deliveries
 from pipelines.stages.models import open_model_artifact, weights_of
 from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, TaskData, labelled_rows_of_other
 from pipelines.stages.run import Run
 from pipelines.stages.scoring_choice import chosen_prompts
+from pipelines.walk.ahead import Ahead
 from pseudo_label.adaptation_data import refuse_unreadable
 from pseudo_label.criteria.contract import get_criterion
 from pseudo_label.decision import Method
@@ -37,45 +35,6 @@ _LABELLING = ("label_tree", "pseudo_label")
 _ON_A_BASE = ("label_tree", "prompt_search", "pseudo_label", "continue_pretrain", "evaluate", "export")
 
 logger = logging.getLogger("pipelines")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ahead:
-    """A walk that is about to start: its stages by name, in their order, and its tasks."""
-
-    run: Run
-    stages: list[str]
-    tasks: list[TaskConfig]
-
-    @property
-    def config(self) -> PipelineConfig:
-        return self.run.config
-
-    def has(self, *stages: str) -> bool:
-        """Whether one of these stages will run."""
-        return any(stage in self.stages for stage in stages)
-
-    @property
-    def makes_its_base(self) -> bool:
-        """Whether tasks start from a base that this walk pretrains."""
-        return self.has("pretrain") and self.config.checkpoint is None and not isinstance(self.config.model, HFConfig)
-
-    @property
-    def predicts_directly(self) -> bool:
-        """Whether rows are labelled by the export at `checkpoint`, and not by one of this run."""
-        return self.has("predict") and not self.has("export") and self.config.checkpoint is not None
-
-    @property
-    def is_fitted_at_evaluation(self) -> bool:
-        """Whether evaluation reads unlabeled rows."""
-        settings = self.config.evaluate
-        methods = {*settings.methods, settings.method}
-        return bool(settings.criteria) or any(method.needs_rows or method.needs_lexical for method in methods)
-
-    @property
-    def asks_model_to_label(self) -> bool:
-        """Whether prompts label unlabeled rows."""
-        return self.has("label_tree") or (self.has("pseudo_label") and Teacher.MODEL in self.config.pseudo_label.teachers)
 
 
 def check_ahead(run: Run, stages: list[str], tasks: list[TaskConfig]) -> None:
@@ -179,7 +138,7 @@ def check_corpus(ahead: Ahead) -> None:
 
     data = ahead.config.data
     if ahead.has("continue_pretrain") and not data.corpus:
-        refuse_needed(ahead.config)
+        refuse_needed(ahead.config, is_foreign=ahead.has_foreign_base)
     if ahead.has("tokenizer", "pretrain") or (ahead.has("continue_pretrain") and data.corpus):
         files = find_corpus(data.corpus, data.domain_field, data.encoding, data.quotes)
         if ahead.has("pretrain") and data.domain_field is None:  # else the lines say their domains, and there may be many lines

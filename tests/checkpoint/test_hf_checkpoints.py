@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from adapt.checkpoint.hf_directory import open_hf_directory
 from adapt.checkpoint.offload import OffloadConfig, Verify, WeightsIn
 from adapt.checkpoint.open_checkpoint import open_checkpoint
+from adapt.checkpoint.store import open_store
 from adapt.checkpoint.vocabulary import load_tokenizer
 from adapt.checkpoint.weights import checkpoint_files, has_weights, load_model, save_trained
 from adapt.core.errors import AdaptError, CheckpointError, ConfigError
@@ -270,3 +271,27 @@ def test_weights_that_cannot_stay_mapped_are_refused(tmp_path: Path) -> None:
         open_checkpoint(base, ScorerConfig(precision=Precision.BF16), OffloadConfig(weights=WeightsIn.MMAP))
     with pytest.raises(ConfigError, match=r"offload\.weights=ring: .* set offload\.weights=mmap or memory"):
         open_checkpoint(base, FP32, OffloadConfig(weights=WeightsIn.RING))
+
+
+@pytest.mark.parametrize("family", ["llama", "olmoe"])
+def test_a_base_in_bf16_is_written_in_bf16_again(family: str, tmp_path: Path) -> None:
+    """Also where one tensor is kept exact: every tensor keeps the format that the base's file has it in."""
+    base = tmp_path / "base"
+    model = AutoModelForCausalLM.from_pretrained(make_checkpoint(tmp_path / "fp32", family), dtype=torch.bfloat16)
+    model.get_decoder().norm.float()
+    model.save_pretrained(base)
+    shutil.copyfile(tmp_path / "fp32" / "tokenizer.json", base / "tokenizer.json")
+    shutil.copyfile(tmp_path / "fp32" / "tokenizer_config.json", base / "tokenizer_config.json")
+    result = tmp_path / "result"
+    result.mkdir()
+    loaded = load_model(base)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert isinstance(loaded, HFModel)
+    save_trained(result, loaded, loaded.named_parameters(), load_tokenizer(base, loaded))
+    dtypes = {name: place.dtype for name, place in open_store(base).tensors.items()}
+    assert {name: place.dtype for name, place in open_store(result).tensors.items()} == dtypes
+    assert set(dtypes.values()) == {torch.bfloat16, torch.float32}
+    assert json.loads((result / "config.json").read_text(encoding="utf-8"))["dtype"] == "bfloat16"
+    again = AutoModelForCausalLM.from_pretrained(result, dtype=torch.float32).state_dict()
+    for name, weight in AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).state_dict().items():
+        assert torch.equal(again[name], weight), name

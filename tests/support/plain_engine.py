@@ -24,7 +24,7 @@ class PlainEngine:
         self.module = model
         self._clip = config.clip
         self._adamw = torch.optim.AdamW(
-            parameter_groups(model, config), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps
+            parameter_groups(model, config), lr=config.largest_lr, betas=(config.beta1, config.beta2), eps=config.eps
         )
 
     def accumulate(self, loss: Callable[[], Tensor], is_last: bool) -> None:

@@ -53,7 +53,7 @@ def by_hand(weight: Tensor, gradients: list[Tensor], decay: float) -> Tensor:
         v = LAMB.beta2 * v + (1 - LAMB.beta2) * gradient**2
         r = (m / (1 - LAMB.beta1**step)) / ((v / (1 - LAMB.beta2**step)).sqrt() + LAMB.eps) + decay * w
         w_norm, r_norm = float((w**2).sum()) ** 0.5, float((r**2).sum()) ** 0.5
-        w = w - LAMB.lr * (w_norm / r_norm if w_norm > 0 and r_norm > 0 else 1.0) * r
+        w = w - LAMB.largest_lr * (w_norm / r_norm if w_norm > 0 and r_norm > 0 else 1.0) * r
     return w
 
 
@@ -83,7 +83,7 @@ def test_an_expert_without_gradient_only_decays_at_its_own_pace() -> None:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    torch.testing.assert_close(model.mlp.experts.up_weight.detach(), start * (1 - LAMB.lr))
+    torch.testing.assert_close(model.mlp.experts.up_weight.detach(), start * (1 - LAMB.largest_lr))
     assert not model.dense.bias.any()
 
 

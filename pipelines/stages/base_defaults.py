@@ -1,0 +1,70 @@
+"""How a base is trained where settings leave it open: by its kind and its number of weights.
+
+A small base of this project is a few hours of training away from random weights and takes large steps. A base that others
+pretrained on far more text loses its language under such steps: a 135M model at learning rate 3e-4 continues every text with the
+prompt's words after nine steps. It gets the learning rates of full fine-tuning, a longer warm-up, and no loss on the
+prompt's constant words, which it would learn to say everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adapt.checkpoint.hf_directory import is_hf_directory
+from adapt.core.artifacts import Artifact
+from adapt.objective_config import ObjectiveConfig
+from pipelines.config.schema import AdaptConfig, GateConfig
+from pipelines.stages.models import weights_of
+
+_SMALL_OWN = 100_000_000
+# (weights up to, learning rate, epochs) of pretrained bases: tried at 135M, larger ones by the usual settings of fine-tuning.
+_PRETRAINED = ((300_000_000, 3e-5, 2.0), (3_000_000_000, 2e-5, 2.0), (None, 1e-5, 1.0))
+# Of perplexity. A base's own text is dear to it: an adaptation whose continuations all still read raised it by 20 %.
+_LARGEST_RISE, _LARGEST_RISE_OF_OWN_TEXT = 0.1, 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseDefaults:
+    """What open settings come to for one base."""
+
+    lr: float = 3e-4
+    warmup_share: float = 0.1
+    epochs: float = 2.0
+    prompt_weight: float = 1.0
+    is_guarded: bool = False
+
+    @classmethod
+    def of(cls, base: Artifact) -> BaseDefaults:
+        """Return those of a base."""
+        from adapt.checkpoint.weights import count_weights  # imports torch
+
+        place = weights_of(base)
+        n_weights, is_foreign = count_weights(place), is_hf_directory(place)
+        if not is_foreign and n_weights <= _SMALL_OWN:
+            return cls()
+        lr, epochs = next((lr, epochs) for most, lr, epochs in _PRETRAINED if most is None or n_weights <= most)
+        if not is_foreign:
+            return cls(lr=lr, warmup_share=0.2, epochs=epochs)
+        return cls(lr=lr, warmup_share=0.2, epochs=epochs, prompt_weight=0.0, is_guarded=True)
+
+    def settings(self, settings: AdaptConfig) -> AdaptConfig:
+        """Return settings with nothing left open."""
+        return settings.settled(self.lr, self.warmup_share, self.epochs)
+
+    def objective(self, objective: ObjectiveConfig) -> ObjectiveConfig:
+        """Return an objective with nothing left open."""
+        return objective.settled(self.prompt_weight)
+
+    def gate(self, gate: GateConfig, *, on_own_text: bool = False) -> GateConfig:
+        """Return a gate with nothing left open; `on_own_text` it measures what the base says itself."""
+        limit = _LARGEST_RISE_OF_OWN_TEXT if on_own_text else _LARGEST_RISE
+        return gate.settled(limit if self.is_guarded else None)
+
+
+def said(settings: AdaptConfig, objective: ObjectiveConfig) -> str:
+    """Return in words how a base is trained, where settings left it open."""
+    prompt = "prompt words not trained" if not objective.weights.prompt else f"prompt words at weight {objective.weights.prompt:g}"
+    return (
+        f"learning rate {settings.optimizer.lr:g}, warm-up {100 * (settings.optimizer.warmup_share or 0):g} % of the steps, "
+        f"{settings.epochs:g} epochs, {prompt}"
+    )

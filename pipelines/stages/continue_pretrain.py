@@ -42,10 +42,13 @@ from pipelines.stages.forgetting import (
 from pipelines.stages.models import weights_of
 from pipelines.stages.products import Adaptation, Labels
 from pipelines.stages.run import Run
+from pipelines.stages.teachers import taught_place
 from pipelines.stages.training import TrainingReads, finished_training, train_config
 from pseudo_label.adaptation_data import ReadingConfig, training_rows
 from pseudo_label.store import LABELS_FILE, read_labels, rows_of_labels
 from pseudo_label.tasks import TaskConfig, read_rows, split_path
+from pseudo_label.teachers import lexical_files
+from pseudo_label.teachers.lexical_files import LEXICAL_FILE
 
 NAME = "continue_pretrain"
 _GENERAL_FILE = "general.json"
@@ -89,7 +92,7 @@ class ContinuePretrain(Stage[AdaptReads]):
     """Continue pretraining on the selected rows under the whole objective."""
 
     name = NAME
-    version = 4  # prompts of Hugging Face bases are one text
+    version = 5  # the lexical labellers that were taught are kept
 
     def reads(self, run: Run, task: TaskConfig | None) -> AdaptReads:
         assert task is not None
@@ -138,7 +141,10 @@ class ContinuePretrain(Stage[AdaptReads]):
         }
         launch(job, work, reads.training.engine)
         teachers = dict.fromkeys(name for labels in reads.labels.values() for name in Labels.of(labels).teachers)
-        return replace(_finished(reads.gate, result, work), teachers=list(teachers)).metrics()
+        finished = replace(_finished(reads.gate, result, work), teachers=list(teachers))
+        if finished.is_adapted:
+            _keep_taught(reads, result)
+        return finished.metrics()
 
     def describe(self, artifact: Artifact) -> str:
         return str(Adaptation.of(artifact))
@@ -207,7 +213,7 @@ def _member(run: Run, task: TaskConfig, labels: Artifact) -> Member:
     n_rows = found.rows - found.held_out if settings.reads_unselected and found.selected else found.selected
     return Member(
         task=task,
-        rows=split_path(run.data_root(), task, "unlabeled").absolute() if n_rows else Path(),
+        rows=split_path(run.splits(), task, "unlabeled").absolute() if n_rows else Path(),
         labels=(labels.path / LABELS_FILE).resolve(),
         rows_per_epoch=round(n_rows * (settings.joint or {}).get(task.name, 1.0)),
     )
@@ -238,6 +244,16 @@ def moments_of(base: Artifact, settings: AdaptConfig) -> Path | None:
             "use continue_pretrain.moments=fresh"
         )
     return place
+
+
+def _keep_taught(reads: AdaptReads, result: Path) -> None:
+    """Keep the lexical labellers that learnt from the other teachers: they answer together with the model."""
+    for member in reads.tasks:
+        labels = member.labels.parent
+        if (labels / LEXICAL_FILE).is_file():
+            place = taught_place(result, member.task.name)
+            place.mkdir(parents=True)
+            lexical_files.copy(labels, place)
 
 
 def _finished(gate: GateConfig | None, result: Path, work: Path) -> Adaptation:

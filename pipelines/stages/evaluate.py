@@ -6,7 +6,6 @@ Evaluation is pseudo-labelling with a gold column: the same scores, criteria and
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +63,7 @@ class Evaluate(Stage[EvaluateReads]):
     """Evaluate the base, and the adapted model where the run has one."""
 
     name = NAME
-    version = 5  # prompts of Hugging Face bases are one text; answers come with their confidences
+    version = 6  # an adapted model answers together with the lexical labeller that was taught
 
     def reads(self, run: Run, task: TaskConfig | None) -> EvaluateReads:
         assert task is not None
@@ -94,22 +93,22 @@ class Evaluate(Stage[EvaluateReads]):
         found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": [], "answers": []}
         methods = list(dict.fromkeys([*settings.methods, settings.method]))
         lexical = LexicalAnswers.of(shop, reads.data) if any(method.needs_lexical for method in methods) else None
-        if lexical is not None and Method.LEXICAL in methods:
-            for part, lines in lexical.measure(task, measured).items():
-                found[part] += lines
         for name, model in reads.models.items():
+            asked = lexical if lexical is None or name == BASE else lexical.as_taught(model, task)
+            if asked is not None and Method.LEXICAL in methods and (name == BASE or asked is not lexical):
+                for part, lines in asked.measure(task, measured).items():
+                    found[part] += lines
             evaluated = evaluated_model_of(shop, reads, reads.data, name, model, methods, settings.criteria)
-            for part, lines in _measure(shop, reads, evaluated, measured, lexical).items():
+            for part, lines in _measure(shop, reads, evaluated, measured, asked).items():
                 found[part] += lines
-        # The last model is the one that counts: it predicts, and its decision is exported.
-        decision = _decision(settings.method, task, evaluated, lexical)
-        _write_predictions(shop, reads, result, evaluated, decision, rows_by_split, lexical)
+        # The last model is the one that counts: it predicts, and its decision is exported with the labeller that it asks.
+        decision = _decision(settings.method, task, evaluated, asked)
+        _write_predictions(shop, reads, result, evaluated, decision, rows_by_split, asked)
         kept_decision = {"scoring": to_plain(evaluated.scoring), "decision": to_plain(decision)}
         write_json(result / DECISION_FILE, kept_decision)
         write_json(result / METRICS_FILE, found["table"])
-        if decision.needs_lexical and lexical is not None:
-            for file in (lexical_files.LEXICAL_FILE, lexical_files.LEXICAL_ARRAYS):
-                shutil.copyfile(lexical.artifact.file(file), result / file)
+        if decision.needs_lexical and asked is not None:
+            lexical_files.copy(asked.place, result)
         found["other_tasks"] = other_tasks(shop, reads, reads.other_tasks, reads.models)
         kept = {CRITERIA_FILE: "criteria", COARSE_FILE: "coarse_to_fine", ANSWERS_FILE: "answers", OTHER_TASKS_FILE: "other_tasks"}
         for file, part in kept.items():
@@ -141,7 +140,7 @@ def splits_of(run: Run, task: TaskConfig) -> list[str]:
     wanted = run.config.evaluate.splits
     found = TaskData.of(run, task, wanted).existing(wanted)
     if not found:
-        place = split_path(run.data_root(), task, "dev").parent
+        place = split_path(run.splits(), task, "dev").parent
         raise DataError(f"{place}: has none of the splits {', '.join(wanted)} (evaluate.splits); check data.root")
     return found
 
@@ -177,7 +176,7 @@ def _decision(method: Method, task: TaskConfig, evaluated: EvaluatedModel, lexic
         return evaluated.decisions[method]
     if lexical is None:
         raise no_rows_to_learn_from(task)
-    return lexical_decision(int(lexical.artifact.metrics["rows"]))
+    return lexical_decision(lexical.n_fitted)
 
 
 def no_rows_to_learn_from(task: TaskConfig) -> DataError:

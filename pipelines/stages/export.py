@@ -74,8 +74,7 @@ class Export(Stage[ExportReads]):
         )
         save_spec(result, spec)
         if spec.decision.needs_lexical:
-            for name in (lexical_files.LEXICAL_FILE, lexical_files.LEXICAL_ARRAYS):
-                shutil.copyfile(evaluated.file(name), result / name)
+            lexical_files.copy(evaluated.path, result)
         shutil.copyfile(evaluated.file(METRICS_FILE), result / METRICS_FILE)
         provenance = {
             "task": task.name,

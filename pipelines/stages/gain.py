@@ -2,7 +2,8 @@
 
 The adapted model's answers on dev and few together, by `evaluate.method`, are compared with the best that one had without adapting:
 the lexical labeller, or the base under any method of the table. That best one is chosen on the same rows, which favours it. Beside
-it each method of the adapted model is compared with the same method of the base. Intervals are resampled in pairs.
+it each method of the adapted model is compared with the same method of the base, and the lexical labeller that was taught with the
+one that was not. Intervals are resampled in pairs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pipelines.stages.evaluate import ANSWERS_FILE
 from pipelines.stages.evaluated_model import ADAPTED, BASE
 from pipelines.stages.products import Adaptation
 from pseudo_label.comparison import Difference, best_unadapted, paired_difference
+from pseudo_label.decision import Method
 
 _ENOUGH_ROWS = 100
 _FEW_STEPS = 20
@@ -51,10 +53,13 @@ def gain_in_words(method: str, gold: Sequence[str], answers: Mapping[tuple[str, 
 
 
 def _by_method(right: Mapping[tuple[str, str], FloatArray]) -> list[str]:
-    """Compare each method of the adapted model with the same one of the base."""
+    """Compare each method after adaptation with the same one before."""
     shared = [method for model, method in right if model == ADAPTED and (BASE, method) in right]
     gains = [f"{name} {_points(paired_difference(right[ADAPTED, name], right[BASE, name]))}" for name in shared]
-    return [f"by method over the base: {', '.join(gains)}"] if gains else []
+    lexical = Method.LEXICAL.value
+    if (ADAPTED, lexical) in right and (lexical, lexical) in right:
+        gains.insert(0, f"{lexical} {_points(paired_difference(right[ADAPTED, lexical], right[lexical, lexical]))}")
+    return [f"by method, adapted over not adapted: {', '.join(gains)}"] if gains else []
 
 
 def _warnings(method: str, answers: Mapping[tuple[str, str], Sequence[str]], steps: int, n_rows: int) -> list[str]:

@@ -31,6 +31,7 @@ from pseudo_label.labelling import predictions
 from pseudo_label.selection import agreement, select
 from pseudo_label.store import LABELS_FILE, Provenance, PseudoLabel, reading_digest, write_labels
 from pseudo_label.tasks import TaskConfig, TaskRow, row_digest
+from pseudo_label.teachers import lexical_files
 from pseudo_label.zero_shot import passes_for
 
 NAME = "pseudo_label"
@@ -50,7 +51,7 @@ class PseudoLabelStage(Stage[PseudoLabelReads]):
     """Label a task's unlabeled rows with the base model, in later rounds with the one adapted before."""
 
     name = NAME
-    version = 6  # prompts of Hugging Face bases are one text
+    version = 7  # the lexical labeller that was taught is kept
 
     def reads(self, run: Run, task: TaskConfig | None) -> PseudoLabelReads:
         assert task is not None
@@ -89,6 +90,8 @@ class PseudoLabelStage(Stage[PseudoLabelReads]):
             "combination": None if panel.combination is None else to_plain(panel.combination),
         }
         write_json(result / DECISION_FILE, decided)
+        if panel.taught is not None:
+            lexical_files.save(result, panel.taught)
         made = replace(_counted(task, given, labels), teachers=_teachers(panel), taught=panel.flips)
         if settings.estimates_noise:
             made = _measured(made, labelled_rows(shop, reads.data), task, panel, labels)

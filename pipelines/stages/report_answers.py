@@ -16,6 +16,7 @@ from pipelines.report_page.page import Section, heading, note, table
 from pipelines.stages.answers import Answers, Who
 from pipelines.stages.evaluated_model import ADAPTED
 from pseudo_label.accuracy import accuracy_of
+from pseudo_label.decision import Method
 from pseudo_label.tasks import TaskRow
 
 _MOST_ROWS = 15
@@ -121,4 +122,6 @@ def _text_of(row: TaskRow) -> str:
 
 def _said(who: Who) -> str:
     model, method = who
-    return "lexical labeller" if model == method else f"{'adapted model' if model == ADAPTED else model}, {method}"
+    if method == Method.LEXICAL.value:
+        return "taught lexical labeller" if model == ADAPTED else "lexical labeller"
+    return f"{'adapted model' if model == ADAPTED else model}, {method}"

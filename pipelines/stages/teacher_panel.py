@@ -77,7 +77,7 @@ class Panel:
     """Fitted teachers: what each says of the unlabeled rows, how to ask it about others, and how they are summed.
 
     A single teacher is not summed: `combination` is None and its scores stand as they are. `flips` are the shares of labels that
-    each round of teaching changed.
+    each round of teaching changed, `taught` is the lexical labeller after the last of them.
     """
 
     task: TaskConfig
@@ -86,6 +86,7 @@ class Panel:
     combination: Combination | None
     model: ModelTeacher | None
     flips: list[float] = field(default_factory=list)
+    taught: lexical_files.Lexical | None = None
 
     def scores(self) -> FloatArray:
         """Return the unlabeled rows' scores [N, C] that labels are made of."""
@@ -298,7 +299,7 @@ def _taught(shop: Workshop, reads: TeacherReads, panel: Panel) -> Panel:
         if reason is not None:
             logger.info("pseudo_label %s: round %d of teaching taken back, %s", panel.task.name, number, reason)
             return panel
-        panel = replace(next_panel, flips=[*panel.flips, flips])
+        panel = replace(next_panel, flips=[*panel.flips, flips], taught=lexical)
     return panel
 
 

@@ -68,6 +68,11 @@ def lexical_artifact(shop: Workshop, data: TaskData) -> Artifact | None:
     return shop.produce(key, build, f"{NAME}/{task.name}")
 
 
+def taught_place(adapted: Path, task: str) -> Path:
+    """Return where an adaptation keeps the lexical labeller of a task that other teachers taught."""
+    return adapted / NAME / task
+
+
 def lexical_of(shop: Workshop, data: TaskData) -> lexical_files.Lexical | None:
     """Return the task's lexical labeller, or None where there are no unlabeled rows to fit it on."""
     artifact = lexical_artifact(shop, data)

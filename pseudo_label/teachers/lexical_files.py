@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,6 +38,12 @@ def save(directory: Path, fitted: Lexical) -> None:
     # An empty file of tensors cannot be told from a damaged one.
     save_file({"version": np.ones(1, np.int32), **arrays}, directory / LEXICAL_ARRAYS)
     (directory / LEXICAL_FILE).write_text(json.dumps(plain, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy(source: Path, directory: Path) -> None:
+    """Copy the two files that `save` wrote."""
+    for name in (LEXICAL_FILE, LEXICAL_ARRAYS):
+        shutil.copyfile(source / name, directory / name)
 
 
 def load(directory: Path, task: TaskConfig) -> Lexical:

@@ -20,9 +20,15 @@ def test_the_gain_is_over_the_best_without_adapting_and_beside_it_by_method() ->
     said = gain_in_words("prior", GOLD, answers, 200)
     assert said.startswith("gained, +50.0 points [")
     assert "on 120 rows: adapted prior 100.0 %, best without adapting 50.0 % (lexical); " in said
-    assert "by method over the base: raw +0.0 points [+0.0, +0.0], prior +50.0 points [" in said
+    assert "by method, adapted over not adapted: raw +0.0 points [+0.0, +0.0], prior +50.0 points [" in said
     assert "steps" not in said
     assert "every answer" not in said
+
+
+def test_the_taught_lexical_labeller_is_compared_with_the_one_before() -> None:
+    answers = {("lexical", "lexical"): HALF, ("base", "raw"): HALF, ("adapted", "lexical"): GOLD, ("adapted", "raw"): HALF}
+    said = gain_in_words("raw", GOLD, answers, 200)
+    assert "best without adapting 50.0 % (lexical); by method, adapted over not adapted: lexical +50.0 points [" in said
 
 
 @pytest.mark.parametrize(

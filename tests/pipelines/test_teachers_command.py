@@ -17,7 +17,8 @@ from pipelines.stages import pseudo_label as label_stage
 from pipelines.stages import teacher_panel
 from pipelines.stages.run import Run as PipelineRun
 from pseudo_label.store import LABELS_FILE, SCORES_FILE
-from pseudo_label.tasks import load_task
+from pseudo_label.tasks import load_task, row_from
+from pseudo_label.teachers import lexical_files
 from tests.support.command_line import FP32_SCORES, SMALL_DEMO, composed, on_base, records, refused
 
 TASK = "demo_topics"
@@ -105,7 +106,7 @@ def test_the_lexical_labeller_is_a_row_of_every_table(smallest_run: Path) -> Non
     who = [(row["model"], row["method"]) for row in table]
     assert who[0] == ("lexical", "lexical")
     assert who.count(("lexical", "lexical")) == 1
-    assert ("base", "combined") in who and ("adapted", "combined") in who
+    assert ("base", "combined") in who and ("adapted", "combined") in who and ("adapted", "lexical") in who
     assert "lexical" in (smallest_run.parent / "output.txt").read_text(encoding="utf-8")
     assert "lexical" in (smallest_run / "report" / "report.html").read_text(encoding="utf-8")
 
@@ -116,6 +117,22 @@ def test_an_export_answers_as_evaluation_did_with_the_lexical_labeller_it_carrie
     predictor = pseudo_label.load(smallest_run / "export" / TASK, FP32_SCORES)
     assert (smallest_run / "export" / TASK / "lexical.safetensors").is_file()
     assert [answer.label for answer in predictor.predict(gold("dev"))] == wanted
+
+
+def test_the_labeller_that_others_taught_answers_for_the_adapted_model(smallest_run: Path) -> None:
+    labels, evaluated = (open_artifact((smallest_run / stage / TASK).resolve()) for stage in ("pseudo_label", "evaluate"))
+    assert labels.metrics["taught"]
+    taught = labels.file("lexical.safetensors").read_bytes()
+    untaught = (smallest_run / "lexical" / TASK / "lexical.safetensors").read_bytes()
+    assert taught != untaught
+    assert (smallest_run / "continue_pretrain" / TASK / "lexical" / TASK / "lexical.safetensors").read_bytes() == taught
+    assert (smallest_run / "export" / TASK / "lexical.safetensors").read_bytes() == taught
+    task = load_task(TASK, [conf_dir() / "task"])
+    answers = {(line["model"], line["method"]): line["answers"] for line in json.loads(evaluated.file("answers.json").read_text())}
+    for who, place in (("adapted", labels.path), ("lexical", smallest_run / "lexical" / TASK)):
+        rows = gold("dev")
+        scores = lexical_files.load(place, task).scores([row_from(row, task, "dev", 1) for row in rows])
+        assert answers[who, "lexical"] == [task.labels[i] for i in scores.argmax(axis=1)]
 
 
 def test_an_export_of_the_lexical_method_answers_without_the_model(smallest_run: Path, tmp_path: Path, run_here: Run) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,8 +67,8 @@ def _hint(name: str, label_words: Mapping[str, str]) -> str:
 
 
 def _folded(name: str) -> str:
-    """Return a label without what often changes on the way: case, space, `1.0` for 1 and `01` for 1."""
-    plain = name.strip().casefold()
+    """Return a label without what often changes on the way: case, space, width, `1.0` for 1 and `01` for 1."""
+    plain = unicodedata.normalize("NFKC", name).strip("\u200b\ufeff").strip().casefold()
     return (plain.removesuffix(".0").lstrip("0") or "0") if re.fullmatch(r"[0-9]+(\.0)?", plain) else plain
 
 

@@ -14,6 +14,7 @@ from adapt.text.contract import TextTokenizer
 from pseudo_label.candidates import Candidates
 from pseudo_label.coarse_to_fine import CoarseToFine, followed_groups, groups_of_labels
 from pseudo_label.criteria.contract import CandidateScores, Criterion
+from pseudo_label.cut_rows import CutRows, cut_rows
 from pseudo_label.decision import Decision, Method, fit_decision
 from pseudo_label.prompts import Prompt
 from pseudo_label.shortlist import with_shortlists
@@ -72,15 +73,19 @@ class TaskScorer:
         self.task = task
         self.config = config
         self._scorer = scorer
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._prompts: dict[str, Prompt] = {}
         for name in config.names(task):
             self._prompt(name)
 
     def _prompt(self, name: str) -> Prompt:
         if name not in self._prompts:
-            self._prompts[name] = Prompt(self.task, name, self._tokenizer, self._scorer.context_length)
+            self._prompts[name] = Prompt(self.task, name, self.tokenizer, self._scorer.context_length)
         return self._prompts[name]
+
+    def cut_rows(self, rows: Sequence[TaskRow], prompt: str) -> CutRows:
+        """Return which rows a prompt cuts to the model's context."""
+        return cut_rows(rows, self._prompt(prompt))
 
     def score(self, rows: Sequence[TaskRow], passes: Iterable[ScoringPass]) -> list[PassScores]:
         """Read rows once for each pass."""

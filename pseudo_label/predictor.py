@@ -18,6 +18,8 @@ from adapt.core.precision import say_precision
 from adapt.core.store_places import is_artifact
 from adapt.core.typed import from_plain
 from adapt.scoring.scorer_config import ScorerConfig
+from adapt.text.tokenizer_health import Finding, byte_findings, health_of
+from pseudo_label.cut_rows import CutRows
 from pseudo_label.decision import Decision, softmax
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.tasks import TaskConfig, TaskRow, labels_of, row_from
@@ -89,6 +91,16 @@ class Predictor:
             Prediction(label=label, probabilities=dict(zip(ns, probs[: len(ns)].tolist(), strict=True)))
             for label, ns, probs in zip(predictions(scores_NC, rows, task), names, softmax(scores_NC), strict=True)
         ]
+
+    def cut_rows(self, rows: Sequence[TaskRow]) -> CutRows | None:
+        """Return which rows are cut to the model's context under the first prompt that answers; None where no model does."""
+        return None if self._scorer is None else self._scorer.cut_rows(rows, self.spec.decision.prompts[0])
+
+    def text_findings(self, name: str, texts: Sequence[str]) -> list[Finding]:
+        """Return what the model's tokenizer hardly knows of texts (`name` is what messages call them); nothing without a model."""
+        if self._scorer is None or not texts:
+            return []
+        return byte_findings(health_of(self._scorer.tokenizer, name, texts, with_losses=False))
 
 
 def save_spec(directory: Path, spec: PredictorSpec) -> None:

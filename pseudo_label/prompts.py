@@ -58,10 +58,11 @@ class Prompt:
         self._tokenizer = tokenizer
         self._parts = parse_template(task, name)
         words = task.prompts[name].label_words or task.label_words
+        self._synonyms = task.synonyms_of(name)
+        self._refuse_marks([*words.values(), *(task.label_tree or {}), *(word for _, word in self._synonyms)])
         self._label_ids = {label: self._encode_label(word) for label, word in words.items() if label in task.label_words}
         self._label_words = words
         self._group_ids = {word: self._encode_label(word) for word in (task.label_tree or {})}
-        self._synonyms = task.synonyms_of(name)
         self._synonym_ids = [self._encode_label(word) for _, word in self._synonyms]
         self._word_ids = {self._label_words[label]: ids for label, ids in self._label_ids.items()} | self._group_ids
         self._word_ids |= {word: ids for (_, word), ids in zip(self._synonyms, self._synonym_ids, strict=True)}
@@ -105,6 +106,10 @@ class Prompt:
         if self._tokenizer.whole is not None:
             return 1 + longest_of(self._text_parts(row), self._all_words(row), self._tokenizer.whole)
         return 1 + self._longest(row) + sum(len(piece.ids) for piece in self._pieces(row))
+
+    def kept(self, row: TaskRow) -> bytes:
+        """Return the tokens of a row as its first candidate is scored, cut where it is too long."""
+        return self._render(row, self.words(row)[:1])[0].ids_T.tobytes()
 
     def odd_words(self) -> list[str]:
         """Return the label words that share a token with other text than spaces, fields being a letter.
@@ -233,6 +238,21 @@ class Prompt:
         if self._tokenizer.unk_id in ids:
             raise ConfigError(f"task '{self.task.name}': label word '{word}' has tokens unknown to the tokenizer")
         return ids
+
+    def _refuse_marks(self, words: Sequence[str]) -> None:
+        """Raise ConfigError for a word with a special token of the base in it: as text it has other tokens.
+
+        A special token that is an ordinary word (`end`) may be a part of another one.
+        """
+        marks = sorted(self._tokenizer.marks, key=len, reverse=True)
+        for word in words:
+            mark = next((mark for mark in marks if mark == word.strip() or (mark in word and not mark.isalnum())), None)
+            if mark is not None:
+                what = "is" if word.strip() == mark else f"holds '{mark}',"
+                raise ConfigError(
+                    f"task '{self.task.name}', prompt '{self.name}': label word '{word}' {what} a special token of the base's "
+                    "tokenizer; give another word"
+                )
 
     def _refuse_equal_labels(self) -> None:
         seen: dict[tuple[int, ...], str] = {}

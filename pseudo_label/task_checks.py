@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
 from adapt.text.rows.encodings import check_encoding
 from pseudo_label.lexical_config import Measure
+from pseudo_label.patterns import problem_of
 from pseudo_label.splits import refuse_no_name
 from pseudo_label.task_config import PromptConfig, TaskConfig
 from pseudo_label.templates import LABEL_SLOT, template_pieces
@@ -135,7 +135,8 @@ def _rule_problems(task: TaskConfig) -> list[str]:
         if rule.measure is Measure.WORDS and not all([rule.words, *rule.words]):
             problems.append(f"{where}.words: an empty list or word")
         if rule.measure is Measure.PATTERN:
-            problems.extend(f"{where}.pattern: {problem}" for problem in _pattern_problem(rule.pattern))
+            problem = problem_of(rule.pattern)
+            problems.extend([f"{where}.pattern: {problem}"] if problem is not None else [])
         if task.candidates is not None:
             problems.append(f"{where}: rows bring candidates of their own, which no rule can weigh; leave the rules out")
     if task.lexical.unit not in ("auto", "characters", "words"):
@@ -145,11 +146,3 @@ def _rule_problems(task: TaskConfig) -> list[str]:
     if not 0 < task.lexical.share <= 1 or task.lexical.rounds < 0:
         problems.append(f"lexical: share={task.lexical.share:g} is not in (0, 1], or rounds={task.lexical.rounds} is negative")
     return problems
-
-
-def _pattern_problem(pattern: str | None) -> list[str]:
-    try:
-        re.compile(pattern or "")
-    except (re.error, OverflowError, RecursionError) as error:
-        return [f"not a regular expression ({error})"]
-    return [] if pattern else ["missing"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapt.text.rows.contract import Quotes
 from pseudo_label.lexical_config import LexicalConfig, RuleConfig
 
 
@@ -50,7 +51,7 @@ class TaskConfig:
     while its biases are matched: where labels are in their hundreds, posteriors are so even at 1 that their mean says little
     of the answers. `rules` and `lexical` say how to label without a model. `prior` is each label's share among the unlabeled
     rows (absent: all alike), which calibration, rules and selection keep to. `encoding` is that of the files of rows
-    (absent: recognised); `data.encoding` says it for all tasks.
+    (absent: recognised), `quotes` what quotes in tables are; `data.encoding` and `data.quotes` say it for all tasks.
     """
 
     name: str
@@ -72,6 +73,7 @@ class TaskConfig:
     submission_file: str | None = None
     submission_key: str = "label"
     encoding: str | None = None
+    quotes: Quotes | None = None
 
     @property
     def labels(self) -> list[str]:

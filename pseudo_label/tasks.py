@@ -1,13 +1,15 @@
 """Tasks as data: files of tasks (`pseudo_label/task_config.py` says what is in them), and their rows.
 
 A task file is YAML, checked against `TaskConfig`; rows are in the CLUE layout `<root>/<folder>/<split>.json`, or in any other kind
-of file that `adapt/text/rows` reads: `.jsonl`, `.csv`, `.tsv`, `.parquet`, `.xlsx`.
+of file that `adapt/text/rows` reads: `.jsonl`, `.csv`, `.tsv`, `.parquet`, `.xlsx`, a saved data set.
 """
 
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from adapt.core.errors import ConfigError, DataError
 from adapt.core.typed import from_plain
 from adapt.text.corpus import text_digest
 from adapt.text.rows.contract import Row
+from adapt.text.rows.directories import is_rows
 from adapt.text.rows.reading import header_of, open_rows, rows_of
 from pseudo_label.gold import NoLabel, label_of
-from pseudo_label.splits import place_of_split, refuse_no_name
+from pseudo_label.splits import Splits, refuse_no_name
 from pseudo_label.task_checks import problems_of
 from pseudo_label.task_config import FieldConfig, PromptConfig, TaskConfig, TaskRow
 from pseudo_label.task_yaml import read_yaml
@@ -52,16 +55,17 @@ def load_task(name: str, directories: list[Path]) -> TaskConfig:
     raise ConfigError(f"unknown task '{name}'{hint}; there are: {', '.join(known)}")
 
 
-def split_path(root: Path, task: TaskConfig, split: str) -> Path:
-    """Return where a split of a task is, whether or not it exists.
+def split_path(root: Path | Splits, task: TaskConfig, split: str) -> Path:
+    """Return where a split of a task is, whether or not it exists; a plain `root` has folders of tasks.
 
     Raises:
         DataError: two files are this split.
     """
-    return place_of_split(root / (task.folder or task.name), split)
+    splits = Splits(root=root) if isinstance(root, Path) else root
+    return splits.place(task.name, task.folder or task.name, split)
 
 
-def read_split(root: Path, task: TaskConfig, split: str) -> list[TaskRow]:
+def read_split(root: Path | Splits, task: TaskConfig, split: str) -> list[TaskRow]:
     """Read every row of a split.
 
     Raises:
@@ -74,13 +78,14 @@ def read_split(root: Path, task: TaskConfig, split: str) -> list[TaskRow]:
     return rows
 
 
-def iterate_split(root: Path, task: TaskConfig, split: str) -> Iterator[TaskRow]:
+def iterate_split(root: Path | Splits, task: TaskConfig, split: str) -> Iterator[TaskRow]:
     """Yield the rows of a split, one in memory at a time. Raises DataError as `read_rows` does, and where there is no file."""
     path = split_path(root, task, split)
-    if not path.is_file():
+    if not is_rows(path):
+        where = f"data.root={root}" if isinstance(root, Path) else str(root)
         raise DataError(
             f"{path}: no such file (nor one with another ending of rows, such as .csv); task '{task.name}' needs split '{split}' "
-            f"under data.root={root}"
+            f"under {where}"
         )
     return read_rows(path, task)
 
@@ -97,7 +102,7 @@ def records_of(path: Path, task: TaskConfig) -> Iterator[Row]:
     Raises:
         DataError: one is malformed; or there are none, under a header that lacks a field of the task, or in a table without one.
     """
-    file = open_rows(path, encoding=task.encoding)
+    file = open_rows(path, encoding=task.encoding, quotes=task.quotes)
     row = None
     for row in rows_of(file):
         yield row
@@ -129,8 +134,39 @@ def row_from(
     texts = {name: _text_at(record, spec, name, where) for name, spec in task.fields.items()}
     candidates = _candidates_of(record, task, where)
     label = _label_at(record, task, candidates, where) if reads_label else None
-    row_id = next((found for path in task.id_paths if (found := _at(record, path)) is not None), line - 1)
+    row_id = _id_of(record, task)
+    row_id = line - 1 if row_id is None else row_id
     return TaskRow(id=row_id, texts=texts, label=label, candidates=candidates, line=line)
+
+
+def has_id(record: Mapping[str, Any], task: TaskConfig) -> bool:
+    """Say whether a row brings an id of its own."""
+    return _id_of(record, task) is not None
+
+
+def _id_of(record: Mapping[str, Any], task: TaskConfig) -> Any:
+    """Return a row's id: of the first path that exists, else of the first column called like one in other letters (`ID`)."""
+    found = next((found for path in task.id_paths if (found := _at(record, path)) is not None), None)
+    if found is not None:
+        return found
+    near = (name for path in task.id_paths for name in record if _folded(name) == _folded(path))
+    return next((value for name in near if (value := record[name]) is not None), None)
+
+
+def _refuse_near(record: Mapping[str, Any], path: str, where: str) -> None:
+    """Raise DataError where a column differs from one that is missing in case, spaces or width of its letters only."""
+    if path in record:
+        return
+    near = next((name for name in record if name != path and _folded(name) == _folded(path)), None)
+    if near is not None:
+        raise DataError(
+            f"{where}: has no '{path}', but '{near}'; give the column the name in the task's file, or the file that name"
+        )
+
+
+@lru_cache(maxsize=1024)
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", str(name)).strip().casefold()
 
 
 def _ask_for_labels(path: Path, task: TaskConfig) -> None:
@@ -179,8 +215,11 @@ def labels_of(row: TaskRow, task: TaskConfig) -> list[str]:
 
 
 def _label_at(record: Mapping[str, Any], task: TaskConfig, candidates: tuple[str, ...] | None, where: str) -> str | None:
+    value = _at(record, task.label_path)
+    if value is None:
+        _refuse_near(record, task.label_path, where)
     try:
-        return label_of(_at(record, task.label_path), task.label_words, candidates)
+        return label_of(value, task.label_words, candidates)
     except NoLabel as error:
         mend = "" if task.candidates is not None else f"; add it under label_words of task '{task.name}', or mend the row"
         raise DataError(f"{where}: {error}{mend}") from error
@@ -201,6 +240,7 @@ def _candidates_of(record: Mapping[str, Any], task: TaskConfig, where: str) -> t
 def _text_at(record: Mapping[str, Any], spec: FieldConfig, name: str, where: str) -> str:
     found = _at(record, spec.path)
     if found is None:
+        _refuse_near(record, spec.path, where)
         if spec.is_optional:
             return spec.blank or ""
         raise DataError(f"{where}: has no '{spec.path}' (field '{name}'); it has: {', '.join(map(str, record)) or 'nothing'}")

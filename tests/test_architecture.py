@@ -68,6 +68,7 @@ ONE_FILE = {
 }
 # A benchmark's baseline is another package's own code; Parquet is written in one place and read from users in another.
 ALSO_IN = {
+    ("pyarrow", "adapt/text/rows/arrow_rows.py"),
     ("pyarrow", "adapt/text/rows/parquet_rows.py"),
     ("transformers", "pipelines/bench/lm_eval_baseline.py"),
     ("tokenizers", "pipelines/bench/lm_eval_baseline.py"),

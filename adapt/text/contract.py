@@ -27,7 +27,8 @@ class TextTokenizer(Protocol):
     parts of a prompt can be encoded on their own and joined. `encode_documents` gives the tokens that texts have behind a document
     start. `whole` encodes such texts with the place of each token, for bases whose prompts are encoded as one text; where it is
     absent, parts are encoded on their own. `bos_id` starts a document. `unk_id` and `mask_id` are absent where
-    the vocabulary has no such token; no text can produce a special token. `digest` is that of all files that `save` writes.
+    the vocabulary has no such token; no text can produce a special token. `marks` are all special tokens as they are written.
+    `digest` is that of all files that `save` writes.
     """
 
     @property
@@ -50,6 +51,9 @@ class TextTokenizer(Protocol):
 
     @property
     def mask_id(self) -> int | None: ...
+
+    @property
+    def marks(self) -> frozenset[str]: ...
 
     @property
     def digest(self) -> str: ...

@@ -1,6 +1,7 @@
 """Corpus readers: files of rows and txt files to documents, with errors named by file and line.
 
-Rows (JSON lines, csv and the other kinds of `adapt/text/rows`) have a field `text`; a txt file has a document a line.
+Rows (JSON lines, csv, a saved data set and the other kinds of `adapt/text/rows`) have a field `text`; a txt file has a document a
+line.
 A document's domain is a small integer: its place in the sorted list of domain names. A domain is the file name up to its first
 underscore or dot (`formal_licensed.jsonl.gz` -> `formal`), or what a field of the document's row says, so that losses, routers and
 the mix of pretraining can tell domains apart.
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from adapt.core.errors import DataError
-from adapt.text.rows.contract import Kind, RowsFile
+from adapt.text.rows.contract import Kind, Quotes, RowsFile
+from adapt.text.rows.directories import is_rows, is_rows_directory
 from adapt.text.rows.encodings import lines_of
 from adapt.text.rows.reading import ENDINGS, endings_of, open_rows, rows_of
 
@@ -30,6 +32,7 @@ class CorpusFile:
     domain: str
     domain_field: str | None = None
     encoding: str | None = None
+    quotes: Quotes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,9 @@ class Document:
     domain: str
 
 
-def find_corpus(patterns: list[str], domain_field: str | None = None, encoding: str | None = None) -> list[CorpusFile]:
+def find_corpus(
+    patterns: list[str], domain_field: str | None = None, encoding: str | None = None, quotes: Quotes | None = None
+) -> list[CorpusFile]:
     """Expand file names and globs, sorted, each file once; `domain_field` names the field of a row that says its domain.
 
     Raises:
@@ -54,12 +59,14 @@ def find_corpus(patterns: list[str], domain_field: str | None = None, encoding: 
         if not matches:
             raise DataError(f"data.corpus: nothing matches {pattern}")
         for match in matches:
-            if not _is_plain(match) and not endings_of(match.name):
+            if not _is_plain(match) and not endings_of(match.name) and not match.is_dir():
                 raise DataError(f"{match}: not a corpus file; known endings: {', '.join((*ENDINGS, *_PLAIN_ENDINGS))}")
             if domain_field is not None and _is_plain(match):
                 raise DataError(f"{match}: plain text has no field '{domain_field}'; set data.domain_field=null")
             domain = match.name.split(".")[0].split("_")[0]
-            found[match.resolve()] = CorpusFile(path=match, domain=domain, domain_field=domain_field, encoding=encoding)
+            found[match.resolve()] = CorpusFile(
+                path=match, domain=domain, domain_field=domain_field, encoding=encoding, quotes=quotes
+            )
     return [found[path] for path in sorted(found)]
 
 
@@ -74,7 +81,7 @@ def read_documents(file: CorpusFile) -> Iterator[Document]:
             if text := line.strip():
                 yield Document(text=text, domain=file.domain)
         return
-    for row in rows_of(open_rows(file.path, encoding=file.encoding)):
+    for row in rows_of(open_rows(file.path, encoding=file.encoding, quotes=file.quotes)):
         where = f"{file.path}, {row.place}"
         text = _string_of(row.record, "text", where)
         if text.strip():
@@ -114,17 +121,18 @@ def is_held_out(text: str, share: float) -> bool:
 
 def _expand(pattern: str) -> list[Path]:
     path = Path(pattern)
-    if path.is_file():
+    if is_rows(path):
         return [path]
     anchor = Path(path.anchor) if path.is_absolute() else Path()
     try:
-        return [match for match in anchor.glob(str(path.relative_to(anchor))) if match.is_file()]
+        found = anchor.glob(str(path.relative_to(anchor)))
+        return [match for match in found if match.is_file() or ("**" not in pattern and is_rows_directory(match))]
     except (ValueError, IndexError, NotImplementedError) as error:
         raise DataError(f"data.corpus: '{pattern}' is not a pattern of files ({error})") from error
 
 
 def _is_plain(path: Path) -> bool:
-    return path.name.lower().endswith(_PLAIN_ENDINGS)
+    return path.name.lower().endswith(_PLAIN_ENDINGS) and not path.is_dir()
 
 
 def _string_of(row: Mapping[str, Any], field: str, where: str) -> str:

@@ -82,6 +82,8 @@ class HFTokenizer:
         pad_id = special.id_of("pad")
         self.pad_id: int = self.eos_id if pad_id is None else pad_id
         described = _with_special_marks(described, {bos_id, self.bos_id, self.eos_id, self.pad_id, self.mask_id})
+        added = described.get("added_tokens") or []
+        self.marks = frozenset(str(token.get("content")) for token in added if token.get("special") and token.get("content"))
         self._tokenizer = _built(without_prefix(described), source)
         if ENCODING_FILE in self._files:
             self._document = _built({**described, "post_processor": None}, source)

@@ -13,6 +13,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import sentencepiece
@@ -80,6 +81,12 @@ class Tokenizer:
             return cls(file.read_bytes(), str(file))
         except FileNotFoundError:
             raise CheckpointError(f"{file}: no such tokenizer; run `python -m pipelines.tokenizer` first") from None
+
+    @cached_property
+    def marks(self) -> frozenset[str]:
+        """The control symbols, and the unknown token, as they are written."""
+        ids = [i for i in range(self.vocab_size) if self._processor.is_control(i) or self._processor.is_unknown(i)]
+        return frozenset(str(self._processor.id_to_piece(i)) for i in ids)
 
     def save(self, directory: Path) -> None:
         (directory / MODEL_FILE).write_bytes(self._bytes)

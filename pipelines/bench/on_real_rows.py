@@ -10,6 +10,7 @@ from adapt.checkpoint.open_checkpoint import OpenCheckpoint, open_checkpoint
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
 from adapt.scoring.scorer_config import ScorerConfig
+from adapt.text.rows.directories import is_rows
 from pipelines.bench.options import number
 from pipelines.config.locations import conf_dir
 from pseudo_label.leakage import EvaluationTexts
@@ -30,7 +31,7 @@ class RealRows:
 def real_rows(root: Path, name: str, n_labelled: int, n_unlabeled: int) -> RealRows:
     """Read at most so many rows of a shipped task below a directory in the CLUE layout."""
     task = load_task(name, [conf_dir() / "task"])
-    splits = [split for split in _SPLITS if split_path(root, task, split).is_file()]
+    splits = [split for split in _SPLITS if is_rows(split_path(root, task, split))]
     labelled = [row for split in splits for row in read_split(root, task, split) if row.label is not None]
     held = EvaluationTexts(labelled, task)
     unlabeled = [row for row in read_split(root, task, "unlabeled") if not held.has_row(row)]

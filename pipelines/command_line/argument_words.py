@@ -14,6 +14,7 @@ _QUOTES = ("'", '"')
 _SWEEP = ("-m", "--multirun")
 _WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
                "--experimental-rerun")  # fmt: skip
+_LETTERS = "__name_"  # begins a name in letters that Hydra takes
 _INFO = "--info"
 _INFO_KINDS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
@@ -58,6 +59,46 @@ def as_typed(word: str, texts: Mapping[str, bool], *, sweeps: bool, reads: Calla
     if value.startswith("[") and value.endswith("]"):
         return f"{key}={_list_of_text(value, sweeps=False)}"
     return f"{key}={in_quotes(value)}"
+
+
+def in_mapping(word: str, mappings: Mapping[str, bool], *, sweeps: bool, reads: Callable[[str], bool]) -> str:
+    """Put a word about a key whose values map names, so that Hydra reads it: `pretrain.repeats.新闻=2`, `data.files={开发: a.csv}`.
+
+    `mappings` are these keys, with whether they map to texts. A dotted name is handed on as letters that Hydra takes, to be read
+    again by `name_of`, and is added to the names that are there; a whole mapping is handed on as text where it cannot be read, or
+    holds texts.
+    """
+    key, equals, value = word.partition("=")
+    bare = key.lstrip("+~")
+    signs = key[: len(key) - len(bare)]
+    path = next((path for path in mappings if bare == path or bare.startswith(f"{path}.")), None)
+    if path is None or value == "null" or "${" in value:
+        return word
+    if bare == path:
+        is_whole = value.startswith("{") and (mappings[path] or not reads(word))
+        parts = re.split(r"(?<=\}),\s*(?=\{)", value) if sweeps else [value]
+        return f"{key}={','.join(map(in_quotes, parts))}" if is_whole else word
+    names = [_as_letters(name) for name in bare[len(path) + 1 :].split(".")]
+    put = f"{signs if signs.startswith('~') else '++'}{path}.{'.'.join(names)}"
+    is_text = mappings[path] and value and not (sweeps and reads(f"{path}={value}"))
+    return f"{put}{equals}{_text(value, sweeps=sweeps) if is_text else value}"
+
+
+def name_of(letters: str) -> str:
+    """Return the name that `in_mapping` handed on as letters; others are what they are."""
+    try:
+        return bytes.fromhex(letters.removeprefix(_LETTERS)).decode() if letters.startswith(_LETTERS) else letters
+    except ValueError:
+        return letters
+
+
+def shown_names(text: str) -> str:
+    """Return a text of overrides with the names in it as they were typed."""
+    return re.sub(rf"{_LETTERS}[0-9a-f]+", lambda found: name_of(found[0]), re.sub(r"(^|,)\+\+", r"\1", text))
+
+
+def _as_letters(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII) else _LETTERS + name.encode().hex()
 
 
 def in_quotes(text: str) -> str:

@@ -38,7 +38,16 @@ from adapt.model.config import GPTConfig
 from adapt.model.routers.settings import RouterConfig, Top1Config
 from adapt.text.rows.writing import STANDARD
 from adapt.train.engine_config import EngineConfig
-from pipelines.command_line.argument_words import as_typed, flags_first, in_quotes, is_sweep, split_at_commas
+from pipelines.command_line.argument_words import (
+    as_typed,
+    flags_first,
+    in_mapping,
+    in_quotes,
+    is_sweep,
+    name_of,
+    shown_names,
+    split_at_commas,
+)
 from pipelines.command_line.help import help_of
 from pipelines.command_line.sweep import DIED, Outcome, begin, recorded, summary, taken_outcomes, verdict
 from pipelines.config.described import GROUPS, mapping_keys, schema, suggest_key, text_keys
@@ -90,6 +99,7 @@ def _command(config_name: str, act: Callable[[PipelineConfig, str | None], None]
         sys.stdout.write(help_of(config_name, words))
         sys.exit(0)
     words = [_long_form(word, config_name, sweeps=sweeps) for word in words]
+    words = [in_mapping(word, mapping_keys(), sweeps=sweeps, reads=_is_readable) for word in words]
     sys.argv[1:] = [as_typed(word, text_keys(), sweeps=sweeps, reads=_is_readable) for word in words]
     given, command = sys.argv[1:], os.getpid()
     is_composed = False
@@ -160,16 +170,26 @@ def checked(config: DictConfig) -> PipelineConfig:
 
 
 def _with_mappings(plain: Any) -> Any:
-    """Read mappings that Hydra's grammar could not, such as `{新闻: 2}`, from the text that they were handed on as."""
-    for path in mapping_keys():
+    """Read mappings that Hydra's grammar could not, such as `{新闻: 2}`, from what they were handed on as by `in_mapping`."""
+    for path, holds_texts in mapping_keys().items():
         *sections, name = path.split(".")
         section = reduce(lambda inner, part: inner[part], sections, plain)
         if isinstance(section[name], str):
             try:
-                section[name] = yaml.safe_load(section[name])
+                section[name] = yaml.load(section[name], yaml.BaseLoader if holds_texts else yaml.SafeLoader)
             except yaml.YAMLError as error:
-                raise ConfigError(f"{path}: '{section[name]}' is no mapping; give {{name: number}}") from error
+                form = "{name: file}" if holds_texts else "{name: number}"
+                raise ConfigError(f"{path}: '{section[name]}' is no mapping; give {form}") from error
+        section[name] = _with_names(section[name])
     return plain
+
+
+def _with_names(value: Any) -> Any:
+    """Return a mapping with names as they were typed, where they were handed on as letters; these go over the others."""
+    if not isinstance(value, dict):
+        return value
+    ordered = sorted(value.items(), key=lambda item: name_of(str(item[0])) != item[0])
+    return {name_of(name) if isinstance(name, str) else name: _with_names(inner) for name, inner in ordered}
 
 
 def _joined_engine(engine: dict[str, Any], place: Place) -> dict[str, Any]:
@@ -257,7 +277,7 @@ def _end_sweep(points: list[Outcome]) -> None:
 def _point_name(given: Sequence[str]) -> str:
     """Name a point of a sweep by what it varies: the overrides that do not stand on the command line as they are."""
     varied = [override for override in HydraConfig.get().overrides.task if override not in given]
-    name = re.sub(r"[^\w.,=+-]", "", ",".join(varied)) or "point"
+    name = re.sub(r"[^\w.,=+-]", "", shown_names(",".join(varied))) or "point"
     if len(name) > _LONGEST_NAME:
         name = f"{name[:_LONGEST_NAME]}-{digest_of(varied)[:8]}"
     return name

@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _ALL = ("run", "force")
-_TASKS = ("tasks", "task_dir", "data.root", "data.encoding")
+_TASKS = ("tasks", "task_dir", "data.root", "data.files", "data.encoding", "data.quotes")
 _BASE = ("checkpoint", "model.path")
 STARTS_RANKS = ("engine.world_size", "engine.threads", "engine.hostfile", "engine.remote_shell", "engine.master_address")
 _SCORES = ("scorer", "offload", *STARTS_RANKS)
 _TRAINS = ("engine", "offload.optimizer", "offload.moments", "tracker")
-_CORPUS = ("data.corpus", "data.domain_field", "data.encoding")
+_CORPUS = ("data.corpus", "data.domain_field", "data.encoding", "data.quotes")
 
 
 @dataclass(frozen=True, kw_only=True)

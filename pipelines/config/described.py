@@ -54,9 +54,15 @@ def text_keys() -> dict[str, bool]:
     return {path: is_list for path, is_list in found.items() if not path.startswith(ROUTER)}
 
 
-def mapping_keys() -> list[str]:
-    """Return the keys whose values map names to numbers."""
-    return [leaf.path for leaf in keys() if any(get_origin(option) is dict for option in options_of(leaf.hint))]
+@cache
+def mapping_keys() -> dict[str, bool]:
+    """Return the keys whose values map names to numbers or texts, with whether it is texts."""
+    found = {}
+    for leaf in keys():
+        values = [get_args(option)[1] for option in options_of(leaf.hint) if get_origin(option) is dict]
+        if values:
+            found[leaf.path] = str in values
+    return found
 
 
 def router_keys() -> dict[str, list[Leaf]]:

@@ -18,6 +18,7 @@ from adapt.core.store_survey import Unneeded
 from adapt.model.config import GPTConfig, HFConfig
 from adapt.objective_config import ObjectiveConfig
 from adapt.scoring.scorer_config import ScorerConfig
+from adapt.text.rows.contract import Quotes
 from adapt.text.rows.encodings import check_encoding
 from adapt.text.tokenizer import TokenizerConfig
 from adapt.train.engine_config import EngineConfig
@@ -49,7 +50,15 @@ class DataConfig:
     root: str | None = setting(
         None, "Tasks' rows in the CLUE layout, <task>/{dev,few,test,unlabeled}.{json,csv,...}.", form="directory"
     )
-    corpus: list[str] = setting_of(list, "General text: .txt, .jsonl or .jsonl.gz files, or patterns.", form="files")
+    files: dict[str, str] | dict[str, dict[str, str]] | None = setting(
+        None,
+        "Files of splits by name, in place of those of data.root; for several tasks by task, then by split.",
+        form="file",
+        hint="data.files={unlabeled: a.csv, dev: b.xlsx}, or data.files.titles.dev=b.xlsx for one split of task titles",
+    )
+    corpus: list[str] = setting_of(
+        list, "General text: .txt files, files of rows with a text, saved data sets, or patterns.", form="files"
+    )
     domain_field: str | None = setting(
         None, "Field of a jsonl row that names its text's domain.", form="field", hint="null takes it from the file's name"
     )
@@ -58,6 +67,12 @@ class DataConfig:
         "Encoding of all files of rows and texts.",
         form="encoding",
         hint="null recognises UTF-8, GB18030 and UTF-16",
+    )
+
+    quotes: Quotes | None = setting(
+        None,
+        "What quotes in csv and tsv are: cells, a quoted cell may hold separators and line breaks; text, letters like others.",
+        hint="null is cells, and refuses quotes that look like letters",
     )
 
     def __post_init__(self) -> None:
@@ -293,7 +308,7 @@ class PipelineConfig:
     )
     input: str | None = setting(
         None,
-        "Rows to label; - is standard input.",
+        "Rows to label: a file, the directory of a saved data set, or - for standard input.",
         form="file",
         hint="null takes the task's test split, else dev",
     )

@@ -213,7 +213,7 @@ def _member(run: Run, task: TaskConfig, labels: Artifact) -> Member:
     n_rows = found.rows - found.held_out if settings.reads_unselected and found.selected else found.selected
     return Member(
         task=task,
-        rows=split_path(run.data_root(), task, "unlabeled").absolute() if n_rows else Path(),
+        rows=split_path(run.splits(), task, "unlabeled").absolute() if n_rows else Path(),
         labels=(labels.path / LABELS_FILE).resolve(),
         rows_per_epoch=round(n_rows * (settings.joint or {}).get(task.name, 1.0)),
     )

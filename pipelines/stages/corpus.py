@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adapt.text.corpus import CorpusFile, find_corpus
+from adapt.text.rows.contract import Quotes
+from adapt.text.rows.directories import files_of
 from pipelines.config.schema import DataConfig
 from pipelines.stages.contract import Files, Reads, unkeyed
 
@@ -18,13 +20,18 @@ class CorpusReads(Reads):
 
     files: Files
     encoding: str | None
+    quotes: Quotes | None
     domain_field: str | None
-    corpus_files: list[CorpusFile] = unkeyed("files, encoding and domain_field say the same")
+    corpus_files: list[CorpusFile] = unkeyed("files, encoding, quotes and domain_field say the same")
 
     @classmethod
     def of(cls, data: DataConfig, *, with_domains: bool = True) -> CorpusReads:
         """Find the files of `data.corpus`. Raises ConfigError or DataError where there are none."""
         domain_field = data.domain_field if with_domains else None
-        found = find_corpus(data.corpus, domain_field, data.encoding)
-        files = Files({f"{place} {file.path.name}": file.path for place, file in enumerate(found)})
-        return cls(files=files, encoding=data.encoding, domain_field=domain_field, corpus_files=found)
+        found = find_corpus(data.corpus, domain_field, data.encoding, data.quotes)
+        files = {
+            f"{place} {file.path.name}{part}": path
+            for place, file in enumerate(found)
+            for part, path in files_of(file.path).items()
+        }
+        return cls(files=Files(files), encoding=data.encoding, quotes=data.quotes, domain_field=domain_field, corpus_files=found)

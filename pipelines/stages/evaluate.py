@@ -140,7 +140,7 @@ def splits_of(run: Run, task: TaskConfig) -> list[str]:
     wanted = run.config.evaluate.splits
     found = TaskData.of(run, task, wanted).existing(wanted)
     if not found:
-        place = split_path(run.data_root(), task, "dev").parent
+        place = split_path(run.splits(), task, "dev").parent
         raise DataError(f"{place}: has none of the splits {', '.join(wanted)} (evaluate.splits); check data.root")
     return found
 

@@ -12,19 +12,25 @@ import logging
 import math
 import shutil
 import tempfile
+from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adapt.core.artifacts import Artifact, writable, write_atomically
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.faults import need_room
+from adapt.core.json_files import json_text, read_object
 from adapt.core.progress import progress
+from adapt.core.runtime import ONCE, generator_for
 from adapt.core.store_locks import locked
-from adapt.text.rows.contract import Row, RowsFile
+from adapt.text.rows.contract import Kind, Quotes, Row, RowsFile
+from adapt.text.rows.directories import files_of, is_rows
 from adapt.text.rows.reading import ENDINGS, endings_of, header_of, open_rows, rows_of
 from adapt.text.rows.writing import STANDARD, check_writable, write_rows
 from pipelines.config.schema import PipelineConfig
@@ -32,21 +38,29 @@ from pipelines.stages.contract import Files, Reads, Stage, Workshop, unkeyed
 from pipelines.stages.models import open_model_artifact
 from pipelines.stages.run import Run
 from pipelines.stages.scores import ScorerReads
+from pseudo_label.cut_rows import counts_of_cut, said_of_cut
 from pseudo_label.predictor import PREDICTOR_FILE, Prediction, Predictor, load
-from pseudo_label.tasks import TaskConfig, refuse_headless, row_from, split_path
+from pseudo_label.tasks import TaskConfig, has_id, refuse_headless, row_from, split_path
 
 NAME = "predict"
 PREDICTIONS_FILE = "predictions.jsonl"
 logger = logging.getLogger("pipelines")
 _PART_ROWS = 512
+_SAMPLED, _LOOKED_AT = 2_000, 100  # texts, and characters of each, that the tokenizer is tried on
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What a first reading found: how many rows there are, and their columns in the order in which they first occur."""
+    """What a first reading found: how many rows there are, and their columns in the order in which they first occur.
+
+    `repeated` rows have the id of an earlier one, the first of them at line `repeated_line`; `sample` are beginnings of some texts.
+    """
 
     n_rows: int
     columns: list[str]
+    repeated: int = 0
+    repeated_line: int = 0
+    sample: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +70,7 @@ class PredictReads(Reads):
     export: Artifact
     files: Files
     encoding: str | None
+    quotes: Quotes | None
     added: list[str]
     scorer: ScorerReads
     source: RowsFile = unkeyed("files holds its content")
@@ -78,8 +93,9 @@ class Predict(Stage[PredictReads]):
         source = source_of(run, task, kept)
         return PredictReads(
             export=export,
-            files=Files({Path(source.name).name: source.path, **_answering(export)}),
-            encoding=config.data.encoding,
+            files=Files({**_named(source), **_answering(export)}),
+            encoding=source.encoding,
+            quotes=source.quotes,
             scorer=ScorerReads.of(run),
             source=source,
             added=added_columns(config),
@@ -90,19 +106,36 @@ class Predict(Stage[PredictReads]):
     def build(self, reads: PredictReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
         predictor = load(reads.export.path, reads.scorer.scorer, reads.scorer.offload)
         survey = survey_of(reads.source, predictor.spec.task, reads.added)
+        for finding in predictor.text_findings(reads.source.name, survey.sample):
+            logger.info("%s: %s", finding.level.value, finding, extra=ONCE)
         parts = [work / f"part-{number:06d}.jsonl" for number in range(math.ceil(survey.n_rows / _PART_ROWS))]
         _answer(reads.source, predictor, survey, parts, reads.added)
         need_room(result, sum(part.stat().st_size for part in parts), "joining the answers")
         with writable(result), (result / PREDICTIONS_FILE).open("wb") as joined:
             for part in parts:
                 joined.write(part.read_bytes())
-        return {"rows": survey.n_rows, "input": reads.source.name, "columns": survey.columns}
+        cut = counts_of_cut(read_object(part.with_suffix(".cut")) for part in parts if part.with_suffix(".cut").is_file())
+        return {
+            "rows": survey.n_rows,
+            "input": reads.source.name,
+            "columns": survey.columns,
+            "repeated": survey.repeated,
+            "repeated_line": survey.repeated_line,
+            "unit": "rows" if reads.source.kind.is_table and not reads.source.kind.is_text else "lines",
+            **cut,
+        }
 
     def describe(self, artifact: Artifact) -> str:
         return f"{artifact.metrics['rows']} rows of {artifact.metrics['input']}"
 
     def deliver(self, reads: PredictReads, artifact: Artifact, place: Path) -> None:
         reads.kept.close()
+        found, name = artifact.metrics, artifact.metrics["input"]
+        if (cut := said_of_cut(found, found["rows"], found.get("unit", "lines"))) is not None:
+            logger.info("%s: %s", name, cut)
+        if found.get("repeated"):
+            where = f"{found['unit'].removesuffix('s')} {found['repeated_line']:,}"
+            logger.info("%s: %s rows have the id of an earlier row (the first at %s)", name, f"{found['repeated']:,}", where)
         if reads.output is not None:
             write_rows(reads.output, artifact.file(PREDICTIONS_FILE), [*artifact.metrics["columns"], *reads.added])
             logger.info("predict: written to %s", reads.output)
@@ -148,10 +181,19 @@ def survey_of(source: RowsFile, task: TaskConfig, added: list[str]) -> Survey:
     """
     columns = dict.fromkeys(header_of(source) or [])
     n_rows = 0
+    ids, lines = array("q"), array("q")  # some bytes a row, whatever is in them
+    random, sample = generator_for("texts of an input"), list[str]()
     for row in rows_of(source):
-        row_from(row.record, task, source.name, row.number, row.unit, reads_label=False)
+        read = row_from(row.record, task, source.name, row.number, row.unit, reads_label=False)
+        if source.kind not in (Kind.CSV, Kind.TSV) and _is_infinite(row.record):
+            raise DataError(f"{source.name}, {row.place}: has an infinite number, which JSON has no word for; take it out")
         columns.update(dict.fromkeys(row.record))
         n_rows += 1
+        if has_id(row.record, task):
+            ids.append(hash(str(read.id)))
+            lines.append(row.number)
+        place = len(sample) if len(sample) < _SAMPLED else int(random.integers(n_rows))
+        sample[place : place + 1] = ["\n".join(read.texts.values())[:_LOOKED_AT]] if place < _SAMPLED else []
     taken = next((name for name in added if name in columns), None)
     if taken is not None:
         raise DataError(
@@ -162,7 +204,18 @@ def survey_of(source: RowsFile, task: TaskConfig, added: list[str]) -> Survey:
         if not columns:
             raise DataError(f"{source.name}: is empty: no header line and no rows; a table without rows has its header")
         refuse_headless(list(columns), task, source.name)
-    return Survey(n_rows=n_rows, columns=list(columns))
+    repeats = repeated_places(ids)
+    first = lines[int(repeats[0])] if len(repeats) else 0
+    return Survey(n_rows=n_rows, columns=list(columns), repeated=len(repeats), repeated_line=first, sample=sample)
+
+
+def repeated_places(values: array[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the places of values that stood before, in ascending order."""
+    found = np.frombuffer(values, np.int64) if values else np.empty(0, np.int64)
+    _, first = np.unique(found, return_index=True)
+    is_repeat = np.ones(len(found), bool)
+    is_repeat[first] = False
+    return np.flatnonzero(is_repeat)
 
 
 def _answer(source: RowsFile, predictor: Predictor, survey: Survey, parts: list[Path], added: list[str]) -> None:
@@ -172,20 +225,27 @@ def _answer(source: RowsFile, predictor: Predictor, survey: Survey, parts: list[
         some = list(islice(rows, _PART_ROWS))
         if part.is_file():
             continue
-        answers = predictor.predict_rows([predictor.read(row.record, source.name, row.number, row.unit) for row in some])
+        read = [predictor.read(row.record, source.name, row.number, row.unit) for row in some]
+        answers, cut = predictor.predict_rows(read), predictor.cut_rows(read)
         with writable(part.parent):
-            write_atomically(part, "".join(_lines(some, answers, source, added)))
+            if cut is not None and cut.lines:
+                write_atomically(part.with_suffix(".cut"), json_text(cut))
+            write_atomically(part, "".join(_lines(some, answers, added)))
 
 
-def _lines(rows: list[Row], answers: list[Prediction], source: RowsFile, added: list[str]) -> Iterator[str]:
+def _is_infinite(value: Any) -> bool:
+    """Say whether an infinite number is in a value."""
+    if isinstance(value, Mapping):
+        return any(map(_is_infinite, value.values()))
+    if isinstance(value, list):
+        return any(map(_is_infinite, value))
+    return isinstance(value, float) and math.isinf(value)
+
+
+def _lines(rows: list[Row], answers: list[Prediction], added: list[str]) -> Iterator[str]:
     for row, answer in zip(rows, answers, strict=True):
         mine = dict(zip(added, (answer.label, round(answer.probabilities[answer.label], 6)), strict=True))
-        try:
-            yield json.dumps({**_plain(row.record), **mine}, ensure_ascii=False, allow_nan=False) + "\n"
-        except ValueError as error:
-            raise DataError(
-                f"{source.name}, {row.place}: has an infinite number, which JSON has no word for; take it out"
-            ) from error
+        yield json.dumps({**_plain(row.record), **mine}, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
@@ -203,21 +263,26 @@ def _source(run: Run, task: TaskConfig | None, kept: ExitStack) -> RowsFile:
     Raises:
         DataError: there is none.
     """
-    encoding = run.config.data.encoding
+    data = run.config.data
     if run.config.input is not None:
         given = Path(run.config.input)
         if is_piped(run.config.input):
             return _spooled(run, kept)
-        if not given.is_file():
+        if not given.is_file() and not given.is_dir():
             raise DataError(f"{given}: no such file; give input=FILE.jsonl, FILE.csv or another kind of rows")
-        return open_rows(given, encoding=encoding)
+        return open_rows(given, encoding=data.encoding, quotes=data.quotes)
     if task is None:
         raise ConfigError("no input given; set input=FILE.jsonl, FILE.csv or another kind of rows, or - for standard input")
     for split in ("test", "dev"):
-        path = split_path(run.data_root(), task, split)
-        if path.is_file():
-            return open_rows(path, encoding=task.encoding)
-    raise DataError(f"{split_path(run.data_root(), task, 'test')}: no such file; give input=FILE.jsonl")
+        path = split_path(run.splits(), task, split)
+        if is_rows(path):
+            return open_rows(path, encoding=task.encoding, quotes=task.quotes)
+    raise DataError(f"{split_path(run.splits(), task, 'test')}: no such file; give input=FILE.jsonl")
+
+
+def _named(source: RowsFile) -> dict[str, Path]:
+    """Return the files that hold the rows, by the name under which the key counts them."""
+    return {f"{Path(source.name).name}{part}": file for part, file in files_of(source.path).items()}
 
 
 def _answering(export: Artifact) -> dict[str, Path]:
@@ -239,7 +304,7 @@ def _spooled(run: Run, kept: ExitStack) -> RowsFile:
             shutil.copyfileobj(stream, copy)
         copy.flush()
     name = "standard input" if given == STANDARD else given
-    return open_rows(Path(copy.name), encoding=run.config.data.encoding, name=name)
+    return open_rows(Path(copy.name), encoding=run.config.data.encoding, quotes=run.config.data.quotes, name=name)
 
 
 def _is_same(output: Path, source: Path) -> bool:

@@ -60,7 +60,7 @@ class Report(Stage[ReportReads]):
         if not found:
             raise ConfigError(f"{run.directory}: nothing to report yet; run other stages first")
         evaluated = [name for name in run.config.tasks if f"evaluate/{name}" in found]
-        tasks = run.load_tasks(evaluated) if run.config.data.root is not None else []
+        tasks = run.load_tasks(evaluated) if run.config.data.root is not None or run.config.data.files else []
         return ReportReads(
             run_name=run.name,
             settings=changed_settings(run.config),

@@ -19,10 +19,13 @@ import numpy as np
 from adapt.core.artifacts import sha256_of_file
 from adapt.core.errors import DataError
 from adapt.core.typed import digest_of, to_plain
+from adapt.text.rows.directories import files_of, is_rows
+from adapt.text.rows.reading import endings_of
 from pipelines.stages.contract import Files, Reads, Workshop, order_of, unkeyed
 from pipelines.stages.run import Run
 from pseudo_label.criteria.contract import Null
 from pseudo_label.leakage import EvaluationTexts
+from pseudo_label.splits import Splits
 from pseudo_label.tasks import TaskConfig, TaskRow, iterate_split, read_split, row_digest, split_path
 
 LABELLED_SPLITS = ("dev", "few")
@@ -45,7 +48,7 @@ class TaskData(Reads):
     files: Files
     exclude: list[str]
     seed: int
-    root: Path | None = unkeyed("rows count, not where they are")
+    splits: Splits | None = unkeyed("rows count, not where they are")
     declared: frozenset[str] = unkeyed("files holds those that exist")
 
     @classmethod
@@ -53,36 +56,41 @@ class TaskData(Reads):
         """Declare splits of a task, which may be absent; those of `exclude_eval` belong to `unlabeled`.
 
         Raises:
-            ConfigError: splits are read, and data.root is not set or no directory.
+            ConfigError: splits are read, and neither data.root nor data.files says where they are.
         """
         exclude = run.config.exclude_eval.splits if UNLABELED in splits else []
         declared = frozenset([*splits, *exclude])
-        root = run.data_root() if declared else None
-        names = {split: split_path(root, task, split) for split in sorted(declared)} if root is not None else {}
-        # An ending other than .json is part of the name.
-        files = Files({f"{task.name}/{path.name.removesuffix('.json')}": path for path in names.values() if path.is_file()})
-        return cls(task=task, files=files, exclude=exclude, seed=run.config.seed, root=root, declared=declared)
+        found = run.splits() if declared else None
+        places = {split: split_path(found, task, split) for split in sorted(declared)} if found is not None else {}
+        files = {
+            # An ending other than .json is part of the name; where a file is and what else it is called are not.
+            f"{task.name}/{split}{endings_of(path.name).removesuffix('.json')}{part}": file
+            for split, path in places.items()
+            if is_rows(path)
+            for part, file in files_of(path).items()
+        }
+        return cls(task=task, files=Files(files), exclude=exclude, seed=run.config.seed, splits=found, declared=declared)
 
     def path(self, split: str) -> Path:
         """Return where a split is or would be."""
-        return split_path(self._root_for(split), self.task, split)
+        return split_path(self._splits_for(split), self.task, split)
 
     def existing(self, splits: Iterable[str]) -> list[str]:
         """Return those of the splits that the task has."""
-        return [split for split in splits if self.path(split).is_file()]
+        return [split for split in splits if is_rows(self.path(split))]
 
     def read(self, split: str) -> list[TaskRow]:
         """Read a split. Raises DataError where it is missing or malformed."""
-        return read_split(self._root_for(split), self.task, split)
+        return read_split(self._splits_for(split), self.task, split)
 
     def iterate(self, split: str) -> Iterator[TaskRow]:
         """Read a split row by row."""
-        return iterate_split(self._root_for(split), self.task, split)
+        return iterate_split(self._splits_for(split), self.task, split)
 
-    def _root_for(self, split: str) -> Path:
-        if split not in self.declared or self.root is None:
+    def _splits_for(self, split: str) -> Splits:
+        if split not in self.declared or self.splits is None:
             raise UndeclaredRead(f"task '{self.task.name}': split '{split}' is read and not declared")
-        return self.root
+        return self.splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +113,8 @@ def adaptation_rows(shop: Workshop, data: TaskData, limit: int | None) -> Adapta
     Rows with an evaluation row's texts are kept out, and so are copies. Memory holds the rows that are kept. A walk reads and
     screens a file once for each limit.
     """
-    digests = [sha256_of_file(data.path(split)) for split in data.existing([UNLABELED, *data.exclude])]
+    there = data.existing([UNLABELED, *data.exclude])
+    digests = [sha256_of_file(file) for split in there for file in files_of(data.path(split)).values()]
     what = digest_of([to_plain(data.task), order_of(data.task), str(data.path(UNLABELED)), digests, data.exclude, data.seed, limit])
     found, n_distinct = shop.read_once(what, lambda: _screened(data, limit))
     _say(shop, data, found, n_distinct)

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from adapt.core.artifacts import MANIFEST, Artifact, ArtifactStore, artifact_at, is_dangling, open_linked, refuse_dangling
-from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.errors import CheckpointError, ConfigError, DataError, is_file_name
 from adapt.core.precision import say_precision
+from adapt.core.registry import suggest
 from adapt.core.store_places import is_artifact
 from adapt.model.config import GPTConfig, HFConfig
 from adapt.scoring.scorer_config import ScorerConfig
+from adapt.text.rows.directories import is_rows
 from adapt.train.engine_config import EngineConfig
 from pipelines.config.locations import conf_dir
-from pipelines.config.schema import PipelineConfig
+from pipelines.config.schema import DataConfig, PipelineConfig
 from pipelines.stages.contract import Stage, Workshop, now
 from pipelines.stages.models import open_model_artifact
+from pseudo_label.splits import Splits
 from pseudo_label.tasks import TaskConfig, load_task
 
 DATA_ROOT_ADVICE = "give a directory in the CLUE layout (<task>/{dev,unlabeled,test}.{json,csv,...})"
@@ -30,6 +33,55 @@ logger = logging.getLogger("pipelines")
 def again_command(stage: str, run_name: str, task: str | None) -> str:
     """Return the command that makes a stage's artifact of a run."""
     return f"python -m pipelines.{stage} run.name={run_name}" + ("" if task is None else f" task={task}")
+
+
+def read_as(data: DataConfig, task: TaskConfig) -> TaskConfig:
+    """Return a task with the encoding and quotes of its files that the command line says, where it does."""
+    return replace(task, encoding=data.encoding or task.encoding, quotes=data.quotes or task.quotes)
+
+
+def files_by_task(
+    files: Mapping[str, str] | Mapping[str, Mapping[str, str]] | None, tasks: Sequence[str]
+) -> dict[str, dict[str, Path]]:
+    """Return data.files by task and split; names of splits only are those of the one task.
+
+    Raises:
+        ConfigError: names of splits and of tasks are mixed, or it is not said which of several tasks is meant.
+        DataError: a file is not there.
+    """
+    plain = {name: value for name, value in (files or {}).items() if isinstance(value, str)}
+    if plain and len(tasks) != 1:
+        few = f"there are {len(tasks)} tasks" if tasks else "there is no task"
+        raise ConfigError(f"data.files: names splits, and {few}; give data.files={{TASK: {{SPLIT: FILE}}}}")
+    by_task = {name: value for name, value in (files or {}).items() if not isinstance(value, str)}
+    found = {task: {split: Path(file) for split, file in named.items()} for task, named in by_task.items()}
+    found |= {tasks[0]: {split: Path(file) for split, file in plain.items()}} if plain else {}
+    for task, places in found.items():
+        for split, place in places.items():
+            if not is_file_name(split):
+                raise ConfigError(f"data.files.{task}: {split!r} is no name of a split; give a plain one, such as dev")
+            if not is_rows(place):
+                raise DataError(f"data.files.{task}.{split}: {place}: no such file of rows")
+    return found
+
+
+def splits_of_tasks(data: DataConfig, tasks: Sequence[str], task_dirs: Sequence[Path]) -> Splits:
+    """Return where tasks' rows are: data.files, and what is below data.root; `tasks` are those of the command.
+
+    Raises:
+        ConfigError: neither is given, data.root is no directory, or files are those of a task that nobody knows.
+        DataError: a file is not there.
+    """
+    own = files_by_task(data.files, tasks)
+    for name in own:
+        if not any((place / f"{name}.yaml").is_file() for place in task_dirs):
+            raise ConfigError(f"data.files: unknown task '{name}'{suggest(name, list(tasks))}")
+    if data.root is None and not own:
+        raise ConfigError(f"data.root is not set; {DATA_ROOT_ADVICE}, or name files with data.files")
+    root = None if data.root is None else Path(data.root)
+    if root is not None and not root.is_dir():
+        raise ConfigError(f"data.root: {root} is no directory; {DATA_ROOT_ADVICE}")
+    return Splits(root=root, own=own)
 
 
 class Run:
@@ -83,19 +135,15 @@ class Run:
 
     def load_tasks(self, names: Sequence[str]) -> list[TaskConfig]:
         """Load tasks by name, from `task_dir` first. Raises ConfigError for one that is unknown or broken."""
-        own = [Path(self.config.task_dir)] if self.config.task_dir else []
-        tasks = [load_task(name, [*own, conf_dir() / "task"]) for name in names]
-        chosen = self.config.data.encoding
-        return tasks if chosen is None else [replace(task, encoding=chosen) for task in tasks]
+        tasks = [load_task(name, self._task_dirs()) for name in names]
+        return [read_as(self.config.data, task) for task in tasks]
 
-    def data_root(self) -> Path:
-        """Return data.root. Raises ConfigError where none is given or it is no directory."""
-        if self.config.data.root is None:
-            raise ConfigError(f"data.root is not set; {DATA_ROOT_ADVICE}")
-        root = Path(self.config.data.root)
-        if not root.is_dir():
-            raise ConfigError(f"data.root: {root} is no directory; {DATA_ROOT_ADVICE}")
-        return root
+    def splits(self) -> Splits:
+        """Return where tasks' rows are. Raises ConfigError or DataError where that is not said, or nothing is there."""
+        return splits_of_tasks(self.config.data, self.config.tasks, self._task_dirs())
+
+    def _task_dirs(self) -> list[Path]:
+        return [*([Path(self.config.task_dir)] if self.config.task_dir else []), conf_dir() / "task"]
 
     def place(self, stage: str, task: TaskConfig | None = None) -> str:
         return f"{self.name}/{stage}" if task is None else f"{self.name}/{stage}/{task.name}"

@@ -6,7 +6,6 @@ n-th chunk. Chunks are the same whatever the number of ranks, and so are the sco
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from adapt.checkpoint.offload import OffloadConfig
 from adapt.core.artifacts import Artifact, StageKey, writable, write_atomically
 from adapt.core.errors import DataError
 from adapt.core.faults import need_room
-from adapt.core.json_files import read_object
+from adapt.core.json_files import json_text, read_object
 from adapt.core.precision import Precision
 from adapt.core.progress import progress
 from adapt.core.runtime import RankInfo
@@ -30,6 +29,7 @@ from pipelines.stages.contract import Reads, Workshop, order_of, unkeyed
 from pipelines.stages.models import weights_of
 from pipelines.stages.rows import TaskData, domain_texts
 from pipelines.stages.run import Run
+from pseudo_label.cut_rows import counts_of_cut, cut_rows, said_of_cut
 from pseudo_label.labelling import ScoringConfig, TaskScorer, content_free_rows
 from pseudo_label.prompts import Prompt
 from pseudo_label.store import SCORES_FILE, join_scores, read_scores, write_scores
@@ -39,7 +39,6 @@ from pseudo_label.zero_shot import PassScores, PromptKeys, ScoringPass
 NAME = "score"
 VERSION = 2  # prompts of Hugging Face bases are one text
 _CHUNK_ROWS = 256
-_ROOM_FOR_PROMPT = 256  # tokens
 _TASK_KEYS = ("fields", "label_words", "label_tree", "shorten", "candidates")
 
 
@@ -136,11 +135,8 @@ def scores_of(
         return {"rows": len(rows), "passes": [what.name for what in passes], "seconds": seconds, **_cut_rows(places)}
 
     artifact = shop.produce(key, build, f"{NAME}/{task.name}/{split}-{model.stage}")
-    if found := artifact.metrics.get("cut"):
-        shop.say_once(
-            f"{task.name} {split}: {found:,} of {len(rows):,} rows are longer than the model's context of "
-            f"{artifact.metrics['context']} tokens and were cut (the longest has {artifact.metrics['longest']:,})"
-        )
+    if (cut := said_of_cut(artifact.metrics, len(rows))) is not None:
+        shop.say_once(f"{task.name} {split}: {cut}")
     return Scored(passes=read_scores(artifact.file(SCORES_FILE), task, rows), seconds=float(artifact.metrics["seconds"]))
 
 
@@ -187,29 +183,17 @@ def _score_chunks(job: ScoreJob, rows: Sequence[TaskRow], chunks: range) -> None
             scored = scorer.score(some, job.passes)
         except DataError as error:
             raise DataError(f"{job.source}: {error}") from error
-        lengths = [prompt.length(row) for row in some if _may_be_cut(row, prompt)]
-        cut = [length for length in lengths if length > prompt.context_length]
-        counted = {"cut": len(cut), "longest": max(cut, default=0), "context": prompt.context_length}
+        counted = cut_rows(some, prompt)
         with writable(place.parent):
-            write_atomically(place.with_suffix(".json"), json.dumps(counted))
+            write_atomically(place.with_suffix(".json"), json_text(counted))
             write_scores(unfinished, job.task, some, scored, job.checkpoint)
             unfinished.replace(place)
 
 
-def _may_be_cut(row: TaskRow, prompt: Prompt) -> bool:
-    """Say whether a row could be longer than the context: no text has more tokens than bytes."""
-    return sum(len(text.encode()) for text in row.texts.values()) + _ROOM_FOR_PROMPT > prompt.context_length
-
-
-def _cut_rows(places: Sequence[Path]) -> dict[str, int]:
-    """Return how many rows were cut, and how long the longest of them is, beside the context's length."""
+def _cut_rows(places: Sequence[Path]) -> dict[str, Any]:
+    """Return how many rows were cut, how long the longest of them is, and which of them are alike then."""
     files = [place.with_suffix(".json") for place in places]
-    found = [read_object(file) for file in files if file.is_file()]
-    return {
-        "cut": sum(counted["cut"] for counted in found),
-        "longest": max((counted["longest"] for counted in found), default=0),
-        "context": max((counted["context"] for counted in found), default=0),
-    }
+    return counts_of_cut(read_object(file) for file in files if file.is_file())
 
 
 def _settings(

@@ -24,6 +24,7 @@ and `labels` have to be given.
   dev_rows     at most so many labelled rows are kept to measure on (500, and at most a third of all rows)
   seed         which rows these are (0)
   encoding     of the file (recognised)
+  quotes       of a table: cells, or text where they are letters like others
 
 Exit code 0, or 2 after one line for a mistake; then nothing was written.
 """
@@ -43,7 +44,7 @@ from pathlib import Path
 from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.checkpoint.vocabulary import tokenizer_of
 from adapt.core.errors import ConfigError, DataError
-from adapt.text.rows.contract import RowsFile
+from adapt.text.rows.contract import Quotes, RowsFile
 from adapt.text.rows.reading import endings_of, open_rows, rows_of
 from adapt.text.tokenizer_health import Finding, Level, findings_on, health_of, is_spaced
 from pipelines.config.locations import demo_dir
@@ -78,6 +79,7 @@ class InitConfig:
     dev_rows: int | None = None
     seed: int = 0
     encoding: str | None = None
+    quotes: Quotes | None = None
 
     def __post_init__(self) -> None:
         if self.dev_rows is not None and self.dev_rows < 1:
@@ -109,7 +111,7 @@ def main(config: InitConfig, terminal: Terminal | None = None) -> int:
     refuse_taken(config.root, config.task_dir, config.name)
     weights = weights_of(open_model_artifact(config.base))
     tokenizer = tokenizer_of(weights)
-    file = open_rows(Path(config.data), encoding=config.encoding)
+    file = open_rows(Path(config.data), encoding=config.encoding, quotes=config.quotes)
     found = survey(row.record for row in rows_of(file))
     if not found.rows:
         raise DataError(f"{file.name}: has no rows")
@@ -199,6 +201,8 @@ def predict_command(config: InitConfig) -> str:
         f"input={config.data}",
         f"output={config.name}_labelled{ending}",
     ]
+    words += [f"data.encoding={config.encoding}"] if config.encoding is not None else []
+    words += [f"data.quotes={config.quotes.value}"] if config.quotes is not None else []
     return shlex.join(["python", "-m", "pipelines.predict", *words])
 
 

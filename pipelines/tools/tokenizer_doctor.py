@@ -7,7 +7,7 @@ Look at a tokenizer through a task's rows and label words and through general te
   task, tasks  NAME, or [NAME, ...]: tasks whose label words are looked at, and their rows where data.root is given
   task_dir     a directory with task files of your own
   data.root    the tasks' rows, <task>/{unlabeled,dev,few,test}.{json,csv,...}
-  data.corpus  files of text, or patterns; data.domain_field and data.encoding as everywhere
+  data.corpus  files of text, or patterns; data.domain_field, data.encoding, data.quotes as everywhere
   rows         rows or documents looked at in each split and each domain, drawn from all of them (20000)
   output       a .json file for all of it
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from adapt.core.json_files import json_text
 from adapt.core.runtime import generator_for
 from adapt.text.contract import TextTokenizer
 from adapt.text.corpus import find_corpus, read_documents
+from adapt.text.rows.directories import is_rows
 from adapt.text.tokenizer_health import (
     Finding,
     Level,
@@ -46,7 +47,9 @@ from adapt.text.tokenizer_health import (
 )
 from pipelines.config.locations import conf_dir, demo_dir
 from pipelines.config.schema import DataConfig
+from pipelines.stages.run import read_as, splits_of_tasks
 from pseudo_label.label_word_checks import asked_words, check_label_words
+from pseudo_label.splits import Splits
 from pseudo_label.tasks import TaskConfig, TaskRow, iterate_split, load_task, split_path
 
 _SPLITS = ("unlabeled", "dev", "few", "test")
@@ -113,14 +116,15 @@ def diagnose(config: DoctorConfig) -> Diagnosis:
     """Look at the tokenizer. Raises AdaptError as `main` does."""
     tokenizer = tokenizer_at(demo_dir() / "base" if config.tokenizer is None else Path(config.tokenizer))
     own = [Path(config.task_dir)] if config.task_dir is not None else []
-    tasks = [load_task(name, [*own, conf_dir() / "task"]) for name in config.names]
-    if config.data.encoding is not None:
-        tasks = [replace(task, encoding=config.data.encoding) for task in tasks]
+    task_dirs = [*own, conf_dir() / "task"]
+    tasks = [read_as(config.data, load_task(name, task_dirs)) for name in config.names]
+    has_rows = config.data.root is not None or config.data.files
+    splits = splits_of_tasks(config.data, config.names, task_dirs) if has_rows else None
     healths: list[TextHealth] = []
     findings: list[Finding] = []
     words: dict[str, dict[str, dict[str, list[str]]]] = {}
     for task in tasks:
-        rows = [] if config.data.root is None else _rows_of(Path(config.data.root), task, config.rows)
+        rows = [] if splits is None else _rows_of(splits, task, config.rows)
         if rows:
             healths.append(health_of(tokenizer, f"task {task.name}", texts_of(rows, task)))
         found = check_label_words(task, tokenizer, rows)
@@ -213,14 +217,14 @@ def _pieces_of(task: TaskConfig, tokenizer: TextTokenizer, rows: list[TaskRow]) 
     }
 
 
-def _rows_of(root: Path, task: TaskConfig, most: int) -> list[TaskRow]:
+def _rows_of(splits: Splits, task: TaskConfig, most: int) -> list[TaskRow]:
     """Return a sample of each split that a task has, the unlabeled one first."""
     found = []
     for split in _SPLITS:
-        if split_path(root, task, split).is_file():
-            found += _sample(iterate_split(root, task, split), most, f"{task.name} {split}")
+        if is_rows(split_path(splits, task, split)):
+            found += _sample(iterate_split(splits, task, split), most, f"{task.name} {split}")
     if not found:
-        raise ConfigError(f"{split_path(root, task, 'unlabeled').parent}: has no rows of task '{task.name}'; check data.root")
+        raise ConfigError(f"{split_path(splits, task, 'unlabeled').parent}: has no rows of task '{task.name}'; check data.root")
     return found
 
 
@@ -229,7 +233,7 @@ def _documents(config: DoctorConfig) -> dict[str, list[str]]:
     if not config.data.corpus:
         return {}
     kept: dict[str, _Reservoir] = {}
-    for file in find_corpus(config.data.corpus, config.data.domain_field, config.data.encoding):
+    for file in find_corpus(config.data.corpus, config.data.domain_field, config.data.encoding, config.data.quotes):
         for document in read_documents(file):
             kept.setdefault(document.domain, _Reservoir(config.rows, document.domain)).add(document.text)
     return {domain: kept[domain].items for domain in sorted(kept)}

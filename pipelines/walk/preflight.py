@@ -183,7 +183,7 @@ def check_corpus(ahead: Ahead) -> None:
     if ahead.has("continue_pretrain") and not data.corpus:
         refuse_needed(ahead.config)
     if ahead.has("tokenizer", "pretrain") or (ahead.has("continue_pretrain") and data.corpus):
-        files = find_corpus(data.corpus, data.domain_field, data.encoding)
+        files = find_corpus(data.corpus, data.domain_field, data.encoding, data.quotes)
         if ahead.has("pretrain") and data.domain_field is None:  # else the lines say their domains, and there may be many lines
             check_repeats(ahead.config.pretrain.repeats or {}, sorted({file.domain for file in files}))
 
@@ -195,12 +195,12 @@ def check_rows(ahead: Ahead) -> None:
     run = ahead.run
     for task in ahead.tasks:
         splits = dict.fromkeys([*_needed_splits(ahead), *_existing(run, task, _read_where_there(ahead))])
-        rows = {split: read_split(run.data_root(), task, split) for split in splits if split != UNLABELED}
+        rows = {split: read_split(run.splits(), task, split) for split in splits if split != UNLABELED}
         if UNLABELED in splits:
-            deque(iterate_split(run.data_root(), task, UNLABELED), maxlen=0)  # there may be many: none is kept
+            deque(iterate_split(run.splits(), task, UNLABELED), maxlen=0)  # there may be many: none is kept
         for split in splits_of(run, task) if ahead.has("evaluate") else []:
-            found = rows.get(split) or read_split(run.data_root(), task, split)
-            refuse_repeated_ids(split_path(run.data_root(), task, split), found)
+            found = rows.get(split) or read_split(run.splits(), task, split)
+            refuse_repeated_ids(split_path(run.splits(), task, split), found)
 
 
 def _existing(run: Run, task: TaskConfig, splits: Iterable[str]) -> list[str]:
@@ -240,9 +240,9 @@ def check_lexical(ahead: Ahead) -> None:
 
     if not ahead.has("evaluate") or ahead.config.evaluate.method is not Method.LEXICAL:
         return
-    root = ahead.run.data_root()
+    splits = ahead.run.splits()
     for task in ahead.tasks:
-        if not _existing(ahead.run, task, [UNLABELED]) or next(iterate_split(root, task, UNLABELED), None) is None:
+        if not _existing(ahead.run, task, [UNLABELED]) or next(iterate_split(splits, task, UNLABELED), None) is None:
             raise no_rows_to_learn_from(task)
 
 
@@ -258,7 +258,7 @@ def check_other_tasks(ahead: Ahead) -> None:
             labelled_rows_of_other(ahead.run.workshop, TaskData.of(ahead.run, other, LABELLED_SPLITS))
             if model_method(ahead.config.evaluate).needs_rows:
                 for split in _existing(ahead.run, other, [UNLABELED, *ahead.config.exclude_eval.splits]):
-                    read_split(ahead.run.data_root(), other, split)
+                    read_split(ahead.run.splits(), other, split)
 
 
 def check_input(ahead: Ahead) -> None:

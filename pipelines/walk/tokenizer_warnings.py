@@ -30,7 +30,7 @@ def warn_of_tokenizer(run: Run, task: TaskConfig) -> None:
     """Log a line for each warning about the base's tokenizer on a task, where the model is to label its rows."""
     if Teacher.MODEL not in run.config.pseudo_label.teachers:
         return
-    rows = list(islice(iterate_split(run.data_root(), task, UNLABELED), _READ_ROWS))
+    rows = list(islice(iterate_split(run.splits(), task, UNLABELED), _READ_ROWS))
     if len(rows) > _ROWS:
         chosen = generator_for("tokenizer warnings", task.name).choice(len(rows), _ROWS, replace=False)
         rows = [rows[int(place)] for place in sorted(chosen)]

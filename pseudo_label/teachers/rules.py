@@ -17,6 +17,7 @@ import numpy as np
 from adapt.core.scorer import FloatArray
 from pseudo_label.decision import match_prior
 from pseudo_label.lexical_config import Measure, RuleConfig
+from pseudo_label.patterns import is_found
 from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.teachers.bag_of_words import Unit, unit_of
 from pseudo_label.teachers.contract import row_centred, spread_of
@@ -81,18 +82,21 @@ def fit_rules(task: TaskConfig, rows: Sequence[TaskRow]) -> FittedRules:
 def _measured(task: TaskConfig, rows: Sequence[TaskRow], unit: Unit) -> FloatArray:
     """Return what each rule measures in each row [N, R]."""
     items = {name: spec.join for name, spec in task.fields.items()}
-    values = [[_value(rule, [row.texts[name] for name in rule.fields], items, unit) for rule in task.rules] for row in rows]
+    places = [(rule, f"task '{task.name}', rules[{number}].pattern") for number, rule in enumerate(task.rules)]
+    values = [
+        [_value(rule, [row.texts[name] for name in rule.fields], items, unit, where) for rule, where in places] for row in rows
+    ]
     return np.asarray(values, dtype=np.float64).reshape(len(rows), len(task.rules))
 
 
-def _value(rule: RuleConfig, texts: Sequence[str], items: Mapping[str, str], unit: Unit) -> float:
+def _value(rule: RuleConfig, texts: Sequence[str], items: Mapping[str, str], unit: Unit, where: str) -> float:
     last = texts[-1]
     if rule.measure is Measure.OVERLAP:
         return _overlap(_parts(texts[0], unit), _parts(last, unit), is_directed=rule.is_directed)
     if rule.measure is Measure.WORDS:
         return float(any(word in last and not any(word in text for text in texts[:-1]) for word in rule.words))
     if rule.measure is Measure.PATTERN:
-        return float(re.search(rule.pattern or "", last) is not None)
+        return float(is_found(rule.pattern or "", last, where))
     if rule.measure is Measure.SHORTEST_ITEM:
         return float(min(len(item) for item in last.split(items[rule.fields[-1]])))
     return float(len(last))

@@ -181,3 +181,35 @@ def test_a_walk_from_a_checkpoint_leaves_out_the_stages_that_make_a_base(
     assert f"{tmp_path}/base" in text
     assert "tokenizer, pretrain: left out, checkpoint= is the base" in text + caplog.text
     assert not list((tmp_path / "runs").rglob("*"))
+
+
+def test_names_inside_a_mapping_are_taken_as_they_are_typed(tmp_path: Path, monkeypatch: Patch) -> None:
+    words = [
+        "pretrain.repeats.新闻=2",
+        "pretrain.repeats.2024=3",
+        "data.files.标题.dev=/数据 a=b.xlsx",
+        "data.files.标题.开发=2024",
+    ]
+    (config,) = composed_from(words, monkeypatch)
+    assert config["pretrain"]["repeats"] == {"新闻": 2, "2024": 3}
+    assert config["data"]["files"] == {"标题": {"dev": "/数据 a=b.xlsx", "开发": "2024"}}
+    (config,) = composed_from(["data.files={dev: 数据/a b.csv, unlabeled: 2024}"], monkeypatch)
+    assert config["data"]["files"] == {"dev": "数据/a b.csv", "unlabeled": "2024"}
+
+
+def test_a_name_is_added_to_those_of_an_experiment(monkeypatch: Patch) -> None:
+    (config,) = composed_from(["experiment=study_base", "pretrain.repeats.新闻=2"], monkeypatch, "run")
+    assert config["pretrain"]["repeats"] == {"colloquial": 2, "新闻": 2}
+    (config,) = composed_from(["experiment=study_base", "pretrain.repeats.colloquial=5"], monkeypatch, "run")
+    assert config["pretrain"]["repeats"] == {"colloquial": 5}
+
+
+def test_sweeps_go_over_names_inside_a_mapping(tmp_path: Path, monkeypatch: Patch) -> None:
+    found = composed_from(["pretrain.repeats.新闻=1,2", f"run.dir={tmp_path}", "-m"], monkeypatch)
+    assert [config["pretrain"]["repeats"] for config in found] == [{"新闻": 1}, {"新闻": 2}]
+    found = composed_from(["data.files={开发: a.csv},{开发: b.csv}", f"run.dir={tmp_path}", "-m"], monkeypatch)
+    assert [config["data"]["files"] for config in found] == [{"开发": "a.csv"}, {"开发": "b.csv"}]
+
+
+def test_a_wrong_value_inside_a_mapping_is_named_as_it_was_typed(monkeypatch: Patch, capsys: Capture) -> None:
+    refused("pretrain", ["pretrain.repeats.新闻=x"], ["pretrain.repeats.新闻: expected int"], monkeypatch, capsys)

@@ -108,7 +108,7 @@ def test_frozen_jobs_hold_what_auto_came_to(
     with pytest.raises(Frozen):
         pretrain.STAGE.build(pretrain.STAGE.reads(run, None), run.workshop, tmp_path / "result", tmp_path / "work")
     task = run.tasks()[0]
-    rows = read_split(run.data_root(), task, "dev")
+    rows = read_split(run.splits(), task, "dev")
     scoring = pseudo_label.predictor.ScoringConfig(prompts=[task.reference])
     passes = passes_for(scoring.pairs(task), scoring.form, with_groups=False)
     with pytest.raises(Frozen):

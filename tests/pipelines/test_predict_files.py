@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -212,3 +213,46 @@ def test_an_output_that_its_file_system_does_not_take_is_refused_before_anything
     refused("predict", arguments, ["output=/proc/answers: cannot be written"], monkeypatch, capsys)
     assert scorings == []
     assert not (tmp_path / "runs" / "store" / "predict").exists()
+
+
+def test_cut_rows_repeated_ids_and_unknown_characters_are_said(tmp_path: Path, predict_here: Predict, tiny_export: Path) -> None:
+    long = "这家店的菜我们吃了很多次" * 60
+    texts = [f"{long}很好", "好", f"{long}很差", "여기는 맛있어요"]
+    source = planted(tmp_path / "rows.csv", "id,sentence\n" + "".join(f"{n // 2},{text}\n" for n, text in enumerate(texts)))
+    said = predict_here(source, tmp_path / "o.csv")
+    assert "2 of 4 rows are longer than the model's context of " in said
+    assert "2 of them (lines 2, 4) differ only in what was cut" in said
+    assert "2 rows have the id of an earlier row (the first at line 3)" in said
+    assert re.search(r"warning: .*rows.csv: .* % of the tokens are (parts of a character|unknown)", said)
+    again = predict_here(source, tmp_path / "p.csv")
+    assert "2 of 4 rows are longer" in again
+    assert "unchanged, skipped" in again
+
+
+def test_counts_of_cut_rows_survive_a_kill(tmp_path: Path, predict_here: Predict, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(predict, "_PART_ROWS", 2)
+    long = "这家店的菜我们吃了很多次" * 60
+    source = planted(tmp_path / "rows.csv", "sentence\n" + f"{long}一\n好\n{long}二\n好\n")
+    write, written = predict.write_atomically, list[Path]()
+
+    def stopped(path: Path, text: str) -> None:
+        if path.suffix == ".jsonl" and len(written) == 1:
+            raise KeyboardInterrupt
+        written.extend([path] if path.suffix == ".jsonl" else [])
+        write(path, text)
+
+    monkeypatch.setattr(predict, "write_atomically", stopped)
+    with pytest.raises(AssertionError):
+        predict_here(source, tmp_path / "o.csv")
+    monkeypatch.setattr(predict, "write_atomically", write)
+    assert "2 of them (lines 2, 4) differ only in what was cut" in predict_here(source, tmp_path / "o.csv")
+
+
+@pytest.mark.parametrize("value", ["1e999", "[[-Infinity]]", '{"a": {"b": Infinity}}'])
+def test_a_number_that_cannot_be_written_is_refused_before_anything_is_scored(
+    tmp_path: Path, tiny_export: Path, monkeypatch: Patch, capsys: Capture, value: str
+) -> None:
+    monkeypatch.setattr(predict, "_answer", None)  # never reached
+    source = planted(tmp_path / "rows.jsonl", '{"sentence": "好"}\n{"sentence": "好", "x": ' + value + "}\n")
+    words = [f"checkpoint={tiny_export}", f"input={source}", f"run.dir={tmp_path}/runs"]
+    refused("predict", words, ["rows.jsonl, line 2: has an infinite number"], monkeypatch, capsys)

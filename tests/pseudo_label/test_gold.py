@@ -39,6 +39,7 @@ def test_labels_are_the_tasks_names(value: object, label: str) -> None:
         (" bad", ["did you mean 'bad'"]),
         ("01", ["did you mean '1'"]),
         ("1.0", ["did you mean '1'"]),
+        ("１", ["did you mean '1'"]),
         ("满意", ["is the word of label 'good'"]),
         (False, ["'false' has no label word"]),
         (2, ["'2' has no label word"]),

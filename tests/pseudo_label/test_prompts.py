@@ -22,6 +22,7 @@ from adapt.core.spans import (
 )
 from adapt.text.contract import TextTokenizer
 from adapt.text.tokenizer import Tokenizer
+from pipelines.config.locations import conf_dir, demo_dir
 from pseudo_label.prompts import Prompt, parse_template
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow, labels_of, load_task
 from tests.support.planted_tokenizers import EncodesOnly
@@ -376,3 +377,16 @@ def test_fields_are_cut_and_templates_and_other_fields_are_not_at_any_length(tok
         longest = max(len(tokenizer.encode(word)) for word in WORDS.values())
         room = 40 - len(start) - longest - len(end) + len(tokenizer.encode(WORDS["b"]))
         assert kept == tokenizer.encode(two)[:room]
+
+
+@pytest.mark.parametrize("word", ["<mask>", "好</s>", " <unk> "])
+def test_a_label_word_with_a_special_token_of_the_base_is_refused_by_name(word: str) -> None:
+    task = load_task("demo_reviews", [conf_dir() / "task"])
+    tokenizer = Tokenizer.load(demo_dir() / "base")
+    (mark,) = [mark for mark in tokenizer.marks if mark in word]
+    plain = replace(task, label_words={**task.label_words, "Positive": word})
+    with pytest.raises(ConfigError, match=rf"prompt 'reference': label word '{word}' (is|holds '{mark}',) a special token"):
+        Prompt(plain, "reference", tokenizer, context_length=64)
+    prompts = {"reference": replace(task.prompts["reference"], synonyms={"Negative": [word]})}
+    with pytest.raises(ConfigError, match="a special token"):
+        Prompt(replace(task, prompts=prompts), "reference", tokenizer, context_length=64)

@@ -12,6 +12,7 @@ from adapt.core.errors import ConfigError, DataError
 from adapt.core.spans import LabelForm, Span
 from adapt.core.typed import from_plain, to_plain
 from adapt.text.tokenizer import Tokenizer
+from pipelines.config.locations import conf_dir
 from pseudo_label.criteria.contract import get_criterion
 from pseudo_label.prompts import Prompt
 from pseudo_label.tasks import TaskConfig, TaskRow, load_task, read_rows, read_split, row_digest, row_from, split_path
@@ -337,3 +338,21 @@ def test_synonyms_must_fit_the_labels(tmp_path: Path, synonyms: str, problem: st
 def test_a_synonym_that_is_another_labels_word_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="labels 'a' and 'b' have the same word '甲'"):
         task_from(tmp_path, SYNONYMS.replace("[丙, 丁]", "[丙, 甲]"))
+
+
+@pytest.mark.parametrize(
+    ("column", "path"), [("Label", "label"), (" label", "label"), ("ｌａｂｅｌ", "label"), ("Sentence ", "sentence")]
+)
+def test_a_column_that_is_called_almost_right_is_refused(column: str, path: str) -> None:
+    task = load_task("demo_reviews", [conf_dir() / "task"])
+    record: dict[str, Any] = {"sentence": "好", "label": "Positive"}
+    record[column] = record.pop(path)
+    with pytest.raises(DataError, match=f"rows, line 3: has no '{path}', but '{column}'"):
+        row_from(record, task, "rows", 3)
+
+
+def test_an_id_may_be_written_in_other_letters() -> None:
+    task = load_task("demo_reviews", [conf_dir() / "task"])
+    assert row_from({"ID": 7, "sentence": "好"}, task, "rows", 3).id == 7
+    assert row_from({"ID": 7, "id": 8, "sentence": "好"}, task, "rows", 3).id == 8
+    assert row_from({"sentence": "好"}, task, "rows", 3).id == 2

@@ -18,6 +18,7 @@ class EncodesOnly(ABC):
         """Cut a text as the test wants it cut."""
 
     whole = None
+    marks: frozenset[str] = frozenset()
 
     def encode_documents(self, texts: list[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.ipc
 import pytest
 
 from adapt.core.errors import AdaptError
@@ -45,3 +47,16 @@ def json_lines(rows: list[dict[str, Any]], *, is_ascii: bool = False) -> str:
 
 def as_csv(rows: list[dict[str, Any]], delimiter: str = ",", end: str = "\n") -> str:
     return "".join(delimiter.join(line) + end for line in [list(rows[0]), *(list(row.values()) for row in rows)])
+
+
+def saved(place: Path, *batches: dict[str, list[Any]], state: dict[str, Any] | None = None) -> Path:
+    """Write what `save_to_disk` writes, a file for each batch, without its bars and locks."""
+    place.mkdir()
+    names = [f"data-{number:05d}-of-{len(batches):05d}.arrow" for number in range(len(batches))]
+    for name, columns in zip(names, batches, strict=True):
+        table = pyarrow.table(columns)
+        with pyarrow.ipc.new_stream(place / name, table.schema) as stream:
+            stream.write_table(table)
+    listed = {"_data_files": [{"filename": name} for name in names]}
+    (place / "state.json").write_text(json.dumps(listed if state is None else state), encoding="utf-8")
+    return place

@@ -127,10 +127,34 @@ def test_a_name_that_says_no_kind_is_refused(tmp_path: Path, name: str, mend: st
 def test_a_file_that_is_not_there_and_a_directory_are_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "a.csv") == ": no such file"
     (tmp_path / "b.csv").mkdir()
-    assert refusal(tmp_path / "b.csv") == ": no such file"
+    assert "is a directory, and neither a data set" in refusal(tmp_path / "b.csv")
 
 
 @pytest.mark.parametrize("name", ["rows", "rows.txt", "0a1b2c.blob"])
 @pytest.mark.parametrize(("text", "count"), [('{"s": "x"}\n', 1), ('\ufeff \n[{"s": "x"}]', 1), ("", 0)])
 def test_a_file_of_another_name_is_json_where_it_begins_like_that(tmp_path: Path, name: str, text: str, count: int) -> None:
     assert len(records(planted(tmp_path / name, text))) == count
+
+
+def simple_workbook(place: Path, *rows: list[Any], merged: str | None = None) -> Path:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    if merged is not None:
+        book.active.merge_cells(merged)
+    book.save(place)
+    return place
+
+
+def test_merged_cells_below_the_header_are_refused(tmp_path: Path) -> None:
+    head: list[Any] = ["text", "label"]
+    rows: list[list[Any]] = [["好", "x"], ["贵", None], ["行", "y"]]
+    assert "cells B2:B3 of sheet 'Sheet' are merged" in refusal(simple_workbook(tmp_path / "a.xlsx", head, *rows, merged="B2:B3"))
+    assert len(records(simple_workbook(tmp_path / "b.xlsx", [*head, None], *rows, merged="B1:C1"))) == 3
+
+
+def test_signs_that_a_workbook_escapes_and_durations_are_read(tmp_path: Path) -> None:
+    row = ["好_x000D_\n吃_x005F_x0041_", datetime.timedelta(hours=30)]
+    assert records(simple_workbook(tmp_path / "a.xlsx", ["text", "took"], row)) == [{"text": "好\r\n吃_x0041_", "took": 108_000.0}]
+    assert "half a surrogate pair" in refusal(simple_workbook(tmp_path / "b.xlsx", ["text"], ["_xD800_"]))

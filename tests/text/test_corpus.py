@@ -105,7 +105,7 @@ def test_a_damaged_gzip_is_named_by_file(tmp_path: Path, damage: str) -> None:
         "trailing bytes": whole + b"junk",
     }
     (tmp_path / "a.txt.gz").write_bytes(damaged[damage])
-    with pytest.raises(DataError, match=r"a\.txt\.gz, after line \d+: a damaged gzip file"):
+    with pytest.raises(DataError, match=r"a\.txt\.gz(, after line \d+: a damaged|: is not a) gzip file"):
         list(read_lines(tmp_path / "a.txt.gz"))
 
 

@@ -104,3 +104,25 @@ def test_a_text_with_carriage_returns_only_has_lines(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes("一\n二\x00\n".encode())
     with pytest.raises(DataError, match=r"b\.txt, line 2: has a NUL"):
         list(read_lines(tmp_path / "b.txt"))
+
+
+@pytest.mark.parametrize("name", ["idna", "utf-7", "punycode", "unicode_escape", "charmap", "UTF7"])
+def test_codecs_that_are_no_encoding_of_files_are_refused_by_key(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"data.encoding: '{name}' is not an encoding of files"):
+        check_encoding(name, "data.encoding")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [("euc-kr", "이 식당은 정말 맛있어요 다시 오고 싶어요"), ("euc-jp", "このレストランはとても美味しいです")],
+)
+def test_korean_and_japanese_are_not_taken_for_chinese(tmp_path: Path, encoding: str, text: str) -> None:
+    path = planted(tmp_path / "a.csv", f"text\n{text}\n", encoding)
+    assert "line 2: not UTF-8" in refusal(path)
+    assert records(path, encoding) == [{"text": text}]
+
+
+def test_a_wide_encoding_of_a_plain_file_and_what_is_no_gzip_are_refused(tmp_path: Path) -> None:
+    assert "is plain ASCII, and data.encoding=utf-16-le" in refusal(planted(tmp_path / "a.csv", "text\nabc\n"), "utf-16-le")
+    (tmp_path / "b.csv.gz").write_bytes(b"PK\x03\x04" + b"x" * 50)
+    assert "is not a gzip file but a zip archive" in refusal(tmp_path / "b.csv.gz")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from adapt.text.rows.reading import header_of, open_rows
+from adapt.text.rows.contract import Quotes
+from adapt.text.rows.reading import header_of, open_rows, rows_of
 from tests.support.row_files import ROWS, as_csv, places, planted, records, refusal
 
 
@@ -108,3 +109,43 @@ def test_a_table_of_very_many_columns_is_read(tmp_path: Path) -> None:
     (row,) = records(planted(tmp_path / "a.csv", ",".join(names) + "\n" + "x," * 49_999 + "y\n"))
     assert len(row) == 50_000
     assert "two columns are called 'c0'" in refusal(planted(tmp_path / "b.csv", ",".join([*names, "c0"]) + "\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "id;text, long;label\n1;a,b;0\n", "line 2: columns are separated by semicolons"),
+        ("a.csv", "编号，文本\n1，好\n", "line 1: columns are separated by full-width commas"),
+        ("a.csv", "id|text\n1|好\n", "line 1: columns are separated by bars"),
+        ("a.tsv", "id,text\n1,好\n", "line 1: columns are separated by commas"),
+        ("a.csv", "sep=;\nid;text\n1;好\n", "line 1: columns are separated by semicolons"),
+        ("a.csv", 'id,text\n1, "好"\n', "line 2: a space stands before a quoted cell"),
+        ("a.csv", 'id,text\n1, "好, 吃"\n', "line 2: a space stands before a quoted cell"),
+        ("a.tsv", 'text\n"好\n吃"\n', "line 2: a quoted cell runs on to line 3"),
+        ("a.tsv", 'who\ttext\na\t"好\nb\t吃"\n', "line 2: a quoted cell runs on to line 3"),
+        ("a.csv", "<html><body>", "is a page of HTML"),
+        ("a.csv", "version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+    ],
+)
+def test_what_only_looks_like_a_table_is_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    assert message in refusal(planted(tmp_path / name, text))
+
+
+def test_other_signs_in_texts_and_a_note_to_spreadsheets_are_no_separators(tmp_path: Path) -> None:
+    assert records(planted(tmp_path / "a.csv", "sep=,\nid,text\n1,a;b\n")) == [{"id": "1", "text": "a;b"}]
+    assert records(planted(tmp_path / "b.csv", "id,text (a;b;c)\n1,好\n")) == [{"id": "1", "text (a;b;c)": "好"}]
+    assert records(planted(tmp_path / "c.csv", '"text, or; or"\n"a;b,c"\n')) == [{"text, or; or": "a;b,c"}]
+    odd = {"a": ' "x" ,', "b": ' " ,'}
+    text = 'a,b\n" ""x"" ,"," "" ,"\n'
+    assert records(planted(tmp_path / "d.csv", text)) == [odd]
+
+
+def test_quotes_are_letters_or_cells_where_that_is_said(tmp_path: Path) -> None:
+    bare = planted(tmp_path / "a.tsv", 'id\ttext\n1\t"好" 他说\n2\t"贵\n3\t5"\n')
+    assert "line 2: a quoted cell goes on behind its closing quote" in refusal(bare)
+    assert "data.quotes=text" in refusal(bare)
+    read = [dict(row.record)["text"] for row in rows_of(open_rows(bare, quotes=Quotes.TEXT))]
+    assert read == ['"好" 他说', '"贵', '5"']
+    meant = planted(tmp_path / "b.tsv", 'who\ttext\na\t"好\nb\t吃"\n')
+    assert [row.record["text"] for row in rows_of(open_rows(meant, quotes=Quotes.CELLS))] == ["好\nb\t吃"]
+    assert [row.record["text"] for row in rows_of(open_rows(meant, quotes=Quotes.TEXT))] == ['"好', '吃"']

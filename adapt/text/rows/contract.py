@@ -15,6 +15,13 @@ MAX_UNPACKED_BYTES = 1 << 28
 MAX_UNPACKED_RATIO = 200
 
 
+class Quotes(enum.Enum):
+    """What a quote at the beginning of a table's cell is: it opens a quoted cell (RFC 4180), or it is a letter like others."""
+
+    CELLS = "cells"
+    TEXT = "text"
+
+
 class Kind(enum.Enum):
     """How rows are written down; a JSON file holds an object a line, or one array of objects."""
 
@@ -23,6 +30,7 @@ class Kind(enum.Enum):
     TSV = "tsv"
     PARQUET = "Parquet"
     XLSX = "xlsx"
+    ARROW = "a saved data set"
     PLAIN = "plain text"
 
     @property
@@ -32,18 +40,22 @@ class Kind(enum.Enum):
 
     @property
     def is_text(self) -> bool:
-        return self not in (Kind.PARQUET, Kind.XLSX)
+        return self not in (Kind.PARQUET, Kind.XLSX, Kind.ARROW)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowsFile:
-    """A file of rows: where it is, what messages call it, and how it is read; `encoding` absent is recognised."""
+    """A file of rows: where it is, what messages call it, and how it is read.
+
+    `encoding` absent is recognised. `quotes` absent are those of cells, unless they look like letters: that is refused.
+    """
 
     path: Path
     name: str
     kind: Kind
     is_gzipped: bool = False
     encoding: str | None = None
+    quotes: Quotes | None = None
 
 
 @dataclass(frozen=True, slots=True)

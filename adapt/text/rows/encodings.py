@@ -1,8 +1,9 @@
 """Bytes to lines of text: which encoding a file is in, its line ends, gzip, and every fault of these by file and line.
 
 Without a chosen encoding a file is UTF-8, unless it begins with the mark of UTF-16 or UTF-32, has the zero bytes of UTF-16, or is
-no UTF-8 and plainly Chinese text in GB18030: all of it decodes, nine in ten of its characters are those of GB2312, and no line of
-it is UTF-8. What was recognised is said once. Line feeds end lines; carriage returns do where a file has no line feed at all.
+no UTF-8 and plainly Chinese text in GB18030: all of it decodes, nine in ten of its characters are those of GB2312, they are not
+those of Japanese or Korean in its own encoding, and no line of it is UTF-8. What was recognised is said once. Line feeds end lines;
+carriage returns do where a file has no line feed at all.
 """
 
 from __future__ import annotations
@@ -34,13 +35,22 @@ _MARKS = (
     (codecs.BOM_UTF8, _UTF8),
 )
 _GZIP_MARK = b"\x1f\x8b"
+_NOT_OF_FILES = ("idna", "punycode", "utf-7", "unicode-escape", "raw-unicode-escape", "charmap", "undefined", "oem", "mbcs")
 _OTHER_KINDS = {
+    b"version https://git-lfs.github.com/": "a pointer of Git LFS (the file itself was not fetched)",
+    b"<!doctype html": "a page of HTML",
+    b"<html": "a page of HTML",
     b"PK\x03\x04": "a zip archive or a workbook",
     b"PAR1": "a Parquet file",
     b"%PDF": "a PDF",
     b"\xd0\xcf\x11\xe0": "an old Office file",
 }
+_LONGEST_MARK = 64
 _COMMON_SHARE = 0.9
+_KANA = range(0xA4, 0xA6)  # first bytes of kana, in GB 2312 as in EUC-JP
+_HANGUL = range(0xB0, 0xC9)  # first bytes of all Korean syllables in EUC-KR; a third of Chinese characters has others
+_KANA_SHARE = 0.1
+_TELLING_SYLLABLES = 10
 _COMMON_LOOKED_AT = 20_000
 _TELLING_CHARACTERS = 2
 _ANY_END, _LINE_FEED, _CARRIAGE_RETURN = "", "\n", "\r"
@@ -50,11 +60,14 @@ def check_encoding(name: str | None, key: str) -> None:
     """Raise ConfigError for what is no text encoding; `key` is the setting that named it."""
     if name is None:
         return
+    hint = "give utf-8, gb18030, utf-16, big5, latin-1 or another that Python knows"
     try:
+        plain = codecs.lookup(name).name
         "a".encode(name)
     except (LookupError, UnicodeError, ValueError) as error:
-        hint = "give utf-8, gb18030, utf-16, big5, latin-1 or another that Python knows"
         raise ConfigError(f"{key}: '{name}' is not a text encoding; {hint}") from error
+    if plain.replace("_", "-") in _NOT_OF_FILES:
+        raise ConfigError(f"{key}: '{name}' is not an encoding of files; {hint}")
 
 
 def settled(file: RowsFile) -> RowsFile:
@@ -135,8 +148,16 @@ def _opened(file: RowsFile) -> Iterator[IO[bytes]]:
             yield raw
             return
         limit = unpacked_limit(file.path.stat().st_size)
+        _refuse_unpacked(file, raw.peek(4)[:4])
         with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
             yield io.BufferedReader(_Bounded(unpacked, limit, file.name), _STEP_BYTES)
+
+
+def _refuse_unpacked(file: RowsFile, start: bytes) -> None:
+    """Raise DataError for a file that is no gzip file at all."""
+    if start and not start.startswith(_GZIP_MARK[: len(start)]):
+        what = f" but {_OTHER_KINDS[start]}" if start in _OTHER_KINDS else ""
+        raise DataError(f"{file.name}: is not a gzip file{what}; let its name say what it is")
 
 
 class _Bounded(io.RawIOBase):
@@ -171,7 +192,7 @@ def _encoding_of(file: RowsFile) -> str:
     _refuse_other_kinds(file, head)
     marked = next((encoding for mark, encoding in _MARKS if head.startswith(mark)), None)
     if file.encoding is not None:
-        return _chosen(file, file.encoding, marked)
+        return _chosen(file, file.encoding, marked, head)
     found = marked or _unmarked_utf16(head) or _utf8_or_gb18030(file)
     if found != _UTF8:
         _say(file.name, found)
@@ -182,13 +203,16 @@ def _refuse_other_kinds(file: RowsFile, head: bytes) -> None:
     if head.startswith(_GZIP_MARK):
         what = "twice packed" if file.is_gzipped else "a gzip file; let its name end in .gz"
         raise DataError(f"{file.name}: is {what}")
+    begin = head[:_LONGEST_MARK].lower() if head[:1] in b"<v" else head
     for mark, what in _OTHER_KINDS.items():
-        if head.startswith(mark):
+        if begin.startswith(mark):
             raise DataError(f"{file.name}: is {what}, not {file.kind.value}; let its name say what it is, or save it anew")
 
 
-def _chosen(file: RowsFile, encoding: str, marked: str | None) -> str:
+def _chosen(file: RowsFile, encoding: str, marked: str | None, head: bytes) -> str:
     plain = codecs.lookup(encoding).name
+    if head.isascii() and b"\x00" not in head and head and plain.startswith(("utf-16", "utf-32")):
+        raise DataError(f"{file.name}: is plain ASCII, and data.encoding={encoding}; leave that out")
     if marked is not None and plain.removesuffix("-le").removesuffix("-be") not in (marked, marked.removesuffix("-sig")):
         raise DataError(
             f"{file.name}: begins with the mark of {marked.removesuffix('-sig')}, and data.encoding={encoding}; leave that out"
@@ -230,7 +254,7 @@ def _is_gb18030(file: RowsFile) -> bool:
     Raises:
         DataError: lines of it are UTF-8 and others GB18030.
     """
-    looked_at, common = 0, 0
+    looked_at, common, kana, hanzi, hangul = 0, 0, 0, 0, 0
     utf8_line: int | None = None
     with _opened(file) as raw:
         number = 0
@@ -247,8 +271,14 @@ def _is_gb18030(file: RowsFile) -> bool:
             if looked_at < _COMMON_LOOKED_AT:
                 some = [character.encode("gb18030") for character in text if character > "\x7f"]
                 looked_at += len(some)
-                common += sum(len(raw) == 2 and raw[0] >= 0xA1 and raw[1] >= 0xA1 for raw in some)
-    if common < _COMMON_SHARE * looked_at:
+                plain = [raw[0] for raw in some if len(raw) == 2 and raw[0] >= 0xA1 and raw[1] >= 0xA1]
+                common += len(plain)
+                kana += sum(first in _KANA for first in plain)
+                hanzi += sum(first >= _HANGUL.start for first in plain)
+                hangul += sum(first in _HANGUL for first in plain)
+    if common < _COMMON_SHARE * looked_at or kana > _KANA_SHARE * looked_at:
+        return False
+    if hangul == hanzi >= _TELLING_SYLLABLES:
         return False
     if utf8_line is not None:
         raise DataError(

@@ -1,21 +1,27 @@
-"""Parquet files as rows, a batch in memory at a time. Dates become ISO text and decimals their digits; bytes are refused."""
+"""Parquet files, or folders of them, as rows, a batch in memory at a time.
+
+Dates become ISO text and decimals their digits; bytes are refused.
+"""
 
 from __future__ import annotations
 
 import datetime
 import decimal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
 from adapt.core.errors import DataError
-from adapt.text.rows.contract import Row, RowsFile
+from adapt.text.rows.contract import MAX_UNPACKED_RATIO, Row, RowsFile
+from adapt.text.rows.directories import parts_of
 from adapt.text.rows.json_rows import refuse_odd_text
 from adapt.text.rows.table_rows import refuse_repeats
 
 _BATCH_ROWS = 256
+_MOST_ROWS = 10_000_000  # in a file of any size
 
 
 def parquet_rows(file: RowsFile) -> Iterator[Row]:
@@ -25,25 +31,43 @@ def parquet_rows(file: RowsFile) -> Iterator[Row]:
         DataError: it is no Parquet file, is damaged, repeats a column, or holds what is no value of a row.
     """
     number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(file.path) as table:
-            names = _names(file, table)
-            for batch in table.iter_batches(batch_size=_BATCH_ROWS):
-                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    number += 1
-                    where = f"{file.name}, row {number}"
-                    yield Row({name: _plain(value, name, where) for name, value in zip(names, values, strict=True)}, number, "row")
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise _damaged(file, error, number) from error
+    known: list[str] | None = None
+    for path in _paths(file):
+        try:
+            with pyarrow.parquet.ParquetFile(path) as table:
+                names = _names(file, table)
+                if known is not None and names != known:
+                    raise DataError(f"{file.name}: {path.name} has other columns than the files before it; keep those of one kind")
+                known = names
+                _refuse_bomb(file, path, table.metadata.num_rows)
+                for batch in table.iter_batches(batch_size=_BATCH_ROWS):
+                    for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                        number += 1
+                        where = f"{file.name}, row {number}"
+                        record = {name: plain_value(value, name, where) for name, value in zip(names, values, strict=True)}
+                        yield Row(record, number, "row")
+        except (OSError, ValueError, MemoryError, pyarrow.ArrowException) as error:
+            raise _damaged(file, error, number) from error
 
 
 def parquet_header(file: RowsFile) -> list[str]:
     """Return the names of a file's columns. Raises DataError as `parquet_rows` does."""
     try:
-        with pyarrow.parquet.ParquetFile(file.path) as table:
+        with pyarrow.parquet.ParquetFile(_paths(file)[0]) as table:
             return _names(file, table)
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, MemoryError, pyarrow.ArrowException) as error:
         raise _damaged(file, error, 0) from error
+
+
+def _paths(file: RowsFile) -> list[Path]:
+    return parts_of(file.path, file.name).files if file.path.is_dir() else [file.path]
+
+
+def _refuse_bomb(file: RowsFile, path: Path, n_rows: int) -> None:
+    """Raise DataError for a file that claims more rows than it can have written down."""
+    most = max(_MOST_ROWS, MAX_UNPACKED_RATIO * path.stat().st_size)
+    if n_rows > most:
+        raise DataError(f"{file.name}: claims {n_rows:,} rows in {path.stat().st_size:,} bytes; write them anew, {most:,} at most")
 
 
 def _names(file: RowsFile, table: pyarrow.parquet.ParquetFile) -> list[str]:
@@ -54,7 +78,8 @@ def _names(file: RowsFile, table: pyarrow.parquet.ParquetFile) -> list[str]:
     return names
 
 
-def _plain(value: Any, name: str, where: str) -> Any:
+def plain_value(value: Any, name: str, where: str) -> Any:
+    """Return a value of Arrow as one of a row. Raises DataError for bytes and others that are no text, at `where`."""
     if isinstance(value, str):
         try:
             refuse_odd_text(value, f"its {name}")
@@ -70,9 +95,9 @@ def _plain(value: Any, name: str, where: str) -> Any:
     if isinstance(value, datetime.timedelta):
         return value.total_seconds()
     if isinstance(value, dict):
-        return {key: _plain(inner, name, where) for key, inner in value.items()}
+        return {key: plain_value(inner, name, where) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner, name, where) for inner in value]
+        return [plain_value(inner, name, where) for inner in value]
     raise DataError(f"{where}: its {name} is {type(value).__name__}, not text; save it as text")
 
 

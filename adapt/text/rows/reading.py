@@ -1,8 +1,8 @@
-"""The one reader of rows: JSON lines, a JSON array, csv, tsv, Parquet or xlsx by the ending of a file's name.
+"""The one reader of rows: JSON lines, a JSON array, csv, tsv, Parquet or xlsx by the ending of a file's name, or a directory.
 
 As many rows come out as are in the file, or an error names file and line; memory holds one row, or one batch of Parquet. Endings
-count in upper case too. JSON, csv, tsv and plain text may be gzipped (`.gz` at the end). A file whose name has none of the endings
-is read as JSON where it begins like that.
+count in upper case too. A directory is a saved data set or a folder of Parquet files (`directories.py`). JSON, csv, tsv and plain
+text may be gzipped (`.gz` at the end). A file whose name has none of the endings is read as JSON where it begins like that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from adapt.core.errors import DataError
-from adapt.text.rows.contract import Kind, Row, RowsFile
+from adapt.text.rows.contract import Kind, Quotes, Row, RowsFile
+from adapt.text.rows.directories import parts_of
 from adapt.text.rows.encodings import check_encoding
 from adapt.text.rows.json_rows import json_rows
 from adapt.text.rows.table_rows import table_header, table_rows
@@ -40,7 +41,7 @@ def endings_of(name: str) -> str:
     return ending + packed if ending in ENDINGS else ""
 
 
-def open_rows(path: Path, *, encoding: str | None = None, name: str | None = None) -> RowsFile:
+def open_rows(path: Path, *, encoding: str | None = None, quotes: Quotes | None = None, name: str | None = None) -> RowsFile:
     """Say how a file of rows is read; `name` is what messages call it.
 
     Raises:
@@ -50,6 +51,8 @@ def open_rows(path: Path, *, encoding: str | None = None, name: str | None = Non
     called = name or str(path)
     check_encoding(encoding, "data.encoding")
     ending = endings_of(path.name)
+    if path.is_dir():
+        return RowsFile(path=path, name=called, kind=parts_of(path, called).kind)
     if not path.is_file():
         raise DataError(f"{called}: no such file")
     if not ending:
@@ -61,7 +64,7 @@ def open_rows(path: Path, *, encoding: str | None = None, name: str | None = Non
     kind = ENDINGS[ending.removesuffix(_GZIP)]
     if is_gzipped and not kind.is_text:
         raise DataError(f"{called}: {kind.value} is packed already; unpack the file")
-    return RowsFile(path=path, name=called, kind=kind, is_gzipped=is_gzipped, encoding=encoding)
+    return RowsFile(path=path, name=called, kind=kind, is_gzipped=is_gzipped, encoding=encoding, quotes=quotes)
 
 
 def _begins_like_json(path: Path, called: str) -> bool:
@@ -87,6 +90,10 @@ def rows_of(file: RowsFile) -> Iterator[Row]:
         from adapt.text.rows.parquet_rows import parquet_rows  # takes 0.3 s that other kinds do without
 
         return parquet_rows(file)
+    if file.kind is Kind.ARROW:
+        from adapt.text.rows.arrow_rows import arrow_rows
+
+        return arrow_rows(file)
     if file.kind is Kind.XLSX:
         from adapt.text.rows.xlsx_rows import xlsx_rows
 
@@ -102,6 +109,10 @@ def header_of(file: RowsFile) -> list[str] | None:
         from adapt.text.rows.parquet_rows import parquet_header
 
         return parquet_header(file)
+    if file.kind is Kind.ARROW:
+        from adapt.text.rows.arrow_rows import arrow_header
+
+        return arrow_header(file)
     if file.kind is Kind.XLSX:
         from adapt.text.rows.xlsx_rows import xlsx_header
 

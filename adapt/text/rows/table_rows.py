@@ -1,23 +1,37 @@
 """csv and tsv files with a header line: as many rows as were written, or an error that names the line.
 
 Cells are quoted as RFC 4180 has it, in both kinds: a cell that begins with a quote ends at the next single one, line breaks inside
-stay as they are, and quotes in the middle of a cell that does not begin with one are text. Empty lines are no rows. Two things are
-valid csv and hardly ever meant: an unclosed quote that a later stray one closes, which glues rows together, and a second header.
+stay as they are, and quotes in the middle of a cell that does not begin with one are text. Empty lines are no rows. Some things are
+valid and hardly ever meant, and are refused: an unclosed quote that a later stray one closes, which glues rows together (in tsv: a
+quoted cell over several lines that has a tab in it, or is its row's only cell); spaces before an opening quote; another sign
+between the columns than the file's ending says; a second header. `Quotes.CELLS` says that quoted cells are meant as they are,
+`Quotes.TEXT` that no quote opens a cell: then every line is a row. A first line `sep=,` is a note to spreadsheets and passed over.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 
 from adapt.core.errors import DataError
-from adapt.text.rows.contract import MAX_CHARACTERS, Kind, Row, RowsFile, first_repeat
+from adapt.text.rows.contract import MAX_CHARACTERS, Kind, Quotes, Row, RowsFile, first_repeat
 from adapt.text.rows.encodings import lines_with_ends
 
 _DELIMITERS = {Kind.CSV: ",", Kind.TSV: "\t"}
-_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons"}
+_NAMES = {
+    ";": "semicolons",
+    "\t": "tabs",
+    ",": "commas",
+    "|": "bars",
+    "，": "full-width commas",
+    "；": "full-width semicolons",
+}
+_ENDINGS = {"\t": ".tsv", ",": ".csv"}
+_NOTE = re.compile(r"sep=(.)", re.IGNORECASE)
 _GLUED_LINES = 5
-_QUOTES = 'close it, and double the quotes ("") inside quoted cells'
+_QUOTES = 'close it and double the quotes ("") inside quoted cells, or set data.quotes=text if quotes are letters here'
+_AS_MEANT = "data.quotes=cells takes it as it is, data.quotes=text takes every line as a row"
 
 
 def table_rows(file: RowsFile) -> Iterator[Row]:
@@ -31,6 +45,7 @@ def table_rows(file: RowsFile) -> Iterator[Row]:
     if header is None:
         return
     for start, cells in reader.rows():
+        reader.refuse_other_sign(start, cells)
         if len(cells) != len(header):
             raise DataError(f"{file.name}, line {start}: has {len(cells)} cells, the header has {len(header)} columns")
         if cells == header:
@@ -49,26 +64,53 @@ class _Table:
     def __init__(self, file: RowsFile) -> None:
         self._name = file.name
         self._delimiter = _DELIMITERS[file.kind]
+        self._quotes = file.quotes
+        self._other: str | None = None  # a sign that the header has more often than the delimiter
+        self._header_line = ""
         self._lines = lines_with_ends(file)
         self._current: list[str] = []  # the lines of the record that is being read
         self._line = 0
         self._row_end: str | None = None
         csv.field_size_limit(MAX_CHARACTERS)
-        self._reader = csv.reader(self._fed(), delimiter=self._delimiter, strict=True)
+        is_text = file.quotes is Quotes.TEXT
+        self._reader = csv.reader(
+            self._fed(),
+            delimiter=self._delimiter,
+            quoting=csv.QUOTE_NONE if is_text else csv.QUOTE_MINIMAL,
+            strict=True,
+        )
 
     def header(self) -> list[str] | None:
         found = next(self.rows(), None)
+        if found is not None and (note := _NOTE.fullmatch("".join(self._current).rstrip("\r\n").strip('"'))):
+            if note[1] != self._delimiter:
+                self._refuse_sign(found[0], note[1])
+            found = next(self.rows(), None)
         if found is None:
             return None
         start, header = found
         where = f"{self._name}, line {start}"
-        other = next((sign for sign in (";", "\t", ",") if len(header) == 1 and sign in header[0]), None)
-        if other is not None:
-            there = ".tsv" if other == "\t" else ".csv" if other == "," else None
-            mend = f"let its name end in {there}" if there else "save it with commas or tabs"
-            raise DataError(f"{where}: columns are separated by {_NAMES[other]}, not {_NAMES[self._delimiter]}; {mend}")
+        self._header_line = "".join(self._current)
+        other = max(_NAMES, key=lambda sign: (self._header_line.count(sign), sign == self._delimiter))
+        if other != self._delimiter:
+            if len(header) == 1 and not self._header_line.startswith('"'):
+                self._refuse_sign(start, other)
+            self._other = other
         refuse_repeats(header, where)
         return header
+
+    def refuse_other_sign(self, start: int, cells: list[str]) -> None:
+        """Refuse the first row where a sign separates columns there and in the header, and it is not the delimiter."""
+        other, self._other = self._other, None
+        if other is None or self._quotes is Quotes.CELLS or any('"' in line for line in (self._header_line, *self._current)):
+            return
+        if "".join(cells).count(other) == self._header_line.count(other):
+            self._refuse_sign(start, other)
+
+    def _refuse_sign(self, start: int, other: str) -> None:
+        mend = f"let its name end in {_ENDINGS[other]}" if other in _ENDINGS else "save it with commas or tabs"
+        said = _NAMES.get(other, repr(other))
+        raise DataError(f"{self._name}, line {start}: columns are separated by {said}, not {_NAMES[self._delimiter]}; {mend}")
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         while True:
@@ -113,22 +155,33 @@ class _Table:
             raise DataError(f"{self._name}, line {start}: ends in another way than the lines before; quote cells with line breaks")
         if cells[0].startswith("\ufeff"):
             raise DataError(f"{self._name}, line {start}: a byte order mark inside the file; were two files joined? Take it out")
+        if self._quotes is None and self._delimiter == "," and self._has_spaced_quotes(cells):
+            raise DataError(f"{self._name}, line {start}: a space stands before a quoted cell; take it out, or {_AS_MEANT}")
         if any("\x00" in line for line in self._current):
             raise DataError(f"{self._name}, line {start}: has a NUL character, which is no text; take it out")
+
+    def _has_spaced_quotes(self, cells: list[str]) -> bool:
+        """Say whether a cell begins with spaces and a quote in the file, not in a quoted cell."""
+        places = [place for place, cell in enumerate(cells) if cell.startswith(" ") and cell.lstrip(" ").startswith('"')]
+        if not places:
+            return False
+        without = next(csv.reader(self._current, delimiter=self._delimiter, skipinitialspace=True), [])
+        return len(without) != len(cells) or any(without[place] != cells[place] for place in places)
 
     def _refuse_glued(self, start: int, cells: list[str]) -> None:
         """Refuse a quoted cell over several lines that look like rows of their own."""
         further = self._current[1:]
-        if not further:
+        if not further or self._quotes is not None:
             return
         width = len(cells) - 1
         inner = further[:-1]
-        has_tabs = self._delimiter == "\t" and any("\t" in line for line in inner)
+        has_tabs = self._delimiter == "\t" and (not width or any("\t" in cell and ("\n" in cell or "\r" in cell) for cell in cells))
         goes_on = width and cells[0].isdecimal() and _numbers_on(int(cells[0][:18]), further, self._delimiter)
         are_alike = len(inner) >= _GLUED_LINES and width > 0 and all(line.count(self._delimiter) == width for line in inner)
         if has_tabs or goes_on or are_alike:
             raise DataError(
-                f"{self._name}, line {start}: a quoted cell runs on to line {self._line}, over what look like rows; {_QUOTES}"
+                f"{self._name}, line {start}: a quoted cell runs on to line {self._line}, over what look like rows; close it; "
+                f"{_AS_MEANT}"
             )
 
 

@@ -1,12 +1,14 @@
 """xlsx workbooks as rows: the one sheet that holds any, under a header row. Needs the extra `xlsx` (openpyxl).
 
-Cells are read one row at a time. An empty cell is an empty text, an empty row is none, a date becomes ISO text, and a formula
-stands for the value that was stored with it. Rows are numbered as in the sheet.
+Cells are read one row at a time. An empty cell is an empty text, an empty row is none, a date becomes ISO text, a duration its
+seconds, and a formula stands for the value that was stored with it. Signs that a workbook writes as `_x000D_` are those signs.
+Rows are numbered as in the sheet. Cells below the header that are merged are refused: only the first of them holds their value.
 """
 
 from __future__ import annotations
 
 import datetime
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -20,9 +22,14 @@ except ImportError:
 
 from adapt.core.errors import AdaptError, ConfigError, DataError
 from adapt.text.rows.contract import Row, RowsFile, unpacked_limit
+from adapt.text.rows.json_rows import refuse_odd_text
 from adapt.text.rows.table_rows import refuse_repeats
 
 _FORMULA, _ERROR = "f", "e"
+_ESCAPE = re.compile(r"_x([0-9A-Fa-f]{4})_")
+_MERGED = re.compile(rb"<(?:\w+:)?mergeCell\s[^>]*?ref=[\"']([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})[\"']")
+_STEP_BYTES = 1 << 20
+_LONGEST_TAG = 256
 
 
 def xlsx_rows(file: RowsFile) -> Iterator[Row]:
@@ -73,7 +80,11 @@ def _sheet(file: RowsFile) -> Iterator[Iterator[tuple[int, list[Any]]]]:
             if len(filled) > 1:
                 names = ", ".join(f"'{sheet.title}'" for sheet in filled)
                 raise DataError(f"{file.name}: has several sheets with rows ({names}); keep one")
-            yield _values(file, filled[0]) if filled else iter(())
+            if not filled:
+                yield iter(())
+                return
+            _refuse_merged(file, filled[0])
+            yield _values(file, filled[0])
     except AdaptError:
         raise
     except Exception as error:  # whatever openpyxl and the XML parser raise at a damaged workbook
@@ -88,11 +99,24 @@ def _check_archive(file: RowsFile) -> None:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (FileNotFoundError, IsADirectoryError):
         raise DataError(f"{file.name}: no such file") from None
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"{file.name}: not an xlsx workbook (protected by a password, or of another kind)") from error
     limit = unpacked_limit(file.path.stat().st_size)
     if unpacked > limit:
         raise DataError(f"{file.name}: unpacks to more than {limit:,} bytes; save it as csv if that is right")
+
+
+def _refuse_merged(file: RowsFile, sheet: Any) -> None:
+    """Raise DataError where cells below the first row with anything in it are merged."""
+    header, _ = next(_cells(sheet))
+    tail = b""
+    with zipfile.ZipFile(file.path) as archive, archive.open(sheet._worksheet_path) as stream:  # the reader keeps no merged cells
+        while block := stream.read(_STEP_BYTES):
+            for found in _MERGED.finditer(tail + block):
+                if int(found[4]) > header:
+                    cells = b":".join((found[1] + found[2], found[3] + found[4])).decode()
+                    raise DataError(f"{file.name}: cells {cells} of sheet '{sheet.title}' are merged; split them and fill in each")
+            tail = block[-_LONGEST_TAG:]
 
 
 @contextmanager
@@ -146,6 +170,15 @@ def _plain(value: Any, name: str, where: str) -> Any:
         return value.date().isoformat() if value.time() == datetime.time() else value.isoformat(sep=" ")
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
-    if isinstance(value, str | bool | int | float):
+    if isinstance(value, datetime.timedelta):
+        return value.total_seconds()
+    if isinstance(value, str):
+        text = _ESCAPE.sub(lambda found: chr(int(found[1], 16)), value)
+        try:
+            refuse_odd_text(text, f"its {name}")
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from error
+        return text
+    if isinstance(value, bool | int | float):
         return value
     raise DataError(f"{where}: its {name} is {type(value).__name__}, not text or a number; save it as text")

@@ -30,11 +30,6 @@ DATA_ROOT_ADVICE = "give a directory in the CLUE layout (<task>/{dev,unlabeled,t
 logger = logging.getLogger("pipelines")
 
 
-def again_command(stage: str, run_name: str, task: str | None) -> str:
-    """Return the command that makes a stage's artifact of a run."""
-    return f"python -m pipelines.{stage} run.name={run_name}" + ("" if task is None else f" task={task}")
-
-
 def read_as(data: DataConfig, task: TaskConfig) -> TaskConfig:
     """Return a task with the encoding and quotes of its files that the command line says, where it does."""
     return replace(task, encoding=data.encoding or task.encoding, quotes=data.quotes or task.quotes)
@@ -82,6 +77,11 @@ def splits_of_tasks(data: DataConfig, tasks: Sequence[str], task_dirs: Sequence[
     if root is not None and not root.is_dir():
         raise ConfigError(f"data.root: {root} is no directory; {DATA_ROOT_ADVICE}")
     return Splits(root=root, own=own)
+
+
+def again_command(stage: str, run_name: str, task: str | None) -> str:
+    """Return the command that makes a stage's artifact of a run."""
+    return f"python -m pipelines.{stage} run.name={run_name}" + ("" if task is None else f" task={task}")
 
 
 class Run:

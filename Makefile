@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-# Tests of one file stay in one process: they share what the file's fixtures made.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+# Each process begins with its share of the tests in their order, and takes from others what they have not begun: none waits at the end.
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
+# Processes that tests start find compiled what others compiled; a surrounding that forbids it has every one compile all anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-slow gpu-check check format clean
 .DEFAULT_GOAL := help

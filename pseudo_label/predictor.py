@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from adapt.checkpoint.offload import OffloadConfig
+from adapt.core.artifacts import open_artifact, refuse_dangling
 from adapt.core.errors import CheckpointError, DataError
 from adapt.core.json_files import read_object, write_json
 from adapt.core.precision import say_precision
+from adapt.core.store_places import is_artifact
 from adapt.core.typed import from_plain
 from adapt.scoring.scorer_config import ScorerConfig
 from adapt.text.tokenizer_health import Finding, byte_findings, health_of
@@ -113,6 +115,7 @@ def read_spec(directory: Path) -> PredictorSpec:
         CheckpointError: it is not an export, or it is damaged.
     """
     place = directory / PREDICTOR_FILE
+    refuse_dangling(directory, "run stage export again")
     if not place.is_file():
         raise CheckpointError(f"{directory}: is not an export (no {PREDICTOR_FILE}); make one with `pipelines.export`")
     spec: PredictorSpec = from_plain(PredictorSpec, read_object(place), str(place))
@@ -126,6 +129,8 @@ def load(directory: str | Path, scorer: ScorerConfig | None = None, offload: Off
         CheckpointError: it is not an export, or it is damaged.
     """
     place = Path(directory)
+    if is_artifact(place):
+        open_artifact(place.resolve())  # compares its files with their sums
     spec = read_spec(place)
     lexical = lexical_files.load(place, spec.task) if spec.decision.needs_lexical else None
     if not spec.decision.method.needs_model:

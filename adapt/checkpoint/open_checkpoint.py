@@ -74,4 +74,4 @@ def _open_foreign(directory: Path, offload: OffloadConfig, device: str, dtype: t
                 f"offload.weights=mmap: {directory} stores {names} and would be copied whole to {wanted}; set scorer.precision to "
                 "what is stored, or offload.weights=memory"
             )
-    return load_model(directory, device=device, dtype=dtype)
+    return load_model(directory, device=device, dtype=dtype, verify=offload.verify)

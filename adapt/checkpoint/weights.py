@@ -191,6 +191,8 @@ def load_model(
     if is_hf_directory(directory):
         check_share((), 1 if share is None else share.of)
         n_stored = check_shards(directory)
+        if (directory / INDEX_FILE).is_file():
+            open_store(directory, verify)  # for the sums that its index may have
         return load_hf_model(directory, config_files_of(directory), n_stored, device, dtype)
     store, model = _checked(directory, verify, dtype)
     if share is not None and share.of > 1:

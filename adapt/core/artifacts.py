@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import importlib.metadata
 import logging
@@ -26,16 +25,20 @@ from typing import Any
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.faults import fault_in, faults_in_words
 from adapt.core.json_files import json_text, parsed_json
+from adapt.core.store_locks import hold, locked
+from adapt.core.store_places import LINKS_LOCK, LOCK, NEW, WORK, beside, is_artifact, recover, swap_in
+from adapt.core.store_places import MANIFEST as MANIFEST
+from adapt.core.store_places import STORE as STORE
+from adapt.core.store_readers import note_reader
 from adapt.core.typed import digest_of
 
 logger = logging.getLogger(__name__)
 
-_WORK = ".work"
-MANIFEST = "manifest.json"
 # Metrics say something about an artifact (how long it took, say): they are listed and checked, but no part of its digest.
 METRICS_FILE = "metrics.json"
+README_FILE = "README.md"
+UNLISTED = (README_FILE,)  # for readers only: a manifest does not list them, so they may be edited
 SCHEMA_VERSION = 1
-STORE = "store"  # below a run directory, beside the runs
 _MANIFEST_KEYS = ("stage", "key", "digest", "config", "inputs", "files", "metrics", "created")
 _RECORDED_PACKAGES = (
     "torch",
@@ -51,6 +54,8 @@ _RECORDED_PACKAGES = (
 _HASH_STEP_BYTES = 1 << 22
 _ALWAYS_HASHED_BYTES = 1 << 26
 _LONGEST_PATH = 1000
+_MOST_NAMED = 5
+_MEND = "run its stage again with force=true, or, where it was copied, copy it again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +124,6 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def is_artifact(path: Path) -> bool:
-    return (path / MANIFEST).is_file()
-
-
 def open_artifact(path: Path) -> Artifact:
     """Read a manifest and check that the files it names are there and whole.
 
@@ -131,20 +132,21 @@ def open_artifact(path: Path) -> Artifact:
     Raises:
         CheckpointError: no manifest, a newer schema, or a file that is missing or changed.
     """
-    manifest = _read_manifest(path)
+    hold(path / MANIFEST)
+    manifest = read_manifest(path)
     place = path.resolve()
+    missing = [entry["path"] for entry in manifest["files"] if not (path / entry["path"]).is_file()]
+    if missing:
+        rest = f" and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+        raise CheckpointError(f"{path}: {', '.join(missing[:_MOST_NAMED])}{rest} is missing; {_MEND}")
     for entry in manifest["files"]:
         file = path / entry["path"]
         if not Path(os.path.realpath(file)).is_relative_to(place):
             raise CheckpointError(f"{path / MANIFEST}: names the file '{entry['path']}', which is not in its directory")
-        if not file.is_file():
-            raise CheckpointError(f"{path}: {entry['path']} is missing; run its stage again with force=true")
         if file.stat().st_size != entry["size"]:
-            raise CheckpointError(
-                f"{file}: has {file.stat().st_size} bytes, its manifest says {entry['size']}; run its stage again with force=true"
-            )
+            raise CheckpointError(f"{file}: has {file.stat().st_size} bytes, its manifest says {entry['size']}; {_MEND}")
         if entry["size"] <= _ALWAYS_HASHED_BYTES and sha256_of_file(file) != entry["sha256"]:
-            raise CheckpointError(f"{file}: its content differs from its manifest; run its stage again with force=true")
+            raise CheckpointError(f"{file}: its content differs from its manifest; {_MEND}")
     return Artifact(
         path=path,
         stage=manifest["stage"],
@@ -158,11 +160,39 @@ def open_artifact(path: Path) -> Artifact:
 
 
 def artifact_at(link: Path) -> Artifact | None:
-    """Open the artifact behind a run's link; None where it is missing or incomplete. Raises CheckpointError for a damaged one."""
-    return open_artifact(link.resolve()) if is_artifact(link) else None
+    """Open the artifact behind a run's link; None where the link is missing or its artifact incomplete.
+
+    Raises:
+        CheckpointError: the artifact is damaged, or gone: the link leads nowhere.
+    """
+    refuse_dangling(link, "run its stage again")
+    return open_linked(link) if is_artifact(link) else None
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def open_linked(link: Path) -> Artifact:
+    """Open the artifact that a run's link leads to, also where the link is replaced meanwhile. Raises as `open_artifact` does."""
+    while True:
+        place = link.resolve()
+        try:
+            return open_artifact(place)
+        except CheckpointError:
+            if link.resolve() == place:
+                raise
+
+
+def is_dangling(link: Path) -> bool:
+    """Say whether a path is a link that leads nowhere."""
+    return link.is_symlink() and not link.exists()
+
+
+def refuse_dangling(link: Path, advice: str) -> None:
+    """Raise CheckpointError, with what to do, where a run's link leads nowhere."""
+    if is_dangling(link):
+        raise CheckpointError(f"{link}: its artifact is gone (it links to {link.readlink()}, which is not there); {advice}")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read an artifact's manifest. Raises CheckpointError where there is none, or it is damaged or of a newer schema."""
     try:
         manifest = parsed_json((path / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -213,9 +243,9 @@ def _has_types(entry: dict[str, Any], **types: type) -> bool:
 def write_manifest(path: Path, key: StageKey, metrics: Mapping[str, Any], created: str) -> None:
     """Describe every file under `path` and write the manifest, last and atomically."""
     files = []
-    for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST):
+    for file in sorted(p for p in path.rglob("*") if p.is_file() and str(p.relative_to(path)) not in (MANIFEST, *UNLISTED)):
         files.append({"path": str(file.relative_to(path)), "size": file.stat().st_size, "sha256": sha256_of_file(file)})
-    inputs = {name: {"path": str(a.path), "digest": a.digest} for name, a in key.inputs.items()}
+    inputs = {name: {"path": str(a.path.absolute()), "digest": a.digest} for name, a in key.inputs.items()}
     hashed = [entry for entry in files if entry["path"] != METRICS_FILE]
     content = {"stage": key.stage, "files": hashed, "inputs": {n: r["digest"] for n, r in inputs.items()}}
     manifest = {
@@ -248,7 +278,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 def short_key(place: Path) -> str:
     """Return the name that an artifact has in the store, from its directory or from the one that its stage works in."""
-    return place.name.removeprefix(".").removesuffix(_WORK)
+    return place.name.removeprefix(".").removesuffix(WORK)
 
 
 class ArtifactStore:
@@ -275,14 +305,13 @@ class ArtifactStore:
         stage can go on where it was. Concurrent builders of one key wait for each other.
         """
         final = self.place(key)
-        with writable(self.root):
-            final.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(final.with_name(f".{final.name}.lock")):
-            _recover(final)
+        for one in key.inputs.values():
+            note_reader(one.path, self.root)
+        with self._locked(final):
+            recover(final)
             if is_artifact(final) and not force:
                 return open_artifact(final), False
-            scratch = final.with_name(f".{final.name}.new")
-            work = final.with_name(f".{final.name}{_WORK}")
+            scratch, work = beside(final, NEW), beside(final, WORK)
             shutil.rmtree(scratch, ignore_errors=True)
             if force and is_artifact(final):
                 shutil.rmtree(work, ignore_errors=True)
@@ -292,22 +321,39 @@ class ArtifactStore:
             with faults_in_words(scratch):
                 metrics = build(scratch, work)
                 write_manifest(scratch, key, metrics, created())
-                _swap_in(scratch, final)
+                swap_in(scratch, final)
             shutil.rmtree(work, ignore_errors=True)
             return open_artifact(final), True
 
     def link(self, name: str, artifact: Artifact) -> Path:
         """Point `<root>/<name>` at an artifact of the store, replacing an older link in one step."""
         place = self.root / name
-        with writable(place.parent):
+        note_reader(artifact.path, self.root)
+        links = self.root / STORE / LINKS_LOCK
+        with writable(place.parent), locked(links, "waiting for `pipelines.clean`", is_shared=True):
             place.parent.mkdir(parents=True, exist_ok=True)
             if place.is_dir() and not place.is_symlink():
                 raise ConfigError(f"{place}: is a directory of something else; choose another run.name")
             scratch = place.with_name(f".{place.name}.{os.getpid()}")
             scratch.unlink(missing_ok=True)
-            scratch.symlink_to(os.path.relpath(artifact.path, place.parent))
+            scratch.symlink_to(os.path.relpath(self._real(artifact), place.parent.resolve()))
             scratch.replace(place)
         return place
+
+    def _real(self, artifact: Artifact) -> Path:
+        """Return an artifact's directory without links before the store, which may itself be one."""
+        found = artifact.path.resolve()
+        own = self.root.resolve().joinpath(STORE, *found.parts[-2:])
+        return own if own.resolve() == found else found
+
+    @contextlib.contextmanager
+    def _locked(self, final: Path) -> Iterator[None]:
+        """Have a key's lock; another process that builds it is waited for."""
+        with contextlib.ExitStack() as stack:
+            with writable(self.root):
+                final.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(beside(final, LOCK), f"waiting for another process that builds {final.name}"))
+            yield
 
 
 def refuse_closed(path: Path) -> None:
@@ -331,41 +377,6 @@ def writable(path: Path) -> Iterator[None]:
         if found is not None:
             raise found from error
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place or free space") from error
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with writable(path), path.open("a") as stream:
-        handle = os.dup(stream.fileno())
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for another process that builds %s", path.name[1:-5])
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _swap_in(scratch: Path, final: Path) -> None:
-    old = final.with_name(f".{final.name}.old")
-    if final.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        final.rename(old)
-    scratch.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _recover(final: Path) -> None:
-    """Finish or undo a swap that a kill interrupted between its two renames."""
-    old, scratch = final.with_name(f".{final.name}.old"), final.with_name(f".{final.name}.new")
-    if not final.exists():
-        if is_artifact(scratch):
-            scratch.rename(final)
-        elif is_artifact(old):
-            old.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _versions() -> dict[str, str]:

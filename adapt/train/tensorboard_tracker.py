@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,7 @@ class TensorBoardTracker:
 
         place = identity.directory / _DIRECTORY / identity.name.replace("/", "_")
         shutil.rmtree(place, ignore_errors=True)
+        _hear_writers_no_more()
         self._writer = SummaryWriter(str(place))
         self._last_step = 0
         self.hint = f"tensorboard --logdir {place.parent}"
@@ -57,6 +59,19 @@ class TensorBoardTracker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._writer.close()
+
+
+def _hear_writers_no_more() -> None:
+    """Keep the traceback of a writer's own thread from the terminal: its error is raised at the next call, too."""
+    hear = threading.excepthook
+    if getattr(hear, "__module__", None) == __name__:
+        return
+
+    def heard(found: threading.ExceptHookArgs) -> None:
+        if not type(found.thread).__module__.startswith("tensorboard."):
+            hear(found)
+
+    threading.excepthook = heard
 
 
 def _row(cells: Sequence[Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapt.core.errors import ConfigError
+from adapt.train.guarded_tracker import GuardedTracker
 from adapt.train.tensorboard_tracker import TensorBoardTracker, is_installed
 from adapt.train.tracking import NoTracker, RunIdentity, Tracker, TrackerConfig, TrackerKind
 
@@ -16,12 +17,18 @@ def check_tracker(config: TrackerConfig) -> None:
 def open_tracker(config: TrackerConfig, identity: RunIdentity, is_main: bool) -> Tracker:
     """Open the tracker that the settings ask for; ranks other than 0 get one that tracks nothing.
 
+    A tracker that fails, then or later, says so once and is asked no more.
+
     Raises:
         ConfigError: its package is not installed.
     """
     check_tracker(config)
     if not is_main or config.kind is TrackerKind.NONE:
         return NoTracker()
+    return GuardedTracker(lambda: _opened(config, identity), config.kind.value, identity.directory)
+
+
+def _opened(config: TrackerConfig, identity: RunIdentity) -> Tracker:
     if config.kind is TrackerKind.WANDB:
         from adapt.train.wandb_tracker import (
             WandbTracker,  # imports wandb, which starts threads that an untracked run does not want

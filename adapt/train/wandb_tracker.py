@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +28,10 @@ class WandbTracker:
 
     def __init__(self, config: TrackerConfig, identity: RunIdentity) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
-        identity.directory.mkdir(parents=True, exist_ok=True)
+        logging.raiseExceptions = False  # wandb logs to a file of its own: on a full disk every line would be a traceback
+        (identity.directory / "wandb").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=identity.directory / "wandb"):
+            pass  # where it cannot write, wandb would go to another place without a word
         self._identity, self._is_offline = identity, config.mode == _OFFLINE
         if self._is_offline:
             for earlier in offline_directories(identity):
@@ -42,6 +48,7 @@ class WandbTracker:
             resume="allow" if config.mode == "online" else None,
             settings=wandb.Settings(console="off"),
         )
+        self._place = Path(self._run.dir).parent
 
     @property
     def hint(self) -> str:
@@ -54,10 +61,12 @@ class WandbTracker:
             self.log(line, int(line["step"]))
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._refuse_vanished()
         if step >= self._run.starting_step:
             self._run.log(dict(metrics), step=step)
 
     def conclude(self, summary: Mapping[str, Any], tables: Mapping[str, TrackedTable]) -> None:
+        self._refuse_vanished()
         self._run.summary.update(dict(summary))
         found = {name: wandb.Table(columns=list(t.columns), data=[list(row) for row in t.rows]) for name, t in tables.items()}
         if found:
@@ -68,6 +77,10 @@ class WandbTracker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._run.finish(exit_code=0 if kind is None else 1)
+
+    def _refuse_vanished(self) -> None:
+        if self._is_offline and not self._place.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._place))
 
 
 def offline_directories(identity: RunIdentity) -> list[Path]:

@@ -32,6 +32,7 @@ from adapt.core.errors import AdaptError, ConfigError, shown
 from adapt.core.faults import faults_in_words
 from adapt.core.registry import suggest
 from adapt.core.runtime import set_up_logging
+from adapt.core.store_locks import let_go
 from adapt.core.typed import defaults_of, digest_of, from_plain, to_plain
 from adapt.model.config import GPTConfig
 from adapt.model.routers.settings import RouterConfig, Top1Config
@@ -81,6 +82,8 @@ def main(config_name: str, act: Callable[[PipelineConfig, str | None], None] | N
         if not is_first(os.environ):
             sys.exit(USER_ERROR_CODE)
         _leave(str(error))
+    finally:
+        let_go()
     raise AssertionError("a command leaves by itself")
 
 

@@ -128,8 +128,8 @@ COMMANDS = (
     _stage(
         "export",
         "An adapted model with all that answering needs, in one directory.",
-        (*_TASKS, *_BASE, "tracker"),
-        "task=tnews run.name=news",
+        (*_TASKS, *_BASE, "tracker", "export"),
+        "task=tnews run.name=news export.output=/models/tnews",
         "tasks=[tnews,eprstmt] run.name=both force=true",
     ),
     _stage(
@@ -163,6 +163,12 @@ COMMANDS = (
         says="Finished runs to tables of accuracies with paired differences.",
         reads=("run.dir", "tasks", "output", "study"),
         examples=("'study.runs=[news_*]' study.baseline=base", "run.dir=/data/runs 'study.runs=[a,b]' output=study.md"),
+    ),
+    Command(
+        name="clean",
+        says="What no run needs below run.dir, shown first, removed with clean.remove=true.",
+        reads=("run.dir", "clean"),
+        examples=("run.dir=/data/runs", "clean.remove=true clean.kinds=[unlinked,litter] clean.older_than_days=7"),
     ),
     Command(
         name="random_checkpoint",

@@ -14,6 +14,7 @@ from adapt.core.artifacts import STORE
 from adapt.core.errors import ConfigError, is_file_name
 from adapt.core.precision import Precision
 from adapt.core.settings import Settings, about, setting, setting_of
+from adapt.core.store_survey import Unneeded
 from adapt.model.config import GPTConfig, HFConfig
 from adapt.objective_config import ObjectiveConfig
 from adapt.scoring.scorer_config import ScorerConfig
@@ -187,6 +188,37 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Where exports go besides the run."""
+
+    output: str | None = setting(
+        None,
+        "Directory of one's own for the export: real files, no links; with several tasks one directory in it for each.",
+        form="directory",
+        hint="null leaves it in the run",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanConfig(Settings):
+    """What `clean` looks at and removes below `run.dir`."""
+
+    remove: bool = setting(False, "Removes what is listed.", hint="false only shows it")
+    kinds: list[Unneeded] = setting_of(
+        lambda: list(Unneeded),
+        "What is listed: results that no run links to, interrupted work, and litter.",
+        hint="interrupted work is what the same command would go on from",
+    )
+    older_than_days: float = setting(0.0, "Leaves what was written more recently.", least=0, unit="days")
+    keep_for: list[str] = setting_of(
+        list,
+        "Places elsewhere whose links and artifacts need what is here.",
+        form="directories",
+        hint="the directories beside run.dir and run directories that read from it are looked at in any case",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelTreeConfig(Settings):
     """A proposed label tree."""
 
@@ -297,10 +329,12 @@ class PipelineConfig:
     continue_pretrain: AdaptConfig = setting_of(AdaptConfig, "Continued pretraining on the selected rows.")
     gate: GateConfig = setting_of(GateConfig, "How much general language an adaptation may forget.")
     evaluate: EvaluateConfig = setting_of(EvaluateConfig, "Zero-shot evaluation and what decides answers.")
+    export: ExportConfig = setting_of(ExportConfig, "Where exports go besides the run.")
     predict: PredictConfig = setting_of(PredictConfig, "Labelling rows of one's own.")
     label_tree: LabelTreeConfig = setting_of(LabelTreeConfig, "Proposing groups for a task's labels.")
     prompt_search: PromptSearchConfig = setting_of(PromptSearchConfig, "Judging a task's prompts.")
     study: StudyConfig = setting_of(StudyConfig, "Comparing finished runs.")
+    clean: CleanConfig = setting_of(CleanConfig, "Removing from `run.dir` what nobody needs.")
     importer: str | None = setting(None, "What wrote the foreign checkpoint: pai_gpt_moe or megatron_deepspeed.", form="name")
     source: str | None = setting(None, "Directory of the foreign checkpoint.", form="directory")
     import_checkpoint: ImportConfig = setting_of(ImportConfig, "What a foreign checkpoint does not say of itself.")

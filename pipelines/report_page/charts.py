@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bokeh.document import Document
 from bokeh.embed import components
 from bokeh.models import ColumnDataSource, FactorRange, HoverTool, LinearColorMapper, Range1d
 from bokeh.models.annotations import Label
@@ -195,6 +196,10 @@ def drawn(charts: Sequence[Chart]) -> tuple[str, list[str]]:
     """Return the script that draws charts, and a place for each in the page."""
     if not charts:
         return "", []
+    page = Document()
+    with page.models.freeze():  # else Bokeh would walk all charts once more with each that it takes in
+        for chart in charts:
+            page.add_root(chart.drawing)
     script, places = components(tuple(chart.drawing for chart in charts))
     return script, list(places)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pipelines")
 _UNKEYED = "unkeyed"
+USED = ".used"  # below a run: links to what its stages needed on their way
 _MOST_KEPT = 4  # things read once in a walk that are kept in memory
 T = TypeVar("T")
 
@@ -108,6 +109,7 @@ class Workshop:
     def __init__(self, store: ArtifactStore, name: str, *, force: bool) -> None:
         self.store = store
         self._name, self._force = name, force
+        self.asked_by: str | None = None  # the stage that is being built
         self._produced: set[str] = set()
         self._said: set[str] = set()
         self._kept: dict[str, Any] = {}
@@ -115,12 +117,16 @@ class Workshop:
     def produce(self, key: StageKey, build: Callable[[Path, Path], Mapping[str, Any]], name: str) -> Artifact:
         """Build an artifact that a stage needs on its way, or take the one that is there; linked under the run as `name`.
 
+        Two stages may need two of one name: below `.used` each stage has links of its own, so that `clean` keeps both.
+
         With `force` it is built again once in a walk, however many stages need it.
         """
         is_forced = self._force and key.digest() not in self._produced
         artifact, _ = self.store.produce(key, build, force=is_forced, created=now)
         self._produced.add(key.digest())
         self.store.link(f"{self._name}/{name}", artifact)
+        if self.asked_by is not None:
+            self.store.link(f"{self._name}/{USED}/{self.asked_by}/{name}", artifact)
         return artifact
 
     def say_once(self, message: str) -> None:

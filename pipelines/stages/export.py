@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from adapt.checkpoint.hf_directory import INDEX_FILE
-from adapt.core.artifacts import METRICS_FILE, Artifact
+from adapt.core.artifacts import METRICS_FILE, README_FILE, Artifact
 from adapt.core.errors import DataError
 from adapt.core.faults import need_room
 from adapt.core.json_files import read_object, write_json
 from adapt.core.typed import from_plain, to_plain
-from pipelines.stages.contract import Reads, Stage, Workshop, order_of
+from pipelines.stages.contract import Reads, Stage, Workshop, order_of, unkeyed
+from pipelines.stages.delivery import Delivery
 from pipelines.stages.evaluate import DECISION_FILE, adapted_artifact
+from pipelines.stages.export_card import card
+from pipelines.stages.gain import gain_of
 from pipelines.stages.models import weights_of
-from pipelines.stages.products import Adaptation
+from pipelines.stages.products import Adaptation, Evaluation
 from pipelines.stages.run import Run
 from pseudo_label.decision import Decision
 from pseudo_label.labelling import ScoringConfig
@@ -26,6 +30,7 @@ from pseudo_label.tasks import TaskConfig
 from pseudo_label.teachers import lexical_files
 
 NAME = "export"
+logger = logging.getLogger("pipelines")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +41,14 @@ class ExportReads(Reads):
     base: Artifact
     model: Artifact
     evaluate: Artifact
+    delivery: Delivery | None = unkeyed("where the export is copied to")
 
 
 class Export(Stage[ExportReads]):
     """Export the adapted model (or the base, where nothing was adapted) with the decision that evaluation fitted."""
 
     name = NAME
+    version = 2
 
     def reads(self, run: Run, task: TaskConfig | None) -> ExportReads:
         assert task is not None
@@ -49,7 +56,8 @@ class Export(Stage[ExportReads]):
         evaluated = run.require("evaluate", task)
         adapted = adapted_artifact(run, task, base)
         _refuse_stale(evaluated, task, {"base": base} if adapted is None else {"base": base, "continue_pretrain": adapted})
-        return ExportReads(task=task, base=base, model=adapted or base, evaluate=evaluated)
+        delivery = Delivery.of(run, task.name)
+        return ExportReads(task=task, base=base, model=adapted or base, evaluate=evaluated, delivery=delivery)
 
     def build(self, reads: ExportReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
         from adapt.checkpoint.vocabulary import has_tokenizer, tokenizer_of
@@ -85,10 +93,19 @@ class Export(Stage[ExportReads]):
             "evaluate": evaluated.digest,
         }
         write_json(result / "provenance.json", provenance)
+        gain = None if is_base else gain_of(model, evaluated)
+        text = card(spec, Evaluation.of(evaluated).table, gain, reads.base, model)
+        (result / README_FILE).write_text(text, encoding="utf-8")
         return {"task": task.name, "bytes": sum(p.stat().st_size for p in result.iterdir())}
 
     def describe(self, artifact: Artifact) -> str:
         return f"{artifact.metrics['bytes'] / 1e6:.1f} MB"
+
+    def deliver(self, reads: ExportReads, artifact: Artifact, place: Path) -> None:
+        if reads.delivery is not None:
+            is_new = reads.delivery.make(artifact)
+            said = "written to" if is_new else "unchanged at"
+            logger.info("export %s: %s %s", reads.task.name, said, reads.delivery.place)
 
 
 STAGE = Export()

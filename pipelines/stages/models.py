@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from adapt.checkpoint.hf_directory import CONFIG_FILE, open_hf_directory
-from adapt.core.artifacts import Artifact, is_artifact, open_artifact
+from adapt.core.artifacts import Artifact, is_artifact, open_artifact, read_manifest, refuse_dangling
 from adapt.core.errors import CheckpointError
+from adapt.core.store_places import is_key
 
 
 def open_model_artifact(path: Path, key: str = "checkpoint") -> Artifact:
@@ -17,6 +18,7 @@ def open_model_artifact(path: Path, key: str = "checkpoint") -> Artifact:
     """
     from adapt.checkpoint.weights import is_bare_checkpoint, open_bare_checkpoint
 
+    refuse_dangling(path, "run its stage again")
     if not path.is_dir():
         raise CheckpointError(
             f"{path}: no such directory; {key}= takes an artifact or export that holds a model, or a Hugging Face directory"
@@ -39,9 +41,27 @@ def weights_of(artifact: Artifact) -> Path:
 
     if has_weights(artifact.path):
         return artifact.path
-    base = artifact.inputs.get("base")
-    if base is not None and has_weights(Path(base.path)):
-        return Path(base.path)
+    base = input_place(artifact, "base")
+    if base is not None and has_weights(base):
+        return base
+    ref = artifact.inputs.get("base")
+    gone = "" if ref is None or base is not None else f" (its base, {ref.path}, is gone)"
     raise CheckpointError(
-        f"{artifact.path}: holds no model weights; give a checkpoint made by pretrain, continue_pretrain or export"
+        f"{artifact.path}: holds no model weights{gone}; give a checkpoint made by pretrain, continue_pretrain or export"
     )
+
+
+def input_place(artifact: Artifact, name: str) -> Path | None:
+    """Return where an input of an artifact is now: in the same store, which may have been moved, else where it was.
+
+    None where it is gone; what lies there under another digest is another one.
+    """
+    ref = artifact.inputs.get(name)
+    if ref is None:
+        return None
+    was = Path(ref.path)
+    beside = [artifact.path.resolve().parents[1].joinpath(*was.parts[-2:])] if is_key(was.name) else []
+    for place in [*beside, was]:
+        if place.is_dir() and (not is_artifact(place) or read_manifest(place)["digest"] == ref.digest):
+            return place
+    return None

@@ -28,6 +28,7 @@ from adapt.core.faults import need_room
 from adapt.core.json_files import json_text, read_object
 from adapt.core.progress import progress
 from adapt.core.runtime import ONCE, generator_for
+from adapt.core.store_locks import locked
 from adapt.text.rows.contract import Kind, Quotes, Row, RowsFile
 from adapt.text.rows.directories import files_of, is_rows
 from adapt.text.rows.reading import ENDINGS, endings_of, header_of, open_rows, rows_of
@@ -301,6 +302,7 @@ def _spooled(run: Run, kept: ExitStack) -> RowsFile:
         run.store.root.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.NamedTemporaryFile(dir=run.store.root, prefix=".input-", suffix=ending)  # noqa: SIM115 (the stack closes it)
         copy = kept.enter_context(scratch)
+        kept.enter_context(locked(Path(copy.name)))  # so that `clean` leaves it
         with Path("/dev/stdin" if given == STANDARD else given).open("rb") as stream:
             shutil.copyfileobj(stream, copy)
         copy.flush()

@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adapt.core.artifacts import MANIFEST, Artifact, ArtifactStore, is_artifact, open_artifact
+from adapt.core.artifacts import MANIFEST, Artifact, ArtifactStore, artifact_at, is_dangling, open_linked, refuse_dangling
 from adapt.core.errors import CheckpointError, ConfigError, DataError, is_file_name
 from adapt.core.precision import say_precision
 from adapt.core.registry import suggest
+from adapt.core.store_places import is_artifact
 from adapt.model.config import GPTConfig, HFConfig
 from adapt.scoring.scorer_config import ScorerConfig
 from adapt.text.rows.directories import is_rows
@@ -76,6 +77,11 @@ def splits_of_tasks(data: DataConfig, tasks: Sequence[str], task_dirs: Sequence[
     if root is not None and not root.is_dir():
         raise ConfigError(f"data.root: {root} is no directory; {DATA_ROOT_ADVICE}")
     return Splits(root=root, own=own)
+
+
+def again_command(stage: str, run_name: str, task: str | None) -> str:
+    """Return the command that makes a stage's artifact of a run."""
+    return f"python -m pipelines.{stage} run.name={run_name}" + ("" if task is None else f" task={task}")
 
 
 class Run:
@@ -164,10 +170,24 @@ class Run:
         path = self.store.root / self.place(stage, task)
         if not path.exists() and not path.is_symlink():
             return None
+        again = f"run `{again_command(stage, self.config.run.name, None if task is None else task.name)}` again"
+        refuse_dangling(path, again)
         if not is_artifact(path):
-            again = f"python -m pipelines.{stage} run.name={self.config.run.name}" + ("" if task is None else f" task={task.name}")
-            raise CheckpointError(f"{path}: is incomplete (it has no {MANIFEST}); run `{again}` again")
-        return open_artifact(path.resolve())
+            raise CheckpointError(f"{path}: is incomplete (it has no {MANIFEST}); {again}")
+        return open_linked(path)
+
+    def linked(self, stage: str, task: str) -> Artifact | None:
+        """Open the run's artifact of a stage, to show what is in it; of one that is gone it is said how to make it again.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        path = self.directory / stage / task
+        if is_dangling(path):
+            again = again_command(stage, self.name, task)
+            self.workshop.say_once(f"{path}: its artifact is gone, and left out here; run `{again}` again")
+            return None
+        return artifact_at(path)
 
     def base(self) -> Artifact:
         """Open the model that tasks start from: `checkpoint` if given, else `model.path`, else the run's pretrained base."""
@@ -192,6 +212,7 @@ class Run:
         reads = stage.reads(self, task)
         label = stage.name if task is None else f"{stage.name} {task.name}"
         started = time.monotonic()
+        self.workshop.asked_by = stage.name
         artifact, is_new = self.store.produce(
             stage.key(reads),
             lambda result, work: stage.build(reads, self.workshop, result, work),

@@ -96,6 +96,7 @@ def _without_base_stages(current: Run, wanted: list[str]) -> list[str]:
 def places(current: Run) -> str:
     """Return where a run's report and exports are."""
     from pipelines.stages import export
+    from pipelines.stages.delivery import Delivery
     from pipelines.stages.products import REPORT_FILE
 
     lines = []
@@ -103,7 +104,8 @@ def places(current: Run) -> str:
     if page.is_file():
         lines.append(f"report: {page}")
     for name in current.config.tasks:
-        path = current.directory / export.NAME / name
+        delivery = Delivery.of(current, name) if export.NAME in current.config.stages else None
+        path = current.directory / export.NAME / name if delivery is None else delivery.place
         if is_artifact(path):
             lines.append(f"export: {path}")
     return "\n".join(lines)

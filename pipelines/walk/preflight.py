@@ -21,6 +21,7 @@ from adapt.train.engine_config import check_optimizer
 from adapt.train.train_config import Trained
 from pipelines.config.label_settings import Teacher
 from pipelines.config.schema import MomentsStart, PipelineConfig
+from pipelines.stages.delivery import check_deliveries
 from pipelines.stages.models import open_model_artifact, weights_of
 from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, TaskData, labelled_rows_of_other
 from pipelines.stages.run import Run
@@ -279,6 +280,11 @@ def check_input(ahead: Ahead) -> None:
             survey_of(source_of(ahead.run, task, kept), own or task, added_columns(config))
 
 
+def check_export(ahead: Ahead) -> None:
+    """The place of one's own that an export is to be copied to can take it."""
+    check_deliveries(ahead.run, ahead.tasks if ahead.has("export") else ())
+
+
 def check_own_model(ahead: Ahead) -> None:
     """The model to be pretrained can be made, fits, and has the vocabulary of the tokenizer that will be trained."""
     from pipelines.stages.pretrain import check_model
@@ -385,6 +391,7 @@ CHECKS: tuple[Callable[[Ahead], None], ...] = (
     check_lexical,
     check_other_tasks,
     check_input,
+    check_export,
     check_own_model,
     check_earlier_stages,
     check_adaptation,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from pipelines.stages import continue_pretrain, pseudo_label
+from pipelines.stages.contract import USED
 from pipelines.stages.products import Adaptation, Labels
 from pipelines.stages.run import Run
 from pseudo_label.store import LABELS_FILE, PseudoLabel, read_labels
@@ -22,6 +23,7 @@ def further_rounds(run: Run, task: TaskConfig) -> None:
             return
         run.labellers[task.name] = adapted
         again = run.run_stage(pseudo_label.STAGE, task)
+        run.store.link(f"{run.name}/{USED}/round_{number}/{pseudo_label.NAME}/{task.name}", again)  # whichever round stands
         changed = _changed(read_labels(labels.file(LABELS_FILE)), read_labels(again.file(LABELS_FILE)))
         worse = _worse(run, Labels.of(labels), Labels.of(again))
         said = f"{task.name}: round {number} changes {100 * changed:.1f} % of the labels"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from adapt.core.artifacts import METRICS_FILE, artifact_at, is_artifact
+from adapt.core.artifacts import METRICS_FILE
 from adapt.core.json_files import read_json
 from pipelines.stages import evaluate, pseudo_label
 from pipelines.stages.criteria_table import CRITERIA_FILE
@@ -33,7 +33,7 @@ def teachers_table(current: Run) -> str:
     """Return each task's teachers with estimated and measured accuracies as text; empty where one teacher labelled."""
     lines = []
     for name in current.config.tasks:
-        artifact = artifact_at(current.directory / pseudo_label.NAME / name)
+        artifact = current.linked(pseudo_label.NAME, name)
         labels = None if artifact is None else Labels.of(artifact)
         if labels is not None and len(labels.teachers) > 1:
             lines.append(f"{name}: {labels.said_of_teachers}")
@@ -75,7 +75,7 @@ def _rows(current: Run, file: str) -> list[dict[str, Any]]:
     """Return the rows of an evaluation file of all tasks of the run."""
     found: list[dict[str, Any]] = []
     for name in current.config.tasks:
-        path = current.directory / evaluate.NAME / name
-        if is_artifact(path) and (path / file).is_file():
-            found += read_json(path / file)
+        artifact = current.linked(evaluate.NAME, name)
+        if artifact is not None and (artifact.path / file).is_file():
+            found += read_json(artifact.path / file)
     return found

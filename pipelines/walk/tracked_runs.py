@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from adapt.core.artifacts import Artifact, artifact_at, short_key
+from adapt.core.artifacts import Artifact, short_key
 from adapt.core.json_files import read_json, read_lines
 from adapt.core.typed import digest_of, to_plain
 from adapt.train.trackers import open_tracker
@@ -35,7 +35,7 @@ def track(current: Run) -> str:
 
 def _track_task(current: Run, task: str) -> str:
     stages = (pseudo_label.NAME, continue_pretrain.NAME, evaluate.NAME, export.NAME)
-    found = {stage: artifact for stage in stages if (artifact := artifact_at(current.directory / stage / task)) is not None}
+    found = {stage: artifact for stage in stages if (artifact := current.linked(stage, task)) is not None}
     made = next((found[stage] for stage in (continue_pretrain.NAME, evaluate.NAME, pseudo_label.NAME) if stage in found), None)
     if made is None:
         return ""

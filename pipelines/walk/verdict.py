@@ -6,7 +6,6 @@ measured, where there was some.
 
 from __future__ import annotations
 
-from adapt.core.artifacts import artifact_at
 from pipelines.stages import continue_pretrain, evaluate
 from pipelines.stages.gain import gain_of
 from pipelines.stages.products import Adaptation
@@ -21,7 +20,7 @@ def verdicts(current: Run) -> str:
 
 def verdict_on(current: Run, task: str) -> str | None:
     """Return a task's gain and forgetting in words; None where it was not adapted, or not evaluated since."""
-    adapted, evaluated = (artifact_at(current.directory / stage / task) for stage in (continue_pretrain.NAME, evaluate.NAME))
+    adapted, evaluated = (current.linked(stage, task) for stage in (continue_pretrain.NAME, evaluate.NAME))
     if adapted is None or evaluated is None or evaluated.inputs.get(continue_pretrain.NAME) is None:
         return None
     general = Adaptation.of(adapted).general

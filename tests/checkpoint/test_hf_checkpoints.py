@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from adapt.checkpoint.hf_directory import open_hf_directory
-from adapt.checkpoint.offload import OffloadConfig, WeightsIn
+from adapt.checkpoint.offload import OffloadConfig, Verify, WeightsIn
 from adapt.checkpoint.open_checkpoint import open_checkpoint
 from adapt.checkpoint.vocabulary import load_tokenizer
 from adapt.checkpoint.weights import checkpoint_files, has_weights, load_model, save_trained
@@ -68,6 +68,23 @@ def test_many_shards_give_the_weights_of_one(tmp_path: Path) -> None:
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 3
     for (name, first), (_, second) in zip(one.named_parameters(), many.named_parameters(), strict=True):
         assert torch.equal(first, second), name
+
+
+def test_weights_of_an_adapted_model_that_lost_a_bit_are_refused_unless_nothing_is_verified(tmp_path: Path) -> None:
+    base, result = make_checkpoint(tmp_path / "base", "llama"), tmp_path / "result"
+    result.mkdir()
+    model = load_model(base)
+    assert isinstance(model, HFModel)
+    save_trained(result, model, model.named_parameters(), load_tokenizer(base, model))
+    [shard] = result.glob("*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-3] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"safetensors: damaged \(.*has not the bytes that were written"):
+        load_model(result)
+    with pytest.raises(CheckpointError, match="damaged"):
+        open_checkpoint(result, FP32)
+    load_model(result, verify=Verify.NEVER)
 
 
 def test_an_opened_directory_scores(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_a_swap_whose_new_result_is_incomplete_is_undone(store: ArtifactStore) -
     assert dish(found(store)) == "soup"
 
 
-@pytest.mark.parametrize(("owner", "name"), [(artifacts, "write_manifest"), (artifacts, "_swap_in"), (Path, "rename")])
+@pytest.mark.parametrize(("owner", "name"), [(artifacts, "write_manifest"), (artifacts, "swap_in"), (Path, "rename")])
 def test_a_kill_at_the_end_of_a_forced_build_leaves_a_whole_artifact(
     store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
 ) -> None:

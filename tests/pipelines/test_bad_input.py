@@ -10,7 +10,7 @@ import pytest
 import pseudo_label
 from adapt.core.errors import DataError
 from pipelines.config.locations import demo_dir
-from tests.support.command_line import SMALLEST, on_base, refused
+from tests.support.command_line import SMALL_DEMO, SMALLEST, on_base, refused
 
 
 @pytest.fixture
@@ -71,7 +71,8 @@ def test_a_mistake_on_the_command_line_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    refused(stage, ["experiment=demo_from_scratch", f"run.dir={tmp_path}/runs", *arguments], words, monkeypatch, capsys)
+    short = ["experiment=demo_from_scratch", f"data.root={SMALL_DEMO}"]
+    refused(stage, [*short, f"run.dir={tmp_path}/runs", *arguments], words, monkeypatch, capsys)
     assert not list(tmp_path.glob("runs/**/manifest.json"))
 
 

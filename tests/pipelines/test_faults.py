@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command_line import ROOT, SMALLEST, command, digests, in_fp32, in_process
-from tests.support.fault_trial import FAULTS, STAGES
+from tests.support.fault_trial import FAULTS, FAULTS_OF_TRAINING, LATER, STAGES
 from tests.support.small_disk import NOT_PERMITTED
 
 CODES = {"full": [2], "read-only": [2], "vanished": [2], "SIGKILL": [-9], "SIGTERM": [143], "two at once": [0, 0]}
@@ -60,22 +60,35 @@ def test_a_refusal_that_its_own_log_has_no_room_for_still_ends_with_its_code() -
 def test_a_stage_under_each_fault_says_one_line_and_the_same_command_makes_the_same_bits(
     stage: str, smallest_run: Path, tmp_path: Path
 ) -> None:
+    check_faults(stage, FAULTS, smallest_run, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pretrain", "continue_pretrain"])
+def test_training_under_a_fault_after_its_first_state_says_one_line_and_goes_on_to_the_same_bits(
+    stage: str, smallest_run: Path, tmp_path: Path
+) -> None:
+    check_faults(stage, FAULTS_OF_TRAINING, smallest_run, tmp_path)
+
+
+def check_faults(stage: str, faults: tuple[str, ...], smallest_run: Path, tmp_path: Path) -> None:
+    """Try a stage under faults in a mount namespace, and compare what was seen with what an undisturbed run made."""
     if sys.platform != "linux" or shutil.which("unshare") is None:
         pytest.skip("no mount namespaces here")
     disk, report = tmp_path / "disk", tmp_path / "report.json"
     disk.mkdir()
     line = ["unshare", "--map-root-user", "--mount", sys.executable, "-m", "tests.support.fault_trial", str(disk)]
-    line += [str(smallest_run.parent), json.dumps(in_fp32(SMALLEST)), str(report), *(f"{stage}:{fault}" for fault in FAULTS)]
+    line += [str(smallest_run.parent), json.dumps(in_fp32(SMALLEST)), str(report), *(f"{stage}:{fault}" for fault in faults)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=580)
     if done.returncode == NOT_PERMITTED or "unshare" in done.stderr:
         pytest.skip(f"mounting is not permitted here {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     expected = digests(smallest_run.parent)
     seen = json.loads(report.read_text(encoding="utf-8"))
-    assert [case["fault"] for case in seen] == list(FAULTS)
+    assert [case["fault"] for case in seen] == list(faults)
     for case in seen:
         said = "".join(case["said"])
-        expected_codes = MADE_AGAIN.get((stage, case["fault"]), CODES[case["fault"]])
+        expected_codes = MADE_AGAIN.get((stage, case["fault"]), CODES[case["fault"].removesuffix(LATER)])
         assert case["codes"] == expected_codes, (case["fault"], said)
         assert "Traceback" not in said, said
         if case["codes"] == [2]:

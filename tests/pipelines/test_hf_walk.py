@@ -15,21 +15,22 @@ from transformers import AutoModelForCausalLM
 import pseudo_label
 from adapt.core.artifacts import open_artifact
 from pipelines.config.locations import demo_dir
-from tests.support.command_line import FP32_SCORES, in_process, run_inside
+from tests.support.command_line import FP32_SCORES, SMALL_DEMO, in_process, run_inside
 from tests.support.hf_checkpoints import PREPENDED, make_checkpoint
 
 TASK = "demo_reviews"
 SMALLEST = [
     f"task={TASK}",
-    f"data.root={demo_dir()}/clue",
-    "pseudo_label.max_rows=60",
-    "evaluate.fit_rows=30",
+    f"data.root={SMALL_DEMO}",
+    "pseudo_label.max_rows=40",
+    "evaluate.fit_rows=20",
     "evaluate.splits=[dev]",
     "continue_pretrain.epochs=4",
     "continue_pretrain.batch_rows=8",
     "continue_pretrain.optimizer.lr=0.003",
     "engine.threads=1",
 ]
+SHORTER = ["pseudo_label.max_rows=12", "pseudo_label.teachers=[model]", "pseudo_label.collapse_limit=1.0"]
 # As `pipelines.run model=hf` walks them: the stages that make a base are left out.
 STAGES = "stages=[tokenizer,pretrain,pseudo_label,continue_pretrain,evaluate]"
 DENSE, SPARSE = "dense, tied, one shard", "sparse, untied, many shards"
@@ -112,11 +113,23 @@ def test_bf16_training_under_a_llama_2_tokenizer_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = make_checkpoint(tmp_path / "base", "qwen3_moe", PREPENDED)
-    arguments = ["model=hf", f"model.path={base}", f"run.dir={tmp_path}/runs", *SMALLEST, "engine.precision=bf16"]
+    arguments = ["model=hf", f"model.path={base}", f"run.dir={tmp_path}/runs", *SMALLEST, *SHORTER, "engine.precision=bf16"]
     code, text = in_process("run", [*arguments, "stages=[pseudo_label,continue_pretrain]"], monkeypatch, capsys)
     assert code == 0, text
     held_out = json.loads((tmp_path / "runs" / "default" / "continue_pretrain" / TASK / "held_out.json").read_text())[TASK]
     assert held_out["after"]["context"]["value"] < held_out["before"]["context"]["value"]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return a base, and directories that are none, by name."""
+    found = {name: tmp_path_factory.mktemp("places") / name for name in ("base", "pickles", "broken", "other")}
+    make_checkpoint(found["base"], "llama")
+    for name, config in (("pickles", '{"model_type": "llama"}'), ("broken", "{"), ("other", "{}")):
+        found[name].mkdir()
+        (found[name] / "config.json").write_text(config, encoding="utf-8")
+        (found[name] / "pytorch_model.bin").write_bytes(b"\x80")
+    return found
 
 
 @pytest.mark.parametrize(
@@ -136,15 +149,9 @@ def test_bf16_training_under_a_llama_2_tokenizer_works(
     ],
 )
 def test_a_mistake_is_one_line(
-    stage: str, arguments: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    stage: str, arguments: list[str], words: list[str], places: dict[str, Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    places = {name: tmp_path / name for name in ("base", "pickles", "broken", "other")}
-    make_checkpoint(places["base"], "llama")
-    for name, config in (("pickles", '{"model_type": "llama"}'), ("broken", "{"), ("other", "{}")):
-        places[name].mkdir()
-        (places[name] / "config.json").write_text(config, encoding="utf-8")
-        (places[name] / "pytorch_model.bin").write_bytes(b"\x80")
     filled = [argument.format(**places) for argument in arguments]
     code, text = in_process(stage, [f"run.dir={tmp_path}/runs", *SMALLEST, *filled], monkeypatch, capsys)
     errors = [line for line in text.splitlines() if line.startswith("error: ")]

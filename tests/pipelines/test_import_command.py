@@ -17,7 +17,7 @@ from adapt.text.tokenizer import MODEL_FILE, Tokenizer
 from pipelines.command_line.plain_options import run_plainly
 from pipelines.tools import verify
 from pipelines.tools.verify import VerifyConfig
-from tests.support.command_line import refused
+from tests.support.command_line import SMALL_DEMO, refused, run_inside
 from tests.support.foreign_checkpoints import (
     Foreign,
     Weights,
@@ -129,7 +129,7 @@ def test_a_checkpoint_with_its_tokenizer_labels_rows(wordy: Path, tokenizer: Tok
     run_here(
         "pseudo_label",
         [
-            "experiment=demo_from_scratch", "task=demo_reviews", f"checkpoint={base}", "run.name=demo",
+            "experiment=demo_from_scratch", f"data.root={SMALL_DEMO}", "task=demo_reviews", f"checkpoint={base}", "run.name=demo",
             f"run.dir={tmp_path}/runs", "pseudo_label.max_rows=8", "pseudo_label.collapse_limit=1.0",
             "pseudo_label.estimates_noise=false",
         ],
@@ -148,8 +148,9 @@ def test_a_checkpoint_with_a_tokenizer_json_can_be_adapted(tmp_path: Path, run_h
     theirs = write_pai(tmp_path / "theirs", case, make_weights(case).to(torch.float16))
     run_here("import_checkpoint", imports(theirs, tmp_path, f"tokenizer={place / 'tokenizer.json'}"))
     words = [
-        "experiment=demo_from_scratch", "task=demo_reviews", f"checkpoint={tmp_path}/runs/mine/import_checkpoint", "run.name=demo",
-        f"run.dir={tmp_path}/runs", "pseudo_label.max_rows=24", "pseudo_label.collapse_limit=1.0", "evaluate.fit_rows=8",
+        "experiment=demo_from_scratch", f"data.root={SMALL_DEMO}", "task=demo_reviews",
+        f"checkpoint={tmp_path}/runs/mine/import_checkpoint", "run.name=demo", f"run.dir={tmp_path}/runs",
+        "pseudo_label.max_rows=12", "pseudo_label.collapse_limit=1.0", "pseudo_label.teachers=[model]", "evaluate.fit_rows=8",
         "pseudo_label.estimates_noise=false", "continue_pretrain.epochs=1", "evaluate.methods=[raw]", "evaluate.method=raw",
         "split=dev", "stages=[pseudo_label,continue_pretrain,evaluate,export]",
     ]  # fmt: skip
@@ -220,19 +221,27 @@ def test_a_metaspace_tokenizer_is_taken_as_it_continues_text(tmp_path: Path, run
     assert "with its tokenizer" in run_here("import_checkpoint", imports(theirs, tmp_path, f"tokenizer={place}"))
 
 
+@pytest.fixture(scope="module")
+def imported(source: tuple[Path, Weights], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an imported checkpoint, which tests read."""
+    place = tmp_path_factory.mktemp("imported")
+    done = run_inside("import_checkpoint", *imports(source[0], place))
+    assert done.returncode == 0, done.stderr
+    return place / "runs" / "mine" / "import_checkpoint"
+
+
 @pytest.fixture
-def compared(source: tuple[Path, Weights], tmp_path: Path, run_here: RunHere) -> Path:
-    """Return a directory with token ids, the logits that a plain reference gives them, and an imported checkpoint."""
-    run_here("import_checkpoint", imports(source[0], tmp_path))
+def compared(source: tuple[Path, Weights], tmp_path: Path) -> Path:
+    """Return a directory with token ids, and the logits that a plain reference gives them."""
     ids_BT = ids_of(CASE, CASE.vocab_rows)
     np.save(tmp_path / "ids.npy", ids_BT.numpy())
     np.save(tmp_path / "expected.npy", reference_logits(CASE, source[1], ids_BT).numpy())
     return tmp_path
 
 
-def asks(place: Path, **changes: object) -> list[str]:
+def asks(imported: Path, place: Path, **changes: object) -> list[str]:
     words = {
-        "checkpoint": place / "runs" / "mine" / "import_checkpoint",
+        "checkpoint": imported,
         "tokens": place / "ids.npy",
         "logits": place / "expected.npy",
         **changes,
@@ -240,29 +249,33 @@ def asks(place: Path, **changes: object) -> list[str]:
     return [f"{key}={value}" for key, value in words.items()]
 
 
-def test_equal_logits_end_with_0(compared: Path, monkeypatch: Patch, capsys: Capture) -> None:
-    code, text = verified(asks(compared, tolerance="2e-5"), monkeypatch, capsys)
+def test_equal_logits_end_with_0(imported: Path, compared: Path, monkeypatch: Patch, capsys: Capture) -> None:
+    code, text = verified(asks(imported, compared, tolerance="2e-5"), monkeypatch, capsys)
     assert code == 0, text
     assert "max difference" in text
     assert "equal within 2e-05" in text
     np.save(compared / "one.npy", np.load(compared / "ids.npy")[0])
     np.save(compared / "first.npy", np.load(compared / "expected.npy")[0])
-    assert verified(asks(compared, tokens=compared / "one.npy", logits=compared / "first.npy"), monkeypatch, capsys)[0] == 0
+    assert (
+        verified(asks(imported, compared, tokens=compared / "one.npy", logits=compared / "first.npy"), monkeypatch, capsys)[0] == 0
+    )
 
 
 @pytest.mark.parametrize("wrong", [1.0, float("nan"), float("inf")])
-def test_the_first_difference_is_named_and_ends_with_1(wrong: float, compared: Path, monkeypatch: Patch, capsys: Capture) -> None:
+def test_the_first_difference_is_named_and_ends_with_1(
+    wrong: float, imported: Path, compared: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
     expected = np.load(compared / "expected.npy")
     expected[1, 4, 9] += wrong
     expected[1, 5, 2] += 30
     np.save(compared / "expected.npy", expected)
-    code, text = verified(asks(compared), monkeypatch, capsys)
+    code, text = verified(asks(imported, compared), monkeypatch, capsys)
     assert code == 1, text
     assert "first difference beyond 0.0001: row 1, position 4, token 9: expected" in text
     largest = "row 1, position 5, token 2" if wrong == 1.0 else "row 1, position 4, token 9"
     assert f"at {largest}, of 2,800 logits" in text
     assert "2 of 2,800 logits" in text
-    assert verified(asks(compared, tolerance="1e3"), monkeypatch, capsys)[0] == (0 if wrong == 1.0 else 1)
+    assert verified(asks(imported, compared, tolerance="1e3"), monkeypatch, capsys)[0] == (0 if wrong == 1.0 else 1)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +298,7 @@ def test_the_first_difference_is_named_and_ends_with_1(wrong: float, compared: P
     ],
 )
 def test_bad_input_ends_with_2_and_one_line(
-    changes: dict[str, str], said: str, compared: Path, monkeypatch: Patch, capsys: Capture
+    changes: dict[str, str], said: str, imported: Path, compared: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     ids, expected = np.load(compared / "ids.npy"), np.load(compared / "expected.npy")
     (compared / "text.npy").write_text("hello", encoding="utf-8")
@@ -296,7 +309,9 @@ def test_bad_input_ends_with_2_and_one_line(
     np.save(compared / "long.npy", np.zeros((2, 21), np.int64))
     np.save(compared / "long_logits.npy", np.zeros((2, 21, 70), np.float32))
     np.save(compared / "narrow.npy", expected[..., :60])
-    code, text = verified(asks(compared, **{k: v.replace("{tmp}", str(compared)) for k, v in changes.items()}), monkeypatch, capsys)
+    code, text = verified(
+        asks(imported, compared, **{k: v.replace("{tmp}", str(compared)) for k, v in changes.items()}), monkeypatch, capsys
+    )
     assert code == 2, text
     assert len(text.splitlines()) == 1
     assert text.startswith("error: ")
@@ -306,6 +321,6 @@ def test_bad_input_ends_with_2_and_one_line(
 def test_a_base_of_this_project_can_be_verified(smallest_run: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
     np.save(tmp_path / "ids.npy", np.ones((1, 4), np.int64))
     np.save(tmp_path / "expected.npy", np.zeros((1, 4, 2400), np.float32))
-    code, text = verified(asks(tmp_path, checkpoint=smallest_run / "pretrain"), monkeypatch, capsys)
+    code, text = verified(asks(smallest_run / "pretrain", tmp_path), monkeypatch, capsys)
     assert code == 1, text
     assert "checkpoint  " in verified(["--help"], monkeypatch, capsys)[1]

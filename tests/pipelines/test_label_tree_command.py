@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from adapt.core.artifacts import open_artifact
-from pipelines.config.locations import conf_dir, demo_dir
+from pipelines.config.locations import conf_dir
 from pseudo_label.tasks import load_task
-from tests.support.command_line import SMALLEST, in_process
+from tests.support.command_line import SMALL_DEMO, SMALLEST, in_process
 from tests.support.hf_checkpoints import make_checkpoint
 
 TOPICS = {"sports", "finance", "tech", "food"}
@@ -134,7 +134,7 @@ def test_a_mistake_is_one_line(
 def test_a_task_without_unlabeled_rows_is_told_what_to_do(
     smallest_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(demo_dir() / "clue", tmp_path / "clue")
+    shutil.copytree(SMALL_DEMO, tmp_path / "clue")
     (tmp_path / "clue" / "demo_topics" / "unlabeled.json").write_text("", encoding="utf-8")
     given = command_of(smallest_run, tmp_path / "runs", f"data.root={tmp_path}/clue", "label_tree.source=confusions")
     refused(given, ["demo_topics", "0 unlabeled rows", "label_tree.source=embeddings"], monkeypatch, capsys)
@@ -146,7 +146,7 @@ def test_both_commands_take_a_base_from_hugging_face(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = make_checkpoint(tmp_path / "base", "olmoe")
-    arguments = ["task=demo_topics", f"data.root={demo_dir()}/clue", f"checkpoint={base}", f"run.dir={tmp_path}/runs"]
+    arguments = ["task=demo_topics", f"data.root={SMALL_DEMO}", f"checkpoint={base}", f"run.dir={tmp_path}/runs"]
     rows = ["prompt_search.rows=10", "prompt_search.labelled_rows=10"]
     for stage, more in {"label_tree": [], "prompt_search": rows}.items():
         code, text = in_process(stage, [*arguments, *more], monkeypatch, capsys)

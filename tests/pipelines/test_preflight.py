@@ -13,19 +13,20 @@ from adapt.checkpoint.weights import save_model
 from adapt.model.gpt import GPT
 from adapt.text.tokenizer import Tokenizer
 from pipelines.walk.preflight import CHECKS
-from tests.support.command_line import refused
+from tests.support.command_line import SMALL_DEMO, refused
 from tests.support.tiny_models import DEMO
 
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]
-FROM_SCRATCH = ["experiment=demo_from_scratch"]  # tokenizer, pretrain and all that follows
-FROM_BASE = ["experiment=demo_from_scratch", "stages=[pseudo_label,continue_pretrain,evaluate,export,predict]"]
+SHORT = ["experiment=demo_from_scratch", f"data.root={SMALL_DEMO}"]
+FROM_SCRATCH = SHORT  # tokenizer, pretrain and all that follows
+FROM_BASE = [*SHORT, "stages=[pseudo_label,continue_pretrain,evaluate,export,predict]"]
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Return a copy of the demo's tasks that a test may break."""
-    return Path(shutil.copytree(DEMO / "clue", tmp_path / "clue"))
+    return Path(shutil.copytree(SMALL_DEMO, tmp_path / "clue"))
 
 
 @pytest.fixture

@@ -28,7 +28,8 @@ IN_SMALL_CHUNKS = (
     "from pipelines.command_line.compose import main; main('pseudo_label')"
 )
 # 280 rows: two chunks of the usual size.
-ALL_ROWS = ["pseudo_label.max_rows=null", "pseudo_label.estimates_noise=false", "pseudo_label.coarse_to_fine=true"]
+MODEL = ["pseudo_label.teachers=[model]"]  # the others take no scores
+ALL_ROWS = ["pseudo_label.max_rows=null", "pseudo_label.estimates_noise=false", "pseudo_label.coarse_to_fine=true", *MODEL]
 KILLED_ROWS = [*ALL_ROWS[1:], "pseudo_label.max_rows=120"]
 RunHere = Callable[[str, list[str]], str]
 
@@ -205,7 +206,7 @@ def test_evaluation_takes_the_scores_that_labelling_left(
     smallest_run: Path, tmp_path: Path, run_here: RunHere, scorings: list[str]
 ) -> None:
     # Both read the same unlabeled rows, and dev.
-    arguments = [*on_base(smallest_run, tmp_path, TASK), "evaluate.fit_rows=80", "evaluate.splits=[dev]"]
+    arguments = [*on_base(smallest_run, tmp_path, TASK), *MODEL, "evaluate.fit_rows=80", "evaluate.splits=[dev]"]
     run_here("pseudo_label", arguments)
     assert scorings
     scorings.clear()
@@ -214,8 +215,8 @@ def test_evaluation_takes_the_scores_that_labelling_left(
 
 
 def test_force_scores_again_each_split_once(smallest_run: Path, tmp_path: Path, run_here: RunHere, scorings: list[str]) -> None:
-    small = ["pseudo_label.max_rows=20", "evaluate.fit_rows=10", "stages=[pseudo_label,evaluate]"]
-    arguments = [*on_base(smallest_run, tmp_path, TASK), *small]
+    small = ["pseudo_label.max_rows=20", "evaluate.fit_rows=10", "evaluate.methods=[prior]", "stages=[pseudo_label,evaluate]"]
+    arguments = [*on_base(smallest_run, tmp_path, TASK), *MODEL, *small]
     run_here("run", arguments)
     first, content = len(scorings), score_files(tmp_path)
     scorings.clear()
@@ -230,14 +231,14 @@ def test_force_scores_again_each_split_once(smallest_run: Path, tmp_path: Path, 
 def test_what_scores_depend_on_scores_again(
     what: str, smallest_run: Path, tmp_path: Path, run_here: RunHere, scorings: list[str]
 ) -> None:
-    unlabeled = own_data(tmp_path / "clue", lambda lines: lines[:30])
-    arguments = [*on_base(smallest_run, tmp_path, TASK), f"data.root={tmp_path}/clue"]
+    unlabeled = own_data(tmp_path / "clue", lambda lines: lines[:12])
+    arguments = [*on_base(smallest_run, tmp_path, TASK), *MODEL, f"data.root={tmp_path}/clue"]
     run_here("pseudo_label", arguments)
     made = artifacts(tmp_path)
     scorings.clear()
     if what == "an unlabeled row":
         with unlabeled.open("a", encoding="utf-8") as stream:
-            stream.write('{"id": 30, "sentence": "新款手机今天上市"}\n')
+            stream.write('{"id": 12, "sentence": "新款手机今天上市"}\n')
     elif what == "a prompt":
         arguments.append(own_task(tmp_path / "tasks", lambda text: text.replace("，关于{label}", "，说的是{label}")))
     else:
@@ -262,7 +263,7 @@ def test_bf16_scores_are_others_that_lie_near(copied_run: Path, run_here: RunHer
     link = copied_run / "demo" / "score" / TASK / "unlabeled-pretrain"
     found = []
     for precision in ("fp32", "bf16"):
-        labels = ["pseudo_label.estimates_noise=false", f"scorer.precision={precision}"]
+        labels = [*MODEL, "pseudo_label.estimates_noise=false", f"scorer.precision={precision}", "pseudo_label.max_rows=20"]
         run_here("pseudo_label", [*SMALLEST, f"task={TASK}", f"run.dir={copied_run}", *labels])
         found.append(np.asarray([record["sums"] for record in records(link / "scores.parquet") if record["prompt"] == "reference"]))
         assert open_artifact(link.resolve()).config["precision"] == precision

@@ -5,8 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import pytest
-
 from pipelines.walk.order import STAGES
 from tests.support.command_line import ROOT
 
@@ -16,8 +14,19 @@ SAY = f"import sys; print('heavy:', [name for name in {HEAVY} if name in sys.mod
 
 def heavy_imports(code: str) -> str:
     """Run code in a process of its own; return what it imported of the heavy packages, as text."""
+    return said_by(code)[-1]
+
+
+def said_by(code: str) -> list[str]:
+    """Run code in a process of its own; return the lines that it wrote."""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout.splitlines()[-1]
+    return done.stdout.splitlines()
+
+
+def after_each(*commands: tuple[str, ...]) -> dict[tuple[str, ...], str]:
+    """Do in one process what `python -m pipelines.<stage>` does for each command; return what was imported by its end."""
+    said = said_by("".join(command(*words) for words in commands))
+    return dict(zip(commands, [line for line in said if line.startswith("heavy: ")], strict=True))
 
 
 def command(stage: str, *arguments: str) -> str:
@@ -33,25 +42,17 @@ except SystemExit as left:
 """
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["--cfg", "job"],
-        ["foo=1"],
-        ["model=smal"],
-        ["pretrain.steps=many", "model/router=expert_choice"],
-        ["stages=[pretrian]"],
-    ],
-    ids=" ".join,
-)
-def test_help_and_refusals_need_no_model(arguments: list[str]) -> None:
-    assert heavy_imports(command("run", *arguments)) == "heavy: []"
-
-
-@pytest.mark.parametrize("stage", ["pretrain", "evaluate", "plan", "study"])
-def test_the_help_of_a_single_stage_needs_no_model(stage: str) -> None:
-    assert heavy_imports(command(stage, "--help")) == "heavy: []"
+def test_help_and_refusals_need_no_model() -> None:
+    commands = [
+        ("run", "--help"),
+        *((stage, "--help") for stage in ("pretrain", "evaluate", "plan", "study")),
+        ("run", "--cfg", "job"),
+        ("run", "foo=1"),
+        ("run", "model=smal"),
+        ("run", "pretrain.steps=many", "model/router=expert_choice"),
+        ("run", "stages=[pretrian]"),
+    ]
+    assert after_each(*commands) == dict.fromkeys(commands, "heavy: []")
 
 
 def test_every_stage_can_be_found_without_a_model() -> None:

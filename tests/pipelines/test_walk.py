@@ -12,7 +12,7 @@ import pytest
 import pseudo_label
 from adapt.core.artifacts import open_artifact
 from pipelines.config.locations import demo_dir
-from tests.support.command_line import FP32_SCORES, SMALLEST, digests, in_process, run
+from tests.support.command_line import FP32_SCORES, SMALL_DEMO, SMALLEST, digests, in_process, run_inside
 
 TASKS = ("demo_reviews", "demo_topics")
 
@@ -55,7 +55,7 @@ def test_held_out_loss_falls_for_each_task(smallest_run: Path) -> None:
 
 def test_the_same_command_again_skips_every_stage(copied_run: Path) -> None:
     before = digests(copied_run)
-    done = run("run", *SMALLEST, f"run.dir={copied_run}")
+    done = run_inside("run", *SMALLEST, f"run.dir={copied_run}")
     assert done.returncode == 0
     lines = [line for line in done.stderr.splitlines() if "->" in line]
     assert len(lines) == 13
@@ -127,7 +127,7 @@ def test_labels_carry_their_provenance(smallest_run: Path) -> None:
 def test_a_task_without_unlabeled_rows_keeps_the_base(
     smallest_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(demo_dir() / "clue", tmp_path / "clue")
+    shutil.copytree(SMALL_DEMO, tmp_path / "clue")
     (tmp_path / "clue" / "demo_reviews" / "unlabeled.json").write_text("", encoding="utf-8")
     arguments = [
         *SMALLEST, "task=demo_reviews", f"data.root={tmp_path}/clue", f"checkpoint={smallest_run}/pretrain",

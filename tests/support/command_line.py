@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import hashlib
 import io
 import shutil
@@ -23,6 +24,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
 from adapt.core.precision import Precision
+from adapt.model.routers.settings import RouterConfig
 from adapt.scoring.scorer_config import ScorerConfig
 from pipelines.command_line.compose import _register, checked
 from pipelines.config.locations import conf_dir, demo_dir
@@ -67,7 +69,7 @@ SMALLEST = [
 def composed(primary: str, overrides: list[str]) -> PipelineConfig:
     """Compose a primary configuration with overrides, and check it."""
     GlobalHydra.instance().clear()
-    _register()
+    _registered(*RouterConfig.choices())
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return checked(compose(primary, overrides=[*FP32, *overrides]))
 
@@ -90,7 +92,7 @@ def run_inside(stage: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def _main(stage: str, arguments: Sequence[str]) -> int:
-    from pipelines.command_line.compose import main
+    from pipelines.command_line import compose as compose_module
     from pipelines.tools.plan import show
 
     GlobalHydra.instance().clear()
@@ -99,9 +101,16 @@ def _main(stage: str, arguments: Sequence[str]) -> int:
         if not any(argument.startswith(("-", "hydra")) for argument in arguments):
             # Hydra would compose twice, the first time to find out whether the configuration asks for a sweep.
             patch.setattr(Hydra, "get_mode", lambda *_, **__: RunMode.RUN)
+        patch.setattr(compose_module, "_register", lambda: _registered(*RouterConfig.choices()))
         fork_ranks(patch)
-        main(stage, show if stage == "plan" else None)
+        compose_module.main(stage, show if stage == "plan" else None)
     return int(left.value.code or 0)
+
+
+@functools.cache
+def _registered(*_: str) -> None:
+    """Hand the schemas to Hydra once for these routers; a command of its own does so at its start."""
+    _register()
 
 
 def refused(

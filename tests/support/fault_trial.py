@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -38,6 +39,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "report": ("report",),
 }
 FAULTS = ("full", "read-only", "vanished", "SIGKILL", "SIGTERM", "two at once")
+LATER = " later"  # the fault happens once a state of the training is there
+FAULTS_OF_TRAINING = tuple(f"{fault}{LATER}" for fault in ("full", "read-only", "vanished"))
 
 
 def main(place: Path, finished: Path, arguments: list[str], report: Path, cases: list[str]) -> int:
@@ -68,10 +71,11 @@ def _tried(run_dir: Path, words: Path, finished: Path, arguments: list[str], sta
         "SIGKILL": lambda made: os.kill(os.getpid(), signal.SIGKILL),
         "SIGTERM": lambda made: os.kill(os.getpid(), signal.SIGTERM),
     }
-    started = [_forked(line, words / f"said-{n}", stage, faults.get(fault)) for n in range(2 if fault not in faults else 1)]
+    named, is_later = faults.get(fault.removesuffix(LATER)), fault.endswith(LATER)
+    started = [_forked(line, words / f"said-{n}", stage, named, is_later) for n in range(1 if named is not None else 2)]
     ended = [(_code(os.waitpid(process, 0)[1]), said.read_text(encoding="utf-8")) for process, said in started]
     ballast.unlink(missing_ok=True)
-    if fault == "read-only":
+    if fault.removesuffix(LATER) == "read-only":
         subprocess.run(["umount", str(run_dir)], check=True)
     process, again = _forked(line, words / "said-again", stage, None)
     code = _code(os.waitpid(process, 0)[1])
@@ -90,8 +94,10 @@ def _close(place: Path) -> None:
     subprocess.run(["mount", "-o", "remount,bind,ro", str(place)], check=True)
 
 
-def _forked(line: list[str], said: Path, stage: str, fault: Callable[[Path], None] | None) -> tuple[int, Path]:
-    """Run a command in a fork of this process; `fault` happens when a stage begins to build."""
+def _forked(
+    line: list[str], said: Path, stage: str, fault: Callable[[Path], None] | None, is_later: bool = False
+) -> tuple[int, Path]:
+    """Run a command in a fork of this process; `fault` happens when a stage begins to build, or when it has saved a state."""
     said.touch()
     process = os.fork()
     if process:
@@ -100,7 +106,7 @@ def _forked(line: list[str], said: Path, stage: str, fault: Callable[[Path], Non
     os.dup2(stream, 1)
     os.dup2(stream, 2)
     if fault is not None:
-        _arm(stage, fault)
+        _arm(stage, fault, is_later)
     code = 70
     try:
         from pipelines.command_line.compose import main as command
@@ -117,12 +123,21 @@ def _forked(line: list[str], said: Path, stage: str, fault: Callable[[Path], Non
         os._exit(code)
 
 
-def _arm(stage: str, fault: Callable[[Path], None]) -> None:
+def _when_saved(work: Path, fault: Callable[[], None]) -> None:
+    while not list(work.glob("step-*/state.json")):
+        time.sleep(0.005)
+    fault()
+
+
+def _arm(stage: str, fault: Callable[[Path], None], is_later: bool) -> None:
     produce = ArtifactStore.produce
 
     def armed(store: ArtifactStore, key: StageKey, build: Callable[[Path, Path], Mapping[str, Any]], **how: Any) -> Any:
         def broken(result: Path, work: Path) -> Mapping[str, Any]:
-            fault(result)
+            if is_later:
+                threading.Thread(target=_when_saved, args=(work, lambda: fault(result)), daemon=True).start()
+            else:
+                fault(result)
             return build(result, work)
 
         return produce(store, key, broken if key.stage == stage else build, **how)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ from tests.support.tiny_models import tiny_config
 STEPS = 20
 # Without weight decay, only gradients move a weight.
 OPTIMIZER = OptimizerConfig(lr=1e-2, schedule=Schedule.CONSTANT, warmup_share=0.0, weight_decay=0.0)
-TRAIN = TrainConfig(steps=STEPS, batch_rows=9, optimizer=OPTIMIZER, save_every_steps=5)
+TRAIN = TrainConfig(steps=STEPS, batch_rows=9, optimizer=OPTIMIZER, save_every_steps=10)
 OBJECTIVE = ObjectiveConfig(balance=BalanceConfig(weight=0.05))
 HEALTH = ("max_load", "dead", "balance", "entropy", "dropped", "overload", "z")
 every_router = pytest.mark.parametrize("name", list(all_routers()))
@@ -69,43 +71,66 @@ def made(router: RouterConfig, **changes: object) -> GPT:
     return materialize(GPT(tiny_config([3, 6], vocab_size=120, context_length=48, router=router, **changes)), seed=1)
 
 
-def trained(model: GPT, work: Path, tracker: NoTracker | None = None) -> list[dict[str, float]]:
+def trained(model: GPT, work: Path, tracker: NoTracker | None = None, steps: int = STEPS) -> list[dict[str, float]]:
     engine: Any = PlainEngine(model, OPTIMIZER)
     trainer = Trainer(engine, EngineConfig(micro_batch=4), OBJECTIVE, seed=5)
     work.mkdir(exist_ok=True)
-    return trainer.train(ReadingList(readings(LabelForm.CLM)), TRAIN, work, tracker or NoTracker()).history
+    settings = replace(TRAIN, steps=steps)
+    return trainer.train(ReadingList(readings(LabelForm.CLM)), settings, work, tracker or NoTracker()).history
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeRun:
+    """A model as it came and as a whole run left it, with the tokens that experts received in each step."""
+
+    before: GPT
+    after: GPT
+    history: list[dict[str, float]]
+    counts: list[list[Tensor]]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], WholeRun]:
+    """Return a function that trains with a router, once."""
+
+    @functools.cache
+    def run(name: str) -> WholeRun:
+        model, counts = made(config_of(name)), []
+        adapt_routers = model.after_step
+
+        def watched(counts_LE: Sequence[Tensor]) -> None:
+            counts.append(list(counts_LE))
+            adapt_routers(counts_LE)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model, "after_step", watched)
+            history = trained(model, tmp_path_factory.mktemp("whole"))
+        return WholeRun(before=made(config_of(name)), after=model, history=history, counts=counts)
+
+    return run
 
 
 @every_router
-def test_the_loss_falls_and_whatever_received_tokens_moves(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = made(config_of(name))
-    before = {key: value.clone() for key, value in model.named_parameters()}
-    seen: list[list[Tensor]] = []
-    adapt_routers = model.after_step
-
-    def watched(counts_LE: Sequence[Tensor]) -> None:
-        seen.append(list(counts_LE))
-        adapt_routers(counts_LE)
-
-    monkeypatch.setattr(model, "after_step", watched)
-    history = trained(model, tmp_path / "work")
-    assert history[-1]["loss/context"] < history[0]["loss/context"] - 0.3
-    received_LE = [sum(counts) for counts in zip(*seen, strict=True)]
-    for key, value in model.named_parameters():
+def test_the_loss_falls_and_whatever_received_tokens_moves(name: str, whole_run: Callable[[str], WholeRun]) -> None:
+    run = whole_run(name)
+    before = dict(run.before.named_parameters())
+    assert run.history[-1]["loss/context"] < run.history[0]["loss/context"] - 0.3
+    received_LE = [sum(counts) for counts in zip(*run.counts, strict=True)]
+    for key, value in run.after.named_parameters():
         if ".experts." in key:
             received_E = received_LE[int(key.split(".")[1]) // 2]
             moved_E = (value != before[key]).flatten(1).any(-1)
             assert torch.equal(moved_E, received_E > 0), key
         else:
             assert not torch.equal(value, before[key]), key
-    for key, buffer in model.named_buffers():
+    for key, buffer in run.after.named_buffers():
         assert buffer.any(), key
 
 
 @every_router
 def test_history_has_the_health_of_every_layer_and_the_routers_own_losses(name: str, tmp_path: Path) -> None:
     model = made(config_of(name), capacity_factor=0.9)
-    line = trained(model, tmp_path / "work")[-1]
+    line = trained(model, tmp_path / "work", steps=3)[-1]
     for layer in (0, 1):
         for key in HEALTH:
             assert line[f"router/{key}/{layer}"] >= 0
@@ -116,13 +141,14 @@ def test_history_has_the_health_of_every_layer_and_the_routers_own_losses(name: 
 
 
 @every_router
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(name: str, tmp_path: Path) -> None:
-    whole, resumed = made(config_of(name)), made(config_of(name))
-    history = trained(whole, tmp_path / "whole")
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(
+    name: str, whole_run: Callable[[str], WholeRun], tmp_path: Path
+) -> None:
+    whole, resumed = whole_run(name), made(config_of(name))
     with pytest.raises(Killed):
-        trained(made(config_of(name)), tmp_path / "killed", KillAt(8))
-    assert trained(resumed, tmp_path / "killed") == history
-    wanted = dict(named_state(whole))
+        trained(made(config_of(name)), tmp_path / "killed", KillAt(12))
+    assert trained(resumed, tmp_path / "killed") == whole.history
+    wanted = dict(named_state(whole.after))
     for key, tensor in named_state(resumed):
         assert torch.equal(tensor, wanted[key]), key
 

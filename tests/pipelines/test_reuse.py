@@ -234,7 +234,7 @@ def test_an_adaptation_that_is_not_whole_is_not_taken_for_none(
         ]
     elif damage == "no directory":
         shutil.rmtree(place)
-        words = [f"continue_pretrain/{TASK}: is incomplete", "`python -m pipelines.continue_pretrain"]
+        words = [f"continue_pretrain/{TASK}: its artifact is gone", "`python -m pipelines.continue_pretrain"]
     elif damage == "no weights":
         (place / "model.safetensors").unlink()
         words.append("model.safetensors is missing")

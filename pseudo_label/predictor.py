@@ -1,5 +1,7 @@
 """Exports answer as evaluation did: `pseudo_label.load(directory).predict(rows)`.
 
+Exports that are deltas on one base take turns in one predictor (`switch_to`): the base is read once.
+
 This is where the library is put together, and the only file of this package that reaches for a model's checkpoint.
 """
 
@@ -8,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adapt.checkpoint.offload import OffloadConfig
+from adapt.checkpoint.offload import OffloadConfig, Verify
 from adapt.core.artifacts import open_artifact, refuse_dangling
 from adapt.core.errors import CheckpointError, DataError
 from adapt.core.json_files import read_object, write_json
@@ -25,6 +27,9 @@ from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.tasks import TaskConfig, TaskRow, labels_of, row_from
 from pseudo_label.teachers import lexical_files
 from pseudo_label.teachers.lexical_files import Lexical
+
+if TYPE_CHECKING:
+    from adapt.checkpoint.open_checkpoint import OpenCheckpoint
 
 PREDICTOR_FILE = "predictor.json"
 
@@ -50,12 +55,29 @@ class Prediction:
 
 
 class Predictor:
-    """An export, loaded."""
+    """An export, loaded. `opened` is its checkpoint, where its decision asks a model."""
 
-    def __init__(self, spec: PredictorSpec, task_scorer: TaskScorer | None, lexical: Lexical | None = None) -> None:
+    def __init__(self, spec: PredictorSpec, opened: OpenCheckpoint | None, lexical: Lexical | None, verify: Verify) -> None:
+        self._verify = verify
+        self._answer_by(spec, opened, lexical)
+
+    def _answer_by(self, spec: PredictorSpec, opened: OpenCheckpoint | None, lexical: Lexical | None) -> None:
         self.spec = spec
-        self._scorer = task_scorer
+        self._opened = opened
         self._lexical = lexical
+        self._scorer = None if opened is None else TaskScorer(spec.task, spec.scoring, opened.scorer, opened.tokenizer)
+
+    def switch_to(self, directory: str | Path) -> None:
+        """Answer by another export from now on: another delta on the base that is in memory, which is not read again.
+
+        Raises:
+            CheckpointError: this or the other export is no delta, or they have different bases; this one then goes on.
+        """
+        place = Path(directory)
+        spec, lexical = _read(place)
+        if self._opened is None:
+            raise CheckpointError(f"{place}: cannot take the place of an export that asks no model; load it by itself")
+        self._answer_by(spec, self._opened.switched_to(place, self._verify), lexical)
 
     def predict(self, rows: Iterable[Mapping[str, Any]]) -> list[Prediction]:
         """Label rows that have the task's fields (a `label` in them is ignored).
@@ -122,22 +144,34 @@ def read_spec(directory: Path) -> PredictorSpec:
     return spec
 
 
-def load(directory: str | Path, scorer: ScorerConfig | None = None, offload: OffloadConfig | None = None) -> Predictor:
+def load(
+    directory: str | Path,
+    scorer: ScorerConfig | None = None,
+    offload: OffloadConfig | None = None,
+    base: str | Path | None = None,
+) -> Predictor:
     """Load an export. `scorer.precision` is `auto` unless set: bf16 where this machine multiplies in it, else fp32.
 
+    `base` is the directory of the base that an export in the form of a delta belongs to, if it is no longer where it was.
+
     Raises:
-        CheckpointError: it is not an export, or it is damaged.
+        CheckpointError: it is not an export, it is damaged, or its base is another one.
     """
-    place = Path(directory)
-    if is_artifact(place):
-        open_artifact(place.resolve())  # compares its files with their sums
-    spec = read_spec(place)
-    lexical = lexical_files.load(place, spec.task) if spec.decision.needs_lexical else None
+    place, offload = Path(directory), offload or OffloadConfig()
+    spec, lexical = _read(place)
     if not spec.decision.method.needs_model:
-        return Predictor(spec, None, lexical)
+        return Predictor(spec, None, lexical, offload.verify)
     from adapt.checkpoint.open_checkpoint import open_checkpoint  # imports torch
 
     scorer = scorer or ScorerConfig()
     say_precision(scorer.auto_precision())
-    opened = open_checkpoint(place, scorer.resolved(), offload)
-    return Predictor(spec, TaskScorer(spec.task, spec.scoring, opened.scorer, opened.tokenizer), lexical)
+    opened = open_checkpoint(place, scorer.resolved(), offload, None if base is None else Path(base))
+    return Predictor(spec, opened, lexical, offload.verify)
+
+
+def _read(place: Path) -> tuple[PredictorSpec, Lexical | None]:
+    """Read how an export answers, and its lexical labeller where it asks one; an artifact's files are compared with their sums."""
+    if is_artifact(place):
+        open_artifact(place.resolve())
+    spec = read_spec(place)
+    return spec, lexical_files.load(place, spec.task) if spec.decision.needs_lexical else None

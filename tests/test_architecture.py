@@ -59,6 +59,7 @@ ONE_FILE = {
     "omegaconf": "pipelines/command_line/compose.py",
     "pyarrow": "pseudo_label/store.py",
     "transformers": "adapt/model/hf.py",
+    "peft": "adapt/model/lora.py",
     "tokenizers": "adapt/text/hf_tokenizer.py",
     "sklearn": "pseudo_label/teachers/bag_of_words.py",
     "scipy": "pseudo_label/statistics.py",

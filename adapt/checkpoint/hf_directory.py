@@ -25,6 +25,10 @@ CONFIG_FILE = "config.json"
 CONFIG_FILES = (CONFIG_FILE, "generation_config.json")
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+# A delta holds what an adaptation changed, beside the configuration of its base: PEFT's two files, and which base they belong to.
+DELTA_FILE = "delta.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 STAGE = "hugging_face"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -37,12 +41,19 @@ def is_hf_directory(directory: Path) -> bool:
         return False
 
 
+def is_delta(directory: Path) -> bool:
+    """Whether a directory holds only what an adaptation changed of a base."""
+    return (directory / DELTA_FILE).is_file()
+
+
 def shards_of(directory: Path) -> list[Path]:
-    """Return the files that hold the weights.
+    """Return the files that hold the weights; of a delta, the changes.
 
     Raises:
         CheckpointError: there are none, only pickles, or the index is damaged.
     """
+    if is_delta(directory):
+        return [file for file in [directory / ADAPTER_FILE] if file.is_file()]
     refuse_two_sets(directory)
     if (directory / SINGLE_FILE).is_file():
         return [directory / SINGLE_FILE]
@@ -73,8 +84,9 @@ def refuse_two_sets(directory: Path) -> None:
 
 def checkpoint_files_of(directory: Path) -> list[Path]:
     """Return every file of a Hugging Face checkpoint: configuration, weights with their index, tokenizer."""
-    index = [directory / INDEX_FILE] if not (directory / SINGLE_FILE).is_file() else []
-    others = [directory / name for name in (*CONFIG_FILES, *TOKENIZER_FILES)]
+    others = [directory / name for name in (*CONFIG_FILES, *TOKENIZER_FILES, DELTA_FILE, ADAPTER_CONFIG_FILE)]
+    has_index = not is_delta(directory) and not (directory / SINGLE_FILE).is_file()
+    index = [directory / INDEX_FILE] if has_index else []
     return [*(file for file in others if file.is_file()), *index, *shards_of(directory)]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adapt.checkpoint.delta import load_changed, merged_tensors, open_delta, read_record, write_delta
 from adapt.checkpoint.hf_directory import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -21,6 +22,7 @@ from adapt.checkpoint.hf_directory import (
     check_shards,
     checkpoint_files_of,
     config_files_of,
+    is_delta,
     is_hf_directory,
 )
 from adapt.checkpoint.offload import OffloadConfig, Verify
@@ -56,7 +58,8 @@ def is_router(name: str) -> bool:
 
 
 def has_weights(directory: Path) -> bool:
-    return (directory / INDEX_FILE).is_file() or (directory / SINGLE_FILE).is_file()
+    """Whether a directory holds weights, or what was changed of a base's."""
+    return is_delta(directory) or (directory / INDEX_FILE).is_file() or (directory / SINGLE_FILE).is_file()
 
 
 def checkpoint_files(directory: Path) -> list[Path]:
@@ -102,16 +105,39 @@ def save_trained(
     """Write the checkpoint of a trained model, in the form its base had, from a lazy iterator of (name, weight).
 
     In bf16 and fp16 all weights are rounded but the routers', since a rounded router sends tokens elsewhere. A Hugging Face model
-    keeps the precision of its base's files.
+    keeps the precision of its base's files; where its base was frozen, what was trained beside it is written as a delta.
     """
     if isinstance(model, GPT):
         save_model(directory, model.config, rounded(weights, precision), tokenizer)
         return
-    write_tensors(directory, model.checkpoint_tensors(weights), has_pages=False)
+    if model.lora is not None:
+        write_delta(directory, model, model.lora, weights)
+        tokenizer.save(directory)
+        return
+    formats = {} if model.directory is None else _formats_of(model.directory)
+    tensors = ((name, tensor.to(formats.get(name, tensor.dtype))) for name, tensor in model.checkpoint_tensors(weights))
+    write_tensors(directory, tensors, has_pages=False)
     for name, content in model.config_files.items():
         (directory / name).write_bytes(content)
     tokenizer.save(directory)
     record_sums(directory)
+
+
+def _formats_of(directory: Path) -> dict[str, torch.dtype]:
+    """Return the number format of each tensor in a checkpoint's files."""
+    return {name: place.dtype for name, place in open_store(directory, Verify.NEVER).tensors.items()}
+
+
+def write_merged(directory: Path, delta_directory: Path, verify: Verify = Verify.SAMPLE) -> None:
+    """Write a delta's base with the delta's changes as a Hugging Face checkpoint, tensor by tensor, without a tokenizer.
+
+    Raises:
+        CheckpointError: as for `open_delta` and `merged_tensors`.
+    """
+    delta = open_delta(delta_directory, verify=verify)
+    write_tensors(directory, merged_tensors(delta), has_pages=False)
+    for name, content in config_files_of(delta.base).items():
+        (directory / name).write_bytes(content)
 
 
 def rounded(weights: Iterable[tuple[str, AnyTensor]], precision: Precision) -> Iterator[tuple[str, AnyTensor]]:
@@ -151,11 +177,13 @@ def record_sums(directory: Path) -> tuple[int, int]:
 
 
 def count_weights(directory: Path) -> int:
-    """Return how many numbers a checkpoint's tensors hold, by its headers or index.
+    """Return how many numbers a checkpoint's tensors hold, by its headers or index; of a delta, those of its base.
 
     Raises:
         CheckpointError: a shard is missing or damaged.
     """
+    if is_delta(directory):
+        directory = Path(read_record(directory).base)
     return sum(math.prod(place.shape) for place in open_store(directory, Verify.NEVER).tensors.values())
 
 
@@ -198,13 +226,15 @@ def load_model(
         ConfigError: the experts cannot be shared so.
         CheckpointError: tensors are missing, left over, of another shape, or not those that were written.
     """
+    if is_delta(directory):
+        check_share((), 1 if share is None else share.of)
+        return load_changed(directory, device, dtype, verify)
     if is_hf_directory(directory):
         check_share((), 1 if share is None else share.of)
         n_stored = check_shards(directory)
-        stored = open_store(directory, verify if (directory / INDEX_FILE).is_file() else Verify.NEVER)
-        model = load_hf_model(directory, config_files_of(directory), n_stored, device, dtype)
-        model.stored_dtypes = {name: place.dtype for name, place in stored.tensors.items()}
-        return model
+        if (directory / INDEX_FILE).is_file():
+            open_store(directory, verify)  # for the sums that its index may have
+        return load_hf_model(directory, config_files_of(directory), n_stored, device, dtype)
     store, frame = _checked(directory, verify, dtype)
     if share is not None and share.of > 1:
         frame, store = own_experts(frame, share), _own_tensors(store, share)

@@ -27,7 +27,13 @@ def saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
 
 
+def state_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield (name, parameter) of what training makes: all of a model, or only what is trained beside a frozen base."""
+    has_frozen_base = getattr(model, "has_frozen_base", False)
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad or not has_frozen_base)
+
+
 def named_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of all that makes a model what it is: parameters, then saved buffers."""
-    yield from model.named_parameters()
+    yield from state_parameters(model)
     yield from saved_buffers(model)

@@ -24,13 +24,14 @@ from adapt.model.attention import attention_mask
 from adapt.model.buffers import ExactBuffers
 from adapt.model.experts import count_pairs
 from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past, RouterTraits
+from adapt.model.lora_config import LoraLayout
 from adapt.text.hf_tokenizer import asks_for_code
 
 DENSE_FAMILIES = ("llama", "mistral", "olmo2", "qwen2", "qwen3")
 SPARSE_FAMILIES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
 FAMILIES = (*DENSE_FAMILIES, *SPARSE_FAMILIES)
 _NOISE = ("dropout", "pdrop", "jitter_noise")
-_PREFIX = "causal."
+PREFIX = "causal."
 _MOST_LAYERS, _MOST_COUNT = 10_000, 1 << 20
 _MOST_MISSING = 2  # a model of more than this many times the stored weights is refused before anything is allocated
 _ADAPTER_FILE = "adapter_config.json"
@@ -39,16 +40,17 @@ _ADAPTER_FILE = "adapter_config.json"
 class HFModel(ExactBuffers):
     """A `CausalBase` over a transformers model. `config_files` are kept to be written beside trained weights as they were.
 
-    `stored_dtypes` are the formats of the tensors in the base's files, by their names there: trained weights are written in them.
-
-    Rotary frequencies are exact buffers: in bf16 they would turn positions by the wrong angle.
+    Rotary frequencies are exact buffers: in bf16 they would turn positions by the wrong angle. `directory` is where the weights
+    came from. `lora` is set while LoRA's factors lie beside them (`adapt.model.lora`): then the base is frozen, and only the
+    factors are the model's state.
     """
 
-    def __init__(self, causal: Any, config_files: Mapping[str, bytes]) -> None:
+    def __init__(self, causal: Any, config_files: Mapping[str, bytes], directory: Path | None = None) -> None:
         super().__init__()
         self.causal = causal
         self.config_files = dict(config_files)
-        self.stored_dtypes: dict[str, torch.dtype] = {}
+        self.directory = directory
+        self.lora: LoraLayout | None = None
         config = causal.config
         self.vocab_size = int(causal.get_output_embeddings().weight.shape[0])
         self.hidden_size = int(config.hidden_size)
@@ -90,14 +92,23 @@ class HFModel(ExactBuffers):
     def after_step(self, counts_LE: Sequence[Tensor]) -> None:
         return None  # the families' routers keep no state
 
+    @property
+    def has_frozen_base(self) -> bool:
+        """Whether parameters that are not trained are those of the base, and no part of what training makes."""
+        return self.lora is not None
+
     def checkpoint_tensors(self, weights: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Turn named parameters of this module into tensors under the names of the family's checkpoints, one by one."""
+        for name, weight in weights:
+            for own_name, tensor in self.as_stored(name.removeprefix(PREFIX), weight.detach()).items():
+                yield own_name, tensor.clone()  # experts come as views of one stack, which shards cannot hold
+
+    def as_stored(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """Cut a tensor in the form of the parameter `name` (of transformers' model) into those of the family's checkpoints."""
         from transformers.core_model_loading import revert_weight_conversion
 
-        for name, weight in weights:
-            for own_name, tensor in revert_weight_conversion(self.causal, {name.removeprefix(_PREFIX): weight.detach()}).items():
-                dtype = self.stored_dtypes.get(own_name, tensor.dtype)
-                yield own_name, tensor.to(dtype, copy=True)  # experts come as views of one stack, which shards cannot hold
+        found: dict[str, Tensor] = revert_weight_conversion(self.causal, {name: tensor})
+        return found
 
     def _gates(self) -> list[Any]:
         return [layer.mlp.gate for layer in self.causal.get_decoder().layers if hasattr(layer.mlp, "experts")]
@@ -174,7 +185,21 @@ def load_hf_model(
         names = sorted(found[what])
         if names:
             raise CheckpointError(f"{directory}: tensor {names[0]} {problem} ({len(names)} in all)")
-    return HFModel(causal, config_files).to(device).eval()
+    return HFModel(causal, config_files, directory).to(device).eval()
+
+
+def frame_of(directory: Path, n_layers: int | None = None) -> HFModel:
+    """Return a Hugging Face model without weights, on the meta device; with `n_layers` only its first ones.
+
+    Raises as `shapes_of` does.
+    """
+    transformers = import_transformers()
+    config = _config_of(directory, transformers)
+    if n_layers is not None:
+        config.num_hidden_layers = n_layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:n_layers]
+    return _frame(directory, config, transformers)
 
 
 def shapes_of(directory: Path) -> tuple[dict[str, torch.Size], int]:
@@ -188,14 +213,17 @@ def shapes_of(directory: Path) -> tuple[dict[str, torch.Size], int]:
     return _shapes(directory, _config_of(directory, transformers), transformers)
 
 
-def _shapes(directory: Path, config: Any, transformers: Any) -> tuple[dict[str, torch.Size], int]:
+def _frame(directory: Path, config: Any, transformers: Any) -> HFModel:
+    settings = {"dtype": torch.float32, "attn_implementation": "sdpa", "trust_remote_code": False}
     try:
         with torch.device("meta"):
-            model = HFModel(
-                transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", trust_remote_code=False), {}
-            )
+            return HFModel(transformers.AutoModelForCausalLM.from_config(config, **settings), {})
     except Exception as error:
         raise CheckpointError(f"{directory}: transformers cannot make this model ({_first_line(error)})") from error
+
+
+def _shapes(directory: Path, config: Any, transformers: Any) -> tuple[dict[str, torch.Size], int]:
+    model = _frame(directory, config, transformers)
     return {name: parameter.shape for name, parameter in model.named_parameters()}, model.router_traits.experts_per_token
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from adapt.core.errors import ConfigError
 from adapt.core.limits import largest_file
 from adapt.core.progress import spelled
+from adapt.model.buffers import state_parameters
 from adapt.train.train_config import TrainConfig
 
 _BACKWARD_AND_FORWARD = 3.0
@@ -57,7 +58,7 @@ def estimate(
     Raises:
         ConfigError: the disk below `work` cannot hold its states.
     """
-    whole = sum(parameter.numel() for parameter in model.parameters())
+    whole = sum(parameter.numel() for _, parameter in state_parameters(model))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     state = 4 * whole + 8 * trained
     disk = (config.keep_states + 1) * state + 4 * whole + (8 * trained if config.keeps_moments else 0)

@@ -30,7 +30,7 @@ from adapt.core.device import take_device
 from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo
-from adapt.model.buffers import named_state, saved_buffers
+from adapt.model.buffers import named_state, saved_buffers, state_parameters
 from adapt.model.expert_parallel import is_stack, own_experts, own_part
 from adapt.model.experts import Experts
 from adapt.model.grouped_gemm import GroupedGemm, wants_brought
@@ -94,7 +94,7 @@ class Engine:
             bring_gemm(model, self.device)
         exact = {name: tensor.detach().clone() for name, tensor in named_state(model)} if is_rounded else {}
         # What is not trained has no master: where forward reads a rounded form of it, the exact one is kept here.
-        self._frozen = {name: exact[name].cpu() for name, p in model.named_parameters() if not p.requires_grad and is_rounded}
+        self._frozen = {name: exact[name].cpu() for name, p in state_parameters(model) if not p.requires_grad and is_rounded}
         if not torch.distributed.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             with contextlib.redirect_stdout(sys.stderr):
@@ -208,7 +208,7 @@ class Engine:
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, full fp32 weight), then routers' state; a collective: every rank must walk through it."""
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in state_parameters(self._model):
             if parameter.requires_grad:
                 own = deepspeed.utils.safe_get_full_fp32_param(parameter)
             else:

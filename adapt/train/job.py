@@ -87,7 +87,7 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
         ConfigError: the disk cannot hold the states, or the optimizer's scratch file.
     """
     result, work = Path(job.result), Path(job.work)
-    train_only(model, job.train.trains)
+    train_only(model, job.train.trains, job.train.lora, job.seed)
     engine = open_engine(model, job.engine, job.train.optimizer, rank, _paging(job, work, rank))
     if job.moments_from is not None:
         load_moments(Path(job.moments_from), engine)

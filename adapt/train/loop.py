@@ -107,7 +107,7 @@ class Trainer:
         with bar, StateWriter(work, engine, config.keep_states) as states, stop_requests() as request:
             while progress.step < config.steps:
                 micro_batches = self._micro_batches(source, order.rows_at(progress.step), progress.step)
-                if is_first and config.trains.has_routers:
+                if is_first and config.trains_routers:
                     check_balance_gradient(self._base, micro_batches[0], self._objective)
                 is_first = False
                 line, n_stops = self._step(micro_batches, progress, config, request)

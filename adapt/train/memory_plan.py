@@ -30,8 +30,10 @@ _INDEX_BYTES = 48  # of a routed pair: token, expert, order
 _MOST_RANKS = 1024
 
 
-def plan_memory(counts: ParameterCounts, engine: EngineConfig, offload: OffloadConfig | None = None) -> dict[str, float]:
-    """Return bytes per rank by kind, without activations.
+def plan_memory(
+    counts: ParameterCounts, engine: EngineConfig, offload: OffloadConfig | None = None, n_trained: int | None = None
+) -> dict[str, float]:
+    """Return bytes per rank by kind, without activations; `n_trained` parameters are trained, or all.
 
     A rank holds the whole dense part (routers in fp32), and its share of the experts. Master weights (fp32) and the two moments are
     split over all ranks that hold the same weights, gradients (fp32) too from ZeRO stage 2 on: in the end over all ranks. A bucket
@@ -41,31 +43,32 @@ def plan_memory(counts: ParameterCounts, engine: EngineConfig, offload: OffloadC
     width = _width(engine)
     experts = counts.by_kind["experts"]
     held = counts.total - experts + experts / engine.expert_parallel
-    bucket = min(engine.bucket_elements, held)
+    trained, held_trained = (counts.total, held) if n_trained is None else (n_trained, n_trained)
+    bucket = min(engine.bucket_elements, held_trained)
     summed = 4 if engine.gradient_communication is GradientCommunication.FP32 else width
     state_share = engine.world_size if engine.zero_stage else 1
     offload = offload or OffloadConfig()
     is_paged = offload.optimizer is OptimizerIn.PAGED
     return {
         "weights": held * width + counts.by_kind["router"] * (4 - width),
-        "gradients": 4 * (counts.total / engine.world_size if engine.zero_stage >= 2 else held),
-        "master": 0.0 if is_paged or not engine.zero_stage else counts.total * 4 / engine.world_size,
-        "moments": _paged_bytes(counts, engine, offload) if is_paged else counts.total * 8 / state_share,
+        "gradients": 4 * (trained / engine.world_size if engine.zero_stage >= 2 else held_trained),
+        "master": 0.0 if is_paged or not engine.zero_stage else trained * 4 / engine.world_size,
+        "moments": _paged_bytes(trained, engine, offload) if is_paged else trained * 8 / state_share,
         "buckets": bucket * (2 * summed + width),
     }
 
 
-def plan_scratch(counts: ParameterCounts, engine: EngineConfig, offload: OffloadConfig) -> float:
+def plan_scratch(n_trained: int, engine: EngineConfig, offload: OffloadConfig) -> float:
     """Return the bytes of a rank's scratch file: its moments, and with ZeRO its master weights; 0 where nothing is paged."""
     if offload.optimizer is not OptimizerIn.PAGED:
         return 0.0
     per_parameter = 2 * offload.moments.dtype.itemsize + (4 if engine.zero_stage else 0)
-    return counts.total * per_parameter / (engine.world_size if engine.zero_stage else 1)
+    return n_trained * per_parameter / (engine.world_size if engine.zero_stage else 1)
 
 
-def _paged_bytes(counts: ParameterCounts, engine: EngineConfig, offload: OffloadConfig) -> float:
+def _paged_bytes(n_trained: int, engine: EngineConfig, offload: OffloadConfig) -> float:
     """Return the bytes of a paged optimizer's blocks in memory: those that are read, updated and written."""
-    n_elements = counts.total // (engine.world_size if engine.zero_stage else 1)
+    n_elements = n_trained // (engine.world_size if engine.zero_stage else 1)
     width = 2 * offload.moments.dtype.itemsize + (4 if engine.zero_stage else 0)
     extra = 24 if offload.moments is MomentFormat.BF16 else 0  # fp32 forms of the block, and its rounding
     return block_elements(n_elements) * (N_ROOMS * width + extra)
@@ -104,23 +107,6 @@ def check_memory(config: GPTConfig, engine: EngineConfig, offload: OffloadConfig
     if engine.memory_gb is not None:
         room = engine.memory_gb * 1e9
         _check_fits(config, engine, offload, "engine.memory_gb", f"there are {engine.memory_gb:g}", lambda other: room)
-
-
-def check_foreign_memory(n_weights: int, engine: EngineConfig, offload: OffloadConfig | None = None) -> None:
-    """Compare what a dense or sparse foreign model's training needs at least, without activations, with `engine.memory_gb`.
-
-    Raises:
-        ConfigError: even so it does not fit.
-    """
-    if engine.memory_gb is None:
-        return
-    counts = ParameterCounts(by_kind={"experts": 0, "router": 0}, total=n_weights, active=n_weights)
-    needed = sum(plan_memory(counts, engine, offload).values())
-    if needed > engine.memory_gb * 1e9:
-        raise ConfigError(
-            f"engine.memory_gb: a rank needs {needed / 1e9:.1f} GB without activations, and there are {engine.memory_gb:g}; use "
-            "more ranks (engine.world_size), offload.optimizer=paged, or a smaller model"
-        )
 
 
 def check_machine(config: GPTConfig, engine: EngineConfig, offload: OffloadConfig | None = None) -> None:

@@ -37,7 +37,8 @@ def make_optimizer(
     """
     groups, betas = groups or parameter_groups(model, config), (config.beta1, config.beta2)
     if config.algorithm is Algorithm.LAMB:
-        stacked = frozenset(id(parameter) for name, parameter in model.named_parameters() if ".experts." in name)
+        stacks = () if getattr(model, "has_frozen_base", False) else model.named_parameters()  # factors are whole matrices
+        stacked = frozenset(id(parameter) for name, parameter in stacks if ".experts." in name)
         return Lamb(groups, lr=config.largest_lr, betas=betas, eps=config.eps, stacked=stacked)
     if paging is not None:
         return PagedAdamW(groups, lr=config.largest_lr, betas=betas, eps=config.eps, paging=paging)

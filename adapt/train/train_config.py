@@ -6,20 +6,23 @@ import enum
 from dataclasses import dataclass, field
 
 from adapt.core.precision import Precision
+from adapt.model.lora_config import LoraConfig, LoraTarget
 from adapt.train.optimizer_config import OptimizerConfig
 
 
 class Trained(enum.Enum):
-    """The kind of parameters that an adaptation changes."""
+    """The kind of parameters that an adaptation changes; `lora` adds a change of low rank and freezes everything else."""
 
     ALL = "all"
     DENSE = "dense"
     EXPERTS = "experts"
     ROUTER = "router"
     HEAD = "head"
+    LORA = "lora"
 
     @property
     def has_routers(self) -> bool:
+        """Whether routers are among them; with `lora`, the settings say so (`TrainConfig.trains_routers`)."""
         return self in (Trained.ALL, Trained.ROUTER)
 
 
@@ -28,7 +31,7 @@ class TrainConfig:
     """Length and optimizer of a training run, what it trains, and what it keeps.
 
     `batch_rows` rows make one optimizer step, however they are cut. With `keeps_moments` the optimizer's moments are left beside
-    the finished checkpoint, in fp32.
+    the finished checkpoint, in fp32. `lora` counts with `trains=lora` only.
     """
 
     steps: int
@@ -39,3 +42,9 @@ class TrainConfig:
     save_precision: Precision = Precision.FP32
     keeps_moments: bool = False
     trains: Trained = Trained.ALL
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    @property
+    def trains_routers(self) -> bool:
+        """Whether a gradient has to reach the routers."""
+        return self.trains.has_routers or (self.trains is Trained.LORA and LoraTarget.ROUTER in (self.lora.targets or ()))

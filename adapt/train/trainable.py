@@ -1,5 +1,7 @@
 """What of a model is trained: all of it, or one kind of its parameters while the others stay as they are.
 
+`lora` leaves all of it as it is and trains a change of low rank beside it (`adapt.model.lora`).
+
 `experts` are the routed experts' weights, `router` the gates', `head` the matrix that makes logits (with tied embeddings that is
 the embedding too), `dense` whatever is neither expert nor gate: attention, norms, embeddings, dense and residual MLPs.
 """
@@ -12,17 +14,30 @@ import torch
 from torch import Tensor, nn
 
 from adapt.core.errors import ConfigError
+from adapt.model.hf import HFModel
 from adapt.model.inputs import CausalBase
+from adapt.model.lora import add_lora
+from adapt.model.lora_config import LoraConfig
 from adapt.train.train_config import Trained
 
+NO_LORA = (
+    "trains=lora: is for Hugging Face bases, and this base is a model of this project's own; use all, dense, experts, router or "
+    "head"
+)
 
-def train_only(model: nn.Module, trained: Trained) -> None:
-    """Let gradients flow only to the parameters of one kind.
+
+def train_only(model: nn.Module, trained: Trained, lora: LoraConfig | None = None, seed: int = 0) -> None:
+    """Let gradients flow only to the parameters of one kind, or, with `lora`, to factors that are put beside them.
 
     Raises:
         ConfigError: the model has none of that kind.
     """
     if trained is Trained.ALL:
+        return
+    if trained is Trained.LORA:
+        if not isinstance(model, HFModel):
+            raise ConfigError(NO_LORA)
+        add_lora(model, lora or LoraConfig(), seed)
         return
     base = cast(CausalBase, model)
     gates = {id(parameter) for layer in base.gates() for parameter in layer}

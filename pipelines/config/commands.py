@@ -128,14 +128,14 @@ COMMANDS = (
     _stage(
         "export",
         "An adapted model with all that answering needs, in one directory.",
-        (*_TASKS, *_BASE, "tracker", "export"),
+        (*_TASKS, *_BASE, "export", "tracker"),
         "task=tnews run.name=news export.output=/models/tnews",
         "tasks=[tnews,eprstmt] run.name=both force=true",
     ),
     _stage(
         "predict",
         "A file of rows to the same rows with labels, by an export.",
-        (*_TASKS, "checkpoint", "input", "output", *_SCORES, "predict"),
+        (*_TASKS, *_BASE, "input", "output", *_SCORES, "predict"),
         "checkpoint=runs/news/export/tnews input=rows.csv output=labelled.csv",
         "checkpoint=/exports/tnews input=- output=- scorer.precision=fp32",
     ),
@@ -155,7 +155,15 @@ COMMANDS = (
     Command(
         name="plan",
         says="Parameters of a model and memory per rank, without allocating anything.",
-        reads=("model", "tokenizer.vocab_size", "engine", "offload.optimizer", "offload.moments"),
+        reads=(
+            "model",
+            "tokenizer.vocab_size",
+            "engine",
+            "offload.optimizer",
+            "offload.moments",
+            "continue_pretrain.trains",
+            "continue_pretrain.lora",
+        ),
         examples=("model=16b_pyramid engine=node8", "model=small model/router=top2"),
     ),
     Command(

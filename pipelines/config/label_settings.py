@@ -68,6 +68,9 @@ class PseudoLabelConfig(Settings):
     )
     teacher_file: str | None = setting(None, "Labels of the teacher `file`, by row.", form="file")
     teaching_rounds: int = setting(1, "How often the lexical teacher learns again from the sum.", least=0, unit="rounds")
+    teaching_keeps: bool = setting(
+        True, "The lexical teacher adds what it learns to what its seeds taught it; false learns anew, which can drift."
+    )
     encoder: str | None = setting(
         None,
         "Model whose hidden states the teacher `embedding` reads.",

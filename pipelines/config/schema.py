@@ -16,6 +16,7 @@ from adapt.core.precision import Precision
 from adapt.core.settings import Settings, about, setting, setting_of
 from adapt.core.store_survey import Unneeded
 from adapt.model.config import GPTConfig, HFConfig
+from adapt.model.lora_config import LoraConfig
 from adapt.objective_config import ObjectiveConfig
 from adapt.scoring.scorer_config import ScorerConfig
 from adapt.text.rows.contract import Quotes
@@ -146,7 +147,11 @@ class AdaptConfig(ReadingConfig):
         "size for a larger or a Hugging Face one; an open warmup_share is 0.1 and 0.2.",
     )
     save_every_steps: int = setting(100, "How often adaptation saves a state to resume from.", least=1, unit="steps")
-    trains: Trained = setting(Trained.ALL, "Which parameters an adaptation changes.")
+    trains: Trained = setting(
+        Trained.ALL,
+        "Which parameters an adaptation changes; lora trains a change of low rank beside a frozen Hugging Face base.",
+    )
+    lora: LoraConfig = setting_of(LoraConfig, "The change of low rank, read with continue_pretrain.trains=lora only.")
     moments: MomentsStart = setting(
         MomentsStart.FRESH, "Where the optimizer's moments start: at 0, or as the base was trained with them."
     )
@@ -211,6 +216,13 @@ class GateConfig(Settings):
         return replace(self, max_general_ppl_increase=self.max_general_ppl_increase if is_set else limit, action=action)
 
 
+class ExportForm(enum.Enum):
+    """What an export holds of a model: all weights, or what a light adaptation changed of a base that stays where it is."""
+
+    MERGED = "merged"
+    DELTA = "delta"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
     """Labelling rows."""
@@ -219,9 +231,13 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """Where exports go besides the run."""
+class ExportConfig(Settings):
+    """Exporting an adapted model: what an export holds, and where it goes besides the run."""
 
+    form: ExportForm = setting(
+        ExportForm.MERGED,
+        "What an export holds: the whole model (merged), or only what continue_pretrain.trains=lora changed of the base (delta).",
+    )
     output: str | None = setting(
         None,
         "Directory of one's own for the export: real files, no links; with several tasks one directory in it for each.",
@@ -360,7 +376,7 @@ class PipelineConfig:
     continue_pretrain: AdaptConfig = setting_of(AdaptConfig, "Continued pretraining on the selected rows.")
     gate: GateConfig = setting_of(GateConfig, "How much general language an adaptation may forget.")
     evaluate: EvaluateConfig = setting_of(EvaluateConfig, "Zero-shot evaluation and what decides answers.")
-    export: ExportConfig = setting_of(ExportConfig, "Where exports go besides the run.")
+    export: ExportConfig = setting_of(ExportConfig, "Exporting an adapted model: what an export holds, and where it goes.")
     predict: PredictConfig = setting_of(PredictConfig, "Labelling rows of one's own.")
     label_tree: LabelTreeConfig = setting_of(LabelTreeConfig, "Proposing groups for a task's labels.")
     prompt_search: PromptSearchConfig = setting_of(PromptSearchConfig, "Judging a task's prompts.")

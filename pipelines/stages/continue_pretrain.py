@@ -16,20 +16,18 @@ from typing import Any
 import numpy as np
 
 from adapt.checkpoint.hf_directory import is_hf_directory
-from adapt.checkpoint.offload import OffloadConfig
 from adapt.checkpoint.vocabulary import load_tokenizer
 from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.json_files import read_object
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain, to_plain
-from adapt.model.config import GPTConfig
 from adapt.objective_config import ObjectiveConfig
 from adapt.text.mixing import Ingredient, RowList, mixed
 from adapt.text.packing import RowSource
-from adapt.train.engine_config import EngineConfig
-from pipelines.config.schema import AdaptConfig, GateConfig, MomentsStart, PipelineConfig
+from pipelines.config.schema import AdaptConfig, GateConfig, PipelineConfig
 from pipelines.ranks.launch import launch
+from pipelines.stages.adaptation_checks import check_training, moments_of, own_model_of
 from pipelines.stages.base_defaults import BaseDefaults, said
 from pipelines.stages.contract import Reads, Stage, Workshop, unkeyed
 from pipelines.stages.forgetting import (
@@ -55,7 +53,6 @@ from pseudo_label.teachers.lexical_files import LEXICAL_FILE
 
 NAME = "continue_pretrain"
 _GENERAL_FILE = "general.json"
-_MOMENTS_DIRECTORY = "moments"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +103,7 @@ class ContinuePretrain(Stage[AdaptReads]):
         settings = defaults.settings(config.continue_pretrain)
         is_joint = _is_joint(settings, task)
         training = TrainingReads.of(run, NAME, "joint" if is_joint else task.name)
-        check_training(own_model_of(base), base, training.engine, training.offload)
+        check_training(base, settings, training.engine, training.offload)
         labels = _labels(run, task, base)
         is_foreign = is_hf_directory(weights_of(base))
         general = GeneralTextReads.of(config, is_foreign=is_foreign)
@@ -136,7 +133,7 @@ class ContinuePretrain(Stage[AdaptReads]):
         n_replayed = round(n_task_rows * settings.replay_share / (1 - settings.replay_share))
         assert settings.epochs is not None, "settled by the base"
         steps = math.ceil(settings.epochs * (n_task_rows + n_replayed) / settings.batch_rows)
-        train = replace(train_config(settings, steps), trains=settings.trains)
+        train = replace(train_config(settings, steps), trains=settings.trains, lora=settings.lora)
         job = {
             "stage": NAME,
             "base": str(weights_of(reads.base).resolve()),
@@ -172,35 +169,6 @@ def _general(shop: Workshop, reads: AdaptReads) -> Artifact | None:
     if reads.gate is None or not reads.has_own_text:
         return None
     return own_text(shop, reads.base, reads.gate.general_rows)
-
-
-def own_model_of(base: Artifact) -> GPTConfig | None:
-    """Return the model configuration of a base of this project; None of a Hugging Face one."""
-    if is_hf_directory(weights_of(base)):
-        return None
-    from adapt.checkpoint.weights import load_config  # imports torch
-
-    return load_config(weights_of(base))
-
-
-def check_training(model: GPTConfig | None, base: Artifact | None, engine: EngineConfig, offload: OffloadConfig) -> None:
-    """Raise ConfigError where a base cannot be trained as asked: experts shared, activations computed again, all in memory.
-
-    `model` is that of a base of this project; a `base` that is still to be made is one.
-    """
-    from adapt.checkpoint.weights import count_weights  # these import torch
-    from adapt.model.expert_parallel import check_share
-    from adapt.model.gpt import GPT
-    from adapt.train.memory_plan import check_foreign_memory, check_machine, check_memory
-    from adapt.train.model_preparation import refuse_recompute
-
-    check_share(() if model is None else GPT(model).expert_counts, engine.expert_parallel)
-    if model is not None:
-        check_memory(model, engine, offload)
-        check_machine(model, engine, offload)
-    elif base is not None:
-        refuse_recompute(engine.activation_checkpointing)
-        check_foreign_memory(count_weights(weights_of(base)), engine, offload)
 
 
 def labels_name(task: TaskConfig, is_joint: bool) -> str:
@@ -256,23 +224,6 @@ def check_joint(config: PipelineConfig) -> None:
         raise ConfigError(f"continue_pretrain.joint: task '{missing[0]}' is not in tasks={config.tasks}; add it there")
     if joint and config.pseudo_label.rounds.count > 1:
         raise ConfigError("pseudo_label.rounds.count: tasks in continue_pretrain.joint are adapted in one round; set it to 1")
-
-
-def moments_of(base: Artifact, settings: AdaptConfig) -> Path | None:
-    """Return where the base's optimizer moments are, if they are to be kept.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    if settings.moments is MomentsStart.FRESH:
-        return None
-    place = weights_of(base)
-    if not (place / _MOMENTS_DIRECTORY).is_dir():
-        raise ConfigError(
-            f"continue_pretrain.moments=keep: {place} has no optimizer moments; pretrain it with pretrain.keeps_moments=true, or "
-            "use continue_pretrain.moments=fresh"
-        )
-    return place
 
 
 def _keep_taught(reads: AdaptReads, result: Path) -> None:

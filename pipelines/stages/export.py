@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.checkpoint.hf_directory import INDEX_FILE
+from adapt.checkpoint.hf_directory import INDEX_FILE, is_delta, is_hf_directory
 from adapt.core.artifacts import METRICS_FILE, README_FILE, Artifact
-from adapt.core.errors import DataError
+from adapt.core.errors import ConfigError, DataError
 from adapt.core.faults import need_room
 from adapt.core.json_files import read_object, write_json
 from adapt.core.typed import from_plain, to_plain
+from adapt.train.train_config import Trained
+from pipelines.config.schema import ExportForm
 from pipelines.stages.contract import Reads, Stage, Workshop, order_of, unkeyed
 from pipelines.stages.delivery import Delivery
 from pipelines.stages.evaluate import DECISION_FILE, adapted_artifact
@@ -41,6 +43,7 @@ class ExportReads(Reads):
     base: Artifact
     model: Artifact
     evaluate: Artifact
+    form: ExportForm
     delivery: Delivery | None = unkeyed("where the export is copied to")
 
 
@@ -56,24 +59,16 @@ class Export(Stage[ExportReads]):
         evaluated = run.require("evaluate", task)
         adapted = adapted_artifact(run, task, base)
         _refuse_stale(evaluated, task, {"base": base} if adapted is None else {"base": base, "continue_pretrain": adapted})
-        delivery = Delivery.of(run, task.name)
-        return ExportReads(task=task, base=base, model=adapted or base, evaluate=evaluated, delivery=delivery)
+        form = run.config.export.form
+        refuse_form(form, _trained(adapted), weights_of(base))
+        return ExportReads(
+            task=task, base=base, model=adapted or base, evaluate=evaluated, form=form, delivery=Delivery.of(run, task.name)
+        )
 
     def build(self, reads: ExportReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
-        from adapt.checkpoint.vocabulary import has_tokenizer, tokenizer_of
-        from adapt.checkpoint.weights import checkpoint_files, record_sums  # imports torch
-
         task, evaluated, model = reads.task, reads.evaluate, reads.model
         is_base = model.digest == reads.base.digest or not Adaptation.of(model).is_adapted
-        weights = weights_of(reads.base if is_base else model)
-        files = list(checkpoint_files(weights))
-        need_room(result, sum(file.stat().st_size for file in files), "the export")
-        for file in files:
-            shutil.copyfile(file, result / file.name)
-        if has_tokenizer(weights):
-            tokenizer_of(weights).save(result)  # with the record of how a Hugging Face base reads texts
-        if (result / INDEX_FILE).is_file():
-            record_sums(result)  # a base from elsewhere may have none
+        _write_model(weights_of(reads.base if is_base else model), reads.form, result)
         content = read_object(evaluated.file(DECISION_FILE))
         spec = PredictorSpec(
             task=task,
@@ -109,6 +104,52 @@ class Export(Stage[ExportReads]):
 
 
 STAGE = Export()
+
+
+def refuse_form(form: ExportForm, trains: Trained | None, base: Path | None = None) -> None:
+    """Raise ConfigError where an export cannot be a delta: what was or will be trained changes all of a model, or it is an own one.
+
+    `trains` is None where nothing was adapted.
+    """
+    if form is not ExportForm.DELTA:
+        return
+    if trains not in (None, Trained.LORA):
+        raise ConfigError(
+            f"export.form=delta: continue_pretrain.trains={trains.value} changes weights themselves; use export.form=merged, or "
+            "continue_pretrain.trains=lora"
+        )
+    if base is not None and not is_hf_directory(base):
+        raise ConfigError(f"export.form=delta: is for Hugging Face bases, and {base} is none; use export.form=merged")
+
+
+def _trained(adapted: Artifact | None) -> Trained | None:
+    """Return what an adaptation trained; None where the base stands."""
+    if adapted is None or not Adaptation.of(adapted).is_adapted:
+        return None
+    return Trained(adapted.config["continue_pretrain"]["trains"])
+
+
+def _write_model(weights: Path, form: ExportForm, result: Path) -> None:
+    """Write a model with its tokenizer: its files, a delta merged into its base, or a base as the delta that changes nothing."""
+    from adapt.checkpoint.delta import read_record, write_empty_delta  # these import torch
+    from adapt.checkpoint.vocabulary import has_tokenizer, tokenizer_of
+    from adapt.checkpoint.weights import checkpoint_files, record_sums, write_merged
+
+    if form is ExportForm.DELTA and not is_delta(weights):
+        write_empty_delta(result, weights)
+    elif form is ExportForm.MERGED and is_delta(weights):
+        sizes = (entry.size for entry in read_record(weights).base_files.values())
+        need_room(result, sum(sizes), "the export")
+        write_merged(result, weights)
+    else:
+        files = list(checkpoint_files(weights))
+        need_room(result, sum(file.stat().st_size for file in files), "the export")
+        for file in files:
+            shutil.copyfile(file, result / file.name)
+    if has_tokenizer(weights):
+        tokenizer_of(weights).save(result)  # with the record of how a Hugging Face base reads texts
+    if (result / INDEX_FILE).is_file():
+        record_sums(result)  # a base from elsewhere may have none
 
 
 def _refuse_stale(evaluated: Artifact, task: TaskConfig, models: Mapping[str, Artifact]) -> None:

@@ -29,6 +29,7 @@ from adapt.core.json_files import json_text, read_object
 from adapt.core.progress import progress
 from adapt.core.runtime import ONCE, generator_for
 from adapt.core.store_locks import locked
+from adapt.model.config import HFConfig
 from adapt.text.rows.contract import Kind, Quotes, Row, RowsFile
 from adapt.text.rows.directories import files_of, is_rows
 from adapt.text.rows.reading import ENDINGS, endings_of, header_of, open_rows, rows_of
@@ -73,6 +74,7 @@ class PredictReads(Reads):
     quotes: Quotes | None
     added: list[str]
     scorer: ScorerReads
+    base: Path | None = unkeyed("an export that is a delta names its base by content")
     source: RowsFile = unkeyed("files holds its content")
     output: str | None = unkeyed("where the answers are copied to")
     kept: ExitStack = unkeyed("rows that were read from a pipe, until this process ends")
@@ -97,6 +99,7 @@ class Predict(Stage[PredictReads]):
             encoding=source.encoding,
             quotes=source.quotes,
             scorer=ScorerReads.of(run),
+            base=Path(config.model.path) if isinstance(config.model, HFConfig) else None,
             source=source,
             added=added_columns(config),
             output=config.output,
@@ -104,7 +107,7 @@ class Predict(Stage[PredictReads]):
         )
 
     def build(self, reads: PredictReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
-        predictor = load(reads.export.path, reads.scorer.scorer, reads.scorer.offload)
+        predictor = load(reads.export.path, reads.scorer.scorer, reads.scorer.offload, reads.base)
         survey = survey_of(reads.source, predictor.spec.task, reads.added)
         for finding in predictor.text_findings(reads.source.name, survey.sample):
             logger.info("%s: %s", finding.level.value, finding, extra=ONCE)

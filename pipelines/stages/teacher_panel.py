@@ -281,7 +281,7 @@ def _taught(shop: Workshop, reads: TeacherReads, panel: Panel) -> Panel:
         return panel
     for number in range(1, settings.teaching_rounds + 1):
         before_NC = panel.scores()
-        lexical = _lexical_taught(shop, reads.data, panel, before_NC)
+        lexical = _lexical_taught(shop, reads.data, panel, before_NC, keeps=settings.teaching_keeps)
         scores = {**panel.unlabeled.scores, name: lexical.scores(panel.unlabeled.rows)}
         assert panel.combination is not None
         combination = fit_combination(scores, panel.combination.weights, panel.combination.estimates)
@@ -303,10 +303,10 @@ def _taught(shop: Workshop, reads: TeacherReads, panel: Panel) -> Panel:
     return panel
 
 
-def _lexical_taught(shop: Workshop, data: TaskData, panel: Panel, summed_NC: FloatArray) -> lexical_files.Lexical:
+def _lexical_taught(shop: Workshop, data: TaskData, panel: Panel, summed_NC: FloatArray, *, keeps: bool) -> lexical_files.Lexical:
     """Fit the lexical labeller to the sum of all where rows were labelled, and to its own scores on all other unlabeled rows.
 
-    A sample of the rows would teach it less than it knows of them all.
+    A sample of the rows would teach it less than it knows of them all. What it `keeps` is what it knew before any round.
     """
     rows = adaptation_rows(shop, data, None).rows
     guide_NC = panel.ask[Teacher.LEXICAL.value](UNLABELED, rows)
@@ -315,7 +315,9 @@ def _lexical_taught(shop: Workshop, data: TaskData, panel: Panel, summed_NC: Flo
     spread = spread_of(summed_NC)
     for row, scores_C in zip(panel.unlabeled.rows, summed_NC, strict=True):
         guide_NC[place[row.line], : len(scores_C)] = scores_C / spread
-    return lexical_files.fit(panel.task, rows, data.seed, guide_NC)
+    known = lexical_of(shop, data)
+    assert known is not None, "there are unlabeled rows"
+    return lexical_files.teach(known, rows, data.seed, guide_NC, keeps=keeps)
 
 
 def _decay(flips: float, scores_NC: FloatArray, limit: float, *, has_classes: bool) -> str | None:

@@ -12,12 +12,9 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
-from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError
 from adapt.core.spans import LabelLoss
-from adapt.model.config import GPTConfig
 from adapt.train.engine_config import check_optimizer
-from adapt.train.train_config import Trained
 from pipelines.config.schema import MomentsStart
 from pipelines.stages.delivery import check_deliveries
 from pipelines.stages.models import open_model_artifact, weights_of
@@ -240,11 +237,6 @@ def check_input(ahead: Ahead) -> None:
             survey_of(source_of(ahead.run, task, kept), own or task, added_columns(config))
 
 
-def check_export(ahead: Ahead) -> None:
-    """The place of one's own that an export is to be copied to can take it."""
-    check_deliveries(ahead.run, ahead.tasks if ahead.has("export") else ())
-
-
 def check_own_model(ahead: Ahead) -> None:
     """The model to be pretrained can be made, fits, and has the vocabulary of the tokenizer that will be trained."""
     from pipelines.stages.pretrain import check_model
@@ -275,36 +267,30 @@ def check_earlier_stages(ahead: Ahead) -> None:
 
 def check_adaptation(ahead: Ahead) -> None:
     """The base has what is to be trained, what training starts from, and room for it."""
-    from pipelines.stages.continue_pretrain import check_training, moments_of, own_model_of
+    from pipelines.stages.adaptation_checks import check_own_training, check_training, moments_of
 
     if not ahead.has("continue_pretrain"):
         return
-    settings, base = ahead.config.continue_pretrain, None if ahead.makes_its_base else ahead.run.base()
-    model = ahead.run.own_model() if base is None else own_model_of(base)
-    if base is not None:
-        moments_of(base, settings)
-    elif settings.moments is MomentsStart.KEEP and not ahead.config.pretrain.keeps_moments:
+    settings, engine, offload = ahead.config.continue_pretrain, ahead.run.quiet_engine, ahead.config.offload
+    if not ahead.makes_its_base:
+        moments_of(ahead.run.base(), settings)
+        check_training(ahead.run.base(), settings, engine, offload)
+        return
+    if settings.moments is MomentsStart.KEEP and not ahead.config.pretrain.keeps_moments:
         raise ConfigError(
             "continue_pretrain.moments=keep: this walk's base will have no optimizer moments; set pretrain.keeps_moments=true, or "
             "use continue_pretrain.moments=fresh"
         )
-    check_training(model, base, ahead.run.quiet_engine, ahead.config.offload)
-    _check_trained(settings.trains, model, base)
+    check_own_training(ahead.run.own_model(), settings, engine, offload)
 
 
-def _check_trained(trains: Trained, model: GPTConfig | None, base: Artifact | None) -> None:
-    """Raise ConfigError where the model has none of the parameters that are to be trained."""
-    from adapt.model.gpt import GPT  # these import torch
-    from adapt.model.hf import SPARSE_FAMILIES
-    from adapt.train.trainable import train_only
+def check_export(ahead: Ahead) -> None:
+    """An export holds only changes where only changes will be made; the place of one's own that it is copied to can take it."""
+    from pipelines.stages.export import refuse_form
 
-    if model is not None:
-        try:
-            train_only(GPT(model), trains)
-        except ConfigError as error:
-            raise ConfigError(f"continue_pretrain.{error}") from error
-    elif base is not None and trains in (Trained.EXPERTS, Trained.ROUTER) and base.config.get("model_type") not in SPARSE_FAMILIES:
-        raise ConfigError(f"continue_pretrain.trains={trains.value}: {base.path} is a dense model; use all, dense or head")
+    check_deliveries(ahead.run, ahead.tasks if ahead.has("export") else ())
+    if ahead.has("export") and ahead.has("continue_pretrain"):
+        refuse_form(ahead.config.export.form, ahead.config.continue_pretrain.trains)
 
 
 def check_words(ahead: Ahead) -> None:
@@ -346,12 +332,12 @@ CHECKS: tuple[Callable[[Ahead], None], ...] = (
     check_proposals,
     check_teachers,
     check_optimizers,
+    check_export,
     check_corpus,
     check_rows,
     check_lexical,
     check_other_tasks,
     check_input,
-    check_export,
     check_own_model,
     check_earlier_stages,
     check_adaptation,

@@ -103,6 +103,12 @@ class Linear:
         """Return scores [N, C]."""
         return np.asarray(x_NV @ self.weights_CV.astype(np.float64).T + self.biases_C.astype(np.float64))
 
+    def plus(self, other: Linear, factor: float) -> Linear:
+        """Return the model whose scores are these plus `factor` times the other's, over the same features."""
+        weights_CV = self.weights_CV.astype(np.float32) + np.float32(factor) * other.weights_CV.astype(np.float32)
+        biases_C = self.biases_C + np.float32(factor) * other.biases_C
+        return Linear(weights_CV=weights_CV.astype(self.weights_CV.dtype), biases_C=biases_C.astype(self.biases_C.dtype))
+
 
 def naive_bayes(counts_NV: SparseMatrix, labels_N: IntArray, n_labels: int) -> Linear:
     """Fit a complement naive Bayes model; a label that no row has gets a score far below the others'."""

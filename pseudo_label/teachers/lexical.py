@@ -83,9 +83,12 @@ class FittedLexical:
         )
 
 
-def fit_lexical(task: TaskConfig, rows: Sequence[TaskRow], seed: int, guide_NC: FloatArray | None = None) -> FittedLexical:
+def fit_lexical(
+    task: TaskConfig, rows: Sequence[TaskRow], seed: int, guide_NC: FloatArray | None = None, rounds: int | None = None
+) -> FittedLexical:
     """Fit the labeller on unlabeled rows (at least one). `guide_NC` are scores of these rows to learn from in place of the seeds.
 
+    `rounds` of self-training are those of the task where none are given, with a guide at least one.
     A task whose rules are its only seeds, without rounds, is labelled by the rules.
     """
     settings = task.lexical
@@ -107,7 +110,7 @@ def fit_lexical(task: TaskConfig, rows: Sequence[TaskRow], seed: int, guide_NC: 
         seeds_NC = seeds_NC + rules.scores(rows)
     seeds_NC = seeds_NC if guide_NC is None else guide_NC / spread_of(guide_NC)
     known_NC = seeds_NC
-    for _ in range(max(settings.rounds, guide_NC is not None)):
+    for _ in range(max(settings.rounds if rounds is None else rounds, guide_NC is not None)):
         chosen_N = surest_of_each(known_NC, settings.share)
         labels_N = known_NC[chosen_N].argmax(axis=1)
         if len(np.unique(labels_N)) < 2:
@@ -121,6 +124,23 @@ def fit_lexical(task: TaskConfig, rows: Sequence[TaskRow], seed: int, guide_NC: 
     seeding_rules = None if "naive_bayes" in models or guide_NC is not None else rules
     fitted = FittedLexical(task=task, bags=bags, models=models, spreads=spreads, rules=seeding_rules, spread=1.0)
     return replace(fitted, spread=spread_of(fitted._summed(rows)))
+
+
+def with_lesson(known: FittedLexical, lesson: FittedLexical, rows: Sequence[TaskRow]) -> FittedLexical:
+    """Return a labeller that adds what a lesson taught to what it knew, at equal spread; both were fitted on these rows.
+
+    What is learnt from scores that are mostly one's own drifts; what was known before holds it.
+    """
+    if lesson.bags is None or known.bags is None:
+        return known
+    models, spreads = dict(lesson.models), dict(lesson.spreads)
+    for name, model in known.models.items():
+        spread = known.spreads[name] * known.spread / lesson.spread
+        if name in models:
+            model, spread = models[name].plus(model, spreads[name] / spread), spreads[name]
+        models[name], spreads[name] = model, spread
+    joined = replace(known, models=models, spreads=spreads, spread=1.0)
+    return replace(joined, spread=spread_of(joined._summed(rows)))
 
 
 def text_of(row: TaskRow) -> str:

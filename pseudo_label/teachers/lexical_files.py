@@ -16,7 +16,7 @@ from adapt.core.json_files import parsed_json
 from adapt.core.scorer import FloatArray
 from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.teachers.cloze import FittedCloze, fit_cloze
-from pseudo_label.teachers.lexical import FittedLexical, fit_lexical
+from pseudo_label.teachers.lexical import FittedLexical, fit_lexical, with_lesson
 
 LEXICAL_FILE = "lexical.json"
 LEXICAL_ARRAYS = "lexical.safetensors"
@@ -30,6 +30,17 @@ def fit(task: TaskConfig, rows: Sequence[TaskRow], seed: int, guide_NC: FloatArr
     """
     fits = fit_lexical if task.candidates is None else fit_cloze
     return fits(task, rows, seed, guide_NC)
+
+
+def teach(known: Lexical, rows: Sequence[TaskRow], seed: int, guide_NC: FloatArray, *, keeps: bool) -> Lexical:
+    """Return a labeller, fitted on these rows, that has learnt from scores of them.
+
+    One by label words that `keeps` what it knew learns once and adds both up; else it learns anew from the scores, with all its
+    rounds. One by candidates starts from the scores in any case.
+    """
+    if keeps and isinstance(known, FittedLexical):
+        return with_lesson(known, fit_lexical(known.task, rows, seed, guide_NC, rounds=1), rows)
+    return fit(known.task, rows, seed, guide_NC)
 
 
 def save(directory: Path, fitted: Lexical) -> None:

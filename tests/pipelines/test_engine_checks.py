@@ -10,14 +10,14 @@ import pytest
 from adapt.checkpoint.offload import OffloadConfig
 from adapt.core.errors import ConfigError
 from adapt.train.engine_config import EngineConfig
-from pipelines.stages import continue_pretrain
+from pipelines.config.schema import AdaptConfig
+from pipelines.stages import adaptation_checks
 
 
 def test_experts_of_a_hugging_face_model_are_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(continue_pretrain, "weights_of", lambda base: tmp_path)
-    monkeypatch.setattr(continue_pretrain, "is_hf_directory", lambda place: place == tmp_path)
+    monkeypatch.setattr(adaptation_checks, "weights_of", lambda base: tmp_path)
+    monkeypatch.setattr(adaptation_checks, "is_hf_directory", lambda place: place == tmp_path)
     base: Any = None
-    model = continue_pretrain.own_model_of(base)
     with pytest.raises(ConfigError, match="no experts that ranks could share; set it to 1"):
-        continue_pretrain.check_training(model, base, EngineConfig(world_size=8, expert_parallel=8), OffloadConfig())
-    continue_pretrain.check_training(model, base, EngineConfig(world_size=8), OffloadConfig())
+        adaptation_checks.check_training(base, AdaptConfig(), EngineConfig(world_size=8, expert_parallel=8), OffloadConfig())
+    adaptation_checks.check_training(base, AdaptConfig(), EngineConfig(world_size=8), OffloadConfig())

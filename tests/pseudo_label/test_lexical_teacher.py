@@ -14,7 +14,7 @@ from pseudo_label.lexical_config import LexicalConfig
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow, labels_of
 from pseudo_label.teachers import lexical_files
 from pseudo_label.teachers.bag_of_words import Unit, unit_of
-from pseudo_label.teachers.lexical import surest_of_each
+from pseudo_label.teachers.lexical import FittedLexical, fit_lexical, surest_of_each
 
 # Words of two subjects; only the first of each is a label word, the others are learnt from standing beside it.
 SUBJECTS = {"ball": ["足球", "射门", "守门员", "联赛", "球迷"], "money": ["银行", "贷款", "利率", "存款", "债券"]}
@@ -106,6 +106,20 @@ def test_a_guide_is_learnt_instead_of_the_label_words() -> None:
     turned = np.asarray([[0.0, 1.0] if r.label == "ball" else [1.0, 0.0] for r in unlabeled])
     fitted = lexical_files.fit(task, unlabeled, seed=0, guide_NC=turned)
     assert accuracy(fitted.scores(unlabeled), unlabeled, task) < 0.05
+
+
+def test_a_lesson_adds_to_what_was_known_or_replaces_it() -> None:
+    task, unlabeled = task_of(), rows_of(0, 200)
+    known = lexical_files.fit(task, unlabeled, seed=0)
+    turned = np.asarray([[0.0, 1.0] if r.label == "ball" else [1.0, 0.0] for r in unlabeled])
+    lesson = lexical_files.fit(task, unlabeled, seed=0, guide_NC=turned)
+    anew = lexical_files.teach(known, unlabeled, 0, turned, keeps=False)
+    np.testing.assert_array_equal(anew.scores(unlabeled), lesson.scores(unlabeled))
+    both = lexical_files.teach(known, unlabeled, 0, turned, keeps=True)
+    assert isinstance(known, FittedLexical) and isinstance(both, FittedLexical)
+    once = fit_lexical(task, unlabeled, 0, turned, rounds=1)
+    wanted = known.scores(unlabeled) + once.scores(unlabeled)
+    np.testing.assert_allclose(both.scores(unlabeled), wanted / wanted.std() * both.scores(unlabeled).std(), rtol=0.02, atol=0.02)
 
 
 def test_the_surest_rows_are_the_same_number_of_each_label() -> None:

@@ -13,6 +13,7 @@ from adapt.core.spans import Reading
 from adapt.model.batches import Batch, collate
 from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT, GPTConfig, materialize
+from adapt.model.hf import HFModel
 from adapt.objective import contribution, ledger_from, part_counts, part_weights, parts_of
 from adapt.objective_config import ObjectiveConfig
 from adapt.text.packing import StepOrder
@@ -43,6 +44,23 @@ def plain_loop(
     """
     model = materialize(GPT(config), seed=3)
     train_only(model, trains)
+    return plain_loop_of(
+        model, whole, rows, steps, measures_parts=measures_parts, settings=settings, skipped=skipped, batch_rows=batch_rows
+    )
+
+
+def plain_loop_of(
+    model: GPT | HFModel,
+    whole: ObjectiveConfig,
+    rows: list[list[Reading]],
+    steps: int,
+    *,
+    measures_parts: bool = False,
+    settings: OptimizerConfig = OPTIMIZER,
+    skipped: tuple[int, ...] = (),
+    batch_rows: int = BATCH_ROWS,
+) -> dict[str, Any]:
+    """Train a model whose trained parameters were chosen."""
     optimizer = make_optimizer(model, settings)
     shares = [torch.full((n,), 1.0 / n, dtype=torch.float64) for n in model.expert_counts]
     order = StepOrder(n_rows=len(rows), batch=batch_rows, seed=5)
@@ -67,7 +85,9 @@ def plain_loop(
     return {"history": history, "weights": dict(named_state(model))}
 
 
-def part_norms(model: GPT, batch: Batch, counts_P: Tensor, shares: list[Tensor], objective: ObjectiveConfig) -> dict[str, float]:
+def part_norms(
+    model: GPT | HFModel, batch: Batch, counts_P: Tensor, shares: list[Tensor], objective: ObjectiveConfig
+) -> dict[str, float]:
     """Differentiate one part after the other by itself."""
     norms = {}
     for place, (part, weight) in enumerate(zip(parts_of(model), part_weights(model, objective), strict=True)):

@@ -195,8 +195,8 @@ def test_a_paged_optimizer_takes_less_than_two_bytes_a_parameter_of_memory_and_t
     assert {name: with_it[name] for name in ("weights", "gradients", "buckets")} == {
         name: without[name] for name in ("weights", "gradients", "buckets")
     }
-    assert plan_scratch(counts, engine, paged) == in_file * counts.total
-    assert plan_scratch(counts, engine, OffloadConfig()) == 0
+    assert plan_scratch(counts.total, engine, paged) == in_file * counts.total
+    assert plan_scratch(counts.total, engine, OffloadConfig()) == 0
     memory_gb = 1 + sum({**with_it, **plan_activations(BIG, engine, 2)}.values()) / 1e9
     check_memory(BIG, replace(engine, memory_gb=memory_gb), paged)
     with pytest.raises(ConfigError, match="engine.memory_gb: a rank needs"):

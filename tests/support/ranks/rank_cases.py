@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
+from torch import nn
 
 from adapt.core.precision import Precision
 from adapt.core.runtime import rank_from_environment
@@ -158,6 +159,25 @@ def train_on_ranks(
     paging: Paging | None = None,
 ) -> dict[str, Any]:
     """Train on this launch's ranks and return history, full weights and what was measured at the end."""
+    rank = rank_from_environment()
+    model = materialize(own_experts(GPT(config), engine_config.expert_share(rank.rank)), seed=3)
+    train_only(model, trains)
+    training = TrainConfig(steps=steps, batch_rows=batch_rows, optimizer=optimizer, save_every_steps=2, trains=trains)
+    return train_model_on_ranks(model, objective, rows, engine_config, place, training, killed_at=killed_at, paging=paging)
+
+
+def train_model_on_ranks(
+    model: nn.Module,
+    objective: ObjectiveConfig,
+    rows: list[list[Reading]],
+    engine_config: EngineConfig,
+    place: Path,
+    training: TrainConfig,
+    *,
+    killed_at: int | None = None,
+    paging: Paging | None = None,
+) -> dict[str, Any]:
+    """Train a model whose trained parameters were chosen."""
     from adapt.train.loop import Trainer
     from adapt.train.tracking import NoTracker
     from adapt.train.zero0_engine import open_engine
@@ -168,12 +188,9 @@ def train_on_ranks(
                 raise Killed
 
     rank = rank_from_environment()
-    model = materialize(own_experts(GPT(config), engine_config.expert_share(rank.rank)), seed=3)
-    train_only(model, trains)
-    engine = open_engine(model, engine_config, optimizer, rank, paging)
+    engine = open_engine(model, engine_config, training.optimizer, rank, paging)
     trainer = Trainer(engine, engine_config, objective, seed=5)
     source = RowList(rows)
-    training = TrainConfig(steps=steps, batch_rows=batch_rows, optimizer=optimizer, save_every_steps=2, trains=trains)
     if rank.is_main:
         place.mkdir(parents=True, exist_ok=True)
     engine.barrier()

@@ -1,0 +1,95 @@
+"""The traced memory of a Hugging Face model against what a real forward pass keeps, and the plan of what is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapt.checkpoint.weights import load_model
+from adapt.core.errors import ConfigError
+from adapt.core.precision import Precision
+from adapt.model.lora_config import LoraConfig, LoraTarget
+from adapt.train.engine_config import EngineConfig
+from adapt.train.hf_memory_plan import check_foreign_memory, plan_foreign
+from adapt.train.traced_memory import trace_memory
+from adapt.train.train_config import Trained
+from adapt.train.trainable import train_only
+from tests.support.hf_checkpoints import make_model
+
+ROWS, TOKENS, VOCAB = 3, 64, 90
+LORA = LoraConfig(rank=4)
+ENGINE = EngineConfig(micro_batch=ROWS, precision=Precision.FP32)
+
+
+def kept_bytes(base: Path, trains: Trained) -> int:
+    """Return what a real forward pass hands to its backward pass, weights aside, every storage once."""
+    model = load_model(base).train()
+    train_only(model, trains, LORA)
+    weights = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    ids = torch.zeros(ROWS, TOKENS, dtype=torch.int64)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = model.get_submodule("causal.model")(input_ids=ids, use_cache=False).last_hidden_state
+    kept[hidden.untyped_storage().data_ptr()] = hidden.untyped_storage().nbytes()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("trains", [Trained.ALL, Trained.HEAD, Trained.LORA])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_trace_counts_what_a_real_forward_keeps(family: str, trains: Trained, tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", family, VOCAB, num_hidden_layers=4)
+    traced = trace_memory(base, lambda model: train_only(model, trains, LORA), ROWS, TOKENS, torch.float32)
+    logits = ROWS * TOKENS * VOCAB * 4
+    assert traced.kept - logits == pytest.approx(kept_bytes(base, trains), rel=0.05, abs=20_000)
+    assert traced.backward >= logits
+
+
+def test_only_what_is_trained_has_gradients_masters_and_moments(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", "llama", VOCAB)
+    full, light = (plan_foreign(base, ENGINE, trains=trains, lora=LORA) for trains in (Trained.ALL, Trained.LORA))
+    model = load_model(base)
+    train_only(model, Trained.LORA, LORA)
+    assert light.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert full.trained == full.counts.total == sum(p.numel() for p in load_model(base).parameters())
+    for plan in (full, light):
+        assert plan.memory["gradients"] == plan.memory["master"] == plan.memory["moments"] / 2 == 4 * plan.trained
+    assert light.memory["weights"] == 4 * (full.counts.total + light.trained)
+    assert light.memory["activations"] < full.memory["activations"]
+
+
+@pytest.mark.parametrize("trains", [Trained.EXPERTS, Trained.ROUTER, Trained.DENSE, Trained.HEAD])
+def test_a_sparse_base_is_planned_without_activations(trains: Trained, tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", "mixtral", VOCAB)
+    plan = plan_foreign(base, ENGINE, trains=trains)
+    model = load_model(base)
+    train_only(model, trains)
+    assert plan.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert not plan.has_activations and "activations" not in plan.memory
+
+
+def test_memory_that_is_too_small_is_refused_with_what_would_fit(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", "llama", VOCAB, max_position_embeddings=64)
+    plan = plan_foreign(base, ENGINE, trains=Trained.LORA, lora=LORA)
+    passing = plan.memory["activations"] + plan.memory["backward"]
+    assert plan.total == sum(plan.memory.values()) - plan.memory["buckets"] and passing > plan.memory["buckets"]
+    per_row = passing / ROWS
+    check_foreign_memory(base, EngineConfig(**{**vars(ENGINE), "memory_gb": plan.total * 1.01 / 1e9}), None, Trained.LORA, LORA)
+    for short, words in ((1.5 * per_row, "engine.micro_batch=1 fits"), (plan.total * 0.999, "no engine.micro_batch fits")):
+        engine = EngineConfig(**{**vars(ENGINE), "memory_gb": (plan.total - short) / 1e9})
+        with pytest.raises(ConfigError, match=f"engine.memory_gb: a rank needs .* rows of 64 tokens .*LoRA: .*{words}"):
+            check_foreign_memory(base, engine, None, Trained.LORA, LORA)
+
+
+def test_a_group_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", "llama", VOCAB)
+    with pytest.raises(ConfigError, match="lora.targets: .*has no parameters of the group 'experts'"):
+        plan_foreign(base, ENGINE, trains=Trained.LORA, lora=LoraConfig(targets=[LoraTarget.EXPERTS]))

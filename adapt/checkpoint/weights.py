@@ -114,18 +114,11 @@ def save_trained(
         write_delta(directory, model, model.lora, weights)
         tokenizer.save(directory)
         return
-    formats = {} if model.directory is None else _formats_of(model.directory)
-    tensors = ((name, tensor.to(formats.get(name, tensor.dtype))) for name, tensor in model.checkpoint_tensors(weights))
-    write_tensors(directory, tensors, has_pages=False)
+    write_tensors(directory, model.checkpoint_tensors(weights), has_pages=False)
     for name, content in model.config_files.items():
         (directory / name).write_bytes(content)
     tokenizer.save(directory)
     record_sums(directory)
-
-
-def _formats_of(directory: Path) -> dict[str, torch.dtype]:
-    """Return the number format of each tensor in a checkpoint's files."""
-    return {name: place.dtype for name, place in open_store(directory, Verify.NEVER).tensors.items()}
 
 
 def write_merged(directory: Path, delta_directory: Path, verify: Verify = Verify.SAMPLE) -> None:
@@ -232,9 +225,10 @@ def load_model(
     if is_hf_directory(directory):
         check_share((), 1 if share is None else share.of)
         n_stored = check_shards(directory)
-        if (directory / INDEX_FILE).is_file():
-            open_store(directory, verify)  # for the sums that its index may have
-        return load_hf_model(directory, config_files_of(directory), n_stored, device, dtype)
+        stored = open_store(directory, verify if (directory / INDEX_FILE).is_file() else Verify.NEVER)
+        model = load_hf_model(directory, config_files_of(directory), n_stored, device, dtype)
+        model.stored_dtypes = {name: place.dtype for name, place in stored.tensors.items()}
+        return model
     store, frame = _checked(directory, verify, dtype)
     if share is not None and share.of > 1:
         frame, store = own_experts(frame, share), _own_tensors(store, share)

@@ -41,8 +41,9 @@ class HFModel(ExactBuffers):
     """A `CausalBase` over a transformers model. `config_files` are kept to be written beside trained weights as they were.
 
     Rotary frequencies are exact buffers: in bf16 they would turn positions by the wrong angle. `directory` is where the weights
-    came from. `lora` is set while LoRA's factors lie beside them (`adapt.model.lora`): then the base is frozen, and only the
-    factors are the model's state.
+    came from, `stored_dtypes` the formats of the tensors in its files by their names there: trained weights are written in them.
+    `lora` is set while LoRA's factors lie beside them (`adapt.model.lora`): then the base is frozen, and only the factors are the
+    model's state.
     """
 
     def __init__(self, causal: Any, config_files: Mapping[str, bytes], directory: Path | None = None) -> None:
@@ -51,6 +52,7 @@ class HFModel(ExactBuffers):
         self.config_files = dict(config_files)
         self.directory = directory
         self.lora: LoraLayout | None = None
+        self.stored_dtypes: dict[str, torch.dtype] = {}
         config = causal.config
         self.vocab_size = int(causal.get_output_embeddings().weight.shape[0])
         self.hidden_size = int(config.hidden_size)
@@ -101,7 +103,8 @@ class HFModel(ExactBuffers):
         """Turn named parameters of this module into tensors under the names of the family's checkpoints, one by one."""
         for name, weight in weights:
             for own_name, tensor in self.as_stored(name.removeprefix(PREFIX), weight.detach()).items():
-                yield own_name, tensor.clone()  # experts come as views of one stack, which shards cannot hold
+                dtype = self.stored_dtypes.get(own_name, tensor.dtype)
+                yield own_name, tensor.to(dtype, copy=True)  # experts come as views of one stack, which shards cannot hold
 
     def as_stored(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
         """Cut a tensor in the form of the parameter `name` (of transformers' model) into those of the family's checkpoints."""

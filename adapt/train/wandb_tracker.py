@@ -77,6 +77,7 @@ class WandbTracker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._run.finish(exit_code=0 if kind is None else 1)
+        wandb.teardown()  # `finish` may return before wandb's own process has written its file; this waits for that process to end
 
     def _refuse_vanished(self) -> None:
         if self._is_offline and not self._place.is_dir():

@@ -27,7 +27,7 @@ from adapt.text.mixing import Ingredient, RowList, mixed
 from adapt.text.packing import RowSource
 from pipelines.config.schema import AdaptConfig, GateConfig, PipelineConfig
 from pipelines.ranks.launch import launch
-from pipelines.stages.adaptation_checks import check_training, moments_of, own_model_of
+from pipelines.stages.adaptation_checks import check_training, moments_of
 from pipelines.stages.base_defaults import BaseDefaults, said
 from pipelines.stages.contract import Reads, Stage, Workshop, unkeyed
 from pipelines.stages.forgetting import (
@@ -125,7 +125,7 @@ class ContinuePretrain(Stage[AdaptReads]):
         n_task_rows = sum(member.rows_per_epoch for member in reads.tasks)
         if not n_task_rows:
             return Adaptation(is_adapted=False).metrics()
-        if own_model_of(reads.base) is None:
+        if is_hf_directory(weights_of(reads.base)):
             shop.say_once(f"continue_pretrain: {said(settings, reads.objective)}")
         general = _general(shop, reads)
         if settings.replay_share and general is not None and not general.metrics["train"]:

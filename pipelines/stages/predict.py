@@ -215,6 +215,9 @@ def survey_of(source: RowsFile, task: TaskConfig, added: list[str]) -> Survey:
 def repeated_places(values: array[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Return the places of values that stood before, in ascending order."""
     found = np.frombuffer(values, np.int64) if values else np.empty(0, np.int64)
+    in_order = np.sort(found)
+    if not (in_order[1:] == in_order[:-1]).any():  # as nearly always: places take several times the memory
+        return np.empty(0, np.int64)
     _, first = np.unique(found, return_index=True)
     is_repeat = np.ones(len(found), bool)
     is_repeat[first] = False

@@ -23,7 +23,7 @@ from tests.support.command_line import in_process
 
 ROWS = 1_000_000
 FEW_ROWS = 50_000
-MOST_GROWTH_MIB = 64  # of which ids and lines take 15
+MOST_GROWTH_MIB = 64  # of which ids and lines of rows take 15, and sorting the ids 8
 Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -19,9 +20,9 @@ from adapt.model.routers.settings import RouterConfig
 from pipelines.config.described import MISSING, keys, router_keys, schema, text_keys, type_of
 from pipelines.config.schema import PipelineConfig
 from pipelines.tools.settings_page import page
-from tests.support.every_case import for_every
 
 ROOT = Path(__file__).resolve().parents[2]
+Values = list[tuple[Leaf, Any]]
 
 
 def classes_of(kind: type[Any]) -> Iterator[type[Any]]:
@@ -99,21 +100,21 @@ def inside(about: About, is_whole: bool) -> list[Any]:
     return [int(value) for value in values] if is_whole else [float(value) for value in values]
 
 
-def problem_of(leaf: Leaf, value: Any) -> str:
-    """Return what the configuration says of a value at a key: '' where it takes it."""
+def problem_of(values: Values, router: str | None) -> str:
+    """Return what the configuration says of values at keys: '' where it takes them."""
     plain = schema(MISSING)
     sizes = {"n_layers": 2, "hidden_size": 8, "n_heads": 2, "context_length": 8, "vocab_size": 9}
     plain["model"] = {**{key: plain["model"][key] for key in GPTConfig.__dataclass_fields__}, **sizes}
-    for router, own in router_keys().items():
-        if leaf in own:
-            plain["model"]["router"] = {"name": router}
-    section = plain
-    *sections, name = leaf.path.split(".")
-    for part in sections:
-        section = section[part]
-    is_mapping = any(getattr(option, "__origin__", None) is dict for option in options_of(leaf.hint))
-    is_list = any(getattr(option, "__origin__", None) is list for option in options_of(leaf.hint))
-    section[name] = {"model": value} if is_mapping else [value] if is_list else value
+    if router is not None:
+        plain["model"]["router"] = {"name": router}
+    for leaf, value in values:
+        section = plain
+        *sections, name = leaf.path.split(".")
+        for part in sections:
+            section = section[part]
+        is_mapping = any(getattr(option, "__origin__", None) is dict for option in options_of(leaf.hint))
+        is_list = any(getattr(option, "__origin__", None) is list for option in options_of(leaf.hint))
+        section[name] = {"model": value} if is_mapping else [value] if is_list else value
     try:
         from_plain(PipelineConfig, plain, "here")
     except ConfigError as error:
@@ -125,15 +126,25 @@ def whole(leaf: Leaf) -> bool:
     return "whole number" in type_of(leaf)
 
 
-@for_every(leaf=RANGED)
-def test_a_stated_range_is_enforced(leaf: Leaf) -> None:
-    assert leaf.about is not None
-    for value in outside(leaf.about, whole(leaf)):
-        problem = problem_of(leaf, value)
-        assert problem.startswith(f"here: {leaf.path}"), (value, problem)
-        assert "is out of range" in problem
-    for value in inside(leaf.about, whole(leaf)):
-        assert "out of range" not in problem_of(leaf, value), value
+def at_once(values_of: Callable[[About, bool], list[Any]]) -> Iterator[tuple[Values, str | None]]:
+    """Return values that one configuration can hold, the first of each key, then the second, and the router they are of."""
+    for router, leaves in [(None, keys()), *router_keys().items()]:
+        found = [(leaf, values_of(leaf.about, whole(leaf))) for leaf in leaves if leaf in RANGED and leaf.about is not None]
+        for place in range(max((len(values) for _, values in found), default=0)):
+            yield [(leaf, values[place]) for leaf, values in found if place < len(values)], router
+
+
+def test_a_stated_range_is_enforced() -> None:
+    seen = set()
+    for values, router in at_once(outside):
+        problem = problem_of(values, router)
+        assert problem.count("is out of range") == len(values), problem
+        for leaf, value in values:
+            assert re.search(rf"(here:|;) {re.escape(leaf.path)}\b[^;]* is out of range", problem), (leaf.path, value, problem)
+        seen |= {leaf.path for leaf, _ in values}
+    assert seen == {leaf.path for leaf in RANGED}
+    for values, router in at_once(inside):
+        assert "out of range" not in problem_of(values, router), values
 
 
 def test_every_number_with_a_bound_in_its_checks_states_it() -> None:

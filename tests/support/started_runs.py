@@ -10,17 +10,21 @@ from tests.support.command_line import ROOT, command
 
 
 def ranks_below(place: Path) -> list[int]:
-    """Return the processes that work on a job below a directory."""
-    found = []
+    """Return the processes that work on a job below a directory.
+
+    What a rank starts has the rank's command line until it has its own, and is not counted.
+    """
+    parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 line = (entry / "cmdline").read_bytes().decode(errors="replace")
+                stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
             except OSError:
                 continue
             if "pipelines.worker" in line and str(place) in line:
-                found.append(int(entry.name))
-    return found
+                parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    return [process for process, parent in parents.items() if parent not in parents]
 
 
 def started(arguments: list[str], words: str) -> subprocess.Popen[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapt.checkpoint.delta import load_changed, merged_tensors, open_delta, write_delta
+from adapt.checkpoint.delta import load_changed, merged_tensors, open_delta, read_record, write_delta
 from adapt.checkpoint.hf_directory import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -170,11 +170,13 @@ def record_sums(directory: Path) -> tuple[int, int]:
 
 
 def count_weights(directory: Path) -> int:
-    """Return how many numbers a checkpoint's tensors hold, by its headers or index.
+    """Return how many numbers a checkpoint's tensors hold, by its headers or index; of a delta, those of its base.
 
     Raises:
         CheckpointError: a shard is missing or damaged.
     """
+    if is_delta(directory):
+        directory = Path(read_record(directory).base)
     return sum(math.prod(place.shape) for place in open_store(directory, Verify.NEVER).tensors.values())
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.core.artifacts import Artifact
 from adapt.objective_config import ObjectiveConfig
+from adapt.train.train_config import Trained
 from pipelines.config.schema import AdaptConfig, GateConfig
 from pipelines.stages.models import weights_of
 
+_LORA_LR = 3e-4
 _SMALL_OWN = 100_000_000
 # (weights up to, learning rate, epochs) of pretrained bases: tried at 135M, larger ones by the usual settings of fine-tuning.
 _PRETRAINED = ((300_000_000, 3e-5, 2.0), (3_000_000_000, 2e-5, 2.0), (None, 1e-5, 1.0))
@@ -49,7 +51,9 @@ class BaseDefaults:
 
     def settings(self, settings: AdaptConfig) -> AdaptConfig:
         """Return settings with nothing left open."""
-        return settings.settled(self.lr, self.warmup_share, self.epochs)
+        # Factors of low rank take the steps of small models: they start at no change, and the base itself stays.
+        lr = _LORA_LR if settings.trains is Trained.LORA else self.lr
+        return settings.settled(lr, self.warmup_share, self.epochs)
 
     def objective(self, objective: ObjectiveConfig) -> ObjectiveConfig:
         """Return an objective with nothing left open."""

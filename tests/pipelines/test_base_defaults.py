@@ -9,9 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from adapt.checkpoint.delta import write_empty_delta
+from adapt.checkpoint.weights import count_weights
 from adapt.core.errors import TrainingError
 from adapt.objective_config import ObjectiveConfig, PartWeights
 from adapt.train.optimizer_config import OptimizerConfig, learning_rate
+from adapt.train.train_config import Trained
 from pipelines.config.locations import demo_dir
 from pipelines.config.schema import AdaptConfig, GateAction, GateConfig
 from pipelines.stages import base_defaults
@@ -54,6 +57,17 @@ def test_the_learning_rate_falls_with_size(n_weights: int, is_foreign: bool, lr:
     monkeypatch.setattr(base_defaults, "is_hf_directory", lambda place: is_foreign)
     monkeypatch.setattr(base_defaults, "weights_of", lambda base: Path())
     assert BaseDefaults.of(SimpleNamespace()).settings(AdaptConfig()).optimizer.lr == lr  # type: ignore[arg-type]
+
+
+def test_a_change_of_low_rank_takes_larger_steps_and_a_delta_counts_its_base(tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path / "base", "llama")
+    delta = tmp_path / "delta"
+    delta.mkdir()
+    write_empty_delta(delta, base)
+    assert count_weights(delta) == count_weights(base) > 0
+    found = BaseDefaults.of(open_model_artifact(base))
+    assert found.settings(AdaptConfig(trains=Trained.LORA)).optimizer.lr == 3e-4
+    assert found.settings(AdaptConfig()).optimizer.lr == 3e-5
 
 
 def test_what_is_set_stays_set(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ SETTINGS = [
     "continue_pretrain.epochs=1",
     "continue_pretrain.batch_rows=8",
     "continue_pretrain.optimizer.lr=0.02",
+    "gate.action=warn",  # so large a learning rate changes what a base says
     "continue_pretrain.trains=lora",
     "continue_pretrain.lora.rank=2",
     "continue_pretrain.lora.targets=[attention,experts,router]",

@@ -1,9 +1,9 @@
 """How a base is trained where settings leave it open: by its kind and its number of weights.
 
 A small base of this project is a few hours of training away from random weights and takes large steps. A base that others
-pretrained on far more text loses its language under such steps: a 135M model at learning rate 3e-4 continues every text with the
+pretrained on far more text loses its language under such steps: a 135M model at learning rate 3e-4 continued every text with the
 prompt's words after nine steps. It gets the learning rates of full fine-tuning, a longer warm-up, and no loss on the
-prompt's constant words, which it would learn to say everywhere.
+prompt's constant words, so that nothing teaches it to say them everywhere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LORA_LR = 3e-4
 _SMALL_OWN = 100_000_000
 # (weights up to, learning rate, epochs) of pretrained bases: tried at 135M, larger ones by the usual settings of fine-tuning.
 _PRETRAINED = ((300_000_000, 3e-5, 2.0), (3_000_000_000, 2e-5, 2.0), (None, 1e-5, 1.0))
-# Of perplexity. A base's own text is dear to it: an adaptation whose continuations all still read raised it by 20 %.
+# Of perplexity. That of a base's own text rises most: an adaptation after which no continuation repeated the prompt raised it by 20 %.
 _LARGEST_RISE, _LARGEST_RISE_OF_OWN_TEXT = 0.1, 0.5
 
 

@@ -31,7 +31,6 @@ SMALLEST = [
     "gate.action=warn",  # so large a learning rate changes what a base says
     "engine.threads=1",
 ]
-SHORTER = ["pseudo_label.max_rows=12", "pseudo_label.teachers=[model]", "pseudo_label.collapse_limit=1.0"]
 # As `pipelines.run model=hf` walks them: the stages that make a base are left out.
 STAGES = "stages=[tokenizer,pretrain,pseudo_label,continue_pretrain,evaluate]"
 DENSE, SPARSE = "dense, tied, one shard", "sparse, untied, many shards"
@@ -114,7 +113,8 @@ def test_bf16_training_under_a_llama_2_tokenizer_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = make_checkpoint(tmp_path / "base", "qwen3_moe", PREPENDED)
-    arguments = ["model=hf", f"model.path={base}", f"run.dir={tmp_path}/runs", *SMALLEST, *SHORTER, "engine.precision=bf16"]
+    own = ["engine.precision=bf16", "pseudo_label.teachers=[model]"]
+    arguments = ["model=hf", f"model.path={base}", f"run.dir={tmp_path}/runs", *SMALLEST, *own]
     code, text = in_process("run", [*arguments, "stages=[pseudo_label,continue_pretrain]"], monkeypatch, capsys)
     assert code == 0, text
     held_out = json.loads((tmp_path / "runs" / "default" / "continue_pretrain" / TASK / "held_out.json").read_text())[TASK]

@@ -21,7 +21,7 @@ _LORA_LR = 3e-4
 _SMALL_OWN = 100_000_000
 # (weights up to, learning rate, epochs) of pretrained bases: tried at 135M, larger ones by the usual settings of fine-tuning.
 _PRETRAINED = ((300_000_000, 3e-5, 2.0), (3_000_000_000, 2e-5, 2.0), (None, 1e-5, 1.0))
-# Of perplexity. That of a base's own text rises most: an adaptation after which no continuation repeated the prompt raised it by 20 %.
+# Of perplexity. An adaptation after which no continuation repeated the prompt raised that of the base's own text by 20 %.
 _LARGEST_RISE, _LARGEST_RISE_OF_OWN_TEXT = 0.1, 0.5
 
 

@@ -52,6 +52,8 @@ def load_task(name: str, directories: list[Path]) -> TaskConfig:
     known = sorted({p.stem for d in directories if d.is_dir() for p in d.glob("*.yaml")})
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" (did you mean '{close[0]}'?)" if close else ""
+    other = next((d / f"{name}.yml" for d in directories if (d / f"{name}.yml").is_file()), None)
+    hint = hint if other is None else f" (call {other} {name}.yaml)"
     raise ConfigError(f"unknown task '{name}'{hint}; there are: {', '.join(known)}")
 
 

@@ -20,6 +20,11 @@ def main(arguments: list[str]) -> int:
     """Run one benchmark; return the exit code."""
     try:
         known = all_benchmarks()
+        if arguments[:1] in (["--help"], ["-h"]):
+            sys.stdout.write(
+                f"{__doc__}\n\nBenchmarks:\n" + "".join(f"  {name}  {known.get(name).title}\n" for name in known.names())
+            )
+            return 0
         if not arguments or "=" in arguments[0]:
             raise ConfigError(f"name a benchmark; there are: {', '.join(known.names())}")
         benchmark = known.get(arguments[0])

@@ -51,7 +51,7 @@ class Export(Stage[ExportReads]):
     """Export the adapted model (or the base, where nothing was adapted) with the decision that evaluation fitted."""
 
     name = NAME
-    version = 2
+    version = 3  # its metrics name the method
 
     def reads(self, run: Run, task: TaskConfig | None) -> ExportReads:
         assert task is not None
@@ -91,10 +91,11 @@ class Export(Stage[ExportReads]):
         gain = None if is_base else gain_of(model, evaluated)
         text = card(spec, Evaluation.of(evaluated).table, gain, reads.base, model)
         (result / README_FILE).write_text(text, encoding="utf-8")
-        return {"task": task.name, "bytes": sum(p.stat().st_size for p in result.iterdir())}
+        size = sum(p.stat().st_size for p in result.iterdir())
+        return {"task": task.name, "bytes": size, "method": spec.decision.method.value}
 
     def describe(self, artifact: Artifact) -> str:
-        return f"{artifact.metrics['bytes'] / 1e6:.1f} MB"
+        return f"answers by {artifact.metrics['method']}, {artifact.metrics['bytes'] / 1e6:.1f} MB"
 
     def deliver(self, reads: ExportReads, artifact: Artifact, place: Path) -> None:
         if reads.delivery is not None:

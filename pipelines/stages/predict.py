@@ -40,7 +40,7 @@ from pipelines.stages.models import open_model_artifact
 from pipelines.stages.run import Run
 from pipelines.stages.scores import ScorerReads
 from pseudo_label.cut_rows import counts_of_cut, said_of_cut
-from pseudo_label.predictor import PREDICTOR_FILE, Prediction, Predictor, load
+from pseudo_label.predictor import PREDICTOR_FILE, Prediction, Predictor, load, read_spec
 from pseudo_label.tasks import TaskConfig, has_id, refuse_headless, row_from, split_path
 
 NAME = "predict"
@@ -54,13 +54,16 @@ _SAMPLED, _LOOKED_AT = 2_000, 100  # texts, and characters of each, that the tok
 class Survey:
     """What a first reading found: how many rows there are, and their columns in the order in which they first occur.
 
-    `repeated` rows have the id of an earlier one, the first of them at line `repeated_line`; `sample` are beginnings of some texts.
+    `repeated` rows have the id of an earlier one, the first of them at line `repeated_line`; `blank` rows have no text in any
+    field, the first of them at line `blank_line`; `sample` are beginnings of some texts.
     """
 
     n_rows: int
     columns: list[str]
     repeated: int = 0
     repeated_line: int = 0
+    blank: int = 0
+    blank_line: int = 0
     sample: list[str] = field(default_factory=list)
 
 
@@ -89,6 +92,9 @@ class Predict(Stage[PredictReads]):
         config = run.config
         if config.checkpoint is not None and "export" not in config.stages:
             export = open_model_artifact(Path(config.checkpoint))
+            if config.tasks and (own := read_spec(export.path).task.name) not in config.tasks:
+                named = ", ".join(config.tasks)
+                raise ConfigError(f"checkpoint: {config.checkpoint} is an export of task '{own}', not of {named}; leave task= out")
         else:
             export = run.require("export", task)
         kept = ExitStack()
@@ -124,6 +130,8 @@ class Predict(Stage[PredictReads]):
             "columns": survey.columns,
             "repeated": survey.repeated,
             "repeated_line": survey.repeated_line,
+            "blank": survey.blank,
+            "blank_line": survey.blank_line,
             "unit": "rows" if reads.source.kind.is_table and not reads.source.kind.is_text else "lines",
             **cut,
         }
@@ -136,9 +144,10 @@ class Predict(Stage[PredictReads]):
         found, name = artifact.metrics, artifact.metrics["input"]
         if (cut := said_of_cut(found, found["rows"], found.get("unit", "lines"))) is not None:
             logger.info("%s: %s", name, cut)
-        if found.get("repeated"):
-            where = f"{found['unit'].removesuffix('s')} {found['repeated_line']:,}"
-            logger.info("%s: %s rows have the id of an earlier row (the first at %s)", name, f"{found['repeated']:,}", where)
+        for what, says in (("repeated", "have the id of an earlier row"), ("blank", "have no text, and are labelled all the same")):
+            if found.get(what):
+                where = f"{found['unit'].removesuffix('s')} {found[f'{what}_line']:,}"
+                logger.info("%s: %s rows %s (the first at %s)", name, f"{found[what]:,}", says, where)
         if reads.output is not None:
             write_rows(reads.output, artifact.file(PREDICTIONS_FILE), [*artifact.metrics["columns"], *reads.added])
             logger.info("predict: written to %s", reads.output)
@@ -183,7 +192,7 @@ def survey_of(source: RowsFile, task: TaskConfig, added: list[str]) -> Survey:
         DataError: a row is malformed, lacks a field, or has a column of a name that is added.
     """
     columns = dict.fromkeys(header_of(source) or [])
-    n_rows = 0
+    n_rows = blank = blank_line = 0
     ids, lines = array("q"), array("q")  # some bytes a row, whatever is in them
     random, sample = generator_for("texts of an input"), list[str]()
     for row in rows_of(source):
@@ -192,6 +201,8 @@ def survey_of(source: RowsFile, task: TaskConfig, added: list[str]) -> Survey:
             raise DataError(f"{source.name}, {row.place}: has an infinite number, which JSON has no word for; take it out")
         columns.update(dict.fromkeys(row.record))
         n_rows += 1
+        if not any(text.strip() for text in read.texts.values()):
+            blank, blank_line = blank + 1, blank_line or row.number
         if has_id(row.record, task):
             ids.append(hash(str(read.id)))
             lines.append(row.number)
@@ -209,7 +220,15 @@ def survey_of(source: RowsFile, task: TaskConfig, added: list[str]) -> Survey:
         refuse_headless(list(columns), task, source.name)
     repeats = repeated_places(ids)
     first = lines[int(repeats[0])] if len(repeats) else 0
-    return Survey(n_rows=n_rows, columns=list(columns), repeated=len(repeats), repeated_line=first, sample=sample)
+    return Survey(
+        n_rows=n_rows,
+        columns=list(columns),
+        repeated=len(repeats),
+        repeated_line=first,
+        blank=blank,
+        blank_line=blank_line,
+        sample=sample,
+    )
 
 
 def repeated_places(values: array[int]) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -158,7 +158,9 @@ class Run:
         artifact = self.find(stage, task)
         if artifact is None:
             path = self.store.root / self.place(stage, task)
-            raise ConfigError(f"{path}: not there yet; run `python -m pipelines.{stage} run.name={self.config.run.name}` first")
+            or_base = ", or give checkpoint= a base" if stage == "pretrain" else ""
+            command = f"python -m pipelines.{stage} run.name={self.config.run.name}"
+            raise ConfigError(f"{path}: not there yet; run `{command}` first{or_base}")
         return artifact
 
     def find(self, stage: str, task: TaskConfig | None = None) -> Artifact | None:

@@ -13,13 +13,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from adapt.core.errors import ConfigError
+from adapt.core.registry import suggest
 from adapt.core.spans import LabelLoss
 from adapt.train.engine_config import check_optimizer
 from pipelines.config.schema import MomentsStart
 from pipelines.stages.delivery import check_deliveries
 from pipelines.stages.models import open_model_artifact, weights_of
 from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, TaskData, labelled_rows_of_other
-from pipelines.stages.run import Run
+from pipelines.stages.run import Run, files_by_task
 from pipelines.stages.scoring_choice import chosen_prompts
 from pipelines.walk.ahead import Ahead
 from pseudo_label.adaptation_data import refuse_unreadable
@@ -143,6 +144,17 @@ def check_corpus(ahead: Ahead) -> None:
         files = find_corpus(data.corpus, data.domain_field, data.encoding, data.quotes)
         if ahead.has("pretrain") and data.domain_field is None:  # else the lines say their domains, and there may be many lines
             check_repeats(ahead.config.pretrain.repeats or {}, sorted({file.domain for file in files}))
+
+
+def check_file_names(ahead: Ahead) -> None:
+    """The splits that data.files names are ones that a stage reads."""
+    config = ahead.config
+    asked = [*config.evaluate.splits, *([config.split] if config.split is not None else [])]
+    known = list(dict.fromkeys([UNLABELED, *LABELLED_SPLITS, *asked]))
+    for task, files in files_by_task(config.data.files, config.tasks).items():
+        for split in files:
+            if split not in known:
+                raise ConfigError(f"data.files.{task}: no stage reads a split '{split}'{suggest(split, known)}")
 
 
 def check_rows(ahead: Ahead) -> None:
@@ -334,6 +346,7 @@ CHECKS: tuple[Callable[[Ahead], None], ...] = (
     check_optimizers,
     check_export,
     check_corpus,
+    check_file_names,
     check_rows,
     check_lexical,
     check_other_tasks,

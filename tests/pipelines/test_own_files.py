@@ -9,6 +9,7 @@ import pytest
 
 from adapt.core.errors import AdaptError
 from adapt.text.rows.contract import Quotes
+from pipelines.config.locations import demo_dir
 from pipelines.stages.contract import key_of
 from pipelines.stages.corpus import CorpusReads
 from pipelines.stages.rows import TaskData
@@ -79,6 +80,18 @@ def test_files_that_say_nothing_clear_are_refused(tmp_path: Path, words: list[st
     with pytest.raises(AdaptError) as caught:
         data_of([word.replace("{file}", str(file)) for word in words])
     assert message in str(caught.value)
+
+
+def test_a_split_that_no_stage_reads_is_refused_and_one_that_is_asked_for_is_not(
+    tmp_path: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    base = demo_dir() / "base"
+    own = [f"task={TASK}", f"checkpoint={base}", f"run.dir={tmp_path}/runs", "evaluate.methods=[raw]", "evaluate.method=raw"]
+    for name, words in (("unlabelled", ["no stage reads", "'unlabelled'", "did you mean 'unlabeled'"]), ("mine", ["'mine'"])):
+        files = f"data.files={{{name}: {rows_in(tmp_path / 'a.csv')}}}"
+        refused("evaluate", [*own, files], words, monkeypatch, capsys)
+    code, text = in_process("evaluate", [*own, files, "split=mine"], monkeypatch, capsys)
+    assert code == 0, text
 
 
 def test_a_saved_data_set_is_a_split_an_input_and_a_corpus(

@@ -16,6 +16,7 @@ import pytest
 from adapt.core.errors import DataError
 from adapt.text.rows.reading import open_rows, rows_of
 from pipelines.stages import predict
+from pseudo_label.predictor import read_spec
 from tests.support.command_line import in_process, refused
 
 ADDED = ["prediction", "probability"]
@@ -227,6 +228,22 @@ def test_cut_rows_repeated_ids_and_unknown_characters_are_said(tmp_path: Path, p
     again = predict_here(source, tmp_path / "p.csv")
     assert "2 of 4 rows are longer" in again
     assert "unchanged, skipped" in again
+
+
+def test_rows_without_text_are_said(tmp_path: Path, predict_here: Predict) -> None:
+    source = planted(tmp_path / "i.csv", "id,sentence\n1,好吃\n2,\n3,  \n")
+    text = predict_here(source, tmp_path / "o.csv")
+    assert "2 rows have no text, and are labelled all the same (the first at line 3)" in text
+
+
+def test_a_task_that_is_not_the_exports_own_is_refused(
+    tmp_path: Path, tiny_export: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    source = planted(tmp_path / "i.csv", "id,sentence\n1,好吃\n")
+    own = read_spec(tiny_export).task.name
+    other = next(name for name in ("demo_topics", "demo_reviews") if name != own)
+    words = [f"checkpoint={tiny_export}", f"input={source}", f"run.dir={tmp_path}/runs", f"task={other}"]
+    refused("predict", words, [f"is an export of task '{own}', not of {other}", "leave task= out"], monkeypatch, capsys)
 
 
 def test_counts_of_cut_rows_survive_a_kill(tmp_path: Path, predict_here: Predict, monkeypatch: Patch) -> None:

@@ -5,15 +5,17 @@ SIGTERM and Ctrl-C close the port; requests that came before are answered, and t
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import signal
 import socket
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from types import FrameType
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from adapt.core.errors import ConfigError
 from pipelines.config.serve_settings import ServeConfig
@@ -24,6 +26,7 @@ from pseudo_label.predictor import Predictor
 logger = logging.getLogger("pipelines")
 _LOOPBACK = ("127.", "::1")
 _BACKLOG = 1024
+_LATE_S = 0.3
 
 
 class _Server(uvicorn.Server):
@@ -39,11 +42,37 @@ class _Server(uvicorn.Server):
         sys.stdout.write(f"{self._ready}\n")
         sys.stdout.flush()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port first; connections made until then are taken, and read for a moment before idle ones are closed."""
+        kept = [bound.dup() for bound in sockets or []]
+        for server in self.servers:
+            server.close()
+        late = [connection for bound in kept for connection in _taken_at_last(bound)]
+        loop = asyncio.get_running_loop()
+        for connection in late:
+            await loop.connect_accepted_socket(self._protocol, connection)
+        await asyncio.sleep(_LATE_S)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = H11Protocol(config=self.config, server_state=self.server_state, app_state={})
+        return made
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.stopped_by is None:
             logger.info("serve: takes no more requests; what has come is answered")
         self.stopped_by = sig
         super().handle_exit(sig, frame)
+
+
+def _taken_at_last(bound: socket.socket) -> list[socket.socket]:
+    """Accept what waits at a port, and close it at once."""
+    found = []
+    bound.setblocking(False)
+    with closing(bound), suppress(BlockingIOError):
+        while True:
+            found.append(bound.accept()[0])
+    return found
 
 
 def listening(settings: ServeConfig) -> socket.socket:
@@ -75,6 +104,7 @@ def serve(predictor: Predictor, settings: ServeConfig, bound: socket.socket) -> 
     address = f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
     config = uvicorn.Config(
         application(task, batches, settings),
+        http=H11Protocol,
         log_config=None,
         log_level=logging.WARNING,
         access_log=False,
@@ -84,7 +114,7 @@ def serve(predictor: Predictor, settings: ServeConfig, bound: socket.socket) -> 
         timeout_graceful_shutdown=math.ceil(2 * settings.timeout_s) + 1,  # longest to receive a request and to answer it
     )
     server = _Server(config, f"serving {task.name} at {address} (Ctrl-C ends it)")
-    with closing(bound), batches:
+    with batches:
         try:
             server.run([bound])
         except KeyboardInterrupt:  # uvicorn raises the signal again once it has ended

@@ -32,10 +32,10 @@ def run(config: PipelineConfig, point: str | None) -> None:
         raise ConfigError("checkpoint: is missing; give checkpoint=DIR, an export of stage export")
     from pseudo_label.predictor import load
 
-    bound = listening(config.serve)  # before anything is loaded
     base = Path(config.model.path) if isinstance(config.model, HFConfig) else None
-    predictor = load(config.checkpoint, config.scorer, config.offload, base)
-    stopped_by = serve(predictor, config.serve, bound)
+    with listening(config.serve) as bound:  # before anything is loaded
+        predictor = load(config.checkpoint, config.scorer, config.offload, base)
+        stopped_by = serve(predictor, config.serve, bound)
     logger.info("serve: ended; everything that had come was answered")
     if stopped_by == signal.SIGINT:
         sys.exit(128 + signal.SIGINT)

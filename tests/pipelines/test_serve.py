@@ -6,6 +6,7 @@ import asyncio
 import builtins
 import json
 import re
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
@@ -18,16 +19,17 @@ pytest.importorskip("httpx", reason="needs httpx")
 import httpx
 
 from adapt.core.errors import ConfigError
+from adapt.model.config import HFConfig
 from pipelines.config.locations import conf_dir
+from pipelines.config.schema import PipelineConfig
 from pipelines.config.serve_settings import ServeConfig
 from pipelines.serving.application import application
 from pipelines.serving.batches import Batches, QueueFull
 from pipelines.serving.guard import Guard
 from pipelines.serving.metrics import Metrics
-from pipelines.serving.server import listening
+from pipelines.serving.server import _taken_at_last, listening
 from pseudo_label.predictor import Prediction
 from pseudo_label.tasks import TaskConfig, TaskRow, load_task
-from tests.support.command_line import composed
 
 TASK = load_task("demo_reviews", [conf_dir() / "task"])
 FIELD = next(iter(TASK.fields.values())).path
@@ -331,11 +333,24 @@ def test_an_address_that_is_taken_or_none_is_one_line() -> None:
         listening(ServeConfig(host="no such host"))
 
 
+def test_a_connection_that_nobody_took_yet_is_taken_when_the_port_closes() -> None:
+    bound = listening(ServeConfig(port=0))
+    address = bound.getsockname()
+    with socket.create_connection(address) as client:
+        (taken,) = _taken_at_last(bound)
+        with taken:
+            client.sendall(b"a")
+            assert taken.recv(1) == b"a"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
 def test_what_is_missing_is_said_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines.tools.serve import run
 
+    config = PipelineConfig(model=HFConfig(path="none"))
     with pytest.raises(ConfigError, match="checkpoint: is missing"):
-        run(composed("serve", []), None)
+        run(config, None)
     original = builtins.__import__
 
     def without(name: str, *rest: Any) -> Any:
@@ -345,4 +360,4 @@ def test_what_is_missing_is_said_before_anything_is_loaded(monkeypatch: pytest.M
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"fastapi is not installed; run `pip install 'moe-adapt\[serve\]'`"):
-        run(composed("serve", []), None)
+        run(config, None)

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
+from typing import TextIO
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def rank_from_environment() -> RankInfo:
 
 def set_up_logging(rank: int = 0) -> None:
     """Send this project's log lines to standard error, plainly; ranks other than 0 only warn."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     handler.setFormatter(_Shown("%(message)s"))
     handler.addFilter(_Repeats())
     for name in ("adapt", "pseudo_label", "pipelines"):
@@ -47,6 +48,14 @@ def set_up_logging(rank: int = 0) -> None:
         log.handlers[:] = [handler]
         log.propagate = False
         log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what is standard error when a line comes: what it was at first may be closed by then."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 class _Shown(logging.Formatter):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,16 @@ def test_errors_and_log_lines_hold_nothing_that_a_terminal_acts_on(capsys: pytes
     assert not set(ACTED_ON) & set(said)
     assert "好\u3000👍" in said and "\\x1b[2J" in said
     assert "\n" not in str(DataError("a\nb\u2028c"))
+
+
+def test_log_lines_go_to_what_is_standard_error_when_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, later = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", first)
+    set_up_logging()
+    first.close()
+    monkeypatch.setattr(sys, "stderr", later)
+    logging.getLogger("adapt").info("here")
+    assert later.getvalue() == "here\n"
 
 
 def test_text_without_marks_is_shown_as_it_is() -> None:

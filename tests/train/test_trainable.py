@@ -48,7 +48,7 @@ def trained(model: GPT, trains: Trained, work: Path) -> Any:
     return engine
 
 
-@pytest.mark.parametrize("trains", list(Trained))
+@pytest.mark.parametrize("trains", list(KINDS))
 def test_only_the_chosen_kind_of_parameters_moves(trains: Trained, tmp_path: Path) -> None:
     model = made([3, 5])
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

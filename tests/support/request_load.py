@@ -22,8 +22,8 @@ class Load:
     ends: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
 
-    async def at_rate(self, url: str, rows: Sequence[str], *, per_second: float, seconds: float) -> None:
-        """Send requests of one to four rows; a latency counts from the moment at which a request was due."""
+    async def at_rate(self, url: str, rows: Sequence[str], *, per_second: float, seconds: float, most_rows: int = 4) -> None:
+        """Send requests of one to `most_rows` rows; a latency counts from the moment at which a request was due."""
         async with httpx.AsyncClient(limits=_LIMITS, timeout=60, trust_env=False) as client:
             began = time.monotonic()
             async with asyncio.TaskGroup() as group:
@@ -31,7 +31,7 @@ class Load:
                     due = began + number / per_second
                     await asyncio.sleep(max(0.0, due - time.monotonic()))
                     first = number % len(rows)
-                    group.create_task(self._one(client, f"{url}predict", [*rows[first : first + number % 4 + 1]], due))
+                    group.create_task(self._one(client, f"{url}predict", [*rows[first : first + number % most_rows + 1]], due))
 
     async def _one(self, client: httpx.AsyncClient, url: str, rows: list[str], due: float) -> None:
         try:
@@ -47,11 +47,11 @@ class Load:
             self.seconds.append(time.monotonic() - due)
 
 
-def main(url: str, per_second: float = 50, seconds: float = 120) -> None:
+def main(url: str, per_second: float = 50, seconds: float = 120, most_rows: float = 4) -> None:
     """Print how requests ended, and their latencies."""
     load = Load()
     rows = [f"row {number}: the food was {'good' if number % 2 else 'bad'} and came late" for number in range(200)]
-    asyncio.run(load.at_rate(url, rows, per_second=per_second, seconds=seconds))
+    asyncio.run(load.at_rate(url, rows, per_second=per_second, seconds=seconds, most_rows=int(most_rows)))
     quantiles = np.quantile(load.seconds, [0.5, 0.99, 1.0]) * 1000
     sys.stdout.write(f"{dict(load.ends)}; p50, p99 and longest latency in ms: {', '.join(f'{q:.1f}' for q in quantiles)}\n")
 

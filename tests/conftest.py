@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from adapt.model.gpt import GPT, materialize
 from adapt.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
+from tests.support.loggers import kept_loggers
 from tests.support.tiny_models import DEMO, VOCAB, tiny_config
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+
+@pytest.fixture(autouse=True)
+def _loggers() -> Iterator[None]:
+    with kept_loggers():
+        yield
 
 
 @pytest.fixture(scope="session")

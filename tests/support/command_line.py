@@ -30,6 +30,7 @@ from pipelines.command_line.compose import _register, checked
 from pipelines.config.locations import conf_dir, demo_dir
 from pipelines.config.schema import PipelineConfig
 from tests.support.forked_ranks import fork_ranks
+from tests.support.loggers import kept_loggers
 from tests.support.tiny_models import ROOT as ROOT
 
 UNLABELED_ROWS = 280
@@ -86,7 +87,7 @@ def in_process(
 def run_inside(stage: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a stage's command line in this process, for a fixture that outlives a test."""
     out, errors = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(errors):
+    with redirect_stdout(out), redirect_stderr(errors), kept_loggers():
         code = _main(stage, arguments)
     return subprocess.CompletedProcess([stage, *arguments], code, out.getvalue(), errors.getvalue())
 

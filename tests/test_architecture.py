@@ -22,6 +22,7 @@ LIBRARY = {
     "pseudo_label",
 }
 _CONFIG, _RANKS = "pipelines.config", "pipelines.ranks"
+_SERVING = "pipelines.serving"
 _STAGES, _WALK = {"pipelines.report_page", _CONFIG, _RANKS, "pipelines.stages"}, "pipelines.walk"
 # Each layer may import itself and what is listed for it. `pipelines` itself is the faces: one file per command.
 LAYERS = {
@@ -40,7 +41,8 @@ LAYERS = {
     _RANKS: {"adapt.core", "adapt.train", _CONFIG},
     "pipelines.stages": LIBRARY | _STAGES,
     _WALK: LIBRARY | _STAGES,
-    "pipelines.tools": LIBRARY | _STAGES | {_WALK},
+    _SERVING: LIBRARY | {_CONFIG, "pipelines.report_page"},
+    "pipelines.tools": LIBRARY | _STAGES | {_WALK, _SERVING},
     "pipelines.bench": LIBRARY | _STAGES | {_WALK},
     "pipelines.command_line": LIBRARY | _STAGES | {_WALK},
     "pipelines": {"pipelines.command_line", "pipelines.tools", "pipelines.stages"},
@@ -66,7 +68,10 @@ ONE_FILE = {
     "openpyxl": "adapt/text/rows/xlsx_rows.py",
     "bokeh": "pipelines/report_page/charts.py",
     "gguf": "adapt/checkpoint/gguf_files.py",
-    "jinja2": "pipelines/report_page/page.py",
+    "jinja2": "pipelines/report_page/templates.py",
+    "fastapi": "pipelines/serving/application.py",
+    "pydantic": "pipelines/serving/application.py",
+    "uvicorn": "pipelines/serving/server.py",
 }
 # A benchmark's baseline is another package's own code; Parquet is written in one place and read from users in another.
 ALSO_IN = {

@@ -179,6 +179,12 @@ COMMANDS = (
         examples=("run.dir=/data/runs", "clean.remove=true clean.kinds=[unlinked,litter] clean.older_than_days=7"),
     ),
     Command(
+        name="serve",
+        says="An export that answers over HTTP: labels in JSON, and a page.",
+        reads=("checkpoint", "model.path", "scorer", "offload", "serve"),
+        examples=("checkpoint=runs/news/export/tnews", "checkpoint=/exports/tnews serve.port=0 scorer.precision=fp32"),
+    ),
+    Command(
         name="random_checkpoint",
         says="An untrained model of any size as a checkpoint, for measuring speed.",
         reads=("run", "seed", "force", "output", "model", "tokenizer.vocab_size", "pretrain.save_precision"),

@@ -27,6 +27,7 @@ from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.tracking import TrackerConfig
 from adapt.train.train_config import Trained
 from pipelines.config.label_settings import EvaluateConfig, PseudoLabelConfig
+from pipelines.config.serve_settings import ServeConfig
 from pseudo_label.adaptation_data import ReadingConfig
 from pseudo_label.label_tree import TreeSource
 
@@ -381,6 +382,7 @@ class PipelineConfig:
     label_tree: LabelTreeConfig = setting_of(LabelTreeConfig, "Proposing groups for a task's labels.")
     prompt_search: PromptSearchConfig = setting_of(PromptSearchConfig, "Judging a task's prompts.")
     study: StudyConfig = setting_of(StudyConfig, "Comparing finished runs.")
+    serve: ServeConfig = setting_of(ServeConfig, "Answering over HTTP: where, and with which limits.")
     clean: CleanConfig = setting_of(CleanConfig, "Removing from `run.dir` what nobody needs.")
     importer: str | None = setting(None, "What wrote the foreign checkpoint: pai_gpt_moe or megatron_deepspeed.", form="name")
     source: str | None = setting(None, "Directory of the foreign checkpoint.", form="directory")

@@ -6,16 +6,15 @@ escapes. A content policy in the page forbids requests.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from adapt.core.errors import shown
 from pipelines.report_page.charts import Chart, drawn, library
+from pipelines.report_page.templates import template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +48,7 @@ def page(title: str, sections: Sequence[Section], lead: Sequence[str] = ()) -> s
     script, places = drawn(charts)
     numbered = {id(chart): (number, place) for number, (chart, place) in enumerate(zip(charts, places, strict=True))}
     laid_out = [{"title": shown(section.title), "groups": _groups(section, numbered)} for section in sections]
-    found: str = _template().render(
+    return template("page.html").render(
         title=shown(title),
         lead=[shown(sentence) for sentence in lead],
         sections=laid_out,
@@ -57,15 +56,6 @@ def page(title: str, sections: Sequence[Section], lead: Sequence[str] = ()) -> s
         library=library() if charts else "",
         table=table,
     )
-    return found
-
-
-@functools.cache
-def _template() -> Any:
-    environment = Environment(
-        loader=PackageLoader("pipelines", "report_page"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template("page.html")
 
 
 def _groups(section: Section, numbered: dict[int, tuple[int, str]]) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ _NAMES = {
 _ENDINGS = {"\t": ".tsv", ",": ".csv"}
 _NOTE = re.compile(r"sep=(.)", re.IGNORECASE)
 _GLUED_LINES = 5
-_QUOTES = 'close it and double the quotes ("") inside quoted cells, or set data.quotes=text (for init quotes=text) if quotes are letters here'
+_QUOTES = 'close it and double the quotes ("") inside quoted cells, or set data.quotes=text (init: quotes=text) if they are letters'
 _AS_MEANT = "data.quotes=cells takes it as it is, data.quotes=text takes every line as a row"
 
 

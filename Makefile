@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## run the whole pipeline on the shipped data (6 minutes on 2 cores without bf16)
 	$(RUN) -m pipelines.run experiment=demo
 
-test: check ## check, then every test that is not slow (10 minutes on 2 cores)
+test: check ## check, then every test that is not slow (8 minutes on 2 cores)
 	$(RUN) -m pytest -m 'not slow' $(PARALLEL)
 
 test-slow: $(STAMP) ## the tests that take minutes each

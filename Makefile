@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
-demo: $(STAMP) ## run the whole pipeline on the shipped data (6 minutes on 2 cores without bf16)
+demo: $(STAMP) ## run the whole pipeline on the shipped data (5 minutes on 2 cores without bf16)
 	$(RUN) -m pipelines.run experiment=demo
 
 test: check ## check, then every test that is not slow (8 minutes on 2 cores)

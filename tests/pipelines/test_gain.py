@@ -28,7 +28,16 @@ def test_the_gain_is_over_the_best_without_adapting_and_beside_it_by_method() ->
 def test_the_taught_lexical_labeller_is_compared_with_the_one_before() -> None:
     answers = {("lexical", "lexical"): HALF, ("base", "raw"): HALF, ("adapted", "lexical"): GOLD, ("adapted", "raw"): HALF}
     said = gain_in_words("raw", GOLD, answers, 200)
-    assert "best without adapting 50.0 % (lexical); by method, adapted over not adapted: lexical +50.0 points [" in said
+    assert "best without adapting 50.0 % (lexical); over the taught lexical labeller by itself -50.0 points [" in said
+    assert "by method, adapted over not adapted: lexical +50.0 points [" in said
+    by_itself = gain_in_words("lexical", GOLD, answers, 200)
+    assert by_itself.startswith("gained, +50.0 points") and "by itself" not in by_itself
+
+
+def test_a_loss_says_how_the_base_is_exported() -> None:
+    said = gain_in_words("raw", GOLD, {("base", "raw"): GOLD, ("adapted", "raw"): HALF}, 200)
+    assert said.startswith("lost, -50.0 points")
+    assert "to export the base as it is, give another run.name and 'stages=[evaluate,export]'" in said
 
 
 @pytest.mark.parametrize(
@@ -36,7 +45,7 @@ def test_the_taught_lexical_labeller_is_compared_with_the_one_before() -> None:
     [
         (ALL_GOOD, 120, 200, ["adapted raw: every answer is 'good'", "evaluate.method=prior", "continue_pretrain.optimizer.lr"]),
         (HALF, 120, 200, ["200 steps changed no answer", "continue_pretrain.epochs"]),
-        (GOLD, 120, 3, ["3 steps are too few to move much", "pseudo_label.selection.share"]),
+        (GOLD, 120, 3, ["3 steps are few, so chance decides much", "pseudo_label.selection.share"]),
         (GOLD, 20, 200, ["20 rows tell only large gains", "label more than 100 in dev or few"]),
     ],
 )

@@ -27,8 +27,8 @@ class PartWeights(Settings):
     context: float = setting(1.0, "Weight of the text's own next-token loss.", least=0, hint=_NO_PART)
     prompt: float | None = setting(
         None,
-        "Weight of the loss on the prompt's constant tokens; null is 1, and 0 for a Hugging Face base, which would "
-        "say them everywhere after that.",
+        "Weight of the loss on the prompt's constant tokens; null is 1, and 0 for a Hugging Face base, so that it "
+        "does not learn to say them.",
         least=0,
         hint=_NO_PART,
     )

@@ -150,9 +150,9 @@ class AdaptConfig(ReadingConfig):
     save_every_steps: int = setting(100, "How often adaptation saves a state to resume from.", least=1, unit="steps")
     trains: Trained = setting(
         Trained.ALL,
-        "Which parameters an adaptation changes; lora trains a change of low rank beside a frozen Hugging Face base.",
+        "Which parameters an adaptation changes; lora trains a low-rank update beside a frozen Hugging Face base.",
     )
-    lora: LoraConfig = setting_of(LoraConfig, "The change of low rank, read with continue_pretrain.trains=lora only.")
+    lora: LoraConfig = setting_of(LoraConfig, "The low-rank update, read with continue_pretrain.trains=lora only.")
     moments: MomentsStart = setting(
         MomentsStart.FRESH, "Where the optimizer's moments start: at 0, or as the base was trained with them."
     )
@@ -198,7 +198,7 @@ class GateConfig(Settings):
         None,
         "Largest share by which perplexity on general text may rise.",
         above=-1,
-        hint="null allows any rise, of a Hugging Face base 0.1, or 0.5 on its own text",
+        hint="null allows any rise, and 0.1 for a Hugging Face base",
     )
     action: GateAction | None = setting(
         None,

@@ -21,8 +21,7 @@ _LORA_LR = 3e-4
 _SMALL_OWN = 100_000_000
 # (weights up to, learning rate, epochs) of pretrained bases: tried at 135M, larger ones by the usual settings of fine-tuning.
 _PRETRAINED = ((300_000_000, 3e-5, 2.0), (3_000_000_000, 2e-5, 2.0), (None, 1e-5, 1.0))
-# Of perplexity. An adaptation after which no continuation repeated the prompt raised that of the base's own text by 20 %.
-_LARGEST_RISE, _LARGEST_RISE_OF_OWN_TEXT = 0.1, 0.5
+_LARGEST_RISE = 0.1  # of perplexity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +58,9 @@ class BaseDefaults:
         """Return an objective with nothing left open."""
         return objective.settled(self.prompt_weight)
 
-    def gate(self, gate: GateConfig, *, on_own_text: bool = False) -> GateConfig:
-        """Return a gate with nothing left open; `on_own_text` it measures what the base says itself."""
-        limit = _LARGEST_RISE_OF_OWN_TEXT if on_own_text else _LARGEST_RISE
-        return gate.settled(limit if self.is_guarded else None)
+    def gate(self, gate: GateConfig) -> GateConfig:
+        """Return a gate with nothing left open."""
+        return gate.settled(_LARGEST_RISE if self.is_guarded else None)
 
 
 def said(settings: AdaptConfig, objective: ObjectiveConfig) -> str:

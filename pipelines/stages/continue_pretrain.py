@@ -111,7 +111,7 @@ class ContinuePretrain(Stage[AdaptReads]):
             tasks=tuple(_member(run, member, found) for member, found in labels),
             continue_pretrain=settings,
             objective=defaults.objective(config.objective),
-            gate=defaults.gate(config.gate, on_own_text=general is None) if general is not None or is_foreign else None,
+            gate=defaults.gate(config.gate) if general is not None or is_foreign else None,
             training=training,
             base=base,
             labels={labels_name(member, is_joint): found for member, found in labels},

@@ -42,7 +42,7 @@ from adapt.core.json_files import read_object, write_json
 from adapt.core.typed import from_plain
 from adapt.model.hf import PREFIX, HFModel, frame_of, load_hf_model
 from adapt.model.lora_config import LoraLayout, TargetFactors
-from adapt.model.low_rank import LowRankChange
+from adapt.model.low_rank import LowRankUpdate
 
 _SCHEMA = 1
 
@@ -75,7 +75,7 @@ class Delta:
     base: Path
     record: DeltaRecord
 
-    def changes(self) -> Iterator[tuple[str, LowRankChange]]:
+    def changes(self) -> Iterator[tuple[str, LowRankUpdate]]:
         """Yield the change of each targeted tensor by the base's parameter name, read one by one.
 
         Raises:
@@ -88,7 +88,7 @@ class Delta:
             with safe_open(place, framework="pt") as stream:
                 for name, target in self.record.targets.items():
                     a, b = (stream.get_tensor(stored).float() for stored in (target.a, target.b))
-                    yield name, LowRankChange(shape=tuple(target.shape), a=a, b=b, scale=self.record.scale)
+                    yield name, LowRankUpdate(shape=tuple(target.shape), a=a, b=b, scale=self.record.scale)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{place}: missing or damaged ({error})") from error
 
@@ -206,11 +206,6 @@ class ChangingModel:
             self._changed.add(name)
             self._set(name, change)
 
-    def remove(self) -> None:
-        """Let the weights be the base's again, the same bits."""
-        for name in sorted(self._changed):
-            self._set(name, None)
-
     def _refuse_unknown(self, delta: Delta) -> None:
         shapes = {name.removeprefix(PREFIX): tuple(p.shape) for name, p in self.model.named_parameters()}
         for name, target in delta.record.targets.items():
@@ -220,7 +215,7 @@ class ChangingModel:
                 )
 
     @torch.no_grad()
-    def _set(self, name: str, change: LowRankChange | None) -> None:
+    def _set(self, name: str, change: LowRankUpdate | None) -> None:
         """Write the base's tensor from its files, with a change or without."""
         parameter = self.model.get_parameter(PREFIX + name)
         changes = {} if change is None else self.model.as_stored(name, change.product())
@@ -298,7 +293,7 @@ class _Present:
         self._frame = frame
         self._parts: dict[str, dict[str, Tensor]] = {}
 
-    def part(self, name: str, change: LowRankChange, stored: str) -> Tensor:
+    def part(self, name: str, change: LowRankUpdate, stored: str) -> Tensor:
         if name not in self._parts:
             while len(self._parts) > 1:
                 del self._parts[next(iter(self._parts))]

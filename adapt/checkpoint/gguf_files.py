@@ -25,6 +25,7 @@ from adapt.checkpoint.hf_directory import CONFIG_FILE, config_files_of
 from adapt.checkpoint.store_writer import write_tensors
 from adapt.checkpoint.weights import record_sums
 from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.faults import need_room
 from adapt.core.json_files import read_object, write_json
 from adapt.core.precision import Precision
 from adapt.model.hf import FAMILIES, HFModel, import_transformers
@@ -65,6 +66,7 @@ def gguf_file_of(source: Path) -> Iterator[Path]:
             if len(names) != 1:
                 raise CheckpointError(f"{source}: holds {len(names)} {ENDING} files; give an archive with one, or the file itself")
             with TemporaryDirectory(prefix="gguf-") as place:
+                need_room(Path(place), archive.getinfo(names[0]).file_size, f"unpacking {source.name}")
                 yield Path(archive.extract(names[0], place))
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{source}: not an archive ({error})") from error

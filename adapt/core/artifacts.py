@@ -26,7 +26,7 @@ from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.faults import fault_in, faults_in_words
 from adapt.core.json_files import json_text, parsed_json
 from adapt.core.store_locks import hold, locked
-from adapt.core.store_places import LINKS_LOCK, LOCK, NEW, WORK, beside, is_artifact, recover, swap_in
+from adapt.core.store_places import LINKS_LOCK, LOCK, NEW, WORK, beside, is_artifact, recover, swap_in, tidy
 from adapt.core.store_places import MANIFEST as MANIFEST
 from adapt.core.store_places import STORE as STORE
 from adapt.core.store_readers import note_reader
@@ -318,10 +318,14 @@ class ArtifactStore:
             with writable(self.root):
                 scratch.mkdir()
                 work.mkdir(exist_ok=True)
-            with faults_in_words(scratch):
-                metrics = build(scratch, work)
-                write_manifest(scratch, key, metrics, created())
-                swap_in(scratch, final)
+            try:
+                with faults_in_words(scratch):
+                    metrics = build(scratch, work)
+                    write_manifest(scratch, key, metrics, created())
+                    swap_in(scratch, final)
+            except BaseException:
+                tidy(scratch, work)
+                raise
             shutil.rmtree(work, ignore_errors=True)
             return open_artifact(final), True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from pathlib import Path
@@ -59,3 +60,12 @@ def recover(final: Path) -> None:
     if whole is not None and whole != final:
         whole.rename(final)
     shutil.rmtree(beside(final, OLD), ignore_errors=True)
+
+
+def tidy(scratch: Path, work: Path) -> None:
+    """After a build that ended early, leave only what a later one goes on from: a complete artifact, or work that was begun."""
+    with contextlib.suppress(OSError):
+        if not is_artifact(scratch):
+            shutil.rmtree(scratch)
+    with contextlib.suppress(OSError):  # it is not empty
+        work.rmdir()

@@ -12,7 +12,7 @@ from adapt.core.settings import Settings, setting
 
 
 class LoraTarget(enum.Enum):
-    """A group of matrices that get a change of low rank: attention, dense and shared MLPs, routed experts, routers."""
+    """A group of matrices that get a low-rank update: attention, dense and shared MLPs, routed experts, routers."""
 
     ATTENTION = "attention"
     MLP = "mlp"

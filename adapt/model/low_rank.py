@@ -1,4 +1,4 @@
-"""A change of low rank (LoRA) of one tensor, and which tensors of a Hugging Face model can have one.
+"""A low-rank update (LoRA) of one tensor, and which tensors of a Hugging Face model can have one.
 
 Legend: E experts, O outputs, I inputs, R rank.
 
@@ -28,7 +28,7 @@ _OF_KIND = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowRankChange:
+class LowRankUpdate:
     """What is added to a tensor: `scale` times B A, for each expert where the tensor stacks experts. Factors are fp32."""
 
     shape: tuple[int, ...]
@@ -47,7 +47,7 @@ class LowRankChange:
 
 
 def group_of(name: str, shape: Sequence[int]) -> LoraTarget | None:
-    """Return the group of a Hugging Face model's parameter; None of what can have no change of low rank: vectors, embeddings."""
+    """Return the group of a Hugging Face model's parameter; None of what can have no low-rank update: vectors, embeddings."""
     is_matrix = len(shape) >= 2 and min(shape[-2:]) > 1
     return _OF_KIND.get(hf_kind_of(name)) if is_matrix else None
 

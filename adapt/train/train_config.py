@@ -11,7 +11,7 @@ from adapt.train.optimizer_config import OptimizerConfig
 
 
 class Trained(enum.Enum):
-    """The kind of parameters that an adaptation changes; `lora` adds a change of low rank and freezes everything else."""
+    """The kind of parameters that an adaptation changes; `lora` adds a low-rank update and freezes everything else."""
 
     ALL = "all"
     DENSE = "dense"

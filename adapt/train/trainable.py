@@ -1,6 +1,6 @@
 """What of a model is trained: all of it, or one kind of its parameters while the others stay as they are.
 
-`lora` leaves all of it as it is and trains a change of low rank beside it (`adapt.model.lora`).
+`lora` leaves all of it as it is and trains a low-rank update beside it (`adapt.model.lora`).
 
 `experts` are the routed experts' weights, `router` the gates', `head` the matrix that makes logits (with tied embeddings that is
 the embedding too), `dense` whatever is neither expert nor gate: attention, norms, embeddings, dense and residual MLPs.

@@ -33,7 +33,7 @@ from adapt.model.config import HFConfig
 from adapt.text.rows.contract import Kind, Quotes, Row, RowsFile
 from adapt.text.rows.directories import files_of, is_rows
 from adapt.text.rows.reading import ENDINGS, endings_of, header_of, open_rows, rows_of
-from adapt.text.rows.writing import STANDARD, check_writable, write_rows
+from adapt.text.rows.writing import STANDARD, check_writable, kind_of_output, write_rows
 from pipelines.config.schema import PipelineConfig
 from pipelines.stages.contract import Files, Reads, Stage, Workshop, unkeyed
 from pipelines.stages.models import open_model_artifact
@@ -149,7 +149,9 @@ class Predict(Stage[PredictReads]):
                 where = f"{found['unit'].removesuffix('s')} {found[f'{what}_line']:,}"
                 logger.info("%s: %s rows %s (the first at %s)", name, f"{found[what]:,}", says, where)
         if reads.output is not None:
-            write_rows(reads.output, artifact.file(PREDICTIONS_FILE), [*artifact.metrics["columns"], *reads.added])
+            quotes = reads.quotes if reads.source.kind is kind_of_output(reads.output) else None
+            columns = [*artifact.metrics["columns"], *reads.added]
+            write_rows(reads.output, artifact.file(PREDICTIONS_FILE), columns, quotes)
             logger.info("predict: written to %s", reads.output)
 
 

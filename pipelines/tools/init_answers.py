@@ -269,9 +269,10 @@ def _refuse_unnamed(name: str, found: Survey, column: str, given: Sequence[NewLa
         try:
             label_of(value, words, None)
         except NoLabel as error:
-            raise ConfigError(
-                f"labels: column '{column}' of {name} has '{value}' in {count:,} rows, and {error}; name it"
-            ) from error
+            remedy = f"and {error}; name it"
+            if str(value) != str(value).strip():
+                remedy = "with spaces around it; take them out of the file"
+            raise ConfigError(f"labels: column '{column}' of {name} has '{value}' in {count:,} rows, {remedy}") from error
     if not any(label_of(value, words, None) for value in values):
         raise ConfigError(
             f"labels: column '{column}' of {name} has none of them; it has: {', '.join(list(values)[:_SHOWN_VALUES])}"

@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from adapt.checkpoint.delta import ChangingModel, merged_tensors, open_changing, open_delta
+from adapt.checkpoint.delta import ChangingModel, merged_tensors, open_changing, open_delta, write_empty_delta
 from adapt.checkpoint.hf_directory import open_hf_directory
 from adapt.checkpoint.offload import OffloadConfig, Verify, WeightsIn
 from adapt.checkpoint.open_checkpoint import open_checkpoint
@@ -64,12 +64,11 @@ def test_deltas_take_turns_on_a_base_without_changing_its_bits(family: str, tmp_
     second = saved_delta(tmp_path / "second", with_lora(base, LoraConfig(rank=2, targets=[A]), seed=5), base)
     files = {file.name: sha256_of_file(file) for file in base.iterdir()}
     bare, own_first, own_second = (weights_of(opened(place)) for place in (base, first, second))
-    changing = open_changing(first)
-    for place, wanted in ((second, own_second), (first, own_first), (None, bare), (first, own_first), (None, bare)):
-        if place is None:
-            changing.remove()
-        else:
-            changing.apply(open_delta(place))
+    changing, none = open_changing(first), tmp_path / "none"
+    none.mkdir()
+    write_empty_delta(none, base)
+    for place, wanted in ((second, own_second), (first, own_first), (none, bare), (first, own_first), (none, bare)):
+        changing.apply(open_delta(place))
         found = weights_of(changing.model)
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert {file.name: sha256_of_file(file) for file in base.iterdir()} == files

@@ -21,18 +21,18 @@ def test_every_way_gives_the_same_sums_and_reads_a_text_once(tmp_path: Path, mon
     examples = [one_token._example(6, index, 300) for index in range(5)]
     tokens: list[int] = []
     heads: list[int] = []
-    forward, logits = type(model).forward, type(model).logits
+    forward, logits = model.forward, model.logits
 
-    def counted(self: object, inputs: ModelInputs) -> ModelOutput:
+    def counted(inputs: ModelInputs) -> ModelOutput:
         tokens.append(int((inputs.documents_BT > 0).sum()))
-        return forward(model, inputs)  # type: ignore[arg-type]
+        return forward(inputs)
 
-    def heads_of(self: object, hidden: torch.Tensor) -> torch.Tensor:
+    def heads_of(hidden: torch.Tensor) -> torch.Tensor:
         heads.append(hidden.flatten(0, -2).shape[0])
-        return logits(model, hidden)  # type: ignore[arg-type]
+        return logits(hidden)
 
-    monkeypatch.setattr(type(model), "forward", counted)
-    monkeypatch.setattr(type(model), "logits", heads_of)
+    monkeypatch.setattr(model, "forward", counted)
+    monkeypatch.setattr(model, "logits", heads_of)
     ways = one_token.ways_of(model, None, examples)
     ours = ways["tree"]()
     assert sum(tokens) == sum(len(one_token.text_of(example[0])) for example in examples)

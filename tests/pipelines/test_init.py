@@ -253,6 +253,13 @@ def test_mistakes_are_one_line_and_write_nothing(place: Path, words: list[str], 
     assert [path.name for path in place.iterdir()] == ["reviews.csv"]
 
 
+def test_a_label_with_spaces_around_it_says_what_to_do(place: Path) -> None:
+    rows = [{**row, "stars": f"{row['stars']} "} if number == 0 and row["stars"] else row for number, row in enumerate(reviews(60))]
+    table(place / "reviews.csv", rows)
+    said = refusal("data=reviews.csv", "text=review", "label=stars", f"labels={WORDS.removeprefix('labels=')}")
+    assert "in 1 rows, with spaces around it; take them out of the file" in said
+
+
 def test_words_that_the_base_cannot_tell_apart_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.support.planted_tokenizers import LongestMatch
 

@@ -236,6 +236,22 @@ def test_rows_without_text_are_said(tmp_path: Path, predict_here: Predict) -> No
     assert "2 rows have no text, and are labelled all the same (the first at line 3)" in text
 
 
+def test_quotes_that_are_letters_come_out_as_they_went_in(tmp_path: Path, predict_here: Predict) -> None:
+    source = planted(tmp_path / "i.tsv", 'id\tsentence\n1\t"好吃"的店\n2\t一般\n')
+    predict_here(source, tmp_path / "o.tsv", "data.quotes=text")
+    lines = (tmp_path / "o.tsv").read_text(encoding="utf-8").splitlines()
+    assert [line.split("\t")[:2] for line in lines] == [["id", "sentence"], ["1", '"好吃"的店'], ["2", "一般"]]
+    predict_here(source, tmp_path / "o.csv", "data.quotes=text")  # another kind has quotes of its own
+    assert '1,"""好吃""的店",' in (tmp_path / "o.csv").read_text(encoding="utf-8")
+
+
+def test_rows_that_are_refused_leave_no_work_behind(tmp_path: Path, tiny_export: Path, monkeypatch: Patch, capsys: Capture) -> None:
+    source = planted(tmp_path / "i.csv", "id,sentence\n1,好吃,多余\n")
+    words = [f"checkpoint={tiny_export}", f"input={source}", f"run.dir={tmp_path}/runs"]
+    refused("predict", words, ["i.csv"], monkeypatch, capsys)
+    assert [place.name for place in (tmp_path / "runs" / "store" / "predict").glob(".*") if not place.name.endswith(".lock")] == []
+
+
 def test_a_task_that_is_not_the_exports_own_is_refused(
     tmp_path: Path, tiny_export: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:

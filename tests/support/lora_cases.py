@@ -1,4 +1,4 @@
-"""Tiny Hugging Face bases with a change of low rank that does something, and what plain PEFT and transformers make of it."""
+"""Tiny Hugging Face bases with a low-rank update that does something, and what plain PEFT and transformers make of it."""
 
 from __future__ import annotations
 

@@ -47,6 +47,10 @@ class Failing(NoTracker):
         self._ask("__exit__")
 
 
+def opens(tracker: Tracker) -> Callable[[], Tracker]:
+    return lambda: tracker
+
+
 def use(tracker: Tracker) -> str:
     with tracker:
         tracker.follow([])
@@ -123,7 +127,7 @@ def test_a_disk_that_is_full_read_only_or_gone_is_seen_before_a_tracker_is_asked
         place = tmp_path / "run"
         place.mkdir(exist_ok=True)
         inner = Failing("nowhere", ValueError())
-        tracker = GuardedTracker(lambda inner=inner: inner, "tensorboard", place)  # type: ignore[misc]
+        tracker = GuardedTracker(opens(inner), "tensorboard", place)
         tracker.log({}, 1)
         fault(place)
         tracker.log({}, 2)

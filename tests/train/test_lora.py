@@ -14,7 +14,7 @@ from adapt.model.batches import collate
 from adapt.model.gpt import GPT
 from adapt.model.lora import add_lora
 from adapt.model.lora_config import LoraConfig, LoraTarget
-from adapt.model.low_rank import LowRankChange
+from adapt.model.low_rank import LowRankUpdate
 from adapt.objective import contribution, part_counts
 from adapt.train.optimizer import parameter_groups
 from adapt.train.train_config import TrainConfig, Trained
@@ -140,7 +140,7 @@ def test_routers_are_asked_for_a_gradient_where_they_are_targeted() -> None:
 def test_a_change_is_the_sum_of_its_outer_products() -> None:
     random = torch.Generator().manual_seed(0)
     a, b = torch.randn(3 * 2, 5, generator=random), torch.randn(4, 2 * 3, generator=random)
-    found = LowRankChange(shape=(3, 4, 5), a=a, b=b, scale=0.5).product()
+    found = LowRankUpdate(shape=(3, 4, 5), a=a, b=b, scale=0.5).product()
     for expert in range(3):
         outer = [0.5 * torch.outer(b[:, rank * 3 + expert], a[expert * 2 + rank]) for rank in range(2)]
         assert torch.allclose(found[expert], outer[0] + outer[1], atol=1e-6)

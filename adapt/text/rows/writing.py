@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from adapt.core.artifacts import refuse_closed
 from adapt.core.errors import ConfigError
-from adapt.text.rows.contract import Kind
+from adapt.text.rows.contract import Kind, Quotes
 from adapt.text.rows.reading import ENDINGS, endings_of
 
 STANDARD = "-"
@@ -65,11 +65,13 @@ def _try_to_make(target: Path) -> None:
         raise ConfigError(f"output={target}: cannot be written ({error.strerror}); choose another place") from error
 
 
-def write_rows(place: str, lines: Path, columns: Sequence[str]) -> None:
+def write_rows(place: str, lines: Path, columns: Sequence[str], quotes: Quotes | None = None) -> None:
     """Write a file of JSON lines to a place, in the format of its ending; `columns` are those of a table.
 
+    With `Quotes.TEXT` a table is written as one is read then: quotes are letters, and no cell is quoted.
+
     Raises:
-        ConfigError: the place cannot be written.
+        ConfigError: the place cannot be written, or a cell would have to be quoted.
     """
     kind = kind_of_output(place)
     with _opened(place) as target, lines.open("rb") as source:
@@ -77,7 +79,7 @@ def write_rows(place: str, lines: Path, columns: Sequence[str]) -> None:
         if kind is Kind.JSON:
             shutil.copyfileobj(source, stream)
         else:
-            table = _Table(_DELIMITERS[kind], columns)
+            table = (_PlainTable if quotes is Quotes.TEXT else _Table)(_DELIMITERS[kind], columns)
             stream.write(table.line(columns))
             for line in source:
                 stream.write(table.row(json.loads(line)))
@@ -102,6 +104,23 @@ class _Table:
 
     def row(self, record: Mapping[str, Any]) -> bytes:
         return self.line([_cell(record.get(column)) for column in self._columns])
+
+
+class _PlainTable(_Table):
+    """Lines of a table without quoted cells."""
+
+    def __init__(self, delimiter: str, columns: Sequence[str]) -> None:
+        super().__init__(delimiter, columns)
+        self._delimiter = delimiter
+
+    def line(self, cells: Sequence[str]) -> bytes:
+        found = next((cell for cell in cells if set(cell) & {self._delimiter, "\n", "\r"}), None)
+        if found is not None:
+            raise ConfigError(
+                f"output: '{found}' has a separator or a line break, which a table without quoted cells cannot hold "
+                "(data.quotes=text); write .jsonl"
+            )
+        return (self._delimiter.join(cells) + "\n").encode()
 
 
 def _cell(value: Any) -> str:

@@ -99,6 +99,7 @@ def _check_archive(file: RowsFile) -> None:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (FileNotFoundError, IsADirectoryError):
         raise DataError(f"{file.name}: no such file") from None
+    # A directory of entries that is damaged, unreadable, has impossible numbers, or is of a version that zipfile does not know.
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"{file.name}: not an xlsx workbook (protected by a password, or of another kind)") from error
     limit = unpacked_limit(file.path.stat().st_size)

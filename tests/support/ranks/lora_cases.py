@@ -1,4 +1,4 @@
-"""Trains a change of low rank beside tiny Hugging Face bases on real ranks; run by `test_lora.py`, one launch per world size."""
+"""Trains a low-rank update beside tiny Hugging Face bases on real ranks; run by `test_lora.py`, one launch per world size."""
 
 from __future__ import annotations
 

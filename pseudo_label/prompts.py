@@ -16,10 +16,9 @@ from adapt.core.spans import LabelForm, Reading, Span, SpannedText, join_parts, 
 from adapt.text.contract import TextTokenizer
 from pseudo_label.candidates import Candidates
 from pseudo_label.criteria.contract import get_criterion
-from pseudo_label.shortening import shorten
 from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.templates import LABEL_SLOT, template_pieces
-from pseudo_label.whole_text import TextPart, fitted, label_shares_tokens, longest_of, spanned_texts
+from pseudo_label.whole_text import TextPart, fitted, label_shares_tokens, longest_of, shorten, spanned_texts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,6 @@ import numpy as np
 
 from adapt.core.spans import Span, SpannedText
 from adapt.text.contract import EncodedText, WholeEncoder
-from pseudo_label.shortening import shorten
 
 _MOST_TOKENS_A_BYTE = 3  # a normalizer may make a character longer
 
@@ -120,3 +119,13 @@ def _filled(parts: Sequence[TextPart], word: str) -> str:
 
 def _text_of(part: TextPart, word: str) -> str:
     return word if part.kind is Span.LABEL else part.text
+
+
+def shorten(lengths: dict[int, int], room: int) -> dict[int, int]:
+    """Cut the longest first, so that short parts stay whole: the water-filling of `room` tokens."""
+    left, result = room, {}
+    for count, (index, length) in enumerate(sorted(lengths.items(), key=lambda item: item[1])):
+        share = left // (len(lengths) - count)
+        result[index] = min(length, share)
+        left -= result[index]
+    return result

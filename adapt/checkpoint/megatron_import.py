@@ -31,8 +31,7 @@ from adapt.checkpoint.pickled_files import check_sums, flattened, read_pickled
 from adapt.checkpoint.tensors_in_parts import AnyTensor, PartedTensor
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.progress import progress
-from adapt.model.activation import Gelu
-from adapt.model.config import GPTConfig
+from adapt.model.config import Gelu, GPTConfig
 from adapt.model.gpt import GPT
 
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adapt.core.errors import CheckpointError
-from adapt.model.activation import Gelu
+from adapt.model.config import Gelu
 
 
 class Settings:

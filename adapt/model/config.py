@@ -7,8 +7,19 @@ from dataclasses import dataclass, field
 
 from adapt.core.errors import ConfigError
 from adapt.core.settings import Settings, about, refuse_out_of_range, setting, setting_of
-from adapt.model.activation import Gelu
 from adapt.model.routers.settings import RouterConfig, Top1Config
+
+
+class Gelu(enum.Enum):
+    """GELU by the tanh approximation, or exact, by the error function (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
+
+    TANH = "tanh"
+    ERF = "erf"
+
+    @property
+    def approximate(self) -> str:
+        """Return torch's word for it."""
+        return "tanh" if self is Gelu.TANH else "none"
 
 
 @dataclass(frozen=True, kw_only=True)

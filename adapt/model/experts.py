@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from adapt.model.activation import Gelu
+from adapt.model.config import Gelu
 from adapt.model.exchange import ExpertShare, Peers, run_at_owners
 from adapt.model.grouped_gemm import GroupedGemm, gemm_for, grouped_rows
 from adapt.model.per_expert_mlp import looped_mlp, looped_rows

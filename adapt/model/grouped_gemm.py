@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapt.model.activation import Gelu
+from adapt.model.config import Gelu
 
 # Rows [K, I] sorted by expert, weights [E, O, I], and where each expert's rows end [E] (int32), to [K, O]; differentiable.
 GroupedGemm = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adapt.model.activation import Gelu
-from adapt.model.capacity import within_capacity
-from adapt.model.even_routing import spread_evenly
+from adapt.model.config import Gelu
 from adapt.model.expert_residual import ExpertResidual
 from adapt.model.experts import Experts, count_pairs
 from adapt.model.hashing import mixed
 from adapt.model.inputs import LayerRouting, ModelInputs, RouterInputs, Routing
+from adapt.model.rerouting import spread_evenly, within_capacity
 from adapt.model.routers.contract import build_router
 from adapt.model.routers.settings import RouterConfig
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapt.model.activation import Gelu
+from adapt.model.config import Gelu
 
 _FEWEST_ROWS = 16
 _KEPT_SHARE = 1 / 4  # of the weights' gradients: values behind GELU up to so many are kept

@@ -31,19 +31,18 @@ from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state, saved_buffers, state_parameters
+from adapt.model.exchange import GroupPeers
 from adapt.model.expert_parallel import is_stack, own_experts, own_part
 from adapt.model.experts import Experts
 from adapt.model.grouped_gemm import GroupedGemm, wants_brought
 from adapt.model.moe import MoELayer
 from adapt.train.divergence import where_gradients_break
 from adapt.train.engine_config import EngineConfig, GradientCommunication, deepspeed_config
-from adapt.train.expert_peers import GroupPeers
 from adapt.train.loss_scale import LossScale
 from adapt.train.model_preparation import check_is_scaled, groups_by_format, kept_exact, router_parameters, set_recompute
-from adapt.train.optimizer import MOMENTS, create_moments, make_optimizer, parameter_groups
+from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments, make_optimizer, parameter_groups
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.paged_adamw import Paging
-from adapt.train.step_outcome import StepOutcome
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

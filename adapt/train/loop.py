@@ -41,8 +41,8 @@ from adapt.train.divergence import check_losses
 from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig
 from adapt.train.gradient_shares import gradient_shares
+from adapt.train.optimizer import StepOutcome
 from adapt.train.optimizer_config import learning_rate
-from adapt.train.step_outcome import StepOutcome
 from adapt.train.stopping import Stopped, StopRequest, stop_requests
 from adapt.train.tracking import Tracker
 from adapt.train.train_config import TrainConfig

@@ -1,8 +1,9 @@
-"""Parameter groups, the optimizer of what is trained, and its moments as they begin."""
+"""Parameter groups, the optimizer of what is trained, its moments as they begin, and what a step of it did."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,21 @@ from adapt.train.optimizer_config import Algorithm, OptimizerConfig
 from adapt.train.paged_adamw import PagedAdamW, Paging
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutcome:
+    """What a step did: the gradient's norm before clipping, and in fp16 the scale of its loss.
+
+    Without a norm the scaled gradient overflowed and the step was skipped: weights and moments are as they were.
+    """
+
+    grad_norm: float | None
+    loss_scale: float | None = None
+
+    @property
+    def is_skipped(self) -> bool:
+        return self.grad_norm is None
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:

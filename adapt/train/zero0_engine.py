@@ -16,10 +16,9 @@ from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state
 from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig
-from adapt.train.optimizer import MOMENTS, create_moments
+from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.paged_adamw import Paging
-from adapt.train.step_outcome import StepOutcome
 
 
 def open_engine(

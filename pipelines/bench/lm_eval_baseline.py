@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from adapt.core.spans import Reading, Span
-from adapt.model.activation import Gelu
+from adapt.model.config import Gelu
 from adapt.model.gpt import GPT, Block
 from adapt.model.moe import DenseMLP
 

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from adapt.core.errors import ConfigError
 from adapt.core.runtime import rank_from_environment
-from adapt.model.exchange import ExpertShare
+from adapt.model.exchange import ExpertShare, GroupPeers
 from adapt.model.expert_parallel import own_experts
-from adapt.train.expert_peers import GroupPeers
 from pipelines.bench.contract import Stopwatch, cpu_seconds, interleaved_medians, wall_seconds
 from pipelines.bench.moe_cases import (
     Case,

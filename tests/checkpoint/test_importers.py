@@ -17,7 +17,7 @@ from adapt.checkpoint.importers.contract import ForeignCheckpoint, all_importers
 from adapt.checkpoint.megatron_import import UNUSED_EXPERT_BIAS, UNUSED_MIX, UNUSED_RESIDUAL_BIAS
 from adapt.checkpoint.tensors_in_parts import AnyTensor, PartedTensor
 from adapt.checkpoint.weights import load_model, save_model
-from adapt.model.activation import Gelu
+from adapt.model.config import Gelu
 from adapt.model.gpt import GPT
 from adapt.model.inputs import ModelInputs
 from tests.support.foreign_checkpoints import (

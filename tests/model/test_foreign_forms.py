@@ -12,7 +12,7 @@ from torch.nn import functional
 from adapt.checkpoint.weights import CONFIG_FILE, load_config
 from adapt.core.errors import ConfigError
 from adapt.core.typed import to_plain
-from adapt.model.activation import Gelu
+from adapt.model.config import Gelu
 from adapt.model.counting import count_parameters
 from adapt.model.expert_residual import ExpertResidual
 from adapt.model.experts import Experts

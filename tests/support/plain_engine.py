@@ -10,9 +10,8 @@ from torch import Tensor
 from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT
-from adapt.train.optimizer import parameter_groups
+from adapt.train.optimizer import StepOutcome, parameter_groups
 from adapt.train.optimizer_config import OptimizerConfig
-from adapt.train.step_outcome import StepOutcome
 
 
 class PlainEngine:

@@ -61,3 +61,9 @@ def all_routers() -> Registry[RouterEntry]:
 def build_router(config: RouterConfig, hidden_size: int, n_experts: int) -> Router:
     """Make the router that `config.name` names."""
     return all_routers().get(config.name).build(config, hidden_size, n_experts)
+
+
+def numbered(sequence_ids_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each token's sequence, numbered from 0, and how many tokens each has: the groups over which some routers assign."""
+    _, number_N, sizes_S = sequence_ids_N.unique(return_inverse=True, return_counts=True)
+    return number_N, sizes_S

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from adapt.model.expert_residual import ExpertResidual
 from adapt.model.inputs import RouterInputs, RouterTraits, Routing
-from adapt.model.routers.contract import ROUTERS, RouterEntry
+from adapt.model.routers.contract import ROUTERS, RouterEntry, numbered
 from adapt.model.routers.gates import routing_of
-from adapt.model.routers.groups import numbered
 from adapt.model.routers.margin import MarginGate
 from adapt.model.routers.settings import ExpertChoiceConfig
 

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from adapt.model.inputs import RouterInputs, RouterTraits, Routing
-from adapt.model.routers.contract import ROUTERS, RouterEntry
+from adapt.model.routers.contract import ROUTERS, RouterEntry, numbered
 from adapt.model.routers.gates import LinearGate, routing_of
-from adapt.model.routers.groups import numbered
 from adapt.model.routers.settings import SBaseConfig
 
 _MILD = 8  # temperatures between a token's largest and smallest logit, where the search begins

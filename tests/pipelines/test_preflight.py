@@ -54,7 +54,7 @@ def stays_empty(tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> Callable
             ["continue_pretrain.prompt=label_first", "continue_pretrain.reads_unselected=true"],
             ["label first", "continue_pretrain.reads_unselected=false"],
         ),
-        (["export.output=/proc/export"], ["export.output=/proc/export: cannot be written (at /proc: ", "choose another place"]),
+        (["export.output=/proc/export"], ["export.output=/proc/export/demo_reviews: cannot be written (at /proc: "]),
         # tasks
         (["task=demo_revews"], ["unknown task 'demo_revews'", "'demo_reviews'"]),
         (["evaluate.other_tasks=[bustmm]"], ["unknown task 'bustmm'", "'bustm'"]),

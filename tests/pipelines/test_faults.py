@@ -115,7 +115,7 @@ def seen_of(stage: str, faults: tuple[str, ...], smallest_run: Path, tmp_path: P
     disk.mkdir(exist_ok=True)
     line = ["unshare", "--map-root-user", "--mount", sys.executable, "-m", "tests.support.fault_trial", str(disk)]
     line += [str(smallest_run.parent), json.dumps(in_fp32(SMALLEST)), str(report), *(f"{stage}:{fault}" for fault in faults)]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=580)
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=3600)
     if done.returncode == NOT_PERMITTED or "unshare" in done.stderr:
         pytest.skip(f"mounting is not permitted here {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr

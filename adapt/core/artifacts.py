@@ -9,7 +9,6 @@ leaves the old result or none.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import importlib.metadata
 import logging
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from adapt.core.errors import CheckpointError, ConfigError
-from adapt.core.faults import fault_in, faults_in_words
+from adapt.core.faults import faults_in_words, refuse_closed, writable
 from adapt.core.json_files import json_text, parsed_json
 from adapt.core.store_locks import hold, locked
 from adapt.core.store_places import LINKS_LOCK, LOCK, NEW, WORK, beside, is_artifact, recover, swap_in, tidy
@@ -358,29 +357,6 @@ class ArtifactStore:
                 final.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(beside(final, LOCK), f"waiting for another process that builds {final.name}"))
             yield
-
-
-def refuse_closed(path: Path) -> None:
-    """Raise ConfigError where nothing could be made at or below `path`: a file is in the way, or its directory is closed."""
-    there = next(place for place in [path.absolute(), *path.absolute().parents] if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ConfigError(f"{path}: cannot be written (at {there}); choose another place")
-
-
-@contextlib.contextmanager
-def writable(path: Path) -> Iterator[None]:
-    """Turn failures to write below `path` into one clear line.
-
-    Raises:
-        ConfigError: the place cannot be written to, or the disk is full.
-    """
-    try:
-        yield
-    except OSError as error:
-        found = None if error.errno in (errno.ENOENT, errno.ENOTDIR) else fault_in(error, path)
-        if found is not None:
-            raise found from error
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place or free space") from error
 
 
 def _versions() -> dict[str, str]:

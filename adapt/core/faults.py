@@ -11,11 +11,13 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from adapt.core.errors import AdaptError, ConfigError
 from adapt.core.limits import largest_file, memory_limit
+from adapt.core.store_places import is_being_made
 
 _GO_ON = "the same command goes on from there"
 _ADVICE = {
@@ -77,6 +79,40 @@ def faults_in_words(place: Path) -> Iterator[None]:
         if found is None:
             raise
         raise found from error
+
+
+@contextlib.contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Turn failures to write below `path` into one clear line.
+
+    Raises:
+        ConfigError: the place cannot be written to, it was there and vanished, or the disk is full.
+    """
+    was_there = path.exists() or any(is_being_made(place) for place in (path, *path.parents))
+    try:
+        yield
+    except OSError as error:
+        has_vanished = was_there and not path.exists()
+        found = fault_in(error, path) if has_vanished or error.errno not in (errno.ENOENT, errno.ENOTDIR) else None
+        if found is not None:
+            raise found from error
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place or free space") from error
+
+
+def refuse_closed(path: Path, named: str | None = None) -> None:
+    """Raise ConfigError where nothing could be made at or below `path`: a file is in the way, or its directory takes none.
+
+    A file is made there and removed, since permissions do not tell (of /proc, say). `named` is what the user gave.
+    """
+    there = next(place for place in [path.absolute(), *path.absolute().parents] if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return  # who needs room says how much
+        said = named or str(path)
+        raise ConfigError(f"{said}: cannot be written (at {there}: {error.strerror}); choose another place") from error
 
 
 def need_room(place: Path, n_bytes: int, what: str) -> None:

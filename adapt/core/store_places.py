@@ -25,6 +25,12 @@ def is_key(name: str) -> bool:
     return _KEY.fullmatch(name) is not None
 
 
+def is_being_made(path: Path) -> bool:
+    """Say whether a directory is one that an artifact is made in."""
+    key, ending = path.stem.removeprefix("."), path.suffix
+    return path.name.startswith(".") and ending in (NEW, WORK) and is_key(key)
+
+
 def beside(final: Path, ending: str) -> Path:
     """Return what belongs to making the artifact at `final`: `.<key><ending>`."""
     return final.with_name(f".{final.name}{ending}")

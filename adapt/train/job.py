@@ -12,7 +12,8 @@ from typing import Any
 
 from adapt.checkpoint.offload import OffloadConfig, OptimizerIn
 from adapt.checkpoint.weights import save_trained
-from adapt.core.artifacts import short_key, writable, write_atomically
+from adapt.core.artifacts import short_key, write_atomically
+from adapt.core.faults import writable
 from adapt.core.json_files import write_json
 from adapt.core.runtime import RankInfo, seed_for
 from adapt.core.typed import to_plain

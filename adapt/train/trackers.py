@@ -25,7 +25,7 @@ def open_tracker(config: TrackerConfig, identity: RunIdentity, is_main: bool) ->
     check_tracker(config)
     if not is_main or config.kind is TrackerKind.NONE:
         return NoTracker()
-    return GuardedTracker(lambda: _opened(config, identity), config.kind.value, identity.directory)
+    return GuardedTracker(lambda: _opened(config, identity), config.kind.value, identity.directory / config.kind.value)
 
 
 def _opened(config: TrackerConfig, identity: RunIdentity) -> Tracker:

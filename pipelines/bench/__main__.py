@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from adapt.core.artifacts import writable, write_atomically
+from adapt.core.artifacts import write_atomically
 from adapt.core.errors import AdaptError, ConfigError
+from adapt.core.faults import writable
 from pipelines.bench.contract import all_benchmarks
 from pipelines.ranks.launch import USER_ERROR_CODE
 

@@ -94,7 +94,17 @@ def name_of(letters: str) -> str:
 
 def shown_names(text: str) -> str:
     """Return a text of overrides with the names in it as they were typed."""
-    return re.sub(rf"{_LETTERS}[0-9a-f]+", lambda found: name_of(found[0]), re.sub(r"(^|,)\+\+", r"\1", text))
+    return with_names(re.sub(r"(^|,)\+\+", r"\1", text), str)
+
+
+def with_names(text: str, written: Callable[[str], str]) -> str:
+    """Return a text with the names that were handed on as letters, each as `written` writes it."""
+    return re.sub(rf"{_LETTERS}[0-9a-f]+", lambda found: written(name_of(found[0])), text)
+
+
+def shows_settings(words: Sequence[str]) -> bool:
+    """Say whether Hydra is asked to print settings, not to run."""
+    return any(word in ("--cfg", "-c") or word.startswith(("--cfg=", "-c=", _INFO)) for word in words)
 
 
 def _as_letters(name: str) -> str:

@@ -6,12 +6,14 @@ by `adapt.core.typed`, all problems at once. User errors of any kind, Hydra's ow
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import reduce
 from pathlib import Path
 from typing import Any, NoReturn
@@ -46,7 +48,9 @@ from pipelines.command_line.argument_words import (
     is_sweep,
     name_of,
     shown_names,
+    shows_settings,
     split_at_commas,
+    with_names,
 )
 from pipelines.command_line.help import help_of
 from pipelines.command_line.sweep import DIED, Outcome, begin, recorded, summary, taken_outcomes, verdict
@@ -123,7 +127,8 @@ def _command(config_name: str, act: Callable[[PipelineConfig, str | None], None]
 
     try:
         _register()
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
+        with _names_as_typed() if shows_settings(given) else nullcontext():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
         _end_sweep(taken_outcomes())
     except AdaptError as error:
         _leave(str(error))
@@ -139,6 +144,16 @@ def _command(config_name: str, act: Callable[[PipelineConfig, str | None], None]
             raise
         _leave(_first_line(error))  # whatever Hydra raises while it composes is about the command line
     sys.exit(0)
+
+
+@contextmanager
+def _names_as_typed() -> Iterator[None]:
+    """Write YAML that is printed with names of mappings as they were typed, in quotes where YAML wants some."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        yield
+    text = with_names(printed.getvalue(), lambda name: yaml.safe_dump(name, allow_unicode=True, width=sys.maxsize).splitlines()[0])
+    sys.stdout.write(text)
 
 
 class SweepStart(Callback):
@@ -294,7 +309,7 @@ def _walk(config: PipelineConfig, point: str | None) -> None:
     from pipelines.walk.tracked_runs import track
     from pipelines.walk.verdict import verdicts
 
-    done = walk(config, point)
+    done = walk(config, point, frozenset(word.lstrip("+").partition("=")[0] for word in HydraConfig.get().overrides.task))
     tables = (teachers_table(done), accuracy_table(done), criteria_table(done), coarse_table(done))
     ends = (*tables, verdicts(done), places(done), track(done))
     stream = sys.stderr if config.output == STANDARD else sys.stdout  # where rows go out, nothing else does

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from adapt.core.artifacts import writable, write_atomically
+from adapt.core.artifacts import write_atomically
 from adapt.core.errors import AdaptError
+from adapt.core.faults import writable
 
 logger = logging.getLogger("pipelines")
 DIED = "its process died without a word"

@@ -8,6 +8,7 @@ The only file that imports Bokeh.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,9 @@ _MOST_NAMED = 20
 _MOST_LISTED = 200
 _LONGEST_NAME = 36
 _PALETTE = ("#ffffcc", "#ffeda0", "#fed976", "#feb24c", "#fd8d3c", "#fc4e2a", "#e31a1c", "#bd0026", "#800026")
+_ITEMS = "const render_items = "  # what follows says which document and which place each chart has
+_DOCUMENT, _PLACE = re.compile(r'"docid":"([^"]+)"'), re.compile(r'<div id="([^"]+)"')
+_MODEL, _ROOT = re.compile(r'"id":"(p[0-9]+)"'), re.compile(r'"(p[0-9]+)"')
 COLOURS = ("#3b82f6", "#ef4444", "#22a34a", "#a855f7", "#ea7317", "#0891b2", "#8b8b8b", "#d6336c")
 
 
@@ -193,7 +197,7 @@ def heat_map(
 
 
 def drawn(charts: Sequence[Chart]) -> tuple[str, list[str]]:
-    """Return the script that draws charts, and a place for each in the page."""
+    """Return the script that draws charts, and a place for each in the page: the same ones for the same charts."""
     if not charts:
         return "", []
     page = Document()
@@ -201,7 +205,20 @@ def drawn(charts: Sequence[Chart]) -> tuple[str, list[str]]:
         for chart in charts:
             page.add_root(chart.drawing)
     script, places = components(tuple(chart.drawing for chart in charts))
-    return script, list(places)
+    return _with_fixed_ids(script, list(places))
+
+
+def _with_fixed_ids(script: str, places: list[str]) -> tuple[str, list[str]]:
+    """Count the ids up that Bokeh draws at random, and those that it counts on from what this process drew before."""
+    head, start, items = script.partition(_ITEMS)
+    names = dict.fromkeys([*_DOCUMENT.findall(items), *(_PLACE.findall("".join(places)))])
+    for number, name in enumerate(names):
+        head, items = head.replace(name, f"chart-{number}"), items.replace(name, f"chart-{number}")
+        places = [place.replace(name, f"chart-{number}") for place in places]
+    numbers = {name: f"p{number}" for number, name in enumerate(dict.fromkeys(_MODEL.findall(head)))}
+    head = _MODEL.sub(lambda found: f'"id":"{numbers[found[1]]}"', head)
+    items = _ROOT.sub(lambda found: f'"{numbers[found[1]]}"', items)
+    return head + start + items, [_ROOT.sub(lambda found: f'"{numbers[found[1]]}"', place) for place in places]
 
 
 def library() -> str:

@@ -13,19 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.core.artifacts import (
-    MANIFEST,
-    STORE,
-    UNLISTED,
-    Artifact,
-    open_artifact,
-    read_manifest,
-    refuse_closed,
-    sha256_of_file,
-    writable,
-)
+from adapt.core.artifacts import MANIFEST, STORE, UNLISTED, Artifact, open_artifact, read_manifest, sha256_of_file
 from adapt.core.errors import CheckpointError, ConfigError
-from adapt.core.faults import need_room
+from adapt.core.faults import need_room, refuse_closed, writable
 from adapt.core.progress import progress
 from adapt.core.store_locks import locked
 from adapt.core.store_places import LOCK, NEW, beside, is_artifact, recover, swap_in
@@ -75,7 +65,7 @@ class Delivery:
             raise ConfigError(f"{_KEY}: {self.place} belongs to the runs; name a directory of its own")
         if target.exists() and not target.is_dir():
             raise ConfigError(f"{_KEY}: {self.place} is a file; name a directory")
-        refuse_closed(target.parent)
+        refuse_closed(target.parent, f"{_KEY}={self.place}")
         there = sorted(entry.name for entry in target.iterdir()) if target.is_dir() else []
         if not there:
             return

@@ -21,7 +21,7 @@ from pipelines.stages.contract import Reads, Stage, Workshop, order_of, unkeyed
 from pipelines.stages.delivery import Delivery
 from pipelines.stages.evaluate import DECISION_FILE, adapted_artifact
 from pipelines.stages.export_card import card
-from pipelines.stages.gain import gain_of
+from pipelines.stages.gain import gain_of, in_a_sentence
 from pipelines.stages.models import weights_of
 from pipelines.stages.products import Adaptation, Evaluation
 from pipelines.stages.run import Run
@@ -88,7 +88,7 @@ class Export(Stage[ExportReads]):
             "evaluate": evaluated.digest,
         }
         write_json(result / "provenance.json", provenance)
-        gain = None if is_base else gain_of(model, evaluated)
+        gain = None if is_base else in_a_sentence(gain_of(model, evaluated))
         text = card(spec, Evaluation.of(evaluated).table, gain, reads.base, model)
         (result / README_FILE).write_text(text, encoding="utf-8")
         size = sum(p.stat().st_size for p in result.iterdir())

@@ -9,6 +9,7 @@ compared with the same method of the base, and the taught labeller with the unta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,60 +28,88 @@ _FEW_STEPS = 20
 _MORE_STEPS = "raise continue_pretrain.epochs or pseudo_label.selection.share"
 
 
-def gain_of(adapted: Artifact, evaluated: Artifact) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """One thing that a verdict says, with what belongs to it."""
+
+    text: str
+    details: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.text}: {', '.join(self.details)}" if self.details else self.text
+
+
+def in_a_sentence(parts: Sequence[Said]) -> str:
+    """Return a verdict as one sentence."""
+    return "; ".join(map(str, parts))
+
+
+def in_lines(parts: Sequence[Said]) -> str:
+    """Return a verdict as short lines, each of which says one thing; what is indented belongs to the line above."""
+    first, *others = parts
+    lines = [first.text, *(f"  {detail}" for detail in first.details)]
+    for part in others:
+        lines += [f"  {part.text}{':' if part.details else ''}", *(f"    {detail}" for detail in part.details)]
+    return "\n".join(lines)
+
+
+def gain_of(adapted: Artifact, evaluated: Artifact) -> list[Said]:
     """Return an adaptation's gain in words, by the answers of the evaluation that measured it."""
     made = Adaptation.of(adapted)
     if not made.is_adapted:
         if made.is_rolled_back:
-            return "rolled back, the base stands"
-        return "not adapted, there was no row to train on; raise pseudo_label.selection.share"
+            return [Said(text="rolled back, the base stands")]
+        return [Said(text="not adapted, there was no row to train on; raise pseudo_label.selection.share")]
     path, method = evaluated.path / ANSWERS_FILE, str(evaluated.config["evaluate"]["method"])
     gold, answers = pool_splits(read_json(path)) if path.is_file() else ({}, {})
     return gain_in_words(method, [label for labels in gold.values() for label in labels], answers, made.steps)
 
 
-def gain_in_words(method: str, gold: Sequence[str], answers: Mapping[tuple[str, str], Sequence[str]], steps: int) -> str:
+def gain_in_words(method: str, gold: Sequence[str], answers: Mapping[tuple[str, str], Sequence[str]], steps: int) -> list[Said]:
     """Return a method's gain in words after some steps of adaptation; `answers` are by (model, method)."""
     right = {who: _right_N(given, gold) for who, given in answers.items()}
     own, other = (ADAPTED, method), best_unadapted(right)
     if not gold or own not in right or other is None:
-        return "adapted, and not measured: no labelled rows; label some in dev"
+        return [Said(text="adapted, and not measured: no labelled rows; label some in dev")]
     gain = paired_difference(right[own], right[other])
     before = other[0] if other[0] == other[1] else " ".join(other)
-    said = f"{_word(gain, len(gold))}, {_points(gain)} on {len(gold)} rows: adapted {method} {100 * right[own].mean():.1f} %, "
-    said += f"best without adapting {100 * right[other].mean():.1f} % ({before})"
-    more = [*_over_taught(own, right), *_by_method(right), *_keeping_the_base(gain)]
-    return "; ".join([said, *more, *_warnings(method, answers, steps, len(gold))])
+    compared = (f"adapted {method} {100 * right[own].mean():.1f} %",
+                f"best without adapting {100 * right[other].mean():.1f} % ({before})")  # fmt: skip
+    said = Said(text=f"{_word(gain, len(gold))}, {_points(gain)} on {len(gold)} rows", details=compared)
+    return [
+        said, *_over_taught(own, right), *_by_method(right), *_keeping_the_base(gain),
+        *_warnings(method, answers, steps, len(gold)),
+    ]  # fmt: skip
 
 
-def _over_taught(own: tuple[str, str], right: Mapping[tuple[str, str], FloatArray]) -> list[str]:
+def _over_taught(own: tuple[str, str], right: Mapping[tuple[str, str], FloatArray]) -> list[Said]:
     """Compare the adapted model with the lexical labeller that was taught before it: what labelling gives without training."""
     taught = (ADAPTED, Method.LEXICAL.value)
     if taught not in right or own == taught:
         return []
-    return [f"over the taught lexical labeller by itself {_points(paired_difference(right[own], right[taught]))}"]
+    return [Said(text=f"over the taught lexical labeller by itself {_points(paired_difference(right[own], right[taught]))}")]
 
 
-def _keeping_the_base(gain: Difference) -> list[str]:
+def _keeping_the_base(gain: Difference) -> list[Said]:
     """Say how the base is exported where an adaptation lost."""
     if gain.includes_zero or gain.value > 0:
         return []
-    return ["to export the base as it is, give another run.name and 'stages=[evaluate,export]'"]
+    return [Said(text="to export the base as it is, give another run.name and 'stages=[evaluate,export]'")]
 
 
-def _by_method(right: Mapping[tuple[str, str], FloatArray]) -> list[str]:
+def _by_method(right: Mapping[tuple[str, str], FloatArray]) -> list[Said]:
     """Compare each method after adaptation with the same one before."""
     shared = [method for model, method in right if model == ADAPTED and (BASE, method) in right]
     gains = [f"{name} {_points(paired_difference(right[ADAPTED, name], right[BASE, name]))}" for name in shared]
     lexical = Method.LEXICAL.value
     if (ADAPTED, lexical) in right and (lexical, lexical) in right:
         gains.insert(0, f"{lexical} {_points(paired_difference(right[ADAPTED, lexical], right[lexical, lexical]))}")
-    return [f"by method, adapted over not adapted: {', '.join(gains)}"] if gains else []
+    return [Said(text="by method, adapted over not adapted", details=tuple(gains))] if gains else []
 
 
-def _warnings(method: str, answers: Mapping[tuple[str, str], Sequence[str]], steps: int, n_rows: int) -> list[str]:
+def _warnings(method: str, answers: Mapping[tuple[str, str], Sequence[str]], steps: int, n_rows: int) -> list[Said]:
     """Say why a comparison means little, each with the key to change."""
-    found = []
+    found: list[str] = []
     if n_rows < _ENOUGH_ROWS:
         found.append(f"{n_rows} rows tell only large gains: label more than {_ENOUGH_ROWS} in dev or few")
     of_one_label = [name for (model, name), given in answers.items() if model == ADAPTED and len(set(given)) == 1]
@@ -95,7 +124,7 @@ def _warnings(method: str, answers: Mapping[tuple[str, str], Sequence[str]], ste
         found.append(f"{steps} steps changed no answer: {_MORE_STEPS}, or continue_pretrain.optimizer.lr")
     elif steps < _FEW_STEPS:
         found.append(f"{steps} steps are few, so chance decides much: {_MORE_STEPS}")
-    return found
+    return [Said(text=text) for text in found]
 
 
 def _right_N(given: Sequence[str], gold: Sequence[str]) -> FloatArray:

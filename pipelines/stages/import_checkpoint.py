@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from adapt.checkpoint.hf_directory import artifact_of_files
 from adapt.checkpoint.vocabulary import check_vocabulary, open_tokenizer
-from adapt.core.artifacts import Artifact, writable
+from adapt.core.artifacts import Artifact
 from adapt.core.errors import AdaptError, CheckpointError, ConfigError
+from adapt.core.faults import writable
 from adapt.core.typed import to_plain
 from adapt.model.config import GPTConfig
 from adapt.text.contract import TextTokenizer

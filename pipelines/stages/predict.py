@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from adapt.core.artifacts import Artifact, writable, write_atomically
+from adapt.core.artifacts import Artifact, write_atomically
 from adapt.core.errors import ConfigError, DataError
-from adapt.core.faults import need_room
+from adapt.core.faults import need_room, writable
 from adapt.core.json_files import json_text, read_object
 from adapt.core.progress import progress
 from adapt.core.runtime import ONCE, generator_for

@@ -86,7 +86,7 @@ class PromptSearch(Stage[PromptSearchReads]):
     """Judge the prompts of `prompt_search.file`, or the task's own."""
 
     name = NAME
-    version = 2  # prompts of Hugging Face bases are one text
+    version = 3  # the same figures are the same bytes
 
     def reads(self, run: Run, task: TaskConfig | None) -> PromptSearchReads:
         """Raise ConfigError where an entry of the file is malformed."""

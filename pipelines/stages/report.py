@@ -17,7 +17,7 @@ from pipelines.report_page.charts import Interval, interval_chart
 from pipelines.report_page.page import Section, page, table
 from pipelines.stages.answers import Answers
 from pipelines.stages.contract import Reads, Stage, Workshop
-from pipelines.stages.gain import gain_of
+from pipelines.stages.gain import gain_of, in_a_sentence
 from pipelines.stages.products import REPORT_FILE, Adaptation, Evaluation
 from pipelines.stages.report_answers import accuracy_sentence, answers_section, chance_sentence
 from pipelines.stages.report_training import labels_section, training_section
@@ -52,7 +52,7 @@ class Report(Stage[ReportReads]):
     """Draw whatever the run has so far."""
 
     name = NAME
-    version = 2  # answers in detail, values on hover
+    version = 3  # the same figures are the same bytes
     is_per_task = False
 
     def reads(self, run: Run, task: TaskConfig | None) -> ReportReads:
@@ -144,7 +144,7 @@ def _outcome(found: Mapping[str, Artifact], answers: Answers) -> str:
     adapted, evaluated = found.get(f"continue_pretrain/{answers.task}"), found[f"evaluate/{answers.task}"]
     if adapted is None or "continue_pretrain" not in evaluated.inputs:
         return f"{answers.task}: {accuracy_sentence(answers)} {chance_sentence(answers)}"
-    return f"{answers.task}: {gain_of(adapted, evaluated)}. {chance_sentence(answers)}"
+    return f"{answers.task}: {in_a_sentence(gain_of(adapted, evaluated))}. {chance_sentence(answers)}"
 
 
 def _forgetting(found: Mapping[str, Artifact]) -> list[str]:

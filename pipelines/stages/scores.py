@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from adapt.checkpoint.offload import OffloadConfig
-from adapt.core.artifacts import Artifact, StageKey, writable, write_atomically
+from adapt.core.artifacts import Artifact, StageKey, write_atomically
 from adapt.core.errors import DataError
-from adapt.core.faults import need_room
+from adapt.core.faults import need_room, writable
 from adapt.core.json_files import json_text, read_object
 from adapt.core.precision import Precision
 from adapt.core.progress import progress

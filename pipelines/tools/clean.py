@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapt.core.artifacts import STORE, refuse_closed
+from adapt.core.artifacts import STORE
 from adapt.core.errors import ConfigError, shown
-from adapt.core.faults import said_bytes
+from adapt.core.faults import refuse_closed, said_bytes
 from adapt.core.store_removal import remove
 from adapt.core.store_survey import Link, Removable, Stored, Survey, survey
 from pipelines.config.schema import CleanConfig, PipelineConfig

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from adapt.core.artifacts import writable, write_atomically
+from adapt.core.artifacts import write_atomically
 from adapt.core.errors import AdaptError, ConfigError
+from adapt.core.faults import writable
 from adapt.core.json_files import read_object
 from pipelines.ranks.launch import USER_ERROR_CODE
 from pipelines.tools.gpu_correctness import CHECKS

@@ -20,8 +20,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapt.core.artifacts import writable
 from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.faults import writable
 from adapt.core.precision import Precision
 
 _BEGINNINGS = ("The capital of France is", "Water boils at", "Once upon a time, there was", "1, 2, 3, 4,")

@@ -31,6 +31,7 @@ Exit code 0, or 2 after one line for a mistake; then nothing was written.
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import sys
@@ -47,6 +48,7 @@ from adapt.core.errors import ConfigError, DataError
 from adapt.text.rows.contract import Quotes, RowsFile
 from adapt.text.rows.reading import endings_of, open_rows, rows_of
 from adapt.text.tokenizer_health import Finding, Level, findings_on, health_of, is_spaced
+from pipelines.config.label_settings import PseudoLabelConfig
 from pipelines.config.locations import demo_dir
 from pipelines.stages.models import open_model_artifact, weights_of
 from pipelines.tools.init_answers import Answers, Terminal, answers_for
@@ -58,7 +60,9 @@ from pseudo_label.splits import refuse_no_name
 from pseudo_label.tasks import TaskConfig, TaskRow, load_task, row_from
 
 _LOOKED_AT_ROWS = 2000
-_FEW_ROWS = 4000  # below, batches are small, so that there are enough steps
+_FEW_ROWS = 4000  # below, batches are small and epochs many, so that there are enough steps
+_BATCH_ROWS, _ENOUGH_STEPS, _MOST_EPOCHS, _USUAL_EPOCHS = 8, 40, 20, 2
+_LEAST_ROWS = 200  # of texts to adapt on; below, more are advised
 _STAGES = "stages=[pseudo_label,continue_pretrain,evaluate,export,report]"
 
 
@@ -176,6 +180,8 @@ def _told(config: InitConfig, new: NewTask, findings: Sequence[Finding], written
         )
     if len(new.texts) == 2 and new.alike is None:
         lines.append("advice: alike=LABEL, the label of texts that mean the same, lets common characters or words label too")
+    if written.unlabeled < _LEAST_ROWS:
+        lines.append(f"advice: {written.unlabeled:,} rows to adapt on are few; add more texts, which need no labels")
     lines += ["", "adapt the base to it:", f"  {run_command(config, written, is_hugging_face=is_hugging_face)}"]
     lines += ["then label rows:", f"  {predict_command(config)}"]
     return "\n".join(lines) + "\n"
@@ -187,8 +193,18 @@ def run_command(config: InitConfig, written: Written, *, is_hugging_face: bool) 
     words = [f"run.name={config.name}", f"task={config.name}", f"task_dir={config.task_dir}", f"data.root={config.root}"]
     words += ["model=hf", f"model.path={base}"] if is_hugging_face else [f"checkpoint={base}"]
     words.append(_STAGES)
-    words += ["continue_pretrain.batch_rows=8"] if written.unlabeled < _FEW_ROWS else []
-    return shlex.join(["python", "-m", "pipelines.run", *words])
+    return shlex.join(["python", "-m", "pipelines.run", *words, *_enough_steps(written.unlabeled)])
+
+
+def _enough_steps(n_rows: int) -> list[str]:
+    """Return the settings by which so many rows are trained in enough steps; none where the usual ones do."""
+    if n_rows >= _FEW_ROWS:
+        return []
+    settings = PseudoLabelConfig()
+    selected = n_rows * (1 - settings.held_out_share) * settings.selection.share
+    epochs = min(math.ceil(_ENOUGH_STEPS * _BATCH_ROWS / selected), _MOST_EPOCHS)
+    words = [f"continue_pretrain.batch_rows={_BATCH_ROWS}"]
+    return [*words, f"continue_pretrain.epochs={epochs}"] if epochs > _USUAL_EPOCHS else words
 
 
 def predict_command(config: InitConfig) -> str:

@@ -82,6 +82,7 @@ def answers_for(
         terminal.say(described(name, found))
     texts = _texts(name, found, text, guessed_texts, terminal)
     column = _label_column(name, found, texts, label, guessed_label, terminal)
+    _refuse_spaced(name, found, column)
     given = _labels_of(labels) if labels is not None else _asked_labels(found, column, terminal)
     if len(given) < 2:
         raise ConfigError(f"labels: needs at least two classes, has {len(given)}; write 'labels={{0: WORD, 1: WORD}}'")
@@ -131,9 +132,9 @@ def _refuse_missing(
     if label is None and column is not None:
         wanted.append(f"label={column}")
     if labels is None:
-        named = found.columns[column].labels if column is not None and label is None else []
-        if label is not None and label in found.columns:
-            named = found.columns[label].labels
+        meant = column if label is None else label if label in found.columns else None
+        _refuse_spaced(name, found, meant)
+        named = [] if meant is None else found.columns[meant].labels
         words = ", ".join(f"{value}: {value if _has_letters(value) else 'WORD'}" for value in named[:_SHOWN_VALUES])
         more = ", ..." if len(named) > _SHOWN_VALUES else ""
         wanted.append(f"labels={{{words}{more}}}" if named else "labels=[WORD, WORD]")
@@ -259,6 +260,18 @@ def _refuse_words(given: Sequence[NewLabel]) -> None:
                 raise ConfigError(f"labels: '{said[word]}' and '{item.name}' have the word '{word}' in common; give each its own")
 
 
+def _refuse_spaced(name: str, found: Survey, column: str | None) -> None:
+    """Raise ConfigError where labels have spaces around them, with which they would be other labels."""
+    values = None if column is None else found.columns[column].values
+    spaced = [value for value in values or () if value != value.strip()]
+    if values and spaced:
+        count = sum(values[value] for value in spaced)
+        raise ConfigError(
+            f"label={column}: {name} has labels with spaces around them in {count:,} rows ('{spaced[0]}'); "
+            "take them out of the file"
+        )
+
+
 def _refuse_unnamed(name: str, found: Survey, column: str, given: Sequence[NewLabel]) -> None:
     """Raise ConfigError where rows have a label that is not among those given, or the column has too many values for labels."""
     values = found.columns[column].values
@@ -269,10 +282,9 @@ def _refuse_unnamed(name: str, found: Survey, column: str, given: Sequence[NewLa
         try:
             label_of(value, words, None)
         except NoLabel as error:
-            remedy = f"and {error}; name it"
-            if str(value) != str(value).strip():
-                remedy = "with spaces around it; take them out of the file"
-            raise ConfigError(f"labels: column '{column}' of {name} has '{value}' in {count:,} rows, {remedy}") from error
+            raise ConfigError(
+                f"labels: column '{column}' of {name} has '{value}' in {count:,} rows, and {error}; name it"
+            ) from error
     if not any(label_of(value, words, None) for value in values):
         raise ConfigError(
             f"labels: column '{column}' of {name} has none of them; it has: {', '.join(list(values)[:_SHOWN_VALUES])}"

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from adapt.core.artifacts import refuse_closed, writable
 from adapt.core.errors import ConfigError, DataError
+from adapt.core.faults import refuse_closed, writable
 from adapt.core.runtime import generator_for
 from adapt.text.rows.contract import RowsFile
 from adapt.text.rows.reading import rows_of

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from adapt.checkpoint.vocabulary import check_vocabulary, open_tokenizer
-from adapt.core.artifacts import writable
 from adapt.core.errors import ConfigError
+from adapt.core.faults import writable
 from pipelines.config.schema import PipelineConfig
 from pipelines.stages.run import Run
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapt.checkpoint.weights import record_sums
-from adapt.core.artifacts import MANIFEST, is_artifact, writable
+from adapt.core.artifacts import MANIFEST, is_artifact
 from adapt.core.errors import CheckpointError
+from adapt.core.faults import writable
 
 
 @dataclass(frozen=True, kw_only=True)

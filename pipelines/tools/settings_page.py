@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapt.core.artifacts import writable
+from adapt.core.faults import writable
 from adapt.core.settings import Leaf
 from pipelines.config.commands import COMMANDS
 from pipelines.config.described import GROUPS, choices_of, default_groups, default_of, keys, router_keys, says, sections, type_of

@@ -17,8 +17,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from adapt.core.artifacts import STORE, Artifact, artifact_at, writable, write_atomically
+from adapt.core.artifacts import STORE, Artifact, artifact_at, write_atomically
 from adapt.core.errors import CheckpointError, ConfigError, shown
+from adapt.core.faults import writable
 from adapt.core.json_files import read_json, read_lines
 from adapt.core.registry import suggest
 from pipelines.config.schema import PipelineConfig

@@ -28,8 +28,9 @@ from typing import Any
 
 from adapt.checkpoint.hf_directory import CONFIG_FILE
 from adapt.checkpoint.vocabulary import open_tokenizer, tokenizer_of
-from adapt.core.artifacts import refuse_closed, writable, write_atomically
+from adapt.core.artifacts import write_atomically
 from adapt.core.errors import ConfigError
+from adapt.core.faults import refuse_closed, writable
 from adapt.core.json_files import json_text
 from adapt.core.runtime import generator_for
 from adapt.text.contract import TextTokenizer

@@ -15,11 +15,12 @@ from pseudo_label.tasks import TaskConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Ahead:
-    """A walk that is about to start: its stages by name, in their order, and its tasks."""
+    """A walk that is about to start: its stages by name, in their order, its tasks, and the keys given on the command line."""
 
     run: Run
     stages: list[str]
     tasks: list[TaskConfig]
+    given: frozenset[str]
 
     @property
     def config(self) -> PipelineConfig:

@@ -23,8 +23,8 @@ logger = logging.getLogger("pipelines")
 _BASE_STAGES = ("tokenizer", "pretrain")
 
 
-def walk(config: PipelineConfig, point: str | None = None) -> Run:
-    """Run the configured stages in order; `point` names one point of a sweep.
+def walk(config: PipelineConfig, point: str | None = None, given: frozenset[str] = frozenset()) -> Run:
+    """Run the configured stages in order; `point` names one point of a sweep, `given` are the keys on the command line.
 
     Raises:
         AdaptError: a user error, before or while a stage runs; finished stages keep their artifacts.
@@ -42,7 +42,7 @@ def walk(config: PipelineConfig, point: str | None = None) -> Run:
     is_direct_prediction = config.checkpoint is not None and config.stages == ["predict"]
     needs_tasks = any(stage.is_per_task for stage in wanted) and not is_direct_prediction
     tasks = current.tasks() if needs_tasks else []
-    check_ahead(current, names, tasks)
+    check_ahead(current, names, tasks, given)
     for stage in wanted:
         for task in tasks if stage.is_per_task and tasks else [None]:
             if stage.name == "pseudo_label" and task is not None:

@@ -32,19 +32,20 @@ from pseudo_label.prompts import Prompt, parse_template
 from pseudo_label.tasks import TaskConfig, iterate_split, read_split, split_path
 from pseudo_label.teachers.file import read_label_file
 
+_METHOD = "evaluate.method"
 _LABELLING = ("label_tree", "pseudo_label")
 _ON_A_BASE = ("label_tree", "prompt_search", "pseudo_label", "continue_pretrain", "evaluate", "export")
 
 logger = logging.getLogger("pipelines")
 
 
-def check_ahead(run: Run, stages: list[str], tasks: list[TaskConfig]) -> None:
+def check_ahead(run: Run, stages: list[str], tasks: list[TaskConfig], given: frozenset[str]) -> None:
     """Refuse now what a later stage of this walk would refuse.
 
     Raises:
         AdaptError: the same error that the stage would raise.
     """
-    ahead = Ahead(run=run, stages=stages, tasks=tasks)
+    ahead = Ahead(run=run, stages=stages, tasks=tasks, given=given)
     for check in CHECKS:
         check(ahead)
 
@@ -305,6 +306,20 @@ def check_export(ahead: Ahead) -> None:
         refuse_form(ahead.config.export.form, ahead.config.continue_pretrain.trains)
 
 
+def check_method(ahead: Ahead) -> None:
+    """A method that is asked for when exporting is the one that the run's evaluation decided by, which is what is exported."""
+    wanted = ahead.config.evaluate.method.value
+    if not ahead.has("export") or ahead.has("evaluate") or _METHOD not in ahead.given:
+        return
+    for task in ahead.tasks:
+        decided = str(ahead.run.require("evaluate", task).config["evaluate"]["method"])
+        if decided != wanted:
+            raise ConfigError(
+                f"{_METHOD}={wanted}: the evaluation of '{task.name}' decided by {decided}, and an export answers as it did; run "
+                f"`python -m pipelines.evaluate` with {_METHOD}={wanted} first, or leave it out"
+            )
+
+
 def check_words(ahead: Ahead) -> None:
     """The base's tokenizer knows the tasks' words and tells them apart, and has a mask where labels are masked."""
     if not (ahead.asks_model_to_label or ahead.has("continue_pretrain", "evaluate")) or ahead.makes_its_base:
@@ -353,6 +368,7 @@ CHECKS: tuple[Callable[[Ahead], None], ...] = (
     check_input,
     check_own_model,
     check_earlier_stages,
+    check_method,
     check_adaptation,
     check_words,
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adapt.core.errors import ConfigError
-from adapt.core.faults import fault_in, faults_in_words, need_room, said_bytes
+from adapt.core.faults import fault_in, faults_in_words, need_room, refuse_closed, said_bytes, writable
 from adapt.core.limits import _of_groups, largest_file
 
 
@@ -46,6 +46,30 @@ def test_a_directory_that_vanished_is_named_and_a_file_that_was_never_made_is_no
     assert "vanished" in str(fault_in(gone, tmp_path / "gone"))
     assert fault_in(FileNotFoundError(errno.ENOENT, "No such file", str(tmp_path / "file")), tmp_path) is None
     assert fault_in(KeyError("a fault of the program's"), tmp_path) is None
+
+
+def test_what_vanished_is_told_from_what_can_never_be_made(tmp_path: Path) -> None:
+    work = tmp_path / "store" / "stage" / f".{'0a' * 10}.work"
+    for place in (tmp_path / "gone", work):  # the second one was made, and is gone already
+        place.mkdir(parents=True, exist_ok=True)
+        if place is work:
+            place.rmdir()
+        with pytest.raises(ConfigError, match="vanished while the command worked there"), writable(place):
+            if place.exists():
+                place.rmdir()
+            (place / "file").write_text("a", encoding="utf-8")
+    with pytest.raises(ConfigError, match="cannot be written"), writable(tmp_path / "never"):
+        (tmp_path / "never" / "file").write_text("a", encoding="utf-8")
+
+
+def test_a_place_that_takes_no_files_is_refused_whatever_its_permissions_say(tmp_path: Path) -> None:
+    refuse_closed(tmp_path / "new" / "deep")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("a", encoding="utf-8")
+    for place in (tmp_path / "file" / "x", Path("/proc/x")):
+        if place.parent.exists():
+            with pytest.raises(ConfigError, match=f"{place}: cannot be written .at {place.parent}: .*; choose another place"):
+                refuse_closed(place)
 
 
 def test_room_is_asked_for_before_anything_is_written(tmp_path: Path) -> None:

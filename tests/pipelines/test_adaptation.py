@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -87,8 +88,10 @@ def test_what_an_adaptation_does_to_another_task_is_measured_on_the_same_rows(
 def test_a_run_ends_with_a_verdict_on_each_task(smallest_run: Path) -> None:
     output = (smallest_run.parent / "output.txt").read_text(encoding="utf-8").splitlines()
     for task in TASKS:
-        (line,) = [line for line in output if line.startswith(f"{task}: ") and "best without adapting" in line]
-        assert " points [" in line and " rows: adapted combined " in line and "; general perplexity " in line and " % [" in line
+        (start,) = [n for n, line in enumerate(output) if line.startswith(f"{task}: ") and " points [" in line]
+        lines = [output[start], *takewhile(lambda line: line.startswith("  "), output[start + 1 :])]
+        for begins in ("  adapted combined ", "  best without adapting ", "  by method, ", "    raw ", "  general perplexity "):
+            assert len([line for line in lines if line.startswith(begins)]) == 1, begins
 
 
 def test_the_gate_stops_a_run_or_lets_it_pass() -> None:

@@ -155,6 +155,14 @@ def test_an_unknown_key_at_any_depth_suggests_the_nearest(word: str, words: list
     refused("run", [word], words, monkeypatch, capsys)
 
 
+def test_settings_are_printed_with_names_as_typed(monkeypatch: Patch, capsys: Capture) -> None:
+    code, said = in_process("run", ["--cfg=job", "pretrain.repeats.新闻=2", "pretrain.repeats.1:30=3"], monkeypatch, capsys)
+    assert code == 0
+    assert "  repeats:\n    新闻: 2\n    '1:30': 3\n" in said
+    assert "__name_" not in said
+    assert "++pretrain.repeats.新闻=2" in in_process("run", ["--cfg=all", "pretrain.repeats.新闻=2"], monkeypatch, capsys)[1]
+
+
 @pytest.mark.parametrize("key", ["task_dir", "data.root", "checkpoint"])
 @pytest.mark.parametrize("is_file", [False, True])
 def test_a_place_that_is_no_directory_is_named_before_anything_is_built(

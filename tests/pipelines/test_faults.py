@@ -13,14 +13,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.command_line import ROOT, SMALLEST, command, digests, in_fp32, in_process
-from tests.support.fault_trial import FAULTS, FAULTS_OF_TRAINING, LATER, STAGES
+from tests.support.command_line import ROOT, SMALLEST, command, digests, digests_of_artifacts, in_fp32, in_process
+from tests.support.fault_trial import COMMANDS, FAULTS, FAULTS_OF_TRAINING, LATER, STAGES, TRACKER, UNDISTURBED
+from tests.support.foreign_checkpoints import Foreign, make_weights, write_pai
 from tests.support.small_disk import NOT_PERMITTED
+from tests.support.wandb_files import read_offline
 
 CODES = {"full": [2], "read-only": [2], "vanished": [2], "SIGKILL": [-9], "SIGTERM": [143], "two at once": [0, 0]}
+FOREIGN = Foreign(experts=(3, 4), is_residual=True, has_network=True)
 MADE_AGAIN = {("general_text", "vanished"): [0]}  # the data set's writer makes its directory again
 
 
@@ -56,11 +60,21 @@ def test_a_refusal_that_its_own_log_has_no_room_for_still_ends_with_its_code() -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != TRACKER])
 def test_a_stage_under_each_fault_says_one_line_and_the_same_command_makes_the_same_bits(
     stage: str, smallest_run: Path, tmp_path: Path
 ) -> None:
-    check_faults(stage, FAULTS, smallest_run, tmp_path)
+    check_faults(stage, FAULTS, made_by(smallest_run), smallest_run, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", COMMANDS)
+def test_a_stage_of_no_walk_under_each_fault_too(stage: str, smallest_run: Path, tmp_path: Path) -> None:
+    write_pai(tmp_path / "theirs", FOREIGN, make_weights(FOREIGN))
+    [undisturbed] = seen_of(stage, (UNDISTURBED,), smallest_run, tmp_path)
+    assert undisturbed["codes"] == [0], undisturbed["said"]
+    assert any(name.startswith(f"store/{stage}/") for name in undisturbed["digests"])
+    check_faults(stage, FAULTS, undisturbed["digests"], smallest_run, tmp_path)
 
 
 @pytest.mark.slow
@@ -68,31 +82,58 @@ def test_a_stage_under_each_fault_says_one_line_and_the_same_command_makes_the_s
 def test_training_under_a_fault_after_its_first_state_says_one_line_and_goes_on_to_the_same_bits(
     stage: str, smallest_run: Path, tmp_path: Path
 ) -> None:
-    check_faults(stage, FAULTS_OF_TRAINING, smallest_run, tmp_path)
+    check_faults(stage, FAULTS_OF_TRAINING, made_by(smallest_run), smallest_run, tmp_path)
 
 
-def check_faults(stage: str, faults: tuple[str, ...], smallest_run: Path, tmp_path: Path) -> None:
-    """Try a stage under faults in a mount namespace, and compare what was seen with what an undisturbed run made."""
+@pytest.mark.slow
+def test_a_tracker_whose_place_fails_is_one_warning_and_the_same_command_tracks_all(smallest_run: Path, tmp_path: Path) -> None:
+    expected = made_by(smallest_run)
+    for case in seen_of(TRACKER, FAULTS_OF_TRAINING, smallest_run, tmp_path):
+        [code], [said] = case["codes"], case["said"]
+        assert (code, case["code again"]) == (0, 0), (case["fault"], said, case["said again"])
+        assert "Traceback" not in said + case["said again"]
+        gave_up = [line for line in said.splitlines() if line.startswith("tracker=wandb: gave up (")]
+        assert 1 <= len(gave_up) <= 2, (case["fault"], said)  # while it trained, and again when the walk ended
+        assert all(f"{tmp_path}/disk/run/demo/wandb" in line for line in gave_up), gave_up
+        assert "tracker=wandb" not in case["said again"], case["said again"]
+        found = {name: digest for name, digest in case["digests"].items() if not name.startswith("store/report/")}  # names trackers
+        assert found == {name: expected[name] for name in found}, case["fault"]
+        [tracked] = (tmp_path / f"tracked {case['fault']}").glob("offline-run-*")
+        run = read_offline(tracked)
+        assert run.steps == case["steps"] and "verdict" in run.summary
+
+
+def made_by(finished: Path) -> dict[str, str]:
+    return digests(finished.parent) | digests_of_artifacts(finished.parent)
+
+
+def seen_of(stage: str, faults: tuple[str, ...], smallest_run: Path, tmp_path: Path) -> list[dict[str, Any]]:
+    """Try a stage under faults in a mount namespace of its own; return what was seen of each."""
     if sys.platform != "linux" or shutil.which("unshare") is None:
         pytest.skip("no mount namespaces here")
     disk, report = tmp_path / "disk", tmp_path / "report.json"
-    disk.mkdir()
+    disk.mkdir(exist_ok=True)
     line = ["unshare", "--map-root-user", "--mount", sys.executable, "-m", "tests.support.fault_trial", str(disk)]
     line += [str(smallest_run.parent), json.dumps(in_fp32(SMALLEST)), str(report), *(f"{stage}:{fault}" for fault in faults)]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=580)
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=3600)
     if done.returncode == NOT_PERMITTED or "unshare" in done.stderr:
         pytest.skip(f"mounting is not permitted here {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
-    expected = digests(smallest_run.parent)
-    seen = json.loads(report.read_text(encoding="utf-8"))
+    seen: list[dict[str, Any]] = json.loads(report.read_text(encoding="utf-8"))
     assert [case["fault"] for case in seen] == list(faults)
-    for case in seen:
+    return seen
+
+
+def check_faults(stage: str, faults: tuple[str, ...], expected: dict[str, str], smallest_run: Path, tmp_path: Path) -> None:
+    """Try a stage under faults, and compare what was seen with what an undisturbed run made."""
+    for case in seen_of(stage, faults, smallest_run, tmp_path):
         said = "".join(case["said"])
         expected_codes = MADE_AGAIN.get((stage, case["fault"]), CODES[case["fault"].removesuffix(LATER)])
         assert case["codes"] == expected_codes, (case["fault"], said)
         assert "Traceback" not in said, said
         if case["codes"] == [2]:
             assert said.splitlines()[-1].startswith("error: /"), said
+            assert case["fault"].startswith("vanished") == ("vanished while the command worked" in said.splitlines()[-1]), said
         assert case["code again"] == 0, (case["fault"], case["said again"])
         assert case["digests"] == {name: expected[name] for name in case["digests"]}, case["fault"]
         assert case["left"] == []

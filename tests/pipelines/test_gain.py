@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.stages.gain import gain_in_words
+from pipelines.stages.gain import gain_in_words, in_a_sentence, in_lines
 from pipelines.stages.products import HeldOut, Part, Training
 
 GOLD = ["good", "bad"] * 60
@@ -17,7 +17,7 @@ def test_the_gain_is_over_the_best_without_adapting_and_beside_it_by_method() ->
         ("lexical", "lexical"): ALL_GOOD, ("base", "raw"): HALF, ("base", "prior"): HALF,
         ("adapted", "raw"): HALF, ("adapted", "prior"): GOLD,
     }  # fmt: skip
-    said = gain_in_words("prior", GOLD, answers, 200)
+    said = in_a_sentence(gain_in_words("prior", GOLD, answers, 200))
     assert said.startswith("gained, +50.0 points [")
     assert "on 120 rows: adapted prior 100.0 %, best without adapting 50.0 % (lexical); " in said
     assert "by method, adapted over not adapted: raw +0.0 points [+0.0, +0.0], prior +50.0 points [" in said
@@ -25,17 +25,36 @@ def test_the_gain_is_over_the_best_without_adapting_and_beside_it_by_method() ->
     assert "every answer" not in said
 
 
+def test_a_terminal_gets_lines_that_each_say_one_thing() -> None:
+    taught = ["good", "bad", "bad", "good"] * 30
+    answers = {("lexical", "lexical"): ALL_GOOD, ("base", "raw"): HALF, ("adapted", "raw"): GOLD, ("adapted", "lexical"): taught}
+    lines = in_lines(gain_in_words("raw", GOLD[:20], {who: given[:20] for who, given in answers.items()}, 3)).splitlines()
+    assert [line.partition(" [")[0] for line in lines] == [
+        "gained, +50.0 points",
+        "  adapted raw 100.0 %",
+        "  best without adapting 50.0 % (lexical)",
+        "  over the taught lexical labeller by itself +50.0 points",
+        "  by method, adapted over not adapted:",
+        "    lexical +0.0 points",
+        "    raw +50.0 points",
+        "  20 rows tell only large gains: label more than 100 in dev or few",
+        "  3 steps are few, so chance decides much: raise continue_pretrain.epochs or pseudo_label.selection.share",
+    ]
+    assert max(map(len, lines)) < 110
+    assert in_lines(gain_in_words("raw", [], {}, 9)) == in_a_sentence(gain_in_words("raw", [], {}, 9))
+
+
 def test_the_taught_lexical_labeller_is_compared_with_the_one_before() -> None:
     answers = {("lexical", "lexical"): HALF, ("base", "raw"): HALF, ("adapted", "lexical"): GOLD, ("adapted", "raw"): HALF}
-    said = gain_in_words("raw", GOLD, answers, 200)
+    said = in_a_sentence(gain_in_words("raw", GOLD, answers, 200))
     assert "best without adapting 50.0 % (lexical); over the taught lexical labeller by itself -50.0 points [" in said
     assert "by method, adapted over not adapted: lexical +50.0 points [" in said
-    by_itself = gain_in_words("lexical", GOLD, answers, 200)
+    by_itself = in_a_sentence(gain_in_words("lexical", GOLD, answers, 200))
     assert by_itself.startswith("gained, +50.0 points") and "by itself" not in by_itself
 
 
 def test_a_loss_says_how_the_base_is_exported() -> None:
-    said = gain_in_words("raw", GOLD, {("base", "raw"): GOLD, ("adapted", "raw"): HALF}, 200)
+    said = in_a_sentence(gain_in_words("raw", GOLD, {("base", "raw"): GOLD, ("adapted", "raw"): HALF}, 200))
     assert said.startswith("lost, -50.0 points")
     assert "to export the base as it is, give another run.name and 'stages=[evaluate,export]'" in said
 
@@ -53,13 +72,13 @@ def test_a_comparison_that_means_little_says_why_and_what_to_change(
     own: list[str], n_rows: int, steps: int, words: list[str]
 ) -> None:
     answers = {("base", "raw"): HALF[:n_rows], ("adapted", "raw"): own[:n_rows]}
-    said = gain_in_words("raw", GOLD[:n_rows], answers, steps)
+    said = in_a_sentence(gain_in_words("raw", GOLD[:n_rows], answers, steps))
     for word in words:
         assert word in said
 
 
 def test_answers_that_cannot_be_compared_say_so() -> None:
-    assert "no labelled rows" in gain_in_words("raw", [], {}, 200)
+    assert "no labelled rows" in in_a_sentence(gain_in_words("raw", [], {}, 200))
 
 
 def test_the_loss_of_the_text_is_said_apart_from_that_of_the_prompt() -> None:

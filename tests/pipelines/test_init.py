@@ -253,11 +253,34 @@ def test_mistakes_are_one_line_and_write_nothing(place: Path, words: list[str], 
     assert [path.name for path in place.iterdir()] == ["reviews.csv"]
 
 
-def test_a_label_with_spaces_around_it_says_what_to_do(place: Path) -> None:
+def test_labels_with_spaces_around_them_say_what_to_do_before_anybody_is_asked_for_words(place: Path) -> None:
     rows = [{**row, "stars": f"{row['stars']} "} if number == 0 and row["stars"] else row for number, row in enumerate(reviews(60))]
     table(place / "reviews.csv", rows)
-    said = refusal("data=reviews.csv", "text=review", "label=stars", f"labels={WORDS.removeprefix('labels=')}")
-    assert "in 1 rows, with spaces around it; take them out of the file" in said
+    says = "label=stars: reviews.csv has labels with spaces around them in 1 rows ('0 '); take them out of the file"
+    assert says in refusal("data=reviews.csv", "text=review", "label=stars", WORDS)
+    assert says in refusal("data=reviews.csv", "text=review")
+    person = Person("", "")
+    with pytest.raises(AdaptError) as caught:
+        made("data=reviews.csv", person=person)
+    assert says in str(caught.value)
+    assert not person.answers and not any("Words for" in heard for heard in person.heard)
+
+
+@pytest.mark.parametrize("n_rows", [40, 90, 100, 300, 1000, 3000])
+def test_the_printed_command_trains_a_small_file_for_enough_steps(
+    n_rows: int, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table(place / "reviews.csv", reviews(n_rows))
+    made("data=reviews.csv", "text=review", "label=stars", WORDS)
+    out = capsys.readouterr().out
+    config = composed("run", walk_words(commands(out)[0]))
+    n_unlabeled = len(rows_in(Path("mydata/reviews/unlabeled.jsonl")))
+    n_held_out = round(config.pseudo_label.held_out_share * n_unlabeled)
+    n_selected = round(config.pseudo_label.selection.share * (n_unlabeled - n_held_out))
+    epochs = config.continue_pretrain.epochs or 2.0
+    assert epochs * n_selected / config.continue_pretrain.batch_rows >= 20
+    assert epochs <= 20
+    assert (f"{n_unlabeled:,} rows to adapt on are few" in out) == (n_unlabeled < 200)
 
 
 def test_words_that_the_base_cannot_tell_apart_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,8 +327,9 @@ def test_from_a_table_to_labelled_rows(place: Path, capsys: pytest.CaptureFixtur
     walk, predict = commands(capsys.readouterr().out)
     places = [f"run.dir={place}/runs", f"task_dir={place}/mytasks", f"data.root={place}/mydata"]
     words = [word for word in walk[3:] if word.partition("=")[0] not in ("task_dir", "data.root")]
-    done = run("run", *words, *places, "continue_pretrain.epochs=1")
+    done = run("run", *words, *places)
     assert done.returncode == 0, done.stderr
+    assert "reviews: " in done.stdout and "steps are few" not in done.stdout
     assert f"export: {place}/runs/reviews/export/reviews" in done.stdout + done.stderr
     export = [f"checkpoint={place}/{predict[3].partition('=')[2]}", f"input={place}/reviews.csv", f"output={place}/labelled.csv"]
     done = run("predict", *export, f"run.dir={place}/runs")

@@ -201,7 +201,7 @@ def test_an_output_below_a_file_is_refused_before_anything_is_scored(
 ) -> None:
     source = planted(tmp_path / "rows.jsonl", '{"sentence": "菜不错"}\n')
     arguments = [f"checkpoint={tiny_export}", f"input={source}", f"output={source}/o.csv", f"run.dir={tmp_path}/runs"]
-    refused("predict", arguments, [f"{source}: cannot be written"], monkeypatch, capsys)
+    refused("predict", arguments, [f"output={source}/o.csv: cannot be written (at {source}: "], monkeypatch, capsys)
     assert scorings == []
     assert not (tmp_path / "runs").exists()
 

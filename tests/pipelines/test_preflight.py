@@ -13,7 +13,7 @@ from adapt.checkpoint.weights import save_model
 from adapt.model.gpt import GPT
 from adapt.text.tokenizer import Tokenizer
 from pipelines.walk.preflight import CHECKS
-from tests.support.command_line import SMALL_DEMO, refused
+from tests.support.command_line import SMALL_DEMO, SMALLEST, refused
 from tests.support.tiny_models import DEMO
 
 Patch = pytest.MonkeyPatch
@@ -54,6 +54,7 @@ def stays_empty(tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> Callable
             ["continue_pretrain.prompt=label_first", "continue_pretrain.reads_unselected=true"],
             ["label first", "continue_pretrain.reads_unselected=false"],
         ),
+        (["export.output=/proc/export"], ["export.output=/proc/export/demo_reviews: cannot be written (at /proc: "]),
         # tasks
         (["task=demo_revews"], ["unknown task 'demo_revews'", "'demo_reviews'"]),
         (["evaluate.other_tasks=[bustmm]"], ["unknown task 'bustmm'", "'bustm'"]),
@@ -217,3 +218,12 @@ def test_a_base_that_is_not_whole_is_refused_first(dense_base: Path, stays_empty
 def test_every_concern_says_what_it_is_about() -> None:
     assert len({check.__name__ for check in CHECKS}) == len(CHECKS)
     assert all(check.__doc__ and "\n" not in check.__doc__ for check in CHECKS)
+
+
+def test_an_export_by_another_method_than_the_evaluation_s_is_refused_and_by_the_same_one_made(
+    copied_run: Path, run_here: Callable[[str, list[str]], str], monkeypatch: Patch, capsys: Capture
+) -> None:
+    line = [*SMALLEST, "task=demo_reviews", f"run.dir={copied_run}"]
+    words = ["evaluate.method=raw: ", "'demo_reviews' decided by combined", "pipelines.evaluate` with evaluate.method=raw first"]
+    refused("export", [*line, "evaluate.method=raw"], words, monkeypatch, capsys)
+    assert "unchanged, skipped" in run_here("export", [*line, "evaluate.method=combined"])

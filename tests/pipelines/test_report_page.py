@@ -100,6 +100,16 @@ def test_a_page_asks_for_nothing_and_runs_only_its_own_scripts(name: str) -> Non
     assert outline.tags.count("script") == Outline(whole_page("demo")).tags.count("script")
 
 
+def test_the_same_charts_make_the_same_page_whatever_was_drawn_before() -> None:
+    def made() -> str:
+        bars = [("p1001", 1.0), ('{"id":"p1"}', 2.0)]
+        return page("runs", [Section(title="s", parts=[bar_chart("a", bars, "y"), bar_chart("b", bars, "y")])], [])
+
+    first = made()
+    assert made() == first
+    assert "p1001" in first
+
+
 def test_a_page_without_charts_holds_no_library_and_names_no_address() -> None:
     source = page("demo", [Section(title="one", parts=[note("nothing yet")])])
     assert len(source) < 6000

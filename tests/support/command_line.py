@@ -6,6 +6,7 @@ import atexit
 import functools
 import hashlib
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -163,4 +164,13 @@ def digests(directory: Path) -> dict[str, str]:
     for pattern in patterns:
         for path in sorted(directory.glob(f"**/{pattern}")):
             found[str(path.relative_to(directory))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def digests_of_artifacts(runs: Path) -> dict[str, str]:
+    """Return the digest of every artifact in a store: over all its files but those that hold times."""
+    found = {}
+    for manifest in sorted(runs.glob("store/*/*/manifest.json")):
+        digest = json.loads(manifest.read_text(encoding="utf-8"))["digest"]
+        found[str(manifest.parent.relative_to(runs))] = str(digest)
     return found

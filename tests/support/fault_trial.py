@@ -24,6 +24,7 @@ from adapt.core.artifacts import ArtifactStore, StageKey
 from tests.support.small_disk import NOT_PERMITTED, fill, mounted
 
 TASK = "demo_reviews"
+TRACKER = "tracker"  # no stage: the place that a tracked training tells its steps to fails, and nothing else
 # What is taken away, so that the stage has to build: what stands beside it keeps the stage from being asked.
 STAGES: dict[str, tuple[str, ...]] = {
     "tokenizer": ("tokenizer",),
@@ -37,7 +38,16 @@ STAGES: dict[str, tuple[str, ...]] = {
     "export": ("export",),
     "predict": ("predict",),
     "report": ("report",),
+    TRACKER: ("continue_pretrain",),
 }
+# Stages that no walk has: their command's name, and its settings; `{run}` is the run directory, `{beside}` where the report goes.
+COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "import_checkpoint": ("import_checkpoint", ("importer=pai_gpt_moe", "source={beside}/theirs", "run.name=mine")),
+    "label_tree": ("label_tree", ("task=demo_topics", "checkpoint={run}/demo/pretrain", "label_tree.rows=60",
+                                  "label_tree.source=confusions")),
+    "prompt_search": ("prompt_search", (f"task={TASK}", "checkpoint={run}/demo/pretrain", "prompt_search.rows=40")),
+}  # fmt: skip
+UNDISTURBED = "none"
 FAULTS = ("full", "read-only", "vanished", "SIGKILL", "SIGTERM", "two at once")
 LATER = " later"  # the fault happens once a state of the training is there
 FAULTS_OF_TRAINING = tuple(f"{fault}{LATER}" for fault in ("full", "read-only", "vanished"))
@@ -60,9 +70,13 @@ def main(place: Path, finished: Path, arguments: list[str], report: Path, cases:
 def _tried(run_dir: Path, words: Path, finished: Path, arguments: list[str], stage: str, fault: str) -> dict[str, Any]:
     """Take a stage's result away, make it again under a fault, and once more without; `words` is where what is said goes."""
     shutil.copytree(finished, run_dir, symlinks=True)
-    for name in STAGES[stage]:
+    for name in STAGES.get(stage, ()):
         shutil.rmtree(run_dir / "store" / name)
-    line = [*arguments, f"task={TASK}", f"run.dir={run_dir}"]
+    command, own = COMMANDS.get(stage, ("run", (f"task={TASK}",)))
+    settings = [] if stage == "import_checkpoint" else arguments
+    line = [command, *settings, *(word.format(run=run_dir, beside=words) for word in own), f"run.dir={run_dir}"]
+    if stage == TRACKER:
+        return _tracked(run_dir, words, [*line, "tracker=wandb"], fault)
     ballast = run_dir.parent / "ballast"
     faults: Mapping[str, Callable[[Path], None]] = {
         "full": lambda made: fill(ballast),
@@ -70,22 +84,60 @@ def _tried(run_dir: Path, words: Path, finished: Path, arguments: list[str], sta
         "vanished": lambda made: shutil.rmtree(made.parent),
         "SIGKILL": lambda made: os.kill(os.getpid(), signal.SIGKILL),
         "SIGTERM": lambda made: os.kill(os.getpid(), signal.SIGTERM),
+        UNDISTURBED: lambda made: None,
     }
     named, is_later = faults.get(fault.removesuffix(LATER)), fault.endswith(LATER)
     started = [_forked(line, words / f"said-{n}", stage, named, is_later) for n in range(1 if named is not None else 2)]
-    ended = [(_code(os.waitpid(process, 0)[1]), said.read_text(encoding="utf-8")) for process, said in started]
+    ended = [_ended(*one) for one in started]
     ballast.unlink(missing_ok=True)
     if fault.removesuffix(LATER) == "read-only":
         subprocess.run(["umount", str(run_dir)], check=True)
-    process, again = _forked(line, words / "said-again", stage, None)
-    code = _code(os.waitpid(process, 0)[1])
+    return _seen(run_dir, ended, _ended(*_forked(line, words / "said-again", stage, None)))
+
+
+def _tracked(run_dir: Path, words: Path, line: list[str], fault: str) -> dict[str, Any]:
+    """Train with a tracker whose place, a file system of its own, fails once a state is there; and once more without.
+
+    What it wrote at last is left in `words`, by the fault's name.
+    """
+    place = run_dir / "demo" / "wandb"
+    place.mkdir()
+    is_mounted = fault.removesuffix(LATER) != "vanished"
+    if is_mounted:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], check=True)
+    faults: Mapping[str, Callable[[Path], None]] = {
+        "full": lambda made: fill(place / "ballast"),
+        "read-only": lambda made: _close(place),
+        "vanished": lambda made: shutil.rmtree(place),
+    }
+    stage = STAGES[TRACKER][0]
+    ended = [_ended(*_forked(line, words / "said-0", stage, faults[fault.removesuffix(LATER)], fault.endswith(LATER)))]
+    if fault.removesuffix(LATER) == "read-only":
+        subprocess.run(["umount", str(place)], check=True)
+    (place / "ballast").unlink(missing_ok=True)
+    again = _ended(*_forked(line, words / "said-again", stage, None))
+    shutil.copytree(place, words / f"tracked {fault}", symlinks=True)
+    if is_mounted:
+        subprocess.run(["umount", str(place)], check=True)
+    history = run_dir / "demo" / stage / TASK / "history.jsonl"
+    steps = [json.loads(step)["step"] for step in history.read_text(encoding="utf-8").splitlines()]
+    return {**_seen(run_dir, ended, again), "steps": steps}
+
+
+def _seen(run_dir: Path, ended: list[tuple[int, str]], again: tuple[int, str]) -> dict[str, Any]:
     return {
         "codes": [code for code, _ in ended],
         "said": [said for _, said in ended],
-        "code again": code,
-        "said again": again.read_text(encoding="utf-8"),
+        "code again": again[0],
+        "said again": again[1],
         "left": [str(left.relative_to(run_dir)) for left in run_dir.glob("store/*/.*.new")],
-    } | {"digests": _digests(run_dir)}
+        "digests": _digests(run_dir),
+    }
+
+
+def _ended(process: int, said: Path) -> tuple[int, str]:
+    """Wait for a command; return its exit code and what it said."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), said.read_text(encoding="utf-8")
 
 
 def _close(place: Path) -> None:
@@ -97,7 +149,10 @@ def _close(place: Path) -> None:
 def _forked(
     line: list[str], said: Path, stage: str, fault: Callable[[Path], None] | None, is_later: bool = False
 ) -> tuple[int, Path]:
-    """Run a command in a fork of this process; `fault` happens when a stage begins to build, or when it has saved a state."""
+    """Run a command, whose name `line` begins with, in a fork of this process.
+
+    `fault` happens when a stage begins to build, or when it has saved a state.
+    """
     said.touch()
     process = os.fork()
     if process:
@@ -111,8 +166,8 @@ def _forked(
     try:
         from pipelines.command_line.compose import main as command
 
-        sys.argv = ["pipelines.run", *line]
-        command("run")
+        sys.argv = [f"pipelines.{line[0]}", *line[1:]]
+        command(line[0])
     except SystemExit as left:
         code = int(left.code or 0)
     except BaseException:
@@ -130,6 +185,7 @@ def _when_saved(work: Path, fault: Callable[[], None]) -> None:
 
 
 def _arm(stage: str, fault: Callable[[Path], None], is_later: bool) -> None:
+    armed_stage = STAGES[TRACKER][0] if stage == TRACKER else stage
     produce = ArtifactStore.produce
 
     def armed(store: ArtifactStore, key: StageKey, build: Callable[[Path, Path], Mapping[str, Any]], **how: Any) -> Any:
@@ -140,19 +196,15 @@ def _arm(stage: str, fault: Callable[[Path], None], is_later: bool) -> None:
                 fault(result)
             return build(result, work)
 
-        return produce(store, key, broken if key.stage == stage else build, **how)
+        return produce(store, key, broken if key.stage == armed_stage else build, **how)
 
     mock.patch.object(ArtifactStore, "produce", armed).start()
 
 
-def _code(status: int) -> int:
-    return os.waitstatus_to_exitcode(status)
-
-
 def _digests(run_dir: Path) -> dict[str, str]:
-    from tests.support.command_line import digests
+    from tests.support.command_line import digests, digests_of_artifacts
 
-    return digests(run_dir)
+    return digests(run_dir) | digests_of_artifacts(run_dir)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from adapt.core.artifacts import refuse_closed
 from adapt.core.errors import ConfigError
+from adapt.core.faults import refuse_closed
 from adapt.text.rows.contract import Kind, Quotes
 from adapt.text.rows.reading import ENDINGS, endings_of
 
@@ -50,19 +50,7 @@ def check_writable(place: str) -> None:
         return
     if Path(place).is_dir():
         raise ConfigError(f"{place}: is a directory; give output= the name of a file")
-    refuse_closed(Path(place).resolve().parent)
-    _try_to_make(Path(place).resolve())
-
-
-def _try_to_make(target: Path) -> None:
-    """Raise ConfigError unless a file can really be made in `target`'s directory; permissions do not tell (/proc)."""
-    there = next(parent for parent in target.parents if parent.exists())
-    scratch = there / f".{target.name}.{os.getpid()}"
-    try:
-        scratch.touch(exist_ok=False)
-        scratch.unlink()
-    except OSError as error:
-        raise ConfigError(f"output={target}: cannot be written ({error.strerror}); choose another place") from error
+    refuse_closed(Path(place).resolve().parent, f"output={place}")
 
 
 def write_rows(place: str, lines: Path, columns: Sequence[str], quotes: Quotes | None = None) -> None:

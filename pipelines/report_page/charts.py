@@ -163,9 +163,17 @@ def scatter_chart(title: str, points: Sequence[Point], x_label: str) -> Chart:
 
 
 def heat_map(
-    title: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[float]], labels: tuple[str, str]
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: Sequence[Sequence[float]],
+    labels: tuple[str, str],
+    top: float | None = None,
 ) -> Chart:
-    """Draw a matrix [rows, columns], the first row on top; `labels` name the rows' and the columns' axis."""
+    """Draw a matrix [rows, columns], the first row on top; `labels` name the rows' and the columns' axis.
+
+    `top` is the value of the darkest colour, by default the largest one, so that maps beside each other can share a scale.
+    """
     down, across = _distinct(rows), _distinct(columns)
     placed = [
         (down[r], across[c], value)
@@ -178,7 +186,7 @@ def heat_map(
         y_range=FactorRange(factors=down[::-1]), sizing_mode="stretch_width", tools="", x_axis_location="above",
     )  # fmt: skip
     source = ColumnDataSource({"row": [p[0] for p in placed], "column": [p[1] for p in placed], "value": [p[2] for p in placed]})
-    top = max((value for *_, value in placed), default=1.0) or 1.0
+    top = top or max((value for *_, value in placed), default=1.0) or 1.0
     mapper = LinearColorMapper(palette=list(_PALETTE), low=0.0, high=top)
     plot.rect(
         x="column", y="row", width=1, height=1, source=source, fill_color={"field": "value", "transform": mapper}, line_color=None

@@ -37,6 +37,21 @@ def note(text: str) -> Markup:
     return Markup('<p class="note">{}</p>').format(shown(text))
 
 
+def code(text: str) -> Markup:
+    """Return a block of text to be copied, such as a command."""
+    return Markup('<pre tabindex="0">{}</pre>').format(shown(text))
+
+
+def tokens(label: str, parts: Sequence[tuple[str, str]]) -> Markup:
+    """Return a line of boxes after a label, one for each (text, kind): context, prompt or label. Spaces show as a mark."""
+    boxes = Markup("").join(Markup('<span class="token {}">{}</span>').format(kind, _visible(text)) for text, kind in parts)
+    return Markup('<p class="tokens"><b>{}:</b> {}</p>').format(shown(label), boxes)
+
+
+def _visible(text: str) -> str:
+    return shown(text.replace("\n", "⏎").replace(" ", "␣"))
+
+
 def heading(text: str) -> Markup:
     """Return a heading below a section's."""
     return Markup("<h3>{}</h3>").format(shown(text))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adapt.core.artifacts import Artifact
+from adapt.core.artifacts import FIGURES_FILE, Artifact
 from adapt.core.json_files import write_json
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import LabelForm
@@ -19,6 +19,7 @@ from adapt.text.corpus import is_held_out
 from pipelines.config.label_settings import PseudoLabelConfig, Teacher
 from pipelines.stages.contract import Files, Stage, Workshop, unkeyed
 from pipelines.stages.criteria_table import criteria_pairs
+from pipelines.stages.disagreement import TeacherViews
 from pipelines.stages.products import Labels, TeacherRecord
 from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, AdaptationRows, TaskData, adaptation_rows, labelled_rows
 from pipelines.stages.run import Run
@@ -92,6 +93,9 @@ class PseudoLabelStage(Stage[PseudoLabelReads]):
         write_json(result / DECISION_FILE, decided)
         if panel.taught is not None:
             lexical_files.save(result, panel.taught)
+        if len(panel.ask) > 1:
+            views = TeacherViews.of(given.rows, task, panel.unlabeled.scores, panel.scores())
+            views.write(result / FIGURES_FILE)
         made = replace(_counted(task, given, labels), teachers=_teachers(panel), taught=panel.flips)
         if settings.estimates_noise:
             made = _measured(made, labelled_rows(shop, reads.data), task, panel, labels)

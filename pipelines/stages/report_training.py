@@ -12,6 +12,9 @@ from adapt.core.json_files import read_lines
 from pipelines.report_page.charts import Chart, Line, bar_chart, line_chart
 from pipelines.report_page.page import Section, note, table
 from pipelines.stages.products import Adaptation, Labels, Training
+from pipelines.stages.report_experts import expert_charts
+from pipelines.stages.report_teachers import teacher_parts
+from pipelines.stages.rows import TaskData
 from pipelines.stages.training import HISTORY_FILE
 from pseudo_label.store import LABELS_FILE, read_labels
 
@@ -28,7 +31,7 @@ def training_section(name: str, artifact: Artifact) -> Section:
         return Section(title=title, parts=[note("Not adapted: the base model stands.")])
     lines = read_lines(history)
     parts: list[Chart | Markup] = [note(f"{made}.")]
-    parts += [*losses(lines, made), *_routers(lines), line_of("Gradient norm", lines, ["grad_norm"])]
+    parts += [*losses(lines, made), *_routers(lines), line_of("Gradient norm", lines, ["grad_norm"]), *expert_charts(artifact)]
     return Section(title=title, parts=[*parts, *_held_out(made)])
 
 
@@ -87,8 +90,8 @@ def _held_out(made: Training) -> list[Markup]:
     return [table(("held-out rows", "part", "count", "before", "after"), rows)] if rows else []
 
 
-def labels_section(task: str, artifact: Artifact) -> Section:
-    """Lay out how many rows were labelled, by whom, how surely, and how they spread over the classes."""
+def labels_section(task: str, artifact: Artifact, data: TaskData | None = None) -> Section:
+    """Lay out how many rows were labelled, by whom, how surely, how they spread over the classes, and where teachers disagree."""
     title = f"Pseudo-labels: {task}"
     labels = read_labels(artifact.file(LABELS_FILE))
     if not labels:
@@ -103,6 +106,7 @@ def labels_section(task: str, artifact: Artifact) -> Section:
         _teachers(made),
         bar_chart("Confidence of the pseudo-labels (probability of the best label)", bars, "rows"),
         bar_chart("Selected rows by class", classes, "rows"),
+        *teacher_parts(artifact, data),
     ]
     return Section(title=title, parts=parts)
 

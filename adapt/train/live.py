@@ -17,18 +17,19 @@ from pathlib import Path
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.json_files import read_json
 from adapt.core.typed import from_plain, to_plain
+from adapt.train.expert_loads import Shares
 
 LIVE_FILE = "live.json"
 _EVERY_S = 1.0
-_LOSS, _MAX_LOAD, _DEAD = "loss/", "router/max_load/", "router/dead/"
+_LOSS = "loss/"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LiveTraining:
     """A training at one of its steps; `at` is seconds since 1970, `peak_bytes` rank 0's.
 
-    `losses` are by part, those with nothing to predict left out. `fullest` is by MoE layer the fullest expert's load over the mean,
-    `dead` how many of its experts had no token.
+    `losses` are by part, those with nothing to predict left out. `shares` are each expert's share of the step's routed pairs, by
+    MoE layer.
     """
 
     at: float
@@ -38,8 +39,7 @@ class LiveTraining:
     peak_bytes: int
     left_s: float | None = None
     losses: dict[str, float] = field(default_factory=dict)
-    fullest: list[float] = field(default_factory=list)
-    dead: list[int] = field(default_factory=list)
+    shares: Shares = field(default_factory=list)
 
 
 class LiveFile:
@@ -50,9 +50,15 @@ class LiveFile:
         self._due = -math.inf
 
     def show(
-        self, line: Mapping[str, float], steps: int, tokens_per_s: float, left_s: float | None, peak: Callable[[], int]
+        self,
+        line: Mapping[str, float],
+        steps: int,
+        tokens_per_s: float,
+        left_s: float | None,
+        peak: Callable[[], int],
+        shares: Callable[[], Shares],
     ) -> None:
-        """Write a line of the history, if a second has passed since the last one or it is the last."""
+        """Write a line of the history, if a second has passed since the last one or it is the last; else nothing is asked for."""
         now = self._clock()
         if not self._is_writing or (now < self._due and line["step"] < steps):
             return
@@ -69,8 +75,7 @@ class LiveFile:
                 for name, value in line.items()
                 if name.startswith(_LOSS) and line.get(name.replace(_LOSS, "count/"), 1.0) and math.isfinite(value)
             },
-            fullest=[value for name, value in line.items() if name.startswith(_MAX_LOAD)],
-            dead=[int(value) for name, value in line.items() if name.startswith(_DEAD)],
+            shares=shares(),
         )
         with contextlib.suppress(OSError):
             scratch = self._place.with_name(f".{LIVE_FILE}")

@@ -127,7 +127,7 @@ class Trainer:
                 said = left.advance()
                 if said is not None:
                     logger.info("%s", said)
-                live.show(line, config.steps, tokens_per_s, left.left_s, peak_bytes)
+                live.show(line, config.steps, tokens_per_s, left.left_s, peak_bytes, lambda: _rounded(progress.lagged_shares_LE))
                 states.check()
                 is_last = progress.step == config.steps
                 if progress.step % config.save_every_steps == 0 or is_last or n_stops:
@@ -168,7 +168,7 @@ class Trainer:
             line |= shares
         progress.history.append(line)
         if self._expert_counts and is_kept(progress.step, config.steps):
-            progress.loads.append(StepLoads(step=progress.step, shares=_shares(totals.layers)))
+            progress.loads.append(StepLoads(step=progress.step, shares=_rounded(progress.lagged_shares_LE)))
         return line, totals.n_stops
 
     def measure(self, source: RowSource) -> tuple[dict[str, PartValue], Shares]:
@@ -187,7 +187,7 @@ class Trainer:
                 counts += local
         self._engine.module.train()
         totals = self._totals(parts, self._engine.all_sum(counts), self._objective)
-        return {part: totals.ledger[part] for part in PARTS}, _shares(totals.layers)
+        return {part: totals.ledger[part] for part in PARTS}, _rounded([layer.shares_E for layer in totals.layers])
 
     @torch.no_grad()
     def row_losses(self, source: RowSource) -> tuple[FloatArray, Shares]:
@@ -210,7 +210,7 @@ class Trainer:
             found_R2[rows, 1] = has_target.sum(1).double().cpu()[: len(rows)]
         engine.module.train()
         losses_R2 = np.asarray(engine.all_sum(found_R2.flatten()).reshape(-1, 2).numpy())
-        return losses_R2, _shares([LayerSums(engine.all_sum(sums.values_S)) for sums in layers])
+        return losses_R2, _rounded([LayerSums(engine.all_sum(sums.values_S)).shares_E for sums in layers])
 
     def continuations(self, beginnings: Sequence[Sequence[int]], n_tokens: int) -> list[list[int]]:
         """Return the likeliest tokens after each beginning, on every rank."""
@@ -294,8 +294,8 @@ class Trainer:
         return torch.zeros(len(parts_of(self._base)), dtype=torch.float64)
 
 
-def _shares(layers: Sequence[LayerSums]) -> Shares:
-    return rounded([layer.shares_E.tolist() for layer in layers])
+def _rounded(shares_LE: Sequence[Tensor]) -> Shares:
+    return rounded([shares_E.tolist() for shares_E in shares_LE])
 
 
 def _history_line(step: int, lr: float, outcome: StepOutcome, totals: Totals, looks_ahead: bool) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from bokeh.document import Document
 from bokeh.embed import components
-from bokeh.models import ColumnDataSource, FactorRange, HoverTool, LinearColorMapper, Range1d
+from bokeh.models import ColumnDataSource, DataRange1d, FactorRange, HoverTool, LinearColorMapper, Range1d
 from bokeh.models.annotations import Label
 from bokeh.plotting import figure
 from bokeh.resources import Resources
@@ -25,6 +25,7 @@ _HEIGHT, _ROW_HEIGHT, _FRAME = 260, 16, 70
 _GREY = "#7a7a7a"
 _MOST_NAMED = 20
 _MOST_LISTED = 200
+_MOST_WRITTEN = 80  # cells of a heat map that have their values written into them
 _LONGEST_NAME = 36
 _PALETTE = ("#ffffcc", "#ffeda0", "#fed976", "#feb24c", "#fd8d3c", "#fc4e2a", "#e31a1c", "#bd0026", "#800026")
 COLOURS = ("#3b82f6", "#ef4444", "#22a34a", "#a855f7", "#ea7317", "#0891b2", "#8b8b8b", "#d6336c")
@@ -119,7 +120,7 @@ def interval_chart(title: str, intervals: Sequence[Interval], low: float, high: 
     factors = list(dict.fromkeys(reversed(places)))
     plot = figure(
         height=_FRAME + _ROW_HEIGHT * max(len(factors), 4), y_range=FactorRange(factors=factors),
-        x_range=Range1d(start=low, end=max(high, low + 1e-9)), sizing_mode="stretch_width", tools="",
+        x_range=Range1d(start=low, end=low + 1.02 * max(high - low, 1e-9)), sizing_mode="stretch_width", tools="",
     )  # fmt: skip
     for index, name in enumerate(series):
         own = [(place, item) for place, item in zip(places, shown, strict=True) if item.series == name]
@@ -191,6 +192,13 @@ def heat_map(
     plot.rect(
         x="column", y="row", width=1, height=1, source=source, fill_color={"field": "value", "transform": mapper}, line_color=None
     )
+    if len(down) * len(across) <= _MOST_WRITTEN:
+        source.data["text"] = [f"{p[2]:.0f}" if p[2] >= 100 else f"{p[2]:.3g}" for p in placed]
+        source.data["ink"] = ["#ffffff" if p[2] > 0.55 * top else "#111827" for p in placed]
+        plot.text(
+            x="column", y="row", text="text", text_color="ink", source=source,
+            text_align="center", text_baseline="middle", text_font_size="11px",
+        )  # fmt: skip
     _style(plot)
     plot.grid.grid_line_color = None
     plot.xaxis.major_label_orientation = 0.9
@@ -243,6 +251,9 @@ def _style(plot: Any) -> None:
 def _finish(plot: Any, tooltips: list[tuple[str, str]], *, is_empty: bool) -> None:
     """Add what shows on hover and dress the legend; say so where there is nothing to draw."""
     if is_empty:
+        for side in ("x_range", "y_range"):
+            if isinstance(getattr(plot, side), DataRange1d):  # it would look for data
+                setattr(plot, side, Range1d(start=0, end=1))
         plot.add_layout(Label(x=20, y=20, x_units="screen", y_units="screen", text="no data", text_color=_GREY))
     plot.add_tools(HoverTool(tooltips=tooltips))
     for legend in list(plot.legend):

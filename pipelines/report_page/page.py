@@ -6,6 +6,7 @@ escapes. A content policy in the page forbids requests.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from adapt.core.errors import shown
 from pipelines.report_page.charts import Chart, drawn, library
 from pipelines.report_page.templates import template
 
+# A number, with its unit, an interval, or nothing to say; digests and dates are texts.
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( (%|s|[kMGT]?B|bytes))?( to [-+]?[\d.,]+)?|-")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
@@ -23,6 +27,14 @@ class Section:
 
     title: str
     parts: Sequence[Chart | Markup]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """A sentence on top of the page, and what is to be said with it in smaller letters."""
+
+    sentence: str
+    details: Sequence[str] = ()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
@@ -57,15 +69,16 @@ def heading(text: str) -> Markup:
     return Markup("<h3>{}</h3>").format(shown(text))
 
 
-def page(title: str, sections: Sequence[Section], lead: Sequence[str] = ()) -> str:
+def page(title: str, sections: Sequence[Section], lead: Sequence[str | Lead] = ()) -> str:
     """Return the whole page; `lead` are the sentences that say what came out."""
+    leads = [one if isinstance(one, Lead) else Lead(sentence=one) for one in lead]
     charts = [part for section in sections for part in section.parts if isinstance(part, Chart)]
     script, places = drawn(charts)
     numbered = {id(chart): (number, place) for number, (chart, place) in enumerate(zip(charts, places, strict=True))}
     laid_out = [{"title": shown(section.title), "groups": _groups(section, numbered)} for section in sections]
     return template("page.html").render(
         title=shown(title),
-        lead=[shown(sentence) for sentence in lead],
+        lead=[{"sentence": shown(one.sentence), "details": [shown(detail) for detail in one.details]} for one in leads],
         sections=laid_out,
         script=script,
         library=library() if charts else "",
@@ -89,5 +102,5 @@ def _groups(section: Section, numbered: dict[int, tuple[int, str]]) -> list[dict
 
 
 def _cell(cell: str) -> Markup:
-    kind = "number" if cell[:1].isdigit() or cell[:1] in ("+", "-", ".") else "text"
+    kind = "number" if _NUMBER.fullmatch(cell) else "text"
     return Markup('<td class="{}">{}</td>').format(kind, shown(cell))

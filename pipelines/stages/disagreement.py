@@ -1,7 +1,8 @@
-"""Where the teachers of a task disagree: pairs of them over all rows, their labels, and the rows that they dispute most surely.
+"""What pages show of a task's pseudo-labels: where its teachers disagree, and how right labels of a confidence are.
 
-Scores of the fitted teachers flow in, small tables flow out, as `figures.json` beside the labels, which is no part of the
-artifact's digest: only pages show them. Texts stay where they are: a row is named by its line and digest.
+Scores of the fitted teachers flow in, and which labelled rows they get right; small tables flow out, as `figures.json` beside the
+labels, which is no part of the artifact's digest: only pages show them. Texts stay where they are: a row is named by its line and
+digest.
 
 Legend: N rows, C labels.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from pseudo_label.tasks import TaskConfig, TaskRow
 
 TOGETHER = "together"
 _MOST_ROWS = 15
+_BINS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +79,47 @@ class TeacherViews:
             ],
         )
 
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseBin:
+    """The labelled rows whose pseudo-label has a probability from `low` on: how many, its mean, and the share that is right."""
+
+    low: float
+    n: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFigures:
+    """What pages show of pseudo-labels: views of several teachers, and how right labels of a confidence are on labelled rows."""
+
+    views: TeacherViews | None = None
+    noise: list[NoiseBin] = field(default_factory=list)
+
     @classmethod
-    def read(cls, file: Path) -> TeacherViews:
+    def read(cls, file: Path) -> LabelFigures:
         """Read what `write` wrote. Raises CheckpointError or ConfigError where it is damaged."""
         return from_plain(cls, read_json(file), str(file))
 
     def write(self, file: Path) -> None:
         """Write a file of a directory that is still being built."""
         write_json(file, self)
+
+
+def noise_bins(confidences: Sequence[float], is_right: Sequence[bool]) -> list[NoiseBin]:
+    """Sort labelled rows into tenths of the probability of their pseudo-label; tenths without a row are left out."""
+    sure_N, right_N = np.asarray(confidences, dtype=np.float64), np.asarray(is_right, dtype=np.float64)
+    bin_N = np.minimum((sure_N * _BINS).astype(np.int64), _BINS - 1)
+    return [
+        NoiseBin(
+            low=place / _BINS,
+            n=int((bin_N == place).sum()),
+            confidence=float(sure_N[bin_N == place].mean()),
+            accuracy=float(right_N[bin_N == place].mean()),
+        )
+        for place in sorted(set(bin_N.tolist()))
+    ]
 
 
 def _share(one: Sequence[str], other: Sequence[str]) -> float:

@@ -29,28 +29,37 @@ _MORE_STEPS = "raise continue_pretrain.epochs or pseudo_label.selection.share"
 
 def gain_of(adapted: Artifact, evaluated: Artifact) -> str:
     """Return an adaptation's gain in words, by the answers of the evaluation that measured it."""
+    return "; ".join(gain_sentences(adapted, evaluated))
+
+
+def gain_sentences(adapted: Artifact, evaluated: Artifact) -> list[str]:
+    """Return the gain itself in words, then what is to be said with it."""
     made = Adaptation.of(adapted)
     if not made.is_adapted:
         if made.is_rolled_back:
-            return "rolled back, the base stands"
-        return "not adapted, there was no row to train on; raise pseudo_label.selection.share"
+            return ["rolled back, the base stands"]
+        return ["not adapted, there was no row to train on; raise pseudo_label.selection.share"]
     path, method = evaluated.path / ANSWERS_FILE, str(evaluated.config["evaluate"]["method"])
     gold, answers = pool_splits(read_json(path)) if path.is_file() else ({}, {})
-    return gain_in_words(method, [label for labels in gold.values() for label in labels], answers, made.steps)
+    return _gain(method, [label for labels in gold.values() for label in labels], answers, made.steps)
 
 
 def gain_in_words(method: str, gold: Sequence[str], answers: Mapping[tuple[str, str], Sequence[str]], steps: int) -> str:
     """Return a method's gain in words after some steps of adaptation; `answers` are by (model, method)."""
+    return "; ".join(_gain(method, gold, answers, steps))
+
+
+def _gain(method: str, gold: Sequence[str], answers: Mapping[tuple[str, str], Sequence[str]], steps: int) -> list[str]:
     right = {who: _right_N(given, gold) for who, given in answers.items()}
     own, other = (ADAPTED, method), best_unadapted(right)
     if not gold or own not in right or other is None:
-        return "adapted, and not measured: no labelled rows; label some in dev"
+        return ["adapted, and not measured: no labelled rows; label some in dev"]
     gain = paired_difference(right[own], right[other])
     before = other[0] if other[0] == other[1] else " ".join(other)
     said = f"{_word(gain, len(gold))}, {_points(gain)} on {len(gold)} rows: adapted {method} {100 * right[own].mean():.1f} %, "
     said += f"best without adapting {100 * right[other].mean():.1f} % ({before})"
     more = [*_over_taught(own, right), *_by_method(right), *_keeping_the_base(gain)]
-    return "; ".join([said, *more, *_warnings(method, answers, steps, len(gold))])
+    return [said, *more, *_warnings(method, answers, steps, len(gold))]
 
 
 def _over_taught(own: tuple[str, str], right: Mapping[tuple[str, str], FloatArray]) -> list[str]:

@@ -13,14 +13,14 @@ from adapt.core.artifacts import FIGURES_FILE, Artifact, artifact_at
 from adapt.core.errors import ConfigError
 from adapt.core.json_files import read_json
 from pipelines.report_page.charts import Interval, interval_chart
-from pipelines.report_page.page import Section, page, table
+from pipelines.report_page.page import Lead, Section, page, table
 from pipelines.stages.answers import Answers
 from pipelines.stages.changed_settings import changed_settings
 from pipelines.stages.contract import Files, Reads, Stage, Workshop, unkeyed
-from pipelines.stages.gain import gain_of
+from pipelines.stages.gain import gain_sentences
 from pipelines.stages.products import REPORT_FILE, Adaptation, Evaluation
 from pipelines.stages.progress_record import FAILED, RUNNING, STOPPED, Record, records_of
-from pipelines.stages.report_answers import accuracy_sentence, answers_section, chance_sentence
+from pipelines.stages.report_answers import accuracy_sentence, answers_section, chance_sentence, lexical_sentence
 from pipelines.stages.report_costs import commands_section, cost_section, forgetting_section
 from pipelines.stages.report_prompts import prompts_section
 from pipelines.stages.report_training import labels_section, training_section
@@ -76,7 +76,7 @@ class Report(Stage[ReportReads]):
     def build(self, reads: ReportReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
         found = reads.artifacts
         answers = _answers(reads)
-        lead = [_outcome(found, one) for one in answers.values()] + _forgetting(found)
+        lead = [*[_outcome(found, one) for one in answers.values()], *_forgetting(found)]
         rows = {task: _rows(shop, reads, one) for task, one in answers.items()}
         data = {one.task.name: one for one in reads.data}
         tasks = {stage: _of_stage(found, stage) for stage in _PER_TASK}
@@ -166,12 +166,14 @@ def _rows(shop: Workshop, reads: ReportReads, answers: Answers) -> list[TaskRow]
     return rows if tuple(row.label for row in rows) == answers.gold else []
 
 
-def _outcome(found: Mapping[str, Artifact], answers: Answers) -> str:
-    """Return a sentence on a task: the gain of adaptation, or the base's accuracy where none was measured; and chance."""
+def _outcome(found: Mapping[str, Artifact], answers: Answers) -> Lead:
+    """Say what adaptation gained on a task, or how right the base is where none was measured; then chance and the lexical row."""
     adapted, evaluated = found.get(f"continue_pretrain/{answers.task}"), found[f"evaluate/{answers.task}"]
+    rest = [chance_sentence(answers), *lexical_sentence(answers)]
     if adapted is None or "continue_pretrain" not in evaluated.inputs:
-        return f"{answers.task}: {accuracy_sentence(answers)} {chance_sentence(answers)}"
-    return f"{answers.task}: {gain_of(adapted, evaluated)}. {chance_sentence(answers)}"
+        return Lead(sentence=" ".join([f"{answers.task}: {accuracy_sentence(answers)}", *rest]))
+    said, *details = gain_sentences(adapted, evaluated)
+    return Lead(sentence=" ".join([f"{answers.task}: {said}.", *rest]), details=details)
 
 
 def _forgetting(found: Mapping[str, Artifact]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The report's part on teachers: how often they agree, which labels each gives, and the rows that they dispute most surely."""
+"""The report's parts on teachers: how right labels of a confidence are, how often teachers agree, and what they dispute."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from markupsafe import Markup
 
 from adapt.core.artifacts import FIGURES_FILE, Artifact
-from pipelines.report_page.charts import Chart, heat_map
+from pipelines.report_page.charts import Chart, Line, heat_map, line_chart
 from pipelines.report_page.page import heading, note, table
-from pipelines.stages.disagreement import DisputedRow, TeacherViews
+from pipelines.stages.disagreement import DisputedRow, LabelFigures, TeacherViews
 from pipelines.stages.rows import UNLABELED, TaskData
 from pseudo_label.store import reading_digest
 from pseudo_label.tasks import TaskRow
@@ -18,12 +18,30 @@ _MOST_CLASSES = 40
 _LONGEST_TEXT = 220
 
 
+def label_figures(artifact: Artifact) -> LabelFigures:
+    """Return what an artifact of labels left for pages; nothing where an earlier version made it."""
+    file = artifact.path / FIGURES_FILE
+    return LabelFigures.read(file) if file.is_file() else LabelFigures()
+
+
+def noise_chart(artifact: Artifact) -> list[Chart]:
+    """Draw how many of the labels of a confidence are right, on labelled rows; nothing where none were measured."""
+    noise = label_figures(artifact).noise
+    if not noise:
+        return []
+    lines = [
+        Line(name="perfect", points=[(0.0, 0.0), (1.0, 1.0)]),
+        Line(name="right", points=[(one.confidence, one.accuracy) for one in noise]),
+        Line(name="share of the rows", points=[(one.confidence, one.n / sum(each.n for each in noise)) for one in noise]),
+    ]
+    return [line_chart("Reliability of pseudo-labels on labelled rows: share right by confidence", lines, "confidence")]
+
+
 def teacher_parts(artifact: Artifact, data: TaskData | None) -> list[Chart | Markup]:
     """Lay out what several teachers say of the unlabeled rows; texts are those of `data`, where it is at hand."""
-    file = artifact.path / FIGURES_FILE
-    if not file.is_file():
+    views = label_figures(artifact).views
+    if views is None:
         return []
-    views = TeacherViews.read(file)
     names = list(views.agreement)
     cells = [[100 * views.agreement[one][other] for other in names] for one in names]
     parts: list[Chart | Markup] = [

@@ -13,7 +13,7 @@ from pipelines.report_page.charts import Chart, Line, bar_chart, line_chart
 from pipelines.report_page.page import Section, note, table
 from pipelines.stages.products import Adaptation, Labels, Training
 from pipelines.stages.report_experts import expert_charts
-from pipelines.stages.report_teachers import teacher_parts
+from pipelines.stages.report_teachers import noise_chart, teacher_parts
 from pipelines.stages.rows import TaskData
 from pipelines.stages.training import HISTORY_FILE
 from pseudo_label.store import LABELS_FILE, read_labels
@@ -62,7 +62,9 @@ def _routers(history: Sequence[Mapping[str, float]]) -> list[Chart]:
     ):
         layers = [name for name in history[0] if name.startswith(prefix)]
         if layers:
-            charts.append(line_of(title, history, layers))
+            lines = lines_of(history, layers)
+            named = [Line(name=f"layer {int(line.name.removeprefix(prefix)) + 1}", points=line.points) for line in lines]
+            charts.append(line_chart(title, named, "step"))
     return charts
 
 
@@ -75,7 +77,8 @@ def lines_of(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> li
     """Return columns of the history; a part that had nothing to predict at a step has no point there, a skipped step no norm."""
 
     def has_point(line: Mapping[str, float], name: str) -> bool:
-        return name in line and bool(line.get(name.replace("loss/", "count/"), 1))
+        counted = f"count/{name.removeprefix('loss/')}" if name.startswith("loss/") else ""
+        return name in line and bool(line.get(counted, 1))
 
     return [Line(name=n, points=[(line["step"], line[n]) for line in history if has_point(line, n)]) for n in names]
 
@@ -106,6 +109,7 @@ def labels_section(task: str, artifact: Artifact, data: TaskData | None = None) 
         _teachers(made),
         bar_chart("Confidence of the pseudo-labels (probability of the best label)", bars, "rows"),
         bar_chart("Selected rows by class", classes, "rows"),
+        *noise_chart(artifact),
         *teacher_parts(artifact, data),
     ]
     return Section(title=title, parts=parts)

@@ -68,7 +68,6 @@ ONE_FILE = {
     "openpyxl": "adapt/text/rows/xlsx_rows.py",
     "bokeh": "pipelines/report_page/charts.py",
     "rich": "pipelines/tools/watch_screen.py",
-    "playwright": "tests/support/browser.py",
     "gguf": "adapt/checkpoint/gguf_files.py",
     "jinja2": "pipelines/report_page/templates.py",
     "fastapi": "pipelines/serving/application.py",

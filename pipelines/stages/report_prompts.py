@@ -45,7 +45,7 @@ def prompts_section(task_name: str, evaluated: Artifact, rows: Sequence[TaskRow]
     except AdaptError as error:
         return Section(title=title, parts=[note(f"Not shown: {error}.")])
     is_masked = evaluated.config["form"] == LabelForm.MLM.value
-    said = "Each box is a token: solid boxes are the row's text, dotted ones the prompt's, filled ones the label's."
+    said = "Each box is a token: solid boxes are the row's text, dashed ones the prompt's, filled ones the label's."
     said += " A label's tokens are read as mask tokens, which predict them." if is_masked else ""
     said += "" if rows else " Texts are left out, since data.root is not given."
     return Section(title=title, parts=[note(said), *parts])

@@ -12,7 +12,7 @@ from adapt.core.json_files import read_lines
 from pipelines.report_page.charts import Chart, Line, bar_chart, line_chart
 from pipelines.report_page.page import Section, note, table
 from pipelines.stages.products import Adaptation, Labels, Training
-from pipelines.stages.report_experts import expert_charts
+from pipelines.stages.report_experts import expert_parts
 from pipelines.stages.report_teachers import noise_chart, teacher_parts
 from pipelines.stages.rows import TaskData
 from pipelines.stages.training import HISTORY_FILE
@@ -31,8 +31,8 @@ def training_section(name: str, artifact: Artifact) -> Section:
         return Section(title=title, parts=[note("Not adapted: the base model stands.")])
     lines = read_lines(history)
     parts: list[Chart | Markup] = [note(f"{made}.")]
-    parts += [*losses(lines, made), *_routers(lines), line_of("Gradient norm", lines, ["grad_norm"]), *expert_charts(artifact)]
-    return Section(title=title, parts=[*parts, *_held_out(made)])
+    parts += [*losses(lines, made), *_routers(lines), line_of("Gradient norm", lines, ["grad_norm"])]
+    return Section(title=title, parts=[*parts, *_held_out(made), *expert_parts(artifact)])
 
 
 def losses(history: Sequence[Mapping[str, float]], made: Training) -> list[Chart]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from adapt.core.errors import ConfigError, shown
 from adapt.core.progress import spelled
 from pipelines.stages.progress_record import DONE
-from pipelines.tools.watch import RunView, expert_line, loss_line, progress_line
+from pipelines.tools.watch_views import RunView, expert_line, loss_line, progress_line
 
 try:
     from rich.console import Console, Group, RenderableType

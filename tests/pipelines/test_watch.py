@@ -20,6 +20,7 @@ from pipelines.command_line.plain_options import parsed, run_plainly
 from pipelines.stages.progress_record import DIRECTORY, DONE, FAILED, KILLED, RUNNING, STOPPED, ProgressRecord, records_of
 from pipelines.tools import watch
 from pipelines.tools.watch import WatchConfig
+from pipelines.tools.watch_views import views
 from tests.support.command_line import ROOT
 
 TRAINING = LiveTraining(
@@ -179,7 +180,7 @@ def test_the_screen_has_a_panel_for_each_run_and_a_bar_for_each_expert(tmp_path:
     console = Console(width=100, record=True, file=(tmp_path / "out").open("w"))
     with record.going_on(["pretrain"], {}):
         record.begin("pretrain", None, work)
-        console.print(drawn(watch.views(WatchConfig(run=watch.RunChoice(dir=str(tmp_path)))), tmp_path))
+        console.print(drawn(views(tmp_path, None, 1.0), tmp_path))
     text = console.export_text()
     assert "news: pretrain, for" in text
     assert "step 41 of 71" in text

@@ -25,7 +25,7 @@ _HEIGHT, _ROW_HEIGHT, _FRAME = 260, 16, 70
 _GREY = "#7a7a7a"
 _MOST_NAMED = 20
 _MOST_LISTED = 200
-_MOST_WRITTEN = 80  # cells of a heat map that have their values written into them
+_MOST_WRITTEN, _MOST_WIDE = 80, 8  # cells, and columns, of a heat map that has its values written into it
 _LONGEST_NAME = 36
 _PALETTE = ("#ffffcc", "#ffeda0", "#fed976", "#feb24c", "#fd8d3c", "#fc4e2a", "#e31a1c", "#bd0026", "#800026")
 COLOURS = ("#3b82f6", "#ef4444", "#22a34a", "#a855f7", "#ea7317", "#0891b2", "#8b8b8b", "#d6336c")
@@ -192,7 +192,7 @@ def heat_map(
     plot.rect(
         x="column", y="row", width=1, height=1, source=source, fill_color={"field": "value", "transform": mapper}, line_color=None
     )
-    if len(down) * len(across) <= _MOST_WRITTEN:
+    if len(across) <= _MOST_WIDE and len(down) * len(across) <= _MOST_WRITTEN:
         source.data["text"] = [f"{p[2]:.0f}" if p[2] >= 100 else f"{p[2]:.3g}" for p in placed]
         source.data["ink"] = ["#ffffff" if p[2] > 0.55 * top else "#111827" for p in placed]
         plot.text(

@@ -14,6 +14,7 @@ import os
 import shlex
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from adapt.core.typed import from_plain, to_plain
 DIRECTORY = ".watch"
 RUNNING, DONE, FAILED, STOPPED, KILLED = "running", "done", "failed", "stopped", "killed"
 _EVERY_S = 1.0
+_BEAT_S, _BEATS_MISSED = 30.0, 10  # a command says at least so often that it is there
 _KEPT = 12  # files of commands that ended, for each run
 
 
@@ -61,11 +63,11 @@ class Record:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its process is there; of another machine's, that it said so within the last minutes."""
+        """Whether its process is there; one of another machine must have said so within the last minutes."""
         if self.state != RUNNING:
             return False
         if self.host != socket.gethostname():
-            return time.time() - self.at < 600
+            return time.time() - self.at < _BEATS_MISSED * _BEAT_S
         return _born(self.process) == self.born if self.born else _is_there(self.process)
 
     @property
@@ -87,6 +89,8 @@ class ProgressRecord:
         self._run = run
         self._record: Record | None = None
         self._due = 0.0
+        self._is_unsaid = False
+        self._lock = threading.RLock()  # the beat is a thread of its own
 
     @contextlib.contextmanager
     def going_on(self, stages: list[str], settings: dict[str, str]) -> Iterator[None]:
@@ -99,7 +103,7 @@ class ProgressRecord:
         self._forget_old()
         self._write()
         try:
-            with told_to(self._told):
+            with told_to(self._told), self._beating():
                 yield
         except KeyboardInterrupt:
             self._change(state=STOPPED, said="interrupted; the same command goes on from the last saved state")
@@ -120,22 +124,43 @@ class ProgressRecord:
         """Say what came out last."""
         self._change(said=line, work=None, doing=None)
 
+    @contextlib.contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Write what work says of itself once a second, and now and then that the command is there."""
+        is_over = threading.Event()
+
+        def beat() -> None:
+            while not is_over.wait(_EVERY_S):
+                with self._lock:
+                    if self._is_unsaid or time.monotonic() >= self._due:
+                        self._write()
+
+        thread = threading.Thread(target=beat, name="progress record", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+
     def _told(self, found: HowFar) -> None:
-        if self._record is not None:
-            self._record = replace(
-                self._record, doing=found.what, done=found.done, total=found.total, unit=found.unit, left_s=found.left_s
-            )
-            if time.monotonic() >= self._due:
-                self._write()
+        """Take note of how far some work has come; the beat writes it."""
+        with self._lock:
+            if self._record is not None:
+                self._record = replace(
+                    self._record, doing=found.what, done=found.done, total=found.total, unit=found.unit, left_s=found.left_s
+                )
+                self._is_unsaid = True
 
     def _change(self, **changes: object) -> None:
-        if self._record is not None:
-            self._record = replace(self._record, **changes)  # type: ignore[arg-type]
-            self._write()
+        with self._lock:
+            if self._record is not None:
+                self._record = replace(self._record, **changes)  # type: ignore[arg-type]
+                self._write()
 
     def _write(self) -> None:
         assert self._record is not None
-        self._due = time.monotonic() + _EVERY_S
+        self._due, self._is_unsaid = time.monotonic() + _BEAT_S, False
         self._record = replace(self._record, at=time.time())
         with contextlib.suppress(OSError):
             self._place.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from adapt.core.progress import progress
 from adapt.core.typed import to_plain
 from adapt.train.live import LIVE_FILE, LiveTraining
 from pipelines.command_line.plain_options import parsed, run_plainly
+from pipelines.stages import progress_record
 from pipelines.stages.progress_record import DIRECTORY, DONE, FAILED, KILLED, RUNNING, STOPPED, ProgressRecord, records_of
 from pipelines.tools import watch
 from pipelines.tools.watch import WatchConfig
@@ -59,12 +60,16 @@ def test_a_running_training_shows_step_losses_speed_time_left_experts_and_memory
     ]
 
 
-def test_scoring_shows_how_far_it_has_come(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scoring_shows_how_far_it_has_come(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_record, "_EVERY_S", 0.01)
     record = ProgressRecord(tmp_path / "news", "news")
     with record.going_on(["evaluate"], {}):
         record.begin("evaluate", "tnews", tmp_path)
         for index in progress(range(4), "scoring tnews", total=4, unit="row"):
-            record._due = 0.0
+            while index == 2 and records_of(tmp_path / "news")[-1].done < 2:
+                time.sleep(0.01)
             if index == 2:
                 assert "  scoring tnews: row 2 of 4, about 0 s left" in said(tmp_path, capsys=capsys).splitlines()
 
@@ -122,6 +127,20 @@ def test_a_killed_command_is_told_from_one_that_runs(tmp_path: Path) -> None:
         child.kill()
         child.communicate()
         assert records_of(tmp_path / "a")[-1].ended_as == KILLED
+
+
+def test_a_command_of_another_machine_is_there_while_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress_record, "_BEAT_S", 0.01)
+    monkeypatch.setattr(progress_record, "_EVERY_S", 0.01)
+    with ProgressRecord(tmp_path / "a", "a").going_on(["pretrain"], {}):
+        before = records_of(tmp_path / "a")[-1].at
+        while records_of(tmp_path / "a")[-1].at == before:
+            time.sleep(0.01)
+    change(tmp_path, "a", host="elsewhere", state=RUNNING)
+    monkeypatch.setattr(progress_record, "_BEAT_S", 30.0)
+    assert records_of(tmp_path / "a")[-1].ended_as == RUNNING
+    change(tmp_path, "a", at=time.time() - 600)
+    assert records_of(tmp_path / "a")[-1].ended_as == KILLED
 
 
 def test_only_the_newest_records_are_kept_and_damaged_ones_left_out(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ class Report(Stage[ReportReads]):
     def build(self, reads: ReportReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
         found = reads.artifacts
         answers = _answers(reads)
-        lead = [*[_outcome(found, one) for one in answers.values()], *_forgetting(found)]
+        lead: list[str | Lead] = [*[_outcome(found, one) for one in answers.values()], *_forgetting(found)]
         rows = {task: _rows(shop, reads, one) for task, one in answers.items()}
         data = {one.task.name: one for one in reads.data}
         tasks = {stage: _of_stage(found, stage) for stage in _PER_TASK}

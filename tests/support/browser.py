@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _HEIGHT = 900
-_WAIT_MS = 20_000  # a test that waits for so long has failed
+_WAIT_MS = 60_000  # a test that waits for so long has failed
 
 
 @dataclass

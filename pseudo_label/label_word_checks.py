@@ -240,11 +240,16 @@ def _read_as(tokenizer: TextTokenizer, before: str, word: AskedWord) -> str:
     return f"{_pieces(tokenizer, written[start:])}, asked as {_pieces(tokenizer, word.ids)}"
 
 
-def _pieces(tokenizer: TextTokenizer, ids: Sequence[int]) -> str:
+def pieces_of(tokenizer: TextTokenizer, ids: Sequence[int]) -> list[str]:
+    """Return each token as text, or as the vocabulary writes it where it is no text by itself."""
     read = [tokenizer.decode([token]) for token in ids]
-    return "|".join(
+    return [
         tokenizer.pieces([token])[0] if not text or _REPLACEMENT in text else text for token, text in zip(ids, read, strict=True)
-    )
+    ]
+
+
+def _pieces(tokenizer: TextTokenizer, ids: Sequence[int]) -> str:
+    return "|".join(pieces_of(tokenizer, ids))
 
 
 def _listed(words: Sequence[AskedWord], tokenizer: TextTokenizer) -> str:

@@ -67,6 +67,7 @@ ONE_FILE = {
     "scipy": "pseudo_label/statistics.py",
     "openpyxl": "adapt/text/rows/xlsx_rows.py",
     "bokeh": "pipelines/report_page/charts.py",
+    "rich": "pipelines/tools/watch_screen.py",
     "gguf": "adapt/checkpoint/gguf_files.py",
     "jinja2": "pipelines/report_page/templates.py",
     "fastapi": "pipelines/serving/application.py",

@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,31 +26,23 @@ from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.faults import faults_in_words, refuse_closed, writable
 from adapt.core.json_files import json_text, parsed_json
 from adapt.core.store_locks import hold, locked
-from adapt.core.store_places import LINKS_LOCK, LOCK, NEW, WORK, beside, is_artifact, recover, swap_in, tidy
+from adapt.core.store_places import FIGURES_FILE as FIGURES_FILE
+from adapt.core.store_places import LINKS_LOCK, LOCK, NEW, UNDIGESTED, WORK, beside, is_artifact, recover, swap_in, tidy
 from adapt.core.store_places import MANIFEST as MANIFEST
+from adapt.core.store_places import METRICS_FILE as METRICS_FILE
 from adapt.core.store_places import STORE as STORE
 from adapt.core.store_readers import note_reader
 from adapt.core.typed import digest_of
 
 logger = logging.getLogger(__name__)
 
-# Metrics say something about an artifact (how long it took, say): they are listed and checked, but no part of its digest.
-METRICS_FILE = "metrics.json"
 README_FILE = "README.md"
 UNLISTED = (README_FILE,)  # for readers only: a manifest does not list them, so they may be edited
 SCHEMA_VERSION = 1
 _MANIFEST_KEYS = ("stage", "key", "digest", "config", "inputs", "files", "metrics", "created")
 _RECORDED_PACKAGES = (
-    "torch",
-    "deepspeed",
-    "sentencepiece",
-    "datasets",
-    "hydra-core",
-    "numpy",
-    "safetensors",
-    "transformers",
-    "tokenizers",
-)
+    "torch", "deepspeed", "sentencepiece", "datasets", "hydra-core", "numpy", "safetensors", "transformers", "tokenizers"
+)  # fmt: skip
 _HASH_STEP_BYTES = 1 << 22
 _ALWAYS_HASHED_BYTES = 1 << 26
 _LONGEST_PATH = 1000
@@ -67,7 +60,7 @@ class InputRef:
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """A complete directory with its manifest's content."""
+    """A complete directory with its manifest's content; `seconds` is how long its last build took, where that was recorded."""
 
     path: Path
     stage: str
@@ -77,6 +70,7 @@ class Artifact:
     inputs: Mapping[str, InputRef]
     metrics: Mapping[str, Any]
     created: str
+    seconds: float | None = None
 
     def file(self, name: str) -> Path:
         """Return the path of a file of this artifact.
@@ -155,6 +149,7 @@ def open_artifact(path: Path) -> Artifact:
         inputs={name: InputRef(**ref) for name, ref in manifest["inputs"].items()},
         metrics=manifest["metrics"],
         created=manifest["created"],
+        seconds=manifest.get("seconds"),
     )
 
 
@@ -239,13 +234,13 @@ def _has_types(entry: dict[str, Any], **types: type) -> bool:
     return all(isinstance(entry.get(name), kind) for name, kind in types.items())
 
 
-def write_manifest(path: Path, key: StageKey, metrics: Mapping[str, Any], created: str) -> None:
+def write_manifest(path: Path, key: StageKey, metrics: Mapping[str, Any], created: str, seconds: float | None = None) -> None:
     """Describe every file under `path` and write the manifest, last and atomically."""
     files = []
     for file in sorted(p for p in path.rglob("*") if p.is_file() and str(p.relative_to(path)) not in (MANIFEST, *UNLISTED)):
         files.append({"path": str(file.relative_to(path)), "size": file.stat().st_size, "sha256": sha256_of_file(file)})
     inputs = {name: {"path": str(a.path.absolute()), "digest": a.digest} for name, a in key.inputs.items()}
-    hashed = [entry for entry in files if entry["path"] != METRICS_FILE]
+    hashed = [entry for entry in files if entry["path"] not in UNDIGESTED]
     content = {"stage": key.stage, "files": hashed, "inputs": {n: r["digest"] for n, r in inputs.items()}}
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -261,6 +256,7 @@ def write_manifest(path: Path, key: StageKey, metrics: Mapping[str, Any], create
         "versions": _versions(),
         "git_commit": _git_commit(),
         "created": created,
+        "seconds": seconds,
     }
     write_atomically(path / MANIFEST, json_text(manifest))
 
@@ -319,8 +315,9 @@ class ArtifactStore:
                 work.mkdir(exist_ok=True)
             try:
                 with faults_in_words(scratch):
+                    started = time.monotonic()
                     metrics = build(scratch, work)
-                    write_manifest(scratch, key, metrics, created())
+                    write_manifest(scratch, key, metrics, created(), round(time.monotonic() - started, 3))
                     swap_in(scratch, final)
             except BaseException:
                 tidy(scratch, work)

@@ -9,6 +9,9 @@ from pathlib import Path
 
 STORE = "store"  # below a run directory, beside the runs
 MANIFEST = "manifest.json"
+METRICS_FILE = "metrics.json"  # what is said of an artifact: how long it took, say
+FIGURES_FILE = "figures.json"  # what a stage leaves for pages only; no stage makes anything of it
+UNDIGESTED = (METRICS_FILE, FIGURES_FILE)  # listed and checked, and no part of an artifact's digest
 NEW, WORK, OLD, LOCK = ".new", ".work", ".old", ".lock"
 GONE = ".gone"  # what was taken away and is being deleted
 LINKS_LOCK = ".links.lock"  # in the store's directory: shared by those who link, taken by who decides what no run links to

@@ -12,7 +12,7 @@ from typing import Any
 
 from adapt.checkpoint.offload import OffloadConfig, OptimizerIn
 from adapt.checkpoint.weights import save_trained
-from adapt.core.artifacts import short_key, write_atomically
+from adapt.core.artifacts import FIGURES_FILE, short_key, write_atomically
 from adapt.core.faults import writable
 from adapt.core.json_files import write_json
 from adapt.core.runtime import RankInfo, seed_for
@@ -25,7 +25,9 @@ from adapt.text.contract import TextTokenizer
 from adapt.text.packing import RowSource, StepOrder
 from adapt.train.cost_estimate import estimate
 from adapt.train.engine_config import EngineConfig, deepspeed_config
+from adapt.train.expert_loads import ExpertLoads, Shares, compared
 from adapt.train.loop import Trainer
+from adapt.train.measured_cost import peak_bytes, planned_bytes
 from adapt.train.paged_adamw import Paging
 from adapt.train.trackers import open_tracker
 from adapt.train.tracking import RunIdentity, TrackerConfig
@@ -39,6 +41,7 @@ HELD_OUT_FILE = "held_out.json"
 OUTCOME_FILE = "outcome.json"
 DEEPSPEED_FILE = "deepspeed.json"
 GENERAL_FILE = "general.json"
+GENERAL_TEXT = "general text"
 _BEGUN_TOKENS, _CONTINUED_TOKENS = 12, 24
 _SAID = ("beginning", "before", "after")
 
@@ -100,28 +103,36 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
     attempt = _attempt(work, rank)
     with open_tracker(job.tracker, identity, rank.is_main) as tracker:
         started = time.monotonic()
-        before, general_before = _measured(trainer, data)
+        before = _measured(trainer, data)
         beginnings = _beginnings(data)
         said_before = trainer.continuations(beginnings, _CONTINUED_TOKENS)
         if rank.is_main:
             _say_estimate(model, data, job, time.monotonic() - started)
         outcome = trainer.train(data.training, job.train, work, tracker, time.monotonic() - started)
-        after, general_after = _measured(trainer, data)
+        after = _measured(trainer, data)
         said_after = trainer.continuations(beginnings, _CONTINUED_TOKENS)
-        tracker.conclude(_held_out_values(before, after), {})
+        tracker.conclude(_held_out_values(before.ledgers, after.ledgers), {})
     if rank.is_main:
         with writable(result):
             save_trained(result, model, engine.named_weights(), tokenizer, job.train.save_precision)
             lines = "".join(json.dumps(line) + "\n" for line in outcome.history)
             (result / HISTORY_FILE).write_text(lines, encoding="utf-8")
-            held_out = {name: {"before": _values(before[name]), "after": _values(after[name])} for name in after}
+            held_out = {
+                name: {"before": _values(before.ledgers[name]), "after": _values(ledger)} for name, ledger in after.ledgers.items()
+            }
             write_json(result / HELD_OUT_FILE, held_out)
             if data.general is not None:
                 said_of_each = zip(beginnings, said_before, said_after, strict=True)
                 texts = [dict(zip(_SAID, map(tokenizer.decode, said), strict=True)) for said in said_of_each]
-                write_json(result / GENERAL_FILE, {"before": general_before, "after": general_after, "continuations": texts})
+                losses = {"before": before.general, "after": after.general}
+                write_json(result / GENERAL_FILE, {**losses, "continuations": texts})
+            if outcome.loads:
+                ExpertLoads(steps=outcome.loads, measured=compared(before.loads, after.loads)).write(result / FIGURES_FILE)
             write_json(result / DEEPSPEED_FILE, deepspeed_config(job.engine, job.train.optimizer))
-            said = {"tokens_per_s": outcome.tokens_per_s, "attempts": attempt, "skipped_steps": outcome.skipped_steps}
+            said = {
+                "tokens_per_s": outcome.tokens_per_s, "attempts": attempt, "skipped_steps": outcome.skipped_steps,
+                "peak_bytes": peak_bytes(), "planned_bytes": planned_bytes(model, job.engine, job.offload),
+            }  # fmt: skip
             write_json(work / OUTCOME_FILE, said)
     else:
         for _ in engine.named_weights():  # gathering is a collective
@@ -141,10 +152,23 @@ def _paging(job: TrainJob, work: Path, rank: RankInfo) -> Paging | None:
     return Paging(place=place, moments=job.offload.moments, seed=seed_for(job.seed, "rank", rank.rank))
 
 
-def _measured(trainer: Trainer, data: TrainData) -> tuple[dict[str, dict[str, PartValue]], list[list[float]]]:
-    """Return the ledgers of the held-out rows by name, and the losses of the rows of general text."""
-    ledgers = {name: trainer.measure(rows) for name, rows in data.held_out.items()}
-    return ledgers, [] if data.general is None else trainer.row_losses(data.general).tolist()
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """The ledgers of the held-out rows by name, the losses of the rows of general text, and experts' loads on all of these."""
+
+    ledgers: dict[str, dict[str, PartValue]]
+    general: list[list[float]]
+    loads: dict[str, Shares]
+
+
+def _measured(trainer: Trainer, data: TrainData) -> _Measured:
+    found = {name: trainer.measure(rows) for name, rows in data.held_out.items()}
+    loads = {name: shares for name, (_, shares) in found.items()}
+    general: list[list[float]] = []
+    if data.general is not None:
+        losses_R2, loads[GENERAL_TEXT] = trainer.row_losses(data.general)
+        general = losses_R2.tolist()
+    return _Measured(ledgers={name: ledger for name, (ledger, _) in found.items()}, general=general, loads=loads)
 
 
 def _beginnings(data: TrainData) -> list[list[int]]:

@@ -40,7 +40,10 @@ from adapt.text.packing import RowSource, StepOrder
 from adapt.train.divergence import check_losses
 from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig
+from adapt.train.expert_loads import Shares, StepLoads, is_kept, rounded
 from adapt.train.gradient_shares import gradient_shares
+from adapt.train.live import LiveFile
+from adapt.train.measured_cost import peak_bytes
 from adapt.train.optimizer import StepOutcome
 from adapt.train.optimizer_config import learning_rate
 from adapt.train.stopping import Stopped, StopRequest, stop_requests
@@ -54,9 +57,13 @@ _FIRST_SAID_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a run leaves beside its weights: the history of ledgers, and speed; `skipped_steps` of them overflowed in fp16."""
+    """What a run leaves beside its weights: the history of ledgers, experts' loads at some steps, and speed.
+
+    `skipped_steps` are those that overflowed in fp16.
+    """
 
     history: list[dict[str, float]]
+    loads: list[StepLoads]
     tokens_per_s: float
 
     @property
@@ -94,6 +101,7 @@ class Trainer:
         """
         engine = self._engine
         progress = self._progress(work, config)
+        live = LiveFile(work, is_writing=engine.rank.is_main)
         tracker.follow(progress.history)
         order = StepOrder(n_rows=len(source), batch=config.batch_rows, seed=self._seed)
         engine.module.train()
@@ -119,6 +127,7 @@ class Trainer:
                 said = left.advance()
                 if said is not None:
                     logger.info("%s", said)
+                live.show(line, config.steps, tokens_per_s, left.left_s, peak_bytes, lambda: _rounded(progress.lagged_shares_LE))
                 states.check()
                 is_last = progress.step == config.steps
                 if progress.step % config.save_every_steps == 0 or is_last or n_stops:
@@ -127,7 +136,7 @@ class Trainer:
                     states.wait()
                     raise Stopped(f"stopped after step {progress.step} of {config.steps}")
         elapsed = max(time.monotonic() - started, 1e-9)
-        return TrainResult(history=progress.history, tokens_per_s=tokens_done / elapsed)
+        return TrainResult(history=progress.history, loads=progress.loads, tokens_per_s=tokens_done / elapsed)
 
     def _progress(self, work: Path, config: TrainConfig) -> Progress:
         """Return where to go on: at the newest state, or at the start."""
@@ -136,7 +145,7 @@ class Trainer:
             logger.info("going on from step %d of %d", progress.step, config.steps)
             return progress
         even = [torch.full((count,), 1.0 / count, dtype=torch.float64) for count in self._expert_counts]
-        return Progress(step=0, lagged_shares_LE=even, history=[])
+        return Progress(step=0, lagged_shares_LE=even, history=[], loads=[])
 
     def _step(
         self, micro_batches: list[Batch], progress: Progress, config: TrainConfig, request: StopRequest
@@ -158,10 +167,12 @@ class Trainer:
         if not outcome.is_skipped:
             line |= shares
         progress.history.append(line)
+        if self._expert_counts and is_kept(progress.step, config.steps):
+            progress.loads.append(StepLoads(step=progress.step, shares=_rounded(progress.lagged_shares_LE)))
         return line, totals.n_stops
 
-    def measure(self, source: RowSource) -> dict[str, PartValue]:
-        """Return the ledger of one pass over a source, without training and so without the routers' own losses."""
+    def measure(self, source: RowSource) -> tuple[dict[str, PartValue], Shares]:
+        """Return the ledger of one pass over a source, without the routers' own losses, and the loads of experts."""
         rows = [(index, 0) for index in range(len(source))]
         chunk = self._config.micro_batch * self._engine.rank.world_size * 16
         counts = self._zeros()
@@ -175,27 +186,31 @@ class Trainer:
                 parts += [self._contribution(batch, local, even, self._objective) for batch in batches]
                 counts += local
         self._engine.module.train()
-        ledger = self._totals(parts, self._engine.all_sum(counts), self._objective).ledger
-        return {part: ledger[part] for part in PARTS}
+        totals = self._totals(parts, self._engine.all_sum(counts), self._objective)
+        return {part: totals.ledger[part] for part in PARTS}, _rounded([layer.shares_E for layer in totals.layers])
 
     @torch.no_grad()
-    def row_losses(self, source: RowSource) -> FloatArray:
-        """Return (sum of NLL, number of targets) of each row of a source [R, 2], on every rank."""
+    def row_losses(self, source: RowSource) -> tuple[FloatArray, Shares]:
+        """Return (sum of NLL, number of targets) of each row of a source [R, 2], and experts' loads, on every rank."""
         engine, size = self._engine, self._config.micro_batch
         found_R2 = torch.zeros(len(source), 2, dtype=torch.float64)
+        layers = [LayerSums.empty(n_experts) for n_experts in self._expert_counts]
         mine = range(engine.rank.rank, len(source), engine.rank.world_size)
         engine.module.eval()
         for start in range(0, -(-len(source) // engine.rank.world_size), size):
             rows = list(mine[start : start + size])
             batch = collate([source.row(row, 0) for row in rows], self._config.pad_multiple).to(engine.device)
             has_target = batch.targets_BT != NO_TARGET
-            nll_N = token_nll(self._base, self._base(batch.inputs).hidden_BTH[has_target], batch.targets_BT[has_target])
+            output = self._base(batch.inputs)
+            nll_N = token_nll(self._base, output.hidden_BTH[has_target], batch.targets_BT[has_target])
+            layers = [sums + LayerSums.of(report).cpu() for sums, report in zip(layers, output.routing, strict=True)]
             row_N = has_target.nonzero()[:, 0].cpu()
             sums_B = torch.zeros(len(has_target), dtype=torch.float64).index_add(0, row_N, nll_N.double().cpu())
             found_R2[rows, 0] = sums_B[: len(rows)]
             found_R2[rows, 1] = has_target.sum(1).double().cpu()[: len(rows)]
         engine.module.train()
-        return np.asarray(engine.all_sum(found_R2.flatten()).reshape(-1, 2).numpy())
+        losses_R2 = np.asarray(engine.all_sum(found_R2.flatten()).reshape(-1, 2).numpy())
+        return losses_R2, _rounded([LayerSums(engine.all_sum(sums.values_S)).shares_E for sums in layers])
 
     def continuations(self, beginnings: Sequence[Sequence[int]], n_tokens: int) -> list[list[int]]:
         """Return the likeliest tokens after each beginning, on every rank."""
@@ -277,6 +292,10 @@ class Trainer:
 
     def _zeros(self) -> Tensor:
         return torch.zeros(len(parts_of(self._base)), dtype=torch.float64)
+
+
+def _rounded(shares_LE: Sequence[Tensor]) -> Shares:
+    return rounded([shares_E.tolist() for shares_E in shares_LE])
 
 
 def _history_line(step: int, lr: float, outcome: StepOutcome, totals: Totals, looks_ahead: bool) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Training states: everything that the next step reads, in a directory that is complete or absent.
 
 `<work>/step-00000100/` holds weights and moments by parameter name (safetensors), and `state.json` (step, updates, lagged shares,
-history, and in fp16 the loss scale).
+history, experts' loads at some steps, and in fp16 the loss scale).
 A state is a copy taken at the step boundary, which a thread writes while training goes on: every file and directory is on the
 disk before the directory is renamed into place, and older states go only after that. So whatever ends a process, or fills the disk,
 the newest complete state is whole. The copy takes as much memory on rank 0 as weights and moments do: 12 bytes a parameter. Where
@@ -30,6 +30,7 @@ from adapt.core.errors import CheckpointError, ConfigError, TrainingError
 from adapt.core.typed import from_plain, to_plain
 from adapt.model.buffers import named_state
 from adapt.train.engine import Engine
+from adapt.train.expert_loads import StepLoads
 from adapt.train.loss_scale import LossScale
 from adapt.train.optimizer import MOMENTS
 from adapt.train.tensor_stream import save_one_by_one
@@ -46,6 +47,7 @@ class Progress:
     step: int
     lagged_shares_LE: list[Tensor]
     history: list[dict[str, float]]
+    loads: list[StepLoads]
 
 
 class StateWriter:
@@ -79,6 +81,7 @@ class StateWriter:
             "loss_scale": to_plain(self._engine.loss_scale),
             "lagged_shares": [shares.tolist() for shares in progress.lagged_shares_LE],
             "history": list(progress.history),  # the loop goes on adding to its own
+            "loads": to_plain(progress.loads),
         }
         if self._engine.is_paged:
             self._write_at_once(progress.step, content)
@@ -230,6 +233,7 @@ def load_newest_state(work: Path, engine: Engine) -> Progress | None:
             step=content["step"],
             lagged_shares_LE=[torch.tensor(shares, dtype=torch.float64) for shares in content["lagged_shares"]],
             history=content["history"],
+            loads=[from_plain(StepLoads, one, _STATE_FILE) for one in content.get("loads", [])],  # older versions keep none
         )
     except (OSError, ValueError, KeyError, SafetensorError, ConfigError) as error:
         raise CheckpointError(f"{newest}: a damaged training state ({error}); remove it to go on from the one before") from error

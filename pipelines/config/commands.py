@@ -190,6 +190,7 @@ COMMANDS = (
         reads=("run", "seed", "force", "output", "model", "tokenizer.vocab_size", "pretrain.save_precision"),
         examples=("model=1.3b_moe32 output=/scratch/random", "model=tiny output=/tmp/tiny"),
     ),
+    Command(name="watch", says="What runs now: stage, step, losses, time left, experts, memory."),
     Command(name="init", says="A table to a task that runs: its file, its rows, and the commands that go on."),
     Command(name="tokenizer_doctor", says="What a tokenizer does to texts and label words, and what to change."),
     Command(name="verify", says="A checkpoint's logits compared with a reference."),

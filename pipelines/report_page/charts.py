@@ -15,7 +15,7 @@ from typing import Any
 
 from bokeh.document import Document
 from bokeh.embed import components
-from bokeh.models import ColumnDataSource, FactorRange, HoverTool, LinearColorMapper, Range1d
+from bokeh.models import ColumnDataSource, DataRange1d, FactorRange, HoverTool, LinearColorMapper, Range1d
 from bokeh.models.annotations import Label
 from bokeh.plotting import figure
 from bokeh.resources import Resources
@@ -26,6 +26,7 @@ _HEIGHT, _ROW_HEIGHT, _FRAME = 260, 16, 70
 _GREY = "#7a7a7a"
 _MOST_NAMED = 20
 _MOST_LISTED = 200
+_MOST_WRITTEN, _MOST_WIDE = 80, 8  # cells, and columns, of a heat map that has its values written into it
 _LONGEST_NAME = 36
 _PALETTE = ("#ffffcc", "#ffeda0", "#fed976", "#feb24c", "#fd8d3c", "#fc4e2a", "#e31a1c", "#bd0026", "#800026")
 _ITEMS = "const render_items = "  # what follows says which document and which place each chart has
@@ -123,7 +124,7 @@ def interval_chart(title: str, intervals: Sequence[Interval], low: float, high: 
     factors = list(dict.fromkeys(reversed(places)))
     plot = figure(
         height=_FRAME + _ROW_HEIGHT * max(len(factors), 4), y_range=FactorRange(factors=factors),
-        x_range=Range1d(start=low, end=max(high, low + 1e-9)), sizing_mode="stretch_width", tools="",
+        x_range=Range1d(start=low, end=low + 1.02 * max(high - low, 1e-9)), sizing_mode="stretch_width", tools="",
     )  # fmt: skip
     for index, name in enumerate(series):
         own = [(place, item) for place, item in zip(places, shown, strict=True) if item.series == name]
@@ -167,9 +168,17 @@ def scatter_chart(title: str, points: Sequence[Point], x_label: str) -> Chart:
 
 
 def heat_map(
-    title: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[float]], labels: tuple[str, str]
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    cells: Sequence[Sequence[float]],
+    labels: tuple[str, str],
+    top: float | None = None,
 ) -> Chart:
-    """Draw a matrix [rows, columns], the first row on top; `labels` name the rows' and the columns' axis."""
+    """Draw a matrix [rows, columns], the first row on top; `labels` name the rows' and the columns' axis.
+
+    `top` is the value of the darkest colour, by default the largest one, so that maps beside each other can share a scale.
+    """
     down, across = _distinct(rows), _distinct(columns)
     placed = [
         (down[r], across[c], value)
@@ -182,11 +191,18 @@ def heat_map(
         y_range=FactorRange(factors=down[::-1]), sizing_mode="stretch_width", tools="", x_axis_location="above",
     )  # fmt: skip
     source = ColumnDataSource({"row": [p[0] for p in placed], "column": [p[1] for p in placed], "value": [p[2] for p in placed]})
-    top = max((value for *_, value in placed), default=1.0) or 1.0
+    top = top or max((value for *_, value in placed), default=1.0) or 1.0
     mapper = LinearColorMapper(palette=list(_PALETTE), low=0.0, high=top)
     plot.rect(
         x="column", y="row", width=1, height=1, source=source, fill_color={"field": "value", "transform": mapper}, line_color=None
     )
+    if len(across) <= _MOST_WIDE and len(down) * len(across) <= _MOST_WRITTEN:
+        source.data["text"] = [f"{p[2]:.0f}" if p[2] >= 100 else f"{p[2]:.3g}" for p in placed]
+        source.data["ink"] = ["#ffffff" if p[2] > 0.55 * top else "#111827" for p in placed]
+        plot.text(
+            x="column", y="row", text="text", text_color="ink", source=source,
+            text_align="center", text_baseline="middle", text_font_size="11px",
+        )  # fmt: skip
     _style(plot)
     plot.grid.grid_line_color = None
     plot.xaxis.major_label_orientation = 0.9
@@ -252,6 +268,9 @@ def _style(plot: Any) -> None:
 def _finish(plot: Any, tooltips: list[tuple[str, str]], *, is_empty: bool) -> None:
     """Add what shows on hover and dress the legend; say so where there is nothing to draw."""
     if is_empty:
+        for side in ("x_range", "y_range"):
+            if isinstance(getattr(plot, side), DataRange1d):  # it would look for data
+                setattr(plot, side, Range1d(start=0, end=1))
         plot.add_layout(Label(x=20, y=20, x_units="screen", y_units="screen", text="no data", text_color=_GREY))
     plot.add_tools(HoverTool(tooltips=tooltips))
     for legend in list(plot.legend):

@@ -6,6 +6,7 @@ escapes. A content policy in the page forbids requests.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from adapt.core.errors import shown
 from pipelines.report_page.charts import Chart, drawn, library
 from pipelines.report_page.templates import template
 
+# A number, with its unit, an interval, or nothing to say; digests and dates are texts.
+_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( (%|s|[kMGT]?B|bytes))?( to [-+]?[\d.,]+)?|-")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
@@ -23,6 +27,14 @@ class Section:
 
     title: str
     parts: Sequence[Chart | Markup]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """A sentence on top of the page, and what is to be said with it in smaller letters."""
+
+    sentence: str
+    details: Sequence[str] = ()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
@@ -37,20 +49,36 @@ def note(text: str) -> Markup:
     return Markup('<p class="note">{}</p>').format(shown(text))
 
 
+def code(text: str) -> Markup:
+    """Return a block of text to be copied, such as a command."""
+    return Markup('<pre tabindex="0">{}</pre>').format(shown(text))
+
+
+def tokens(label: str, parts: Sequence[tuple[str, str]]) -> Markup:
+    """Return a line of boxes after a label, one for each (text, kind): context, prompt or label. Spaces show as a mark."""
+    boxes = Markup("").join(Markup('<span class="token {}">{}</span>').format(kind, _visible(text)) for text, kind in parts)
+    return Markup('<p class="tokens"><b>{}:</b> {}</p>').format(shown(label), boxes)
+
+
+def _visible(text: str) -> str:
+    return shown(text.replace("\n", "⏎").replace(" ", "␣"))
+
+
 def heading(text: str) -> Markup:
     """Return a heading below a section's."""
     return Markup("<h3>{}</h3>").format(shown(text))
 
 
-def page(title: str, sections: Sequence[Section], lead: Sequence[str] = ()) -> str:
+def page(title: str, sections: Sequence[Section], lead: Sequence[str | Lead] = ()) -> str:
     """Return the whole page; `lead` are the sentences that say what came out."""
+    leads = [one if isinstance(one, Lead) else Lead(sentence=one) for one in lead]
     charts = [part for section in sections for part in section.parts if isinstance(part, Chart)]
     script, places = drawn(charts)
     numbered = {id(chart): (number, place) for number, (chart, place) in enumerate(zip(charts, places, strict=True))}
     laid_out = [{"title": shown(section.title), "groups": _groups(section, numbered)} for section in sections]
     return template("page.html").render(
         title=shown(title),
-        lead=[shown(sentence) for sentence in lead],
+        lead=[{"sentence": shown(one.sentence), "details": [shown(detail) for detail in one.details]} for one in leads],
         sections=laid_out,
         script=script,
         library=library() if charts else "",
@@ -74,5 +102,5 @@ def _groups(section: Section, numbered: dict[int, tuple[int, str]]) -> list[dict
 
 
 def _cell(cell: str) -> Markup:
-    kind = "number" if cell[:1].isdigit() or cell[:1] in ("+", "-", ".") else "text"
+    kind = "number" if _NUMBER.fullmatch(cell) else "text"
     return Markup('<td class="{}">{}</td>').format(kind, shown(cell))

@@ -108,7 +108,10 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Product):
-    """Of training stages: held-out losses by domain or task, and how the job went; `attempts` counts starts."""
+    """Of training stages: held-out losses by domain or task, and how the job went; `attempts` counts starts.
+
+    `peak_bytes` is the most memory that rank 0 held, `planned_bytes` what a rank was planned to take.
+    """
 
     held_out: dict[str, HeldOut] = field(default_factory=dict)
     steps: int = 0
@@ -116,6 +119,8 @@ class Training(Product):
     tokens_per_s: float = 0.0
     attempts: int = 1
     skipped_steps: int = 0
+    peak_bytes: int | None = None
+    planned_bytes: int | None = None
 
     def __str__(self) -> str:
         losses = [f"{name} {held_out}" for name, held_out in self.held_out.items()]

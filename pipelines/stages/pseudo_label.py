@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adapt.core.artifacts import Artifact
+from adapt.core.artifacts import FIGURES_FILE, Artifact
 from adapt.core.json_files import write_json
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import LabelForm
@@ -19,6 +19,7 @@ from adapt.text.corpus import is_held_out
 from pipelines.config.label_settings import PseudoLabelConfig, Teacher
 from pipelines.stages.contract import Files, Stage, Workshop, unkeyed
 from pipelines.stages.criteria_table import criteria_pairs
+from pipelines.stages.disagreement import TOGETHER, LabelFigures, NoiseBin, TeacherViews, noise_bins
 from pipelines.stages.products import Labels, TeacherRecord
 from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, AdaptationRows, TaskData, adaptation_rows, labelled_rows
 from pipelines.stages.run import Run
@@ -92,9 +93,14 @@ class PseudoLabelStage(Stage[PseudoLabelReads]):
         write_json(result / DECISION_FILE, decided)
         if panel.taught is not None:
             lexical_files.save(result, panel.taught)
+        views = None
+        if len(panel.ask) > 1:
+            views = TeacherViews.of(given.rows, task, panel.unlabeled.scores, panel.scores())
         made = replace(_counted(task, given, labels), teachers=_teachers(panel), taught=panel.flips)
+        noise: list[NoiseBin] = []
         if settings.estimates_noise:
-            made = _measured(made, labelled_rows(shop, reads.data), task, panel, labels)
+            made, noise = _measured(made, labelled_rows(shop, reads.data), task, panel, labels)
+        LabelFigures(views=views, noise=noise).write(result / FIGURES_FILE)
         return made.metrics()
 
     def describe(self, artifact: Artifact) -> str:
@@ -175,10 +181,10 @@ def _teachers(panel: Panel) -> dict[str, TeacherRecord]:
 
 def _measured(
     made: Labels, labelled: Mapping[str, list[TaskRow]], task: TaskConfig, panel: Panel, labels: list[PseudoLabel]
-) -> Labels:
+) -> tuple[Labels, list[NoiseBin]]:
     """Add how many selected labels are wrong: by agreement, and on labelled rows that would be selected too.
 
-    The accuracy of each teacher is measured on all labelled rows.
+    The accuracy of each teacher is measured on all labelled rows, and so is how right labels of a confidence are.
     """
     selected = [label for label in labels if label.is_selected]
     n_voters = len(panel.ask) if panel.model is None else len(panel.ask) - 1 + len(panel.model.keys)
@@ -188,19 +194,22 @@ def _measured(
     guesses: list[str] = []
     gold: list[str] = []
     right: dict[str, list[float]] = {}
+    confidences: list[float] = []
     for split, rows in labelled.items():
         views = panel.views(split, rows)
         scores: FloatArray = panel.decided(views)
         answers, sure = predictions(scores, rows, task), margins(scores)
+        confidences += softmax(scores).max(axis=1).tolist()
         would: npt.NDArray[np.bool_] = np.asarray([m >= least.get(a, np.inf) for a, m in zip(answers, sure, strict=True)])
         guesses += [answers[i] for i in np.flatnonzero(would)]
         gold += [rows[i].label or "" for i in np.flatnonzero(would)]
-        for name, view in {**views.scores, "together": scores}.items():
+        for name, view in {**views.scores, TOGETHER: scores}.items():
             given = predictions(view, rows, task)
             right.setdefault(name, []).extend(float(a == row.label) for a, row in zip(given, rows, strict=True))
     if gold and selected:
         made = replace(made, labelled=accuracy_of(guesses, gold))
-    return replace(made, measured={name: float(np.mean(values)) for name, values in right.items()})
+    noise = noise_bins(confidences, [value == 1.0 for value in right.get(TOGETHER, [])])
+    return replace(made, measured={name: float(np.mean(values)) for name, values in right.items()}), noise
 
 
 def _counted(task: TaskConfig, given: AdaptationRows, labels: list[PseudoLabel]) -> Labels:

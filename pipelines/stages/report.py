@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import datetime
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.core.artifacts import Artifact, artifact_at
+from adapt.core.artifacts import FIGURES_FILE, Artifact, artifact_at
 from adapt.core.errors import ConfigError
 from adapt.core.json_files import read_json
-from adapt.core.typed import to_plain
-from pipelines.config.described import MISSING, schema
-from pipelines.config.schema import PipelineConfig
 from pipelines.report_page.charts import Interval, interval_chart
-from pipelines.report_page.page import Section, page, table
+from pipelines.report_page.page import Lead, Section, page, table
 from pipelines.stages.answers import Answers
-from pipelines.stages.contract import Reads, Stage, Workshop
-from pipelines.stages.gain import gain_of, in_a_sentence
+from pipelines.stages.changed_settings import changed_settings
+from pipelines.stages.contract import Files, Reads, Stage, Workshop, unkeyed
+from pipelines.stages.gain import gain_of
 from pipelines.stages.products import REPORT_FILE, Adaptation, Evaluation
-from pipelines.stages.report_answers import accuracy_sentence, answers_section, chance_sentence
+from pipelines.stages.progress_record import FAILED, RUNNING, STOPPED, Record, records_of
+from pipelines.stages.report_answers import accuracy_sentence, answers_section, chance_sentence, lexical_sentence
+from pipelines.stages.report_costs import commands_section, cost_section, forgetting_section
+from pipelines.stages.report_prompts import prompts_section
 from pipelines.stages.report_training import labels_section, training_section
-from pipelines.stages.rows import LABELLED_SPLITS, TaskData, labelled_part
+from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, TaskData, labelled_part
 from pipelines.stages.run import Run
 from pseudo_label.tasks import TaskConfig, TaskRow
 
 NAME = "report"
 _ANSWERS_FILE = "answers.json"
-# Sections and keys that say how and where a command runs, and where files are.
-_OF_THE_COMMAND = {
-    "run", "force", "stages", "input", "output", "engine", "scorer", "offload", "tracker", "data", "task_dir", "checkpoint"
-}  # fmt: skip
 _OF_ALL_TASKS = ("tokenizer", "pretrain")
 _PER_TASK = ("pseudo_label", "continue_pretrain", "evaluate", "export")
 
@@ -39,20 +38,23 @@ _PER_TASK = ("pseudo_label", "continue_pretrain", "evaluate", "export")
 class ReportReads(Reads):
     """The run's name, its artifacts by 'stage' or 'stage/task' in a fixed order, and the labelled rows whose texts are shown.
 
-    `settings` are the keys that differ from their defaults.
+    `settings` are the keys that differ from their defaults; `figures` what stages left for this page; `commands` are when each
+    command of the run started, what it was, and how it ended.
     """
 
     run_name: str
     settings: dict[str, str]
     artifacts: Mapping[str, Artifact]
     data: tuple[TaskData, ...]
+    figures: Files
+    commands: tuple[tuple[str, str, str], ...] = unkeyed("the settings and artifacts are what they made")
 
 
 class Report(Stage[ReportReads]):
     """Draw whatever the run has so far."""
 
     name = NAME
-    version = 3  # the same figures are the same bytes
+    version = 3  # the same figures are the same bytes; experts, prompts by token, teachers' views, forgetting, cost, commands
     is_per_task = False
 
     def reads(self, run: Run, task: TaskConfig | None) -> ReportReads:
@@ -61,22 +63,32 @@ class Report(Stage[ReportReads]):
             raise ConfigError(f"{run.directory}: nothing to report yet; run other stages first")
         evaluated = [name for name in run.config.tasks if f"evaluate/{name}" in found]
         tasks = run.load_tasks(evaluated) if run.config.data.root is not None or run.config.data.files else []
+        records = records_of(run.directory)
         return ReportReads(
             run_name=run.name,
-            settings=changed_settings(run.config),
+            settings=_settings_of(run, records),
             artifacts=found,
-            data=tuple(TaskData.of(run, one, LABELLED_SPLITS) for one in tasks),
+            data=tuple(TaskData.of(run, one, _splits_of(found, one.name)) for one in tasks),
+            figures=Files({name: file for name, a in found.items() if (file := a.path / FIGURES_FILE).is_file()}),
+            commands=tuple((_when(one.started), one.command, _ended(one)) for one in records),
         )
 
     def build(self, reads: ReportReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
         found = reads.artifacts
         answers = _answers(reads)
-        lead = [_outcome(found, one) for one in answers.values()] + _forgetting(found)
+        lead: list[str | Lead] = [*[_outcome(found, one) for one in answers.values()], *_forgetting(found)]
+        rows = {task: _rows(shop, reads, one) for task, one in answers.items()}
+        data = {one.task.name: one for one in reads.data}
+        tasks = {stage: _of_stage(found, stage) for stage in _PER_TASK}
         sections = [
             _accuracy(found),
-            *[answers_section(one, _rows(shop, reads, one)) for one in answers.values()],
-            *[labels_section(_task_of(name), a) for name, a in found.items() if name.startswith("pseudo_label/")],
-            *[training_section(name, a) for name, a in found.items() if name.split("/")[0] in ("pretrain", "continue_pretrain")],
+            *[answers_section(one, rows[task]) for task, one in answers.items()],
+            *[labels_section(task, a, data.get(task)) for task, a in tasks["pseudo_label"].items()],
+            *[prompts_section(task, a, rows.get(task, [])) for task, a in tasks["evaluate"].items()],
+            *[training_section(name, a) for name, a in found.items() if a.stage in ("pretrain", "continue_pretrain")],
+            forgetting_section(found, shows_texts=bool(data)),
+            cost_section(found),
+            commands_section(reads.commands),
             _settings(reads.settings),
             _provenance(found),
         ]
@@ -91,21 +103,6 @@ class Report(Stage[ReportReads]):
 STAGE = Report()
 
 
-def changed_settings(config: PipelineConfig) -> dict[str, str]:
-    """Return the keys whose values differ from the defaults, by dotted path; those of the command itself are left out."""
-    found = _differences("", to_plain(config), schema(MISSING))
-    return {key: found[key] for key in sorted(found) if key.partition(".")[0] not in _OF_THE_COMMAND}
-
-
-def _differences(path: str, value: Any, default: Any) -> dict[str, str]:
-    if isinstance(value, Mapping) and isinstance(default, Mapping):
-        found: dict[str, str] = {}
-        for key, inner in value.items():
-            found |= _differences(f"{path}.{key}" if path else key, inner, default.get(key))
-        return found
-    return {} if value == default else {path: str(value)}
-
-
 def _artifacts(run: Run) -> dict[str, Artifact]:
     """Return the run's artifacts by 'stage' or 'stage/task', in a fixed order."""
     names = [*_OF_ALL_TASKS, *(f"{stage}/{task}" for task in run.config.tasks for stage in _PER_TASK)]
@@ -115,6 +112,36 @@ def _artifacts(run: Run) -> dict[str, Artifact]:
 
 def _task_of(name: str) -> str:
     return name.partition("/")[2]
+
+
+def _of_stage(found: Mapping[str, Artifact], stage: str) -> dict[str, Artifact]:
+    """Return a stage's artifacts by task."""
+    return {_task_of(name): artifact for name, artifact in found.items() if name.startswith(f"{stage}/")}
+
+
+def _splits_of(found: Mapping[str, Artifact], task: str) -> list[str]:
+    """Return the splits whose texts the page shows: labelled rows, and unlabeled ones where teachers dispute some."""
+    labels = found.get(f"pseudo_label/{task}")
+    has_disputes = labels is not None and (labels.path / FIGURES_FILE).is_file()
+    return [*LABELLED_SPLITS, *([UNLABELED] if has_disputes else [])]
+
+
+def _settings_of(run: Run, records: Sequence[Record]) -> dict[str, str]:
+    """Return the settings that the run was made with: this command's, or where it only draws the page, the last one's before."""
+    if run.config.stages != [NAME]:
+        return changed_settings(run.config)
+    made = [record for record in records if record.stages != [NAME]]
+    return made[-1].settings if made else changed_settings(run.config)
+
+
+def _when(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _ended(record: Record) -> str:
+    if record.process == os.getpid() and record.state == RUNNING:
+        return "drew this page"
+    return f"{record.ended_as}: {record.said}" if record.ended_as in (FAILED, STOPPED) and record.said else record.ended_as
 
 
 def _answers(reads: ReportReads) -> dict[str, Answers]:
@@ -139,12 +166,14 @@ def _rows(shop: Workshop, reads: ReportReads, answers: Answers) -> list[TaskRow]
     return rows if tuple(row.label for row in rows) == answers.gold else []
 
 
-def _outcome(found: Mapping[str, Artifact], answers: Answers) -> str:
-    """Return a sentence on a task: the gain of adaptation, or the base's accuracy where none was measured; and chance."""
+def _outcome(found: Mapping[str, Artifact], answers: Answers) -> Lead:
+    """Say what adaptation gained on a task, or how right the base is where none was measured; then chance and the lexical row."""
     adapted, evaluated = found.get(f"continue_pretrain/{answers.task}"), found[f"evaluate/{answers.task}"]
+    rest = [chance_sentence(answers), *lexical_sentence(answers)]
     if adapted is None or "continue_pretrain" not in evaluated.inputs:
-        return f"{answers.task}: {accuracy_sentence(answers)} {chance_sentence(answers)}"
-    return f"{answers.task}: {in_a_sentence(gain_of(adapted, evaluated))}. {chance_sentence(answers)}"
+        return Lead(sentence=" ".join([f"{answers.task}: {accuracy_sentence(answers)}", *rest]))
+    said, *details = map(str, gain_of(adapted, evaluated))
+    return Lead(sentence=" ".join([f"{answers.task}: {said}.", *rest]), details=details)
 
 
 def _forgetting(found: Mapping[str, Artifact]) -> list[str]:

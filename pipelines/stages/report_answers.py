@@ -35,6 +35,12 @@ def chance_sentence(found: Answers) -> str:
     return f"One label throughout would get {100 * max(Counter(found.gold).values()) / len(found.gold):.1f} %."
 
 
+def lexical_sentence(found: Answers) -> list[str]:
+    """Say how right the labeller without a model is, where it was asked."""
+    who = (Method.LEXICAL.value, Method.LEXICAL.value)
+    return [f"The lexical labeller by itself gets {100 * found.right_N(who).mean():.1f} %."] if who in found.given else []
+
+
 def answers_section(found: Answers, rows: Sequence[TaskRow]) -> Section:
     """Lay out classes, confusion, reliability and single rows; `rows` may be empty where their texts are not at hand."""
     parts: list[Chart | Markup] = [_by_class(found), _reliability(found)]

@@ -12,6 +12,9 @@ from adapt.core.json_files import read_lines
 from pipelines.report_page.charts import Chart, Line, bar_chart, line_chart
 from pipelines.report_page.page import Section, note, table
 from pipelines.stages.products import Adaptation, Labels, Training
+from pipelines.stages.report_experts import expert_parts
+from pipelines.stages.report_teachers import noise_chart, teacher_parts
+from pipelines.stages.rows import TaskData
 from pipelines.stages.training import HISTORY_FILE
 from pseudo_label.store import LABELS_FILE, read_labels
 
@@ -29,7 +32,7 @@ def training_section(name: str, artifact: Artifact) -> Section:
     lines = read_lines(history)
     parts: list[Chart | Markup] = [note(f"{made}.")]
     parts += [*losses(lines, made), *_routers(lines), line_of("Gradient norm", lines, ["grad_norm"])]
-    return Section(title=title, parts=[*parts, *_held_out(made)])
+    return Section(title=title, parts=[*parts, *_held_out(made), *expert_parts(artifact)])
 
 
 def losses(history: Sequence[Mapping[str, float]], made: Training) -> list[Chart]:
@@ -59,7 +62,9 @@ def _routers(history: Sequence[Mapping[str, float]]) -> list[Chart]:
     ):
         layers = [name for name in history[0] if name.startswith(prefix)]
         if layers:
-            charts.append(line_of(title, history, layers))
+            lines = lines_of(history, layers)
+            named = [Line(name=f"layer {int(line.name.removeprefix(prefix)) + 1}", points=line.points) for line in lines]
+            charts.append(line_chart(title, named, "step"))
     return charts
 
 
@@ -72,7 +77,8 @@ def lines_of(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> li
     """Return columns of the history; a part that had nothing to predict at a step has no point there, a skipped step no norm."""
 
     def has_point(line: Mapping[str, float], name: str) -> bool:
-        return name in line and bool(line.get(name.replace("loss/", "count/"), 1))
+        counted = f"count/{name.removeprefix('loss/')}" if name.startswith("loss/") else ""
+        return name in line and bool(line.get(counted, 1))
 
     return [Line(name=n, points=[(line["step"], line[n]) for line in history if has_point(line, n)]) for n in names]
 
@@ -87,8 +93,8 @@ def _held_out(made: Training) -> list[Markup]:
     return [table(("held-out rows", "part", "count", "before", "after"), rows)] if rows else []
 
 
-def labels_section(task: str, artifact: Artifact) -> Section:
-    """Lay out how many rows were labelled, by whom, how surely, and how they spread over the classes."""
+def labels_section(task: str, artifact: Artifact, data: TaskData | None = None) -> Section:
+    """Lay out how many rows were labelled, by whom, how surely, how they spread over the classes, and where teachers disagree."""
     title = f"Pseudo-labels: {task}"
     labels = read_labels(artifact.file(LABELS_FILE))
     if not labels:
@@ -103,6 +109,8 @@ def labels_section(task: str, artifact: Artifact) -> Section:
         _teachers(made),
         bar_chart("Confidence of the pseudo-labels (probability of the best label)", bars, "rows"),
         bar_chart("Selected rows by class", classes, "rows"),
+        *noise_chart(artifact),
+        *teacher_parts(artifact, data),
     ]
     return Section(title=title, parts=parts)
 

@@ -23,6 +23,7 @@ from pipelines.config.locations import conf_dir
 from pipelines.config.schema import DataConfig, PipelineConfig
 from pipelines.stages.contract import Stage, Workshop, now
 from pipelines.stages.models import open_model_artifact
+from pipelines.stages.progress_record import ProgressRecord
 from pseudo_label.splits import Splits
 from pseudo_label.tasks import TaskConfig, load_task
 
@@ -96,6 +97,7 @@ class Run:
         self.name = config.run.name if point is None else f"{config.run.name}/{point}"
         self.group = config.run.name
         self.workshop = Workshop(self.store, self.name, force=config.force)
+        self.progress = ProgressRecord(self.directory, self.name)
         self.labellers: dict[str, Artifact] = {}
 
     @property
@@ -215,16 +217,18 @@ class Run:
         label = stage.name if task is None else f"{stage.name} {task.name}"
         started = time.monotonic()
         self.workshop.asked_by = stage.name
-        artifact, is_new = self.store.produce(
-            stage.key(reads),
-            lambda result, work: stage.build(reads, self.workshop, result, work),
-            force=self.config.force,
-            created=now,
-        )
+
+        def build(result: Path, work: Path) -> Mapping[str, Any]:
+            self.progress.begin(stage.name, None if task is None else task.name, work)
+            return stage.build(reads, self.workshop, result, work)
+
+        artifact, is_new = self.store.produce(stage.key(reads), build, force=self.config.force, created=now)
         place = self.store.link(self.place(stage.name, task), artifact)
         stage.deliver(reads, artifact, place)
         if is_new:
-            logger.info("%s: %s (%.1f s) -> %s", label, stage.describe(artifact), time.monotonic() - started, place)
+            said = stage.describe(artifact)
+            logger.info("%s: %s (%.1f s) -> %s", label, said, time.monotonic() - started, place)
+            self.progress.say(f"{label}: {said}")
         else:
             logger.info("%s: unchanged, skipped -> %s", label, place)
         return artifact

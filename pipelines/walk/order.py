@@ -14,10 +14,12 @@ from adapt.model.config import HFConfig
 from adapt.train.trackers import check_tracker
 from pipelines.config.commands import STAGES
 from pipelines.config.schema import PipelineConfig
+from pipelines.stages.changed_settings import changed_settings
 from pipelines.stages.contract import Stage
 from pipelines.stages.run import DATA_ROOT_ADVICE, Run
 from pipelines.walk.preflight import check_ahead
 from pipelines.walk.tokenizer_warnings import warn_of_tokenizer
+from pseudo_label.tasks import TaskConfig
 
 logger = logging.getLogger("pipelines")
 _BASE_STAGES = ("tokenizer", "pretrain")
@@ -43,16 +45,22 @@ def walk(config: PipelineConfig, point: str | None = None, given: frozenset[str]
     needs_tasks = any(stage.is_per_task for stage in wanted) and not is_direct_prediction
     tasks = current.tasks() if needs_tasks else []
     check_ahead(current, names, tasks, given)
-    for stage in wanted:
-        for task in tasks if stage.is_per_task and tasks else [None]:
-            if stage.name == "pseudo_label" and task is not None:
-                warn_of_tokenizer(current, task)
-            current.run_stage(stage, task)
-            if stage.name == "continue_pretrain" and "pseudo_label" in names and task is not None:
-                from pipelines.walk.rounds import further_rounds
-
-                further_rounds(current, task)
+    with current.progress.going_on(names, changed_settings(config)):
+        for stage in wanted:
+            for task in tasks if stage.is_per_task and tasks else [None]:
+                _do(current, stage, task, names)
     return current
+
+
+def _do(current: Run, stage: Stage[Any], task: TaskConfig | None, names: list[str]) -> None:
+    """Do a stage of a walk, for one task where it is done for each."""
+    if stage.name == "pseudo_label" and task is not None:
+        warn_of_tokenizer(current, task)
+    current.run_stage(stage, task)
+    if stage.name == "continue_pretrain" and "pseudo_label" in names and task is not None:
+        from pipelines.walk.rounds import further_rounds
+
+        further_rounds(current, task)
 
 
 def stage_named(name: str) -> Stage[Any]:

@@ -23,7 +23,7 @@ from pipelines.report_page.charts import (
     line_chart,
     scatter_chart,
 )
-from pipelines.report_page.page import Section, heading, note, page, table
+from pipelines.report_page.page import Lead, Section, code, heading, note, page, table, tokens
 
 HOSTILE = """<script>alert("1")</script></script><img src='http://evil/x' onerror=alert(1)> & {{ 7 * 7 }} 好评"""
 UNSEEN = "a\x1b[31mb\u202ec\x00d\u2066"
@@ -74,8 +74,9 @@ def whole_page(name: str) -> str:
         scatter_chart(name, [Point(name=name, x=1, y=2, low=1, high=3)], name),
         heat_map(name, [name], [name, "b"], [[1.0, 2.0]], (name, "answer")),
     ]
-    parts: list[Chart | Markup] = [note(name), heading(name), table([name, "n"], [[name, "3"]]), *charts]
-    return page(name, [Section(title=name, parts=parts)], [name])
+    parts: list[Chart | Markup] = [note(name), heading(name), code(name), table([name, "n"], [[name, "3"]]), *charts]
+    parts.append(tokens(name, [(name, "label"), (" ", "context")]))
+    return page(name, [Section(title=name, parts=parts)], [name, Lead(sentence=name, details=[name])])
 
 
 def sources(chart: Chart) -> list[dict[str, Any]]:
@@ -118,7 +119,8 @@ def test_a_page_without_charts_holds_no_library_and_names_no_address() -> None:
 
 def test_names_are_escaped_wherever_they_stand() -> None:
     shown = "".join(Outline(whole_page(HOSTILE)).text)
-    assert shown.count(HOSTILE) >= 12
+    assert shown.count(HOSTILE) >= 16
+    assert HOSTILE.replace(" ", "␣") in shown
     assert "49 好评" not in shown
 
 
@@ -199,3 +201,23 @@ def test_a_heat_map_has_a_cell_for_each_value_and_lists_the_largest_first() -> N
     chart = heat_map("confusion", ["a", "b"], ["a", "b"], [[3.0, 1.0], [NAN, 5.0]], ("class", "answer"))
     assert chart.rows == [["b", "b", "5"], ["a", "a", "3"], ["a", "b", "1"]]
     assert list(chart.drawing.y_range.factors) == ["b", "a"], "the first row is on top"
+
+
+@pytest.mark.parametrize(
+    "cell", ["3", "-2.5", "+1.5", "1,234", "61.2", "12.5 %", "585 MB", "30.1 to 54.3", "-5.9 to +1.4", "-", "1e-05"]
+)
+def test_numbers_stand_to_the_right(cell: str) -> None:
+    assert 'class="number"' in table(["n"], [[cell]])
+
+
+@pytest.mark.parametrize("cell", ["0c715bdc61f7fbad", "2026-11-29T15:55:22+00:00", "3 of 4", "[4]", "1 row", ""])
+def test_digests_dates_and_words_are_text(cell: str) -> None:
+    assert 'class="text"' in table(["n"], [[cell]])
+
+
+def test_small_heat_maps_have_their_values_written_and_share_a_scale_where_asked() -> None:
+    small = heat_map("m", ["a"], ["x", "y"], [[1.0, 1234.5]], ("row", "column"), 2000.0)
+    assert sources(small)[-1]["text"] == ["1", "1234"]
+    wide = heat_map("m", ["a"], [str(i) for i in range(9)], [[1.0] * 9], ("row", "column"))
+    assert "text" not in sources(wide)[-1]
+    assert small.drawing.renderers[0].glyph.fill_color.transform.high == 2000.0

@@ -51,6 +51,7 @@ def test_help_and_refusals_need_no_model() -> None:
         ("run", "model=smal"),
         ("run", "pretrain.steps=many", "model/router=expert_choice"),
         ("run", "stages=[pretrian]"),
+        ("watch", "run.dir=tests", "--once"),
     ]
     assert after_each(*commands) == dict.fromkeys(commands, "heavy: []")
 

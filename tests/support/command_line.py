@@ -157,8 +157,8 @@ def in_fp32(arguments: Sequence[str]) -> list[str]:
 def digests(directory: Path) -> dict[str, str]:
     """Return the sha256 of every result that must not depend on when a run was killed (timings are in manifests only)."""
     patterns = (
-        "*.safetensors", "history.jsonl", "held_out.json", "scores.parquet", "labels.parquet", "decision.json", "predictions.jsonl",
-        "*_predict.json",
+        "*.safetensors", "history.jsonl", "held_out.json", "figures.json", "scores.parquet", "labels.parquet", "decision.json",
+        "predictions.jsonl", "*_predict.json",
     )  # fmt: skip
     found = {}
     for pattern in patterns:

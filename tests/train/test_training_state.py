@@ -239,7 +239,7 @@ def test_a_state_holds_router_state_and_lagged_shares(tmp_path: Path) -> None:
         moments = {which: torch.zeros_like(parameter) for which in training_state.MOMENTS}
         engine._adamw.state[parameter] = {"step": torch.tensor(3.0), **moments}
     with StateWriter(tmp_path, engine, keep=1) as states:
-        states.save(Progress(step=3, lagged_shares_LE=shares, history=[{"step": 3.0}]))
+        states.save(Progress(step=3, lagged_shares_LE=shares, history=[{"step": 3.0}], loads=[]))
     other = made()
     progress = load_newest_state(tmp_path, engine_of(other))
     assert progress is not None

@@ -195,7 +195,7 @@ def train_model_on_ranks(
         place.mkdir(parents=True, exist_ok=True)
     engine.barrier()
     history = trainer.train(source, training, place, KillingTracker()).history
-    measured = {part: value.value for part, value in trainer.measure(source).items()}
+    measured = {part: value.value for part, value in trainer.measure(source)[0].items()}
     weights = {key: value.clone() for key, value in engine.named_weights()}
     return {"history": history, "weights": weights, "measured": measured}
 

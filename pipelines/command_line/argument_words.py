@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from adapt.core.typed import digest_of
+
 _QUOTES = ("'", '"')
 _SWEEP = ("-m", "--multirun")
 _WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
                "--experimental-rerun")  # fmt: skip
 _LETTERS = "__name_"  # begins a name in letters that Hydra takes
+_LONGEST_NAME = 120
 _INFO = "--info"
 _INFO_KINDS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
@@ -95,6 +98,12 @@ def name_of(letters: str) -> str:
 def shown_names(text: str) -> str:
     """Return a text of overrides with the names in it as they were typed."""
     return re.sub(rf"{_LETTERS}[0-9a-f]+", lambda found: name_of(found[0]), re.sub(r"(^|,)\+\+", r"\1", text))
+
+
+def point_name(varied: Sequence[str]) -> str:
+    """Name a point of a sweep by the overrides that it varies; a long name is cut, and a digest makes it one of its own."""
+    name = re.sub(r"[^\w.,=+-]", "", shown_names(",".join(varied))) or "point"
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{digest_of(list(varied))[:8]}"
 
 
 def _as_letters(name: str) -> str:

@@ -174,6 +174,8 @@ class SweepStart(Callback):
             objective=str(config.sweep.objective),
         )
         try:
+            if "minimize" in str(sweeper.get("direction", "")):
+                raise ConfigError("hydra.sweeper.direction: every sweep.objective is made large; give hydra/sweeper=search")
             start_sweep(Path(config.hydra.sweep.dir), planned, n_slots)
         except AdaptError as error:
             _leave(str(error))

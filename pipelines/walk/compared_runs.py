@@ -113,7 +113,8 @@ def _root_of(directory: Path, point: PointRecord) -> Path:
 
 def _tables(found: Comparison) -> list[str]:
     means = means_table(found)
-    lines = [text_table(points_table(found))] if found.results else []
+    has_numbers = found.results or any(point.objective is not None for point in found.points)
+    lines = [text_table(points_table(found))] if has_numbers else []
     if means is not None:
         lines.append(f"mean over tasks, %, {means.title}\n{text_table(means)}")
     return [*lead_of(found), *lines]

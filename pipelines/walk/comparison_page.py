@@ -83,6 +83,14 @@ def lead_of(found: Comparison) -> list[str]:
     counts = {status: sum(point.status == status for point in found.points) for status in (DONE, FAILED, MISSING)}
     said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     lines = [f"{len(found.points)} points: {said}." + (f" Baseline: {_baseline_label(found)}." if found.baseline else "")]
+    judged = [point.objective for point in found.points if point.objective is not None]
+    if len(judged) > 1:
+        top = max(judged)
+        if top == min(judged):
+            lines.append(f"Objective: {top:.4f} at all {len(judged)} points; it depends on nothing that was varied.")
+        else:
+            first = next(point for point in found.points if point.objective == top)
+            lines.append(f"Objective: best at {labels_of(found.points)[first.run]} with {top:.4f}.")
     for task, results in found.results.items():
         deciding = [(result, score_of([result], who)) for result in results if (who := result.decides) is not None]
         if len(deciding) < 2:

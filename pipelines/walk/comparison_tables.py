@@ -78,7 +78,7 @@ def points_table(found: Comparison) -> Table:
         if not results:
             said = f"{point.status}{', nothing to compare' if point.is_done else ''}"
             said = said if point.error is None else f"{point.status}: {point.error}"
-            rows.append([point.name, *["-"] * 6, *["-"] * has_objective, said])
+            rows.append([point.name, *["-"] * 6, *number, said])
     return Table(title="points", header=header, rows=rows)
 
 

@@ -212,3 +212,20 @@ def test_the_record_is_plain_json(tmp_path: Path) -> None:
     plain = json.loads((tmp_path / "sweep" / RECORD_FILE).read_text(encoding="utf-8"))
     assert [one["name"] for one in plain["points"]] == [one.name for one in record.points]
     assert issubclass(CheckpointError, AdaptError)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ([0.25, 0.5, None, 0.375], "Objective: best at router=top2 with 0.5000."),
+        ([0.25] * 4, "Objective: 0.2500 at all 4 points; it depends on nothing that was varied."),
+    ],
+)
+def test_what_a_search_found_is_said(tmp_path: Path, numbers: list[float | None], said: str) -> None:
+    record = record_of()
+    points = [replace(point, objective=number) for point, number in zip(record.points, numbers, strict=True)]
+    text = conclude_sweep(tmp_path / "sweep", replace(record, points=points))
+    assert said in text.splitlines()
+    assert [row[-2] for row in points_table(read_points(tmp_path, points)).rows] == [
+        "-" if number is None else f"{number:.4f}" for number in numbers
+    ]

@@ -14,8 +14,8 @@ import pytest
 from adapt.core.artifacts import open_artifact
 from adapt.core.errors import ConfigError
 from pipelines.command_line.sweep import DIED, begin, recorded, summary, taken_record, verdict
-from pipelines.walk.sweep_record import PointRecord, SweepRecord
-from tests.support.command_line import ROOT, SMALLEST, command, refused, run
+from pipelines.walk.sweep_record import PointRecord, SweepRecord, read_record
+from tests.support.command_line import ROOT, SMALLEST, command, in_process, on_base, refused, run
 from tests.support.started_runs import ranks_below
 
 GO_ON = "the same command runs what is left to do"
@@ -180,3 +180,46 @@ input()
         begin(tmp_path, planned("p0"))
         other.communicate(b"\n")
     assert sorted(path.name for path in tmp_path.glob(".points-*")) == sorted([".points-1", f".points-{os.getpid()}"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["hydra/sweeper=search", "pretrain.optimizer.lr=interval(0.1,0.2)"], "set sweep.objective=label_free or accuracy"),
+        (
+            ["hydra/sweeper=optuna", "sweep.objective=accuracy", "seed=1,2"],
+            "hydra.sweeper.direction: every sweep.objective is made large",
+        ),
+        (["seed=1,2", "baseline=seed=3"], "baseline: no point or run is 'seed=3' (did you mean 'seed="),
+    ],
+)
+def test_sweeps_that_cannot_be_judged_are_refused_before_any_point_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    if "sweeper" in words[0]:
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    refused("run", ["-m", *SMALLEST, "stages=[tokenizer]", *words, f"run.dir={tmp_path}"], [said], monkeypatch, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_search_goes_on_where_it_was_and_survives_a_point_that_fails(
+    smallest_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    sweep = [
+        "-m", "hydra/sweeper=search", "hydra.sweeper.n_trials=3", "sweep.objective=label_free",
+        *on_base(smallest_run, tmp_path, "demo_reviews"), "stages=[pseudo_label]", "pseudo_label.teachers=[lexical]",
+        "pseudo_label.teaching_rounds=0", "pseudo_label.max_rows=interval(40,80)", "engine.expert_parallel=choice(1,3)",
+    ]  # fmt: skip
+    code, text = in_process("run", sweep, monkeypatch, capsys)
+    starts = [line for line in text.splitlines() if line.startswith("point ")]
+    assert len(starts) == 3 and starts[0].startswith("point 1 of at most 3: pseudo_label.max_rows=")
+    record = read_record(tmp_path / "demo")
+    assert record is not None and len(record.points) == 3
+    for point in record.points:
+        assert (point.objective is not None) is point.is_done
+    assert code == (0 if all(point.is_done for point in record.points) else 2)
+    again, text = in_process("run", sweep, monkeypatch, capsys)
+    assert again == code
+    assert [line for line in text.splitlines() if line.startswith("point ")] == starts, "the same points, in the same order"
+    assert text.count("unchanged, skipped") == sum(point.is_done for point in record.points)

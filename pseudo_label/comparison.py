@@ -54,12 +54,7 @@ def bootstrap_ci95(values_N: FloatArray, resamples: int = RESAMPLES, seed: int =
     The values are few (0, 1 and, over seeds, fractions), and a resample decides only how often each occurs: it is drawn as a
     multinomial count, which is the same distribution as drawing N rows, in R x U numbers instead of R x N. N is at least 1.
     """
-    assert len(values_N), "no rows to draw from"
-    distinct_U, counts_U = np.unique(values_N, return_counts=True)
-    n = int(counts_U.sum())
-    drawn_RU = np.random.default_rng(seed).multinomial(n, counts_U / n, size=resamples)
-    low, high = np.percentile(drawn_RU @ distinct_U / n, _PERCENTILES)
-    return round(float(low), _DIGITS), round(float(high), _DIGITS)
+    return _interval(_means_R(values_N, resamples, np.random.default_rng(seed)))
 
 
 def paired_difference(values_N: FloatArray, baseline_N: FloatArray, resamples: int = RESAMPLES, seed: int = _SEED) -> Difference:
@@ -72,6 +67,17 @@ def paired_difference(values_N: FloatArray, baseline_N: FloatArray, resamples: i
         raise ValueError(f"{values_N.shape} and {baseline_N.shape} values cannot be paired")
     gains_N = np.asarray(values_N - baseline_N, dtype=np.float64)
     return Difference(value=float(gains_N.mean()), ci95=bootstrap_ci95(gains_N, resamples, seed))
+
+
+def mean_over_tasks(values: Sequence[FloatArray], resamples: int = RESAMPLES, seed: int = _SEED) -> Difference:
+    """Return the mean of several tasks' means, each task counting the same, with its interval: rows are drawn within each task.
+
+    `values` are one array over the rows of each task: correctness, or gains over a baseline. The tasks are those there are: the
+    interval says nothing of other tasks.
+    """
+    rng = np.random.default_rng(seed)
+    means_R = np.mean([_means_R(np.asarray(values_N, dtype=np.float64), resamples, rng) for values_N in values], axis=0)
+    return Difference(value=float(np.mean([values_N.mean() for values_N in values])), ci95=_interval(means_R))
 
 
 def best_unadapted(right: Mapping[tuple[str, str], FloatArray]) -> tuple[str, str] | None:
@@ -97,3 +103,17 @@ def answer_shares(answers: Sequence[str], gold: Sequence[str]) -> AnswerShares:
     given, right = Counter(answers), Counter(gold)
     drift = sum(abs(given[name] - right[name]) for name in given | right) / (2 * n)
     return AnswerShares(largest_share=max(given.values()) / n, share_drift=drift)
+
+
+def _means_R(values_N: FloatArray, resamples: int, rng: np.random.Generator) -> FloatArray:
+    """Return the mean of each resample."""
+    assert len(values_N), "no rows to draw from"
+    distinct_U, counts_U = np.unique(values_N, return_counts=True)
+    n = int(counts_U.sum())
+    drawn_RU = rng.multinomial(n, counts_U / n, size=resamples)
+    return np.asarray(drawn_RU @ distinct_U / n, dtype=np.float64)
+
+
+def _interval(means_R: FloatArray) -> tuple[float, float]:
+    low, high = np.percentile(means_R, _PERCENTILES)
+    return round(float(low), _DIGITS), round(float(high), _DIGITS)

@@ -352,7 +352,7 @@ class ArtifactStore:
         with contextlib.ExitStack() as stack:
             with writable(self.root):
                 final.parent.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(beside(final, LOCK), f"waiting for another process that builds {final.name}"))
+                stack.enter_context(locked(beside(final, LOCK), f"waiting for another to build {final.parent.name} {final.name}"))
             yield
 
 

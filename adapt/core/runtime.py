@@ -13,6 +13,7 @@ import numpy as np
 
 from adapt.core.errors import shown
 
+PREFIX = "MOE_ADAPT_PREFIX"  # in the environment of what runs side by side: begins its log lines
 ONCE = {"is_said_once": True}  # the `extra` of a log line that a command says once, however often it comes by
 
 
@@ -39,9 +40,12 @@ def rank_from_environment() -> RankInfo:
 
 
 def set_up_logging(rank: int = 0) -> None:
-    """Send this project's log lines to standard error, plainly; ranks other than 0 only warn."""
+    """Send this project's log lines to standard error, plainly; ranks other than 0 only warn.
+
+    They begin with what the environment's `PREFIX` says, where several commands write to one place.
+    """
     handler = _StandardError()
-    handler.setFormatter(_Shown("%(message)s"))
+    handler.setFormatter(_Shown(os.environ.get(PREFIX, "").replace("%", "%%") + "%(message)s"))
     handler.addFilter(_Repeats())
     for name in ("adapt", "pseudo_label", "pipelines"):
         log = logging.getLogger(name)

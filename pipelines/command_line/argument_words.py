@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from adapt.core.typed import digest_of
+
 _QUOTES = ("'", '"')
 _SWEEP = ("-m", "--multirun")
 _WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
                "--experimental-rerun")  # fmt: skip
 _LETTERS = "__name_"  # begins a name in letters that Hydra takes
+_LONGEST_NAME = 120
 _INFO = "--info"
 _INFO_KINDS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
@@ -105,6 +108,12 @@ def with_names(text: str, written: Callable[[str], str]) -> str:
 def shows_settings(words: Sequence[str]) -> bool:
     """Say whether Hydra is asked to print settings, not to run."""
     return any(word in ("--cfg", "-c") or word.startswith(("--cfg=", "-c=", _INFO)) for word in words)
+
+
+def point_name(varied: Sequence[str]) -> str:
+    """Name a point of a sweep by the overrides that it varies; a long name is cut, and a digest makes it one of its own."""
+    name = re.sub(r"[^\w.,=+-]", "", shown_names(",".join(varied))) or "point"
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{digest_of(list(varied))[:8]}"
 
 
 def _as_letters(name: str) -> str:

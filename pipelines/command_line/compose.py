@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ from typing import Any, NoReturn
 import hydra
 import omegaconf
 import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -35,7 +37,7 @@ from adapt.core.faults import faults_in_words
 from adapt.core.registry import suggest
 from adapt.core.runtime import set_up_logging
 from adapt.core.store_locks import let_go
-from adapt.core.typed import defaults_of, digest_of, from_plain, to_plain
+from adapt.core.typed import defaults_of, from_plain, to_plain
 from adapt.model.config import GPTConfig
 from adapt.model.routers.settings import RouterConfig, Top1Config
 from adapt.text.rows.writing import STANDARD
@@ -47,13 +49,13 @@ from pipelines.command_line.argument_words import (
     in_quotes,
     is_sweep,
     name_of,
-    shown_names,
     shows_settings,
     split_at_commas,
     with_names,
 )
 from pipelines.command_line.help import help_of
-from pipelines.command_line.sweep import DIED, Outcome, begin, recorded, summary, taken_outcomes, verdict
+from pipelines.command_line.points import end_sweep, planned_point, run_point, start_sweep
+from pipelines.command_line.sweep import taken_record
 from pipelines.config.described import GROUPS, mapping_keys, schema, suggest_key, text_keys
 from pipelines.config.locations import conf_dir, demo_dir
 from pipelines.config.schema import PipelineConfig
@@ -61,13 +63,17 @@ from pipelines.ranks.hosts import check_hosts
 from pipelines.ranks.joining import company, follow, lead, take_repeated_signals_as_one
 from pipelines.ranks.launch import USER_ERROR_CODE, Terminated, terminate
 from pipelines.ranks.surroundings import Place, is_first, place_among
+from pipelines.walk.sweep_record import PointRecord, SweepRecord
 
 logger = logging.getLogger("pipelines")
-_LONGEST_NAME = 120
 _FOREIGN = "hf"
 _IMPORT = "import_checkpoint"
 _HELP = ("--help", "-h")
-_EXTRA_LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")
+_typed: list[str] = []  # the command as it was typed: its module and words
+_EXTRAS = {
+    **{name: ("sweeps", name) for name in ("joblib", "submitit_local", "submitit_slurm")},
+    "optuna": ("search", "search"),
+}  # what an extra brings: its name, and how it is asked for
 
 
 def main(config_name: str, act: Callable[[PipelineConfig, str | None], None] | None = None) -> NoReturn:
@@ -98,6 +104,7 @@ def _command(config_name: str, act: Callable[[PipelineConfig, str | None], None]
         take_repeated_signals_as_one()
     # With this set Hydra raises its errors instead of printing several lines and exiting by itself.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    _typed[:] = [f"pipelines.{config_name}", *sys.argv[1:]]
     words, sweeps = flags_first(sys.argv[1:]), is_sweep(sys.argv[1:])
     if any(word in _HELP for word in words):
         sys.stdout.write(help_of(config_name, words))
@@ -105,42 +112,43 @@ def _command(config_name: str, act: Callable[[PipelineConfig, str | None], None]
     words = [_long_form(word, config_name, sweeps=sweeps) for word in words]
     words = [in_mapping(word, mapping_keys(), sweeps=sweeps, reads=_is_readable) for word in words]
     sys.argv[1:] = [as_typed(word, text_keys(), sweeps=sweeps, reads=_is_readable) for word in words]
-    given, command = sys.argv[1:], os.getpid()
+    command, fixed = os.getpid(), _fixed_keys(sys.argv[1:])
     is_composed = False
 
-    def task(config: DictConfig) -> None:
+    def task(config: DictConfig) -> float | None:
         nonlocal is_composed
         is_composed = True
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            is_elsewhere = os.getpid() != command  # in a process of another launcher's
-            if is_elsewhere:
-                set_up_logging()
-                signal.signal(signal.SIGTERM, terminate)
-            point = _point_name(given)
-            with recorded(HydraConfig.get().job.num, point):
-                found = checked(config)
-                if is_elsewhere:
-                    _check_elsewhere(found, place)
-                (act or _walk)(found, point)
-        else:
+        if HydraConfig.get().mode is not RunMode.MULTIRUN:
             _act_on(config, act or _walk)
+            return None
+        is_elsewhere = os.getpid() != command  # in a process of another launcher's
+        if is_elsewhere:
+            set_up_logging()
+            signal.signal(signal.SIGTERM, terminate)
+
+        def read() -> PipelineConfig:
+            found = checked(config)
+            if is_elsewhere:
+                _check_elsewhere(found, place)
+            return found
+
+        point = planned_point(HydraConfig.get().job.num, _varied(HydraConfig.get().overrides.task, fixed), config.run.name)
+        return run_point(point, read, act or _walk, is_elsewhere=is_elsewhere)
 
     try:
         _register()
         with _names_as_typed() if shows_settings(given) else nullcontext():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
-        _end_sweep(taken_outcomes())
+        _end_sweep(None)
     except AdaptError as error:
         _leave(str(error))
     except KeyboardInterrupt as stop:
-        taken_outcomes()
+        taken_record()
         code = 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
         _leave("interrupted; the same command goes on from the last saved state", code)
     except Exception as error:
-        points = taken_outcomes()
-        if any(point.error == DIED for point in points):
-            _end_sweep(points)
-        if points or (is_composed and not isinstance(error, HydraException | OmegaConfBaseException)):
+        _end_sweep(error)
+        if is_composed and not isinstance(error, HydraException | OmegaConfBaseException):
             raise
         _leave(_first_line(error))  # whatever Hydra raises while it composes is about the command line
     sys.exit(0)
@@ -160,8 +168,32 @@ class SweepStart(Callback):
     """Called by Hydra where a sweep begins (conf/hydra_settings.yaml)."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Say where the points leave how they end."""
-        begin(Path(config.hydra.sweep.dir))
+        """Say which points there are, and where they leave how they end; an error ends the command, where Hydra would only warn."""
+        sweeper, launcher = config.hydra.sweeper, config.hydra.launcher
+        fixed, words = _fixed_keys(sys.argv[1:]), [*(f"{key}={value}" for key, value in (sweeper.get("params") or {}).items())]
+        words += config.hydra.overrides.task
+        points: list[PointRecord] = []
+        if sweeper._target_.endswith("BasicSweeper"):
+            every = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)[0]
+            points = [planned_point(number, _varied(one, fixed), config.run.name) for number, one in enumerate(every)]
+        most, n_slots = len(points) or int(sweeper.get("n_trials", 0)), None
+        if launcher._target_.endswith("JoblibLauncher"):
+            wanted, at_once = int(launcher.n_jobs), len(points) or int(sweeper.get("n_jobs", 1))
+            cores = len(os.sched_getaffinity(0))
+            n_slots = max(min(wanted if wanted > 0 else cores + 1 + wanted, at_once), 1)
+        planned = SweepRecord(
+            command=shlex.join(["python", "-m", *_typed]),
+            baseline=config.baseline,
+            points=points,
+            most=most,
+            objective=str(config.sweep.objective),
+        )
+        try:
+            if "minimize" in str(sweeper.get("direction", "")):
+                raise ConfigError("hydra.sweeper.direction: every sweep.objective is made large; give hydra/sweeper=search")
+            start_sweep(Path(config.hydra.sweep.dir), planned, n_slots)
+        except AdaptError as error:
+            _leave(str(error))
 
 
 def checked(config: DictConfig) -> PipelineConfig:
@@ -280,25 +312,38 @@ def _check_elsewhere(config: PipelineConfig, place: Place | None) -> None:
         raise ConfigError("force: points side by side share artifacts, which others may be reading; leave hydra/launcher out")
 
 
-def _end_sweep(points: list[Outcome]) -> None:
-    """Say how a sweep's points ended, and leave where some failed; a single run has none."""
-    if points:
-        logger.info("%s", summary(points))
-    failed = verdict(points)
-    if failed is not None:
-        _leave(failed)
+def _end_sweep(error: Exception | None) -> None:
+    """End a sweep, and leave where points are not done; a single run has none. A point's own fault is raised by the caller."""
+    record = taken_record()
+    if record is None or not (record.points and any(point.is_done or point.error for point in record.points)):
+        return
+    left = end_sweep(record)
+    said = None if error is None else f"{type(error).__name__}: {error}".splitlines()[0]
+    if left is not None and not any(point.error == said for point in record.points if said is not None):
+        _leave(left)
 
 
-def _point_name(given: Sequence[str]) -> str:
-    """Name a point of a sweep by what it varies: the overrides that do not stand on the command line as they are."""
-    varied = [override for override in HydraConfig.get().overrides.task if override not in given]
-    name = re.sub(r"[^\w.,=+-]", "", shown_names(",".join(varied))) or "point"
-    if len(name) > _LONGEST_NAME:
-        name = f"{name[:_LONGEST_NAME]}-{digest_of(varied)[:8]}"
-    return name
+def _fixed_keys(words: Sequence[str]) -> frozenset[str]:
+    """Return the keys that a command line gives one value, the last time it gives any; files' own keys are left out."""
+    found = {}
+    for word in words:
+        if not word.startswith("-") and _is_readable(word):
+            override = OverridesParser.create().parse_override(word)
+            found[override.get_key_element()] = not override.is_sweep_override()
+    return frozenset(key for key, is_fixed in found.items() if is_fixed)
+
+
+def _varied(overrides: Sequence[str], fixed: frozenset[str]) -> list[str]:
+    """Return the overrides that a sweep varies."""
+    return [word for word in overrides if word.partition("=")[0] not in fixed]
 
 
 def _walk(config: PipelineConfig, point: str | None) -> None:
+    if config.runs and config.stages == ["report"]:
+        from pipelines.walk.compared_runs import compare_runs
+
+        sys.stdout.write(f"{compare_runs(config)}\n")
+        return
     from pipelines.walk.order import places, walk
     from pipelines.walk.tables import (  # all that composing does without
         accuracy_table,
@@ -335,9 +380,10 @@ def _first_line(error: Exception) -> str:
         return _unknown_key(max(refused.group(1) if refused else "", str(error.__cause__.full_key or ""), key=len))
     if refused and error.__cause__ is not None:
         return f"{message} {str(error.__cause__).splitlines()[0]}"
-    missing = re.search(r"Could not find 'hydra/launcher/(\w+)'", message)
-    if missing and missing.group(1) in _EXTRA_LAUNCHERS:
-        return f"hydra/launcher={missing.group(1)}: is not installed; run `pip install 'moe-adapt[sweeps]'`"
+    missing = re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", message)
+    if missing and missing.group(2) in _EXTRAS:
+        extra, chosen = _EXTRAS[missing.group(2)]
+        return f"hydra/{missing.group(1)}={chosen}: is not installed; run `pip install 'moe-adapt[{extra}]'`"
     if "Could not find" in message:
         options = [line for line in lines[1:] if not line.startswith(("Available", "Config search", "provider"))]
         return f"{message}; there are: {', '.join(options)}"

@@ -141,10 +141,10 @@ COMMANDS = (
     ),
     _stage(
         "report",
-        "A run's results to one HTML page.",
-        ("seed", *_TASKS),
-        "run.name=news tasks=[tnews]",
-        "run.name=news run.dir=/data/runs data.root=/data/clue",
+        "A run's results, or several runs beside each other, to one HTML page.",
+        ("seed", *_TASKS, "runs", "baseline", "output"),
+        "run.name=news tasks=[tnews] data.root=/data/clue",
+        "'runs=[news,news_long,sweep]' baseline=news",
     ),
     Command(
         name="run",

@@ -28,6 +28,7 @@ from adapt.train.tracking import TrackerConfig
 from adapt.train.train_config import Trained
 from pipelines.config.label_settings import EvaluateConfig, PseudoLabelConfig
 from pipelines.config.serve_settings import ServeConfig
+from pipelines.config.sweep_settings import StudyConfig, SweepConfig
 from pseudo_label.adaptation_data import ReadingConfig
 from pseudo_label.label_tree import TreeSource
 
@@ -304,14 +305,6 @@ class PromptSearchConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyConfig:
-    """Finished runs to compare."""
-
-    runs: list[str] = setting_of(list, "Runs of run.dir to compare, by name or pattern.", form="names")
-    baseline: str | None = setting(None, "Variant that the others are compared with.", form="name")
-
-
-@dataclass(frozen=True, kw_only=True)
 class ImportConfig(ImportOptions):
     """How a foreign checkpoint is read."""
 
@@ -371,6 +364,18 @@ class PipelineConfig:
         OffloadConfig,
         "Where weights and the optimizer's state are, and what is verified on opening.",
     )
+    runs: list[str] = setting_of(
+        list,
+        "Runs of run.dir that `report` compares on one page, by name or pattern; a sweep's name takes its points.",
+        form="names",
+    )
+    baseline: str | None = setting(
+        None,
+        "Point of a sweep, or run of `runs`, that the others are compared with.",
+        form="name",
+        hint="null takes the first that is done",
+    )
+    sweep: SweepConfig = setting_of(SweepConfig, "What the points of a sweep tell a search.")
     tracker: TrackerConfig = setting_of(TrackerConfig, "Experiment tracking.")
     pretrain: PretrainConfig = setting_of(PretrainConfig, "Pretraining of a base on general text.")
     pseudo_label: PseudoLabelConfig = setting_of(PseudoLabelConfig, "Labelling unlabeled rows, and which labels are kept.")

@@ -66,6 +66,18 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A value with its interval under one choice of a setting; `name` says whose it is, `series` gives the colour."""
+
+    choice: str
+    series: str
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Chart:
     """A drawing under a title, and its numbers as cells under a header."""
 
@@ -165,6 +177,31 @@ def scatter_chart(title: str, points: Sequence[Point], x_label: str) -> Chart:
     _finish(plot, [("", "@name"), (x_label, "@x{0.000}"), ("value", "@y{0.0} [@low{0.0}, @high{0.0}]")], is_empty=not shown)
     rows = [[point.name, f"{point.x:.3f}", f"{point.y:.1f}", f"{point.low:.1f} to {point.high:.1f}"] for point in shown]
     return Chart(title=title, drawing=plot, header=("", x_label, "value", "95 % interval"), rows=rows)
+
+
+def choice_chart(title: str, choices: Sequence[Choice], setting: str, unit: str) -> Chart:
+    """Draw values with their intervals over the choices of a setting, those of one choice side by side."""
+    shown = [one for one in choices if all(map(math.isfinite, (one.value, one.low, one.high)))]
+    factors = list(dict.fromkeys(_short(one.choice) for one in shown))
+    series = list(dict.fromkeys(one.series for one in shown))
+    plot = _figure(x_label=setting, x_range=FactorRange(factors=factors))
+    plot.yaxis.axis_label = unit.strip()
+    counts = {factor: sum(_short(one.choice) == factor for one in shown) for factor in factors}
+    places: list[tuple[str, float]] = []
+    for one in shown:
+        factor = _short(one.choice)
+        taken = sum(place[0] == factor for place in places)
+        places.append((factor, (taken + 1) / (counts[factor] + 1) - 0.5))
+    for index, name in enumerate(series):
+        own = [(place, one) for place, one in zip(places, shown, strict=True) if one.series == name]
+        columns = {key: [getattr(one, key) for _, one in own] for key in ("name", "series", "value", "low", "high")}
+        source = ColumnDataSource({"x": [place for place, _ in own], **columns})
+        colour = COLOURS[index % len(COLOURS)]
+        plot.segment(x0="x", x1="x", y0="low", y1="high", source=source, color=colour, line_width=1.5)
+        plot.scatter("x", "value", source=source, color=colour, size=8, legend_label=as_text(name))
+    _finish(plot, [("", "@name, @series"), ("value", "@value{0.0} [@low{0.0}, @high{0.0}]")], is_empty=not shown)
+    rows = [[one.choice, one.series, one.name, f"{one.value:.1f}", f"{one.low:.1f} to {one.high:.1f}"] for one in shown]
+    return Chart(title=title, drawing=plot, header=(setting, "", "point", f"value{unit}", "95 % interval"), rows=rows)
 
 
 def heat_map(

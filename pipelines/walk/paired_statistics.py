@@ -41,7 +41,8 @@ class RunResult:
     """One run's results on one task, over the rows of its labelled splits in turn; None for what the run does not say.
 
     `gold` are the right answers by split, `answers` those given by (model, method), all splits in turn. `label_accuracy` is the
-    accuracy on labelled rows as sure as the selected ones; `training_s` and `scoring_s` are seconds.
+    accuracy on labelled rows as sure as the selected ones; `training_s` and `scoring_s` are seconds. `method` is the one that
+    decides.
     """
 
     run: str
@@ -56,6 +57,13 @@ class RunResult:
     training_s: float | None = None
     scoring_s: float | None = None
     criteria: Sequence[Mapping[str, Any]] = ()
+    method: str = "raw"
+
+    @property
+    def decides(self) -> tuple[str, str] | None:
+        """Whose answers count: the adapted model's, else the base's, under the evaluation's method; None where nobody gave them."""
+        models = ("adapted", "base", *LEXICAL[:1])
+        return next((who for who in ((model, self.method) for model in models) if who in self.answers), None)
 
     @property
     def variant(self) -> str:

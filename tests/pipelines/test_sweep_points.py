@@ -13,8 +13,9 @@ import pytest
 
 from adapt.core.artifacts import open_artifact
 from adapt.core.errors import ConfigError
-from pipelines.command_line.sweep import DIED, Outcome, begin, recorded, summary, taken_outcomes, verdict
-from tests.support.command_line import ROOT, SMALLEST, command, refused, run
+from pipelines.command_line.sweep import DIED, begin, recorded, summary, taken_record, verdict
+from pipelines.walk.sweep_record import PointRecord, SweepRecord, read_record
+from tests.support.command_line import ROOT, SMALLEST, command, in_process, on_base, refused, run
 from tests.support.started_runs import ranks_below
 
 GO_ON = "the same command runs what is left to do"
@@ -96,7 +97,7 @@ def test_points_side_by_side_are_not_forced(tmp_path: Path) -> None:
     sweep = [*SMALLEST, "stages=[tokenizer]", "seed=1,2", "force=true", "hydra/launcher=joblib", f"run.dir={tmp_path}"]
     done = run("run", "-m", *sweep)
     assert done.returncode == 2
-    assert "  seed=1,force=True: force: points side by side share artifacts" in done.stderr
+    assert "  seed=1: force: points side by side share artifacts" in done.stderr
     assert not list(tmp_path.glob("store/*/*/manifest.json"))
 
 
@@ -108,28 +109,117 @@ def test_a_bad_value_of_a_group_is_refused_before_any_point_runs(
     assert not (tmp_path / "store").exists()
 
 
+def planned(*names: str) -> SweepRecord:
+    points = [PointRecord(number=number, name=name, run=f"demo/{name}") for number, name in enumerate(names)]
+    return SweepRecord(command="a command", baseline=None, points=points, most=len(points))
+
+
+NAMES = ("p0", "p1", "p2", "p3", "p4", "p5")
+
+
 @pytest.fixture
 def began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MOE_ADAPT_POINTS", "")
-    begin(tmp_path)
+    begin(tmp_path, planned(*NAMES))
     return tmp_path
 
 
 def test_every_end_of_a_point_is_recorded(began: Path) -> None:
     ends: list[BaseException | None] = [None, ConfigError("seed: is odd"), ValueError("two\nlines"), KeyboardInterrupt()]
+    points = planned(*NAMES).points
     for number, end in reversed(list(enumerate(ends))):
         passed_on = contextlib.nullcontext() if end is None or isinstance(end, ConfigError) else pytest.raises(type(end))
-        with passed_on, recorded(number, f"p{number}"):
+        with passed_on, recorded(points[number]) as reached:
+            reached.objective = 0.5
             if end is not None:
                 raise end
     if os.fork() == 0:
-        with recorded(4, "p4"):
+        with recorded(points[4]):
             os._exit(1)
     os.wait()
-    found = taken_outcomes()
-    assert [outcome.error for outcome in found] == [None, "seed: is odd", "ValueError: two", "interrupted", DIED]
-    assert [outcome.name for outcome in found] == ["p0", "p1", "p2", "p3", "p4"]
+    found = taken_record()
+    assert found is not None
+    assert [point.error for point in found.points] == [None, "seed: is odd", "ValueError: two", "interrupted", DIED, None]
+    assert [point.name for point in found.points] == list(NAMES)
+    assert [point.status for point in found.points] == ["done", *["failed"] * 4, "missing"]
+    assert [point.objective for point in found.points] == [0.5, *[None] * 5]
     assert list(began.iterdir()) == []
     assert summary(found).splitlines()[:3] == ["sweep:", "  p0: done", "  p1: seed: is odd"]
-    assert verdict(found) == f"4 of 5 points failed: p1, p2, p3, p4; {GO_ON}"
-    assert verdict([Outcome(number=0, name="p0", error=None)]) is None
+    assert summary(found).splitlines()[-1] == "  p5: not reached"
+    assert verdict(found) == f"5 of 6 points failed: p1, p2, p3, p4, p5; {GO_ON}"
+    assert taken_record() is None
+
+
+def test_all_points_done_leave_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOE_ADAPT_POINTS", "")
+    begin(tmp_path, planned("p0"))
+    with recorded(planned("p0").points[0]):
+        pass
+    found = taken_record()
+    assert found is not None and verdict(found) is None
+
+
+def test_what_a_killed_sweep_left_is_removed_and_what_a_running_one_has_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOE_ADAPT_POINTS", "")
+    (tmp_path / ".points-0").mkdir()
+    (tmp_path / ".points-0" / "lock").touch()
+    running = tmp_path / ".points-1"
+    running.mkdir()
+    (running / "lock").touch()
+    code = f"""
+from pathlib import Path
+from adapt.core.store_locks import hold
+hold(Path({str(running / "lock")!r}))
+print(1, flush=True)
+input()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        begin(tmp_path, planned("p0"))
+        other.communicate(b"\n")
+    assert sorted(path.name for path in tmp_path.glob(".points-*")) == sorted([".points-1", f".points-{os.getpid()}"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["hydra/sweeper=search", "pretrain.optimizer.lr=interval(0.1,0.2)"], "set sweep.objective=label_free or accuracy"),
+        (
+            ["hydra/sweeper=optuna", "sweep.objective=accuracy", "seed=1,2"],
+            "hydra.sweeper.direction: every sweep.objective is made large",
+        ),
+        (["seed=1,2", "baseline=seed=3"], "baseline: no point or run is 'seed=3' (did you mean 'seed="),
+    ],
+)
+def test_sweeps_that_cannot_be_judged_are_refused_before_any_point_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    if "sweeper" in words[0]:
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    refused("run", ["-m", *SMALLEST, "stages=[tokenizer]", *words, f"run.dir={tmp_path}"], [said], monkeypatch, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_search_goes_on_where_it_was_and_survives_a_point_that_fails(
+    smallest_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    sweep = [
+        "-m", "hydra/sweeper=search", "hydra.sweeper.n_trials=3", "sweep.objective=label_free",
+        *on_base(smallest_run, tmp_path, "demo_reviews"), "stages=[pseudo_label]", "pseudo_label.teachers=[lexical]",
+        "pseudo_label.teaching_rounds=0", "pseudo_label.max_rows=interval(40,80)", "engine.expert_parallel=choice(1,3)",
+    ]  # fmt: skip
+    code, text = in_process("run", sweep, monkeypatch, capsys)
+    starts = [line for line in text.splitlines() if line.startswith("point ")]
+    assert len(starts) == 3 and starts[0].startswith("point 1 of at most 3: pseudo_label.max_rows=")
+    record = read_record(tmp_path / "demo")
+    assert record is not None and len(record.points) == 3
+    for point in record.points:
+        assert (point.objective is not None) is point.is_done
+    assert code == (0 if all(point.is_done for point in record.points) else 2)
+    again, text = in_process("run", sweep, monkeypatch, capsys)
+    assert again == code
+    assert [line for line in text.splitlines() if line.startswith("point ")] == starts, "the same points, in the same order"
+    assert text.count("unchanged, skipped") == sum(point.is_done for point in record.points)

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from pseudo_label.accuracy import balance_of
-from pseudo_label.comparison import AnswerShares, Difference, answer_shares, bootstrap_ci95, mcnemar_p, paired_difference
+from pseudo_label.comparison import (
+    AnswerShares,
+    Difference,
+    answer_shares,
+    bootstrap_ci95,
+    mcnemar_p,
+    mean_over_tasks,
+    paired_difference,
+)
 
 BITS = np.asarray([1, 1, 0, 1, 0, 1, 1, 0, 1, 1] * 12, dtype=np.float64)
 
@@ -112,3 +120,16 @@ def test_shares_are_those_of_the_accuracy_table() -> None:
     assert answer_shares(answers, gold) == AnswerShares(largest_share=0.75, share_drift=0.5)
     table = balance_of(np.zeros((4, 3)), answers, gold)
     assert (table.largest_share, table.share_drift) == (0.75, 0.5)
+
+
+def test_the_mean_of_one_task_is_that_tasks_own() -> None:
+    assert mean_over_tasks([BITS]) == Difference(value=float(BITS.mean()), ci95=bootstrap_ci95(BITS))
+
+
+def test_a_mean_over_tasks_counts_tasks_alike_and_draws_rows_within_each() -> None:
+    large, small = np.asarray([1.0, 1.0, 0.0, 1.0] * 100), np.asarray([0.0, 0.0, 1.0] * 20)
+    found = mean_over_tasks([large, small])
+    assert found.value == pytest.approx((0.75 + 1 / 3) / 2), "not 0.70, the mean over all rows"
+    error = math.sqrt(large.var() / len(large) + small.var() / len(small)) / 2
+    low, high = (found.value + sign * 1.96 * error for sign in (-1, 1))
+    assert found.ci95 == pytest.approx((low, high), abs=0.008)

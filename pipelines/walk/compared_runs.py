@@ -1,0 +1,133 @@
+"""Ends of sweeps, and runs that are compared: the table over all points, and the page that links them.
+
+A sweep's page is `index.html` in its directory. `report` with `runs` makes the same page of any runs; of a sweep it takes what
+`sweep.json` says of points that failed or were not reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from adapt.core.artifacts import artifact_at, writable, write_atomically
+from adapt.core.errors import AdaptError, CheckpointError, ConfigError
+from pipelines.config.described import keys
+from pipelines.config.schema import PipelineConfig
+from pipelines.stages import continue_pretrain, evaluate, pseudo_label
+from pipelines.walk.comparison import Comparison, against, check_baseline, read_points
+from pipelines.walk.comparison_page import PAGE_FILE, comparison_page, lead_of
+from pipelines.walk.comparison_tables import means_table, points_table, text_table
+from pipelines.walk.finished_runs import chosen_runs
+from pipelines.walk.sweep_record import PointRecord, SweepRecord, read_record, write_record
+
+_COMPARED = "comparison.html"
+_STAGES = ("tokenizer", "pretrain", pseudo_label.NAME, continue_pretrain.NAME, evaluate.NAME)
+
+
+def conclude_sweep(directory: Path, record: SweepRecord) -> str:
+    """Write a sweep's record and its page; return the table over all points, and where the page is.
+
+    Points whose results cannot be compared (measured on different rows, say) are listed without a comparison, and the text says so.
+    """
+    root = directory.parent if not record.points else _root_of(directory, record.points[0])
+    with writable(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        write_record(directory, record)
+    said = ""
+    try:
+        found = against(read_points(root, record.points), record.baseline)
+    except AdaptError as error:
+        said = f"no comparison: {error}"
+        found = Comparison(points=tuple(record.points), results={}, baseline={}, baseline_variant=None, left_out=(said,))
+    place = directory / PAGE_FILE
+    with writable(directory):
+        write_atomically(place, comparison_page(f"Sweep {directory.name}", found, root, directory, command=record.command))
+    return "\n".join([*([said] if said else []), *_tables(found), f"sweep: {place}"])
+
+
+def compare_runs(config: PipelineConfig) -> str:
+    """Write the page of `runs`; return their table, and where the page is.
+
+    Raises:
+        ConfigError: no such run or baseline, nothing to compare, or `output` is no HTML file.
+        DataError: runs were measured on different rows.
+    """
+    root = Path(config.run.dir)
+    target = Path(config.output) if config.output is not None else root / _COMPARED
+    if target.suffix != ".html":
+        raise ConfigError(f"output: {target} is to be a page; name it {target.with_suffix('.html')}")
+    points, command = points_of(root, config.runs)
+    check_baseline(config.baseline, [point.name for point in points])
+    found = against(read_points(root, points, config.tasks), config.baseline)
+    if not found.results:
+        said = "; ".join(found.left_out)
+        raise ConfigError(f"runs: no finished run to compare{f': {said}' if said else ''}")
+    with writable(target.parent):
+        write_atomically(target, comparison_page("Compared runs", found, root, target.parent.absolute(), command=command))
+    return "\n".join([*_tables(found), f"comparison: {target}"])
+
+
+def points_of(root: Path, patterns: Sequence[str], key: str = "runs") -> tuple[list[PointRecord], str]:
+    """Return the runs that patterns choose as points, and the command of the sweep where they are those of one.
+
+    A name without a slash that is a sweep's takes its points as `sweep.json` has them; other runs are told apart by the settings
+    in which they differ.
+    """
+    records = {name: record for name in patterns if "/" not in name and (record := read_record(root / name)) is not None}
+    rest = [name for name in patterns if name not in records]
+    found: list[PointRecord] = []
+    for name, record in records.items():
+        here = [replace(point, name=point.name if len(patterns) == 1 else f"{name}/{point.name}") for point in record.points]
+        found += [replace(point, run=point.run, number=len(found) + number) for number, point in enumerate(here)]
+    taken = {point.run for point in found}
+    runs = [run for run in chosen_runs(root, rest, key) if run not in taken] if rest or not records else []
+    settings = _differing({run: settings_of(root / run) for run in runs})
+    for run in runs:
+        found.append(PointRecord(number=len(found), name=run, run=run, settings=settings[run], is_done=True))
+    return found, records[patterns[0]].command if len(patterns) == len(records) == 1 else ""
+
+
+def settings_of(run: Path) -> dict[str, str]:
+    """Return a run's settings as its artifacts have them, by dotted key."""
+    known = {leaf.path for leaf in keys()}
+    found: dict[str, str] = {}
+    for stage in _STAGES:
+        places = [run / stage] if stage in ("tokenizer", "pretrain") else sorted((run / stage).glob("[!.]*"))
+        for place in places:
+            try:
+                artifact = artifact_at(place)
+            except CheckpointError:  # what is damaged is named where its results are read
+                continue
+            if artifact is not None:
+                flat = dict(_leaves("", artifact.config))
+                found |= {key: value for key, value in flat.items() if key in known and key not in found}
+    return found
+
+
+def _root_of(directory: Path, point: PointRecord) -> Path:
+    """Return run.dir: the sweep's directory without the name of the run."""
+    return directory.parents[len(Path(point.run).parts) - 2]
+
+
+def _tables(found: Comparison) -> list[str]:
+    means = means_table(found)
+    has_numbers = found.results or any(point.objective is not None for point in found.points)
+    lines = [text_table(points_table(found))] if has_numbers else []
+    if means is not None:
+        lines.append(f"mean over tasks, %, {means.title}\n{text_table(means)}")
+    return [*lead_of(found), *lines]
+
+
+def _differing(settings: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """Keep the settings in which runs differ."""
+    names = dict.fromkeys(key for some in settings.values() for key in some)
+    kept = [key for key in names if len({some.get(key) for some in settings.values()}) > 1]
+    return {run: {key: some[key] for key in kept if key in some} for run, some in settings.items()}
+
+
+def _leaves(path: str, value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        return [leaf for key, inner in value.items() for leaf in _leaves(f"{path}.{key}" if path else str(key), inner)]
+    return [(path, str(value))]

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,6 +91,11 @@ class Tokenizer:
 
     def save(self, directory: Path) -> None:
         (directory / MODEL_FILE).write_bytes(self._bytes)
+
+    def with_pieces(self, pieces: Sequence[str]) -> Tokenizer:
+        """Return the tokenizer with more pieces behind its own; text is cut into its own ones first, which are then joined."""
+        lowest = min(float(self._processor.get_score(token)) for token in range(self.vocab_size))
+        return Tokenizer(_appended(self._bytes, pieces, lowest), self.source)
 
     @property
     def digest(self) -> str:
@@ -193,3 +199,25 @@ def _sample(lines: Iterable[str], size: int) -> list[str]:
         elif (place := int(random.integers(count + 1))) < size:
             kept[place] = line
     return kept
+
+
+def _appended(model_bytes: bytes, pieces: Sequence[str], below: float) -> bytes:
+    """Return a SentencePiece model with pieces behind its own, each scored below the one before.
+
+    A serialised protocol buffer goes on with more of a repeated field by appending it: ModelProto's field 1 is the list of pieces,
+    of which field 1 is the text and field 2 the score.
+    """
+    found = bytearray(model_bytes)
+    for number, piece in enumerate(pieces, start=1):
+        text = piece.encode()
+        body = b"\x0a" + _varint(len(text)) + text + b"\x15" + struct.pack("<f", below - number)
+        found += b"\x0a" + _varint(len(body)) + body
+    return bytes(found)
+
+
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])

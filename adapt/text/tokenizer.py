@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 
 from adapt.core.errors import AdaptError, CheckpointError, ConfigError
@@ -26,6 +28,8 @@ from adapt.core.settings import Settings, setting
 PAD, UNK, BOS, EOS, MASK = "<pad>", "<unk>", "<s>", "</s>", "<mask>"
 MODEL_FILE = "tokenizer.model"
 _MAX_SENTENCE_BYTES = 8192
+_BYTES_A_CHARACTER = 85  # of Chinese text, while SentencePiece trains; measured, as docs/scale.md says
+logger = logging.getLogger(__name__)
 _MAX_PIECE = _MAX_SENTENCE_BYTES // 4  # characters, of four bytes at most
 _SENTENCE_END = re.compile(r"[。！？；…!?;\s]+|[.,，、](?=.)")
 
@@ -40,6 +44,13 @@ class TokenizerConfig(Settings):
     )
     character_coverage: float = setting(
         0.9995, "Share of the corpus's characters that get a piece of their own; the rest is spelt in bytes.", above=0, most=1
+    )
+    memory_gb: float | None = setting(
+        None,
+        "Memory that training may take by its estimate; fewer of the drawn sentences are taken where they would need more.",
+        above=0,
+        unit="GB",
+        hint="null takes all that were drawn; the estimate is said before training",
     )
     threads: int = setting(2, "CPU threads that train the tokenizer.", least=1)
 
@@ -131,7 +142,8 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, where: str) -
 
     def lines() -> Iterator[str]:
         try:
-            yield from _sample((piece for text in texts for piece in _pieces(text)), config.max_sentences)
+            drawn = _sample((piece for text in texts for piece in _pieces(text)), config.max_sentences)
+            yield from _within(drawn, config.memory_gb)
         except AdaptError as error:  # SentencePiece would wrap it in an error of its own
             failures.append(error)
             raise
@@ -184,6 +196,22 @@ def _pieces(text: str) -> Iterator[str]:
             line = line[end:]
         if line:
             yield line
+
+
+def _within(lines: list[str], memory_gb: float | None) -> list[str]:
+    """Return the lines, of those that do not fit a budget as many drawn at random as do; say what training will take."""
+    kept = lines
+    if memory_gb is not None:
+        order = generator_for("tokenizer budget").permutation(len(lines))
+        sizes = np.cumsum([len(lines[place]) for place in order])
+        n_kept = int(np.searchsorted(sizes, memory_gb * 1e9 / _BYTES_A_CHARACTER, side="right"))
+        kept = [lines[place] for place in sorted(order[:n_kept])]
+    size = sum(map(len, kept))
+    logger.info(
+        "tokenizer: training on %s of %s lines, %s characters: about %.1f GB of memory",
+        f"{len(kept):,}", f"{len(lines):,}", f"{size:,}", size * _BYTES_A_CHARACTER / 1e9,
+    )  # fmt: skip
+    return kept
 
 
 def _sample(lines: Iterable[str], size: int) -> list[str]:

@@ -35,7 +35,8 @@ from pipelines.config.locations import demo_dir
 from pipelines.stages.extend_vocabulary import EMBEDDING, check_own, extended
 
 _NAME = "extension"
-_LR, _HELD_OUT_SHARE, _SCORED = 3e-4, 0.05, 32
+_LR, _WARMUP_SHARE = 3e-4, 0.2  # the peak, after a linear warm-up; a linear fall to 0 follows
+_HELD_OUT_SHARE, _SCORED = 0.05, 32
 
 
 def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -108,7 +109,9 @@ def loss_per_character(model: GPT, tokenizer: Tokenizer, texts: Sequence[str]) -
 def _train(model: GPT, tokenizer: Tokenizer, steps: Sequence[Sequence[str]], old_size: int, factor: int) -> None:
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LR, weight_decay=0.0)
-    for texts in steps:
+    for done, texts in enumerate(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _LR * min((done + 1) / (_WARMUP_SHARE * len(steps) + 1), (len(steps) - done) / len(steps))
         optimizer.zero_grad()
         (_nll(model, tokenizer, texts) / sum(map(len, texts))).backward()
         before = model.embedding.weight.detach()[old_size:].clone()

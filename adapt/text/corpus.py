@@ -1,7 +1,7 @@
 """Corpus readers: files of rows and txt files to documents, with errors named by file and line.
 
 Rows (JSON lines, csv, a saved data set and the other kinds of `adapt/text/rows`) have a field `text`; a txt file has a document a
-line.
+line, a WARC file a document for each record of plain text.
 A document's domain is a small integer: its place in the sorted list of domain names. A domain is the file name up to its first
 underscore or dot (`formal_licensed.jsonl.gz` -> `formal`), or what a field of the document's row says, so that losses, routers and
 the mix of pretraining can tell domains apart.
@@ -20,8 +20,10 @@ from adapt.text.rows.contract import Kind, Quotes, RowsFile
 from adapt.text.rows.directories import is_rows, is_rows_directory
 from adapt.text.rows.encodings import lines_of
 from adapt.text.rows.reading import ENDINGS, endings_of, open_rows, rows_of
+from adapt.text.shards import is_shards, shards_of
+from adapt.text.warc import WARC_ENDINGS, is_warc, texts_of_warc
 
-_PLAIN_ENDINGS = (".txt", ".txt.gz")
+_PLAIN_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class Document:
 def find_corpus(
     patterns: list[str], domain_field: str | None = None, encoding: str | None = None, quotes: Quotes | None = None
 ) -> list[CorpusFile]:
-    """Expand file names and globs, sorted, each file once; `domain_field` names the field of a row that says its domain.
+    """Expand file names, globs and directories of shards, sorted, each file once; `domain_field` is the rows' field of domains.
 
     Raises:
         DataError: a pattern matches nothing, or a file is of an unknown kind.
@@ -55,13 +57,21 @@ def find_corpus(
     if not patterns:
         raise DataError("data.corpus: no corpus file given; set data.corpus=[FILE or GLOB, ...]")
     for pattern in patterns:
+        if is_shards(Path(pattern)) and domain_field is None:
+            for shard in shards_of(Path(pattern)):
+                place = Path(pattern) / shard.file
+                found[place.resolve()] = CorpusFile(path=place, domain=shard.domain, encoding="utf-8")
+            continue
         matches = sorted(_expand(pattern))
         if not matches:
             raise DataError(f"data.corpus: nothing matches {pattern}")
         for match in matches:
-            if not _is_plain(match) and not endings_of(match.name) and not match.is_dir():
-                raise DataError(f"{match}: not a corpus file; known endings: {', '.join((*ENDINGS, *_PLAIN_ENDINGS))}")
-            if domain_field is not None and _is_plain(match):
+            is_plain = _is_plain(match) or is_warc(match)
+            if not is_plain and not endings_of(match.name) and not match.is_dir():
+                raise DataError(
+                    f"{match}: not a corpus file; known endings: {', '.join((*ENDINGS, *_PLAIN_ENDINGS, *WARC_ENDINGS))}"
+                )
+            if domain_field is not None and is_plain:
                 raise DataError(f"{match}: plain text has no field '{domain_field}'; set data.domain_field=null")
             domain = match.name.split(".")[0].split("_")[0]
             found[match.resolve()] = CorpusFile(
@@ -81,6 +91,10 @@ def read_documents(file: CorpusFile) -> Iterator[Document]:
             if text := line.strip():
                 yield Document(text=text, domain=file.domain)
         return
+    if is_warc(file.path):
+        for text in texts_of_warc(file.path):
+            yield Document(text=text, domain=file.domain)
+        return
     for row in rows_of(open_rows(file.path, encoding=file.encoding, quotes=file.quotes)):
         where = f"{file.path}, {row.place}"
         text = _string_of(row.record, "text", where)
@@ -97,13 +111,16 @@ def domains_of(files: list[CorpusFile]) -> list[str]:
 
 
 def read_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end) of a text file; a BOM, line ends and gzip are taken care of.
+    """Yield (line number from 1, line without its end) of a text file; a BOM, line ends and packing are taken care of.
 
     Raises:
         DataError: the file is missing, not text, has a NUL character, or is a damaged archive.
     """
-    is_gzipped = path.name.lower().endswith(".gz")
-    for number, line in lines_of(RowsFile(path=path, name=str(path), kind=Kind.PLAIN, is_gzipped=is_gzipped, encoding=encoding)):
+    ending = path.suffix.lower()
+    file = RowsFile(
+        path=path, name=str(path), kind=Kind.PLAIN, is_gzipped=ending == ".gz", is_zstd=ending == ".zst", encoding=encoding
+    )
+    for number, line in lines_of(file):
         if "\x00" in line:
             raise DataError(f"{path}, line {number}: has a NUL character, which is no text; take it out")
         yield number, line
@@ -121,6 +138,8 @@ def is_held_out(text: str, share: float) -> bool:
 
 def _expand(pattern: str) -> list[Path]:
     path = Path(pattern)
+    if is_shards(path):
+        return [path / shard.file for shard in shards_of(path)]
     if is_rows(path):
         return [path]
     anchor = Path(path.anchor) if path.is_absolute() else Path()

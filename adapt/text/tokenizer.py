@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import re
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 
 from adapt.core.errors import AdaptError, CheckpointError, ConfigError
@@ -25,6 +28,8 @@ from adapt.core.settings import Settings, setting
 PAD, UNK, BOS, EOS, MASK = "<pad>", "<unk>", "<s>", "</s>", "<mask>"
 MODEL_FILE = "tokenizer.model"
 _MAX_SENTENCE_BYTES = 8192
+_BYTES_A_CHARACTER = 85  # of Chinese text, while SentencePiece trains; measured, as docs/scale.md says
+logger = logging.getLogger(__name__)
 _MAX_PIECE = _MAX_SENTENCE_BYTES // 4  # characters, of four bytes at most
 _SENTENCE_END = re.compile(r"[。！？；…!?;\s]+|[.,，、](?=.)")
 
@@ -39,6 +44,13 @@ class TokenizerConfig(Settings):
     )
     character_coverage: float = setting(
         0.9995, "Share of the corpus's characters that get a piece of their own; the rest is spelt in bytes.", above=0, most=1
+    )
+    memory_gb: float | None = setting(
+        None,
+        "Memory that training may take by its estimate; fewer of the drawn sentences are taken where they would need more.",
+        above=0,
+        unit="GB",
+        hint="null takes all that were drawn; the estimate is said before training",
     )
     threads: int = setting(2, "CPU threads that train the tokenizer.", least=1)
 
@@ -91,6 +103,11 @@ class Tokenizer:
     def save(self, directory: Path) -> None:
         (directory / MODEL_FILE).write_bytes(self._bytes)
 
+    def with_pieces(self, pieces: Sequence[str]) -> Tokenizer:
+        """Return the tokenizer with more pieces behind its own; text is cut into its own ones first, which are then joined."""
+        lowest = min(float(self._processor.get_score(token)) for token in range(self.vocab_size))
+        return Tokenizer(_appended(self._bytes, pieces, lowest), self.source)
+
     @property
     def digest(self) -> str:
         return hashlib.sha256(self._bytes).hexdigest()
@@ -125,7 +142,8 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, where: str) -
 
     def lines() -> Iterator[str]:
         try:
-            yield from _sample((piece for text in texts for piece in _pieces(text)), config.max_sentences)
+            drawn = _sample((piece for text in texts for piece in _pieces(text)), config.max_sentences)
+            yield from _within(drawn, config.memory_gb)
         except AdaptError as error:  # SentencePiece would wrap it in an error of its own
             failures.append(error)
             raise
@@ -180,6 +198,22 @@ def _pieces(text: str) -> Iterator[str]:
             yield line
 
 
+def _within(lines: list[str], memory_gb: float | None) -> list[str]:
+    """Return the lines, of those that do not fit a budget as many drawn at random as do; say what training will take."""
+    kept = lines
+    if memory_gb is not None:
+        order = generator_for("tokenizer budget").permutation(len(lines))
+        sizes = np.cumsum([len(lines[place]) for place in order])
+        n_kept = int(np.searchsorted(sizes, memory_gb * 1e9 / _BYTES_A_CHARACTER, side="right"))
+        kept = [lines[place] for place in sorted(order[:n_kept])]
+    size = sum(map(len, kept))
+    logger.info(
+        "tokenizer: training on %s of %s lines, %s characters: about %.1f GB of memory",
+        f"{len(kept):,}", f"{len(lines):,}", f"{size:,}", size * _BYTES_A_CHARACTER / 1e9,
+    )  # fmt: skip
+    return kept
+
+
 def _sample(lines: Iterable[str], size: int) -> list[str]:
     """Draw at most `size` lines, each with the same chance (reservoir sampling), the same ones every time.
 
@@ -193,3 +227,25 @@ def _sample(lines: Iterable[str], size: int) -> list[str]:
         elif (place := int(random.integers(count + 1))) < size:
             kept[place] = line
     return kept
+
+
+def _appended(model_bytes: bytes, pieces: Sequence[str], below: float) -> bytes:
+    """Return a SentencePiece model with pieces behind its own, each scored below the one before.
+
+    A serialised protocol buffer goes on with more of a repeated field by appending it: ModelProto's field 1 is the list of pieces,
+    of which field 1 is the text and field 2 the score.
+    """
+    found = bytearray(model_bytes)
+    for number, piece in enumerate(pieces, start=1):
+        text = piece.encode()
+        body = b"\x0a" + _varint(len(text)) + text + b"\x15" + struct.pack("<f", below - number)
+        found += b"\x0a" + _varint(len(body)) + body
+    return bytes(found)
+
+
+def _varint(value: int) -> bytes:
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])

@@ -137,7 +137,7 @@ def _command(config_name: str, act: Callable[[PipelineConfig, str | None], None]
 
     try:
         _register()
-        with _names_as_typed() if shows_settings(given) else nullcontext():
+        with _names_as_typed() if shows_settings(sys.argv[1:]) else nullcontext():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
         _end_sweep(None)
     except AdaptError as error:

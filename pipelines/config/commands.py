@@ -36,6 +36,13 @@ def _stage(name: str, says: str, reads: tuple[str, ...], *examples: str) -> Comm
 
 COMMANDS = (
     _stage(
+        "corpus",
+        "Raw text to a cleaned corpus, which data.corpus takes.",
+        (*_CORPUS, "corpus"),
+        "'data.corpus=[/raw/*.gz]' 'corpus.overlap.files=[/clue/*/test.json]'",
+        "run.name=news data.corpus=/raw corpus.duplicates.near=false",
+    ),
+    _stage(
         "tokenizer",
         "General text to a SentencePiece tokenizer.",
         (*_CORPUS, "tokenizer"),
@@ -55,6 +62,13 @@ COMMANDS = (
         ("importer", "source", "import_checkpoint"),
         "importer=pai_gpt_moe source=/moe tokenizer=/moe/spm.model",
         "importer=megatron_deepspeed source=/models/gpt",
+    ),
+    _stage(
+        "extend_vocabulary",
+        "A base of this project and domain text to the base with more pieces.",
+        (*_BASE, "data.corpus", "data.encoding", "data.quotes", "extend_vocabulary"),
+        "checkpoint=runs/base/pretrain data.corpus=/medical.jsonl",
+        "data.corpus=/law.txt extend_vocabulary.pieces=500",
     ),
     _stage(
         "label_tree",

@@ -19,9 +19,11 @@ from adapt.model.config import GPTConfig, HFConfig
 from adapt.model.lora_config import LoraConfig
 from adapt.objective_config import ObjectiveConfig
 from adapt.scoring.scorer_config import ScorerConfig
+from adapt.text.cleaning.config import CorpusConfig
 from adapt.text.rows.contract import Quotes
 from adapt.text.rows.encodings import check_encoding
 from adapt.text.tokenizer import TokenizerConfig
+from adapt.text.vocabulary_extension import ExtensionConfig
 from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.tracking import TrackerConfig
@@ -60,7 +62,9 @@ class DataConfig:
         hint="data.files={unlabeled: a.csv, dev: b.xlsx}, or data.files.titles.dev=b.xlsx for one split of task titles",
     )
     corpus: list[str] = setting_of(
-        list, "General text: .txt files, files of rows with a text, saved data sets, or patterns.", form="files"
+        list,
+        "General text: .txt and WET files, files of rows with a text, saved data sets, a cleaned corpus, or patterns.",
+        form="files",
     )
     domain_field: str | None = setting(
         None, "Field of a jsonl row that names its text's domain.", form="field", hint="null takes it from the file's name"
@@ -355,6 +359,7 @@ class PipelineConfig:
     )
     output: str | None = setting(None, "Where the command writes its result; - is standard output for predictions.", form="file")
     data: DataConfig = setting_of(DataConfig, "Input data: tasks' rows and general text.")
+    corpus: CorpusConfig = setting_of(CorpusConfig, "Cleaning general text: filters, masks, evaluation texts, repeats.")
     tokenizer: TokenizerConfig = setting_of(TokenizerConfig, "How a tokenizer is trained.")
     model: GPTConfig | HFConfig = field(metadata=about("Sizes of the model; model=hf takes a Hugging Face model instead."))
     objective: ObjectiveConfig = setting_of(ObjectiveConfig, "The loss: its parts and how labels are trained.")
@@ -378,6 +383,7 @@ class PipelineConfig:
     sweep: SweepConfig = setting_of(SweepConfig, "What the points of a sweep tell a search.")
     tracker: TrackerConfig = setting_of(TrackerConfig, "Experiment tracking.")
     pretrain: PretrainConfig = setting_of(PretrainConfig, "Pretraining of a base on general text.")
+    extend_vocabulary: ExtensionConfig = setting_of(ExtensionConfig, "More pieces for the vocabulary of a base.")
     pseudo_label: PseudoLabelConfig = setting_of(PseudoLabelConfig, "Labelling unlabeled rows, and which labels are kept.")
     continue_pretrain: AdaptConfig = setting_of(AdaptConfig, "Continued pretraining on the selected rows.")
     gate: GateConfig = setting_of(GateConfig, "How much general language an adaptation may forget.")

@@ -1,37 +1,125 @@
-"""The corpus as stages read it: its files, how they are decoded, and where a text's domain comes from."""
+"""Stage `corpus`: raw text to a cleaned corpus in shards, with a page of what was dropped and why."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-from adapt.text.corpus import CorpusFile, find_corpus
-from adapt.text.rows.contract import Quotes
+from adapt.core.artifacts import Artifact
+from adapt.core.errors import ConfigError, DataError
+from adapt.core.json_files import write_json
+from adapt.text.cleaning.config import CorpusConfig, NormaliseConfig, OverlapConfig, Personal, QualityConfig
+from adapt.text.cleaning.config import DuplicatesConfig as Duplicates
+from adapt.text.cleaning.normalising import check_normalising
+from adapt.text.cleaning.overlap import EvaluationIndex
+from adapt.text.corpus import find_corpus
 from adapt.text.rows.directories import files_of
-from pipelines.config.schema import DataConfig
-from pipelines.stages.contract import Files, Reads, unkeyed
+from adapt.text.shards import SHARDS
+from pipelines.stages.contract import Files, Reads, Stage, Workshop, unkeyed
+from pipelines.stages.corpus_reads import CorpusReads
+from pipelines.stages.run import Run
+from pseudo_label.tasks import TaskConfig
+
+NAME = "corpus"
+PAGE = "corpus.html"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusReads(Reads):
-    """Corpus files, counted by their place among them and their name: two files of one name both count.
+class CleaningReads(Reads):
+    """Raw text, the files of evaluation rows that are kept out, and the settings."""
 
-    Directories are left out, so that a corpus can be moved as a whole.
-    """
+    normalise: NormaliseConfig
+    quality: QualityConfig
+    personal_data: list[Personal]
+    overlap: OverlapConfig
+    duplicates: Duplicates
+    samples: int
+    shard_mb: int
+    raw: CorpusReads
+    evaluation: Files
+    workers: int = unkeyed("a file is cleaned the same way beside others")
 
-    files: Files
-    encoding: str | None
-    quotes: Quotes | None
-    domain_field: str | None
-    corpus_files: list[CorpusFile] = unkeyed("files, encoding, quotes and domain_field say the same")
+    def settings(self) -> CorpusConfig:
+        return CorpusConfig(
+            normalise=self.normalise, quality=self.quality, personal_data=self.personal_data, overlap=self.overlap,
+            duplicates=self.duplicates, samples=self.samples, shard_mb=self.shard_mb, workers=self.workers,
+        )  # fmt: skip
 
-    @classmethod
-    def of(cls, data: DataConfig, *, with_domains: bool = True) -> CorpusReads:
-        """Find the files of `data.corpus`. Raises ConfigError or DataError where there are none."""
-        domain_field = data.domain_field if with_domains else None
-        found = find_corpus(data.corpus, domain_field, data.encoding, data.quotes)
-        files = {
-            f"{place} {file.path.name}{part}": path
-            for place, file in enumerate(found)
-            for part, path in files_of(file.path).items()
+
+class CorpusStage(Stage[CleaningReads]):
+    """Clean `data.corpus`; the artifact's directory is given to later commands as `data.corpus`."""
+
+    name = NAME
+    is_per_task = False
+
+    def reads(self, run: Run, task: TaskConfig | None) -> CleaningReads:
+        config = run.config.corpus
+        if importlib.util.find_spec("datatrove") is None:
+            raise ConfigError("corpus: cleaning text needs datatrove; pip install 'moe-adapt[corpus]'")
+        check_normalising(config.normalise, wants_scripts=config.quality.max_mixed_script is not None)
+        return CleaningReads(
+            normalise=config.normalise,
+            quality=config.quality,
+            personal_data=config.personal_data,
+            overlap=OverlapConfig(characters=config.overlap.characters, shortest=config.overlap.shortest),
+            duplicates=config.duplicates,
+            samples=config.samples,
+            shard_mb=config.shard_mb,
+            raw=CorpusReads.of(run.config.data),
+            evaluation=_evaluation_files(config.overlap.files),
+            workers=config.workers,
+        )
+
+    def build(self, reads: CleaningReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
+        from adapt.text.cleaning.passes import clean_corpus  # imports datatrove
+        from pipelines.report_page.corpus_page import corpus_page
+
+        config = reads.settings()
+        index = work / "evaluation" if reads.evaluation.paths else None
+        if index is not None and not (index / "index.json").is_file():
+            EvaluationIndex.of(reads.evaluation.paths, config.overlap.characters, config.overlap.shortest).save(index)
+        cleaned = clean_corpus(reads.raw.corpus_files, index, config, result, work)
+        tally = cleaned.tally
+        for name in reads.evaluation.paths:
+            tally.overlaps.setdefault(name, 0)
+        shards = [asdict(shard) for shard in cleaned.shards]
+        write_json(result / SHARDS, {"shards": shards, "counts": asdict(tally)})
+        (result / PAGE).write_text(corpus_page(asdict(tally), shards), encoding="utf-8")
+        return {
+            "shards": len(cleaned.shards),
+            "documents": sum(tally.kept.values()),
+            "bytes": sum(shard.bytes for shard in cleaned.shards),
+            "read": sum(tally.read.values()),
+            "dropped": tally.dropped,
+            "masked": tally.masked,
+            "overlaps": tally.overlaps,
         }
-        return cls(files=Files(files), encoding=data.encoding, quotes=data.quotes, domain_field=domain_field, corpus_files=found)
+
+    def describe(self, artifact: Artifact) -> str:
+        m = artifact.metrics
+        dropped = ", ".join(f"{reason} {n:,}" for reason, n in sorted(m["dropped"].items(), key=lambda item: -item[1]))
+        return (
+            f"{m['documents']:,} of {m['read']:,} documents in {m['shards']} shards, {m['bytes']:,} bytes; dropped: {dropped or 0}"
+        )
+
+
+STAGE = CorpusStage()
+
+
+def _evaluation_files(patterns: list[str]) -> Files:
+    """Return files by the end of their path, as far as it tells them apart. Raises DataError where nothing is there."""
+    found: dict[str, Path] = {}
+    for pattern in patterns:
+        try:
+            files = [file.path for file in find_corpus([pattern])]
+        except DataError as error:
+            raise DataError(str(error).replace("data.corpus", "corpus.overlap.files")) from error
+        for file in files:
+            for part in files_of(file).values():
+                names = ["/".join(part.parts[-length:]) for length in range(1, len(part.parts) + 1)]
+                name = next(name for name in names[1:] or names if name not in found or found[name].samefile(part))
+                found[name] = part
+    return Files(found)

@@ -28,7 +28,7 @@ from adapt.text.packing import PackedCorpus, RowSource, SomeRows
 from adapt.text.tokenized_corpus import TokenizedCorpus, open_tokenized, tokenize_corpus
 from pipelines.config.schema import GateAction, GateConfig, PipelineConfig
 from pipelines.stages.contract import Reads, Workshop, key_of
-from pipelines.stages.corpus import CorpusReads
+from pipelines.stages.corpus_reads import CorpusReads
 from pipelines.stages.models import weights_of
 from pipelines.stages.own_text import OWN_TEXT_FILE, own_text_rows
 from pipelines.stages.products import Continuations, GeneralPerplexity

@@ -25,7 +25,7 @@ from adapt.train.engine_config import EngineConfig
 from pipelines.config.schema import PretrainConfig
 from pipelines.ranks.launch import launch
 from pipelines.stages.contract import Reads, Stage, Workshop
-from pipelines.stages.corpus import CorpusReads
+from pipelines.stages.corpus_reads import CorpusReads
 from pipelines.stages.products import Training
 from pipelines.stages.run import Run
 from pipelines.stages.training import TrainingReads, finished_training, train_config

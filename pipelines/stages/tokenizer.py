@@ -12,7 +12,7 @@ from adapt.core.progress import progress
 from adapt.text.corpus import read_documents
 from adapt.text.tokenizer import TokenizerConfig, train_tokenizer
 from pipelines.stages.contract import Reads, Stage, Workshop
-from pipelines.stages.corpus import CorpusReads
+from pipelines.stages.corpus_reads import CorpusReads
 from pipelines.stages.run import Run
 from pseudo_label.tasks import TaskConfig
 

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adapt.core.artifacts import artifact_at, writable, write_atomically
+from adapt.core.artifacts import artifact_at, write_atomically
 from adapt.core.errors import AdaptError, CheckpointError, ConfigError
+from adapt.core.faults import writable
 from pipelines.config.described import keys
 from pipelines.config.schema import PipelineConfig
 from pipelines.stages import continue_pretrain, evaluate, pseudo_label

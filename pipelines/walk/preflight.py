@@ -139,6 +139,12 @@ def check_corpus(ahead: Ahead) -> None:
     from pipelines.stages.pretrain import check_repeats
 
     data = ahead.config.data
+    if ahead.has("corpus") and len(ahead.stages) > 1:
+        place = ahead.run.directory / "corpus"
+        raise ConfigError(
+            f"stages: corpus makes what the others read as data.corpus; run `python -m pipelines.corpus` by itself, "
+            f"then the others with data.corpus={place}"
+        )
     if ahead.has("continue_pretrain") and not data.corpus:
         refuse_needed(ahead.config, is_foreign=ahead.has_foreign_base)
     if ahead.has("tokenizer", "pretrain") or (ahead.has("continue_pretrain") and data.corpus):

@@ -11,7 +11,7 @@ from adapt.core.errors import AdaptError
 from adapt.text.rows.contract import Quotes
 from pipelines.config.locations import demo_dir
 from pipelines.stages.contract import key_of
-from pipelines.stages.corpus import CorpusReads
+from pipelines.stages.corpus_reads import CorpusReads
 from pipelines.stages.rows import TaskData
 from pipelines.stages.run import Run
 from tests.support.command_line import composed, in_process, refused

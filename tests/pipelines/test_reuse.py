@@ -19,7 +19,7 @@ from adapt.text.tokenizer import Tokenizer
 from pipelines.config.locations import conf_dir, demo_dir
 from pipelines.config.schema import DataConfig
 from pipelines.stages import continue_pretrain, tokenizer
-from pipelines.stages.corpus import CorpusReads
+from pipelines.stages.corpus_reads import CorpusReads
 from pipelines.stages.evaluate import adapted_artifact
 from pipelines.stages.run import Run
 from pseudo_label.decision import Method, fit_decision

@@ -54,6 +54,7 @@ class RowsFile:
     name: str
     kind: Kind
     is_gzipped: bool = False
+    is_zstd: bool = False
     encoding: str | None = None
     quotes: Quotes | None = None
 

@@ -1,4 +1,4 @@
-"""Bytes to lines of text: which encoding a file is in, its line ends, gzip, and every fault of these by file and line.
+"""Bytes to lines of text: which encoding a file is in, its line ends, packing, and every fault of these by file and line.
 
 Without a chosen encoding a file is UTF-8, unless it begins with the mark of UTF-16 or UTF-32, has the zero bytes of UTF-16, or is
 no UTF-8 and plainly Chinese text in GB18030: all of it decodes, nine in ten of its characters are those of GB2312, they are not
@@ -22,6 +22,7 @@ from typing import IO, Any, TextIO
 
 from adapt.core.errors import ConfigError, DataError
 from adapt.text.rows.contract import MAX_CHARACTERS, RowsFile, unpacked_limit
+from adapt.text.rows.zstd_files import unpacked_zstd
 
 logger = logging.getLogger(__name__)
 _STEP_BYTES = 1 << 20
@@ -144,10 +145,14 @@ def _opened(file: RowsFile) -> Iterator[IO[bytes]]:
     except (OSError, ValueError) as error:
         raise DataError(f"{file.name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     with raw:
-        if not file.is_gzipped:
+        if not file.is_gzipped and not file.is_zstd:
             yield raw
             return
         limit = unpacked_limit(file.path.stat().st_size)
+        if file.is_zstd:
+            with unpacked_zstd(raw, file.name) as stream:
+                yield io.BufferedReader(_Bounded(stream, limit, file.name), _STEP_BYTES)
+            return
         _refuse_unpacked(file, raw.peek(4)[:4])
         with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
             yield io.BufferedReader(_Bounded(unpacked, limit, file.name), _STEP_BYTES)
@@ -163,7 +168,7 @@ def _refuse_unpacked(file: RowsFile, start: bytes) -> None:
 class _Bounded(io.RawIOBase):
     """A stream that ends with an error where more comes out of it than a limit."""
 
-    def __init__(self, stream: gzip.GzipFile, limit: int, name: str) -> None:
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, limit: int, name: str) -> None:
         self._stream, self._limit, self._name, self._read = stream, limit, name, 0
 
     def readable(self) -> bool:

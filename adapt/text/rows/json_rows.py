@@ -65,7 +65,9 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
     """
     try:
         with _refused(where):
-            value = json.loads(text, object_pairs_hook=_unique)
+            if text.startswith("\ufeff"):
+                raise json.JSONDecodeError("Unexpected UTF-8 BOM", text, 0)
+            value = _DECODER.decode(text)
             _refuse_odd(value, text)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: {_fault(error)}; mend the line or take it out") from error
@@ -169,6 +171,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise _Unfit(f"has '{first_repeat(name for name, _ in pairs)}' twice; keep one of them")
     return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # made once: a million rows would make a million
 
 
 def _refuse_odd(value: Any, text: str) -> None:

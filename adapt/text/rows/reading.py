@@ -2,7 +2,8 @@
 
 As many rows come out as are in the file, or an error names file and line; memory holds one row, or one batch of Parquet. Endings
 count in upper case too. A directory is a saved data set or a folder of Parquet files (`directories.py`). JSON, csv, tsv and plain
-text may be gzipped (`.gz` at the end). A file whose name has none of the endings is read as JSON where it begins like that.
+text may be packed (`.gz` or `.zst` at the end). A file whose name has none of the endings is read as JSON where it begins like
+that.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ ENDINGS = {
     ".parquet": Kind.PARQUET,
     ".xlsx": Kind.XLSX,
 }
-_GZIP = ".gz"
+_GZIP, _ZSTD = ".gz", ".zst"
 _LOOKED_AT_BYTES = 4096
 _AS_TABLE = "save it as .xlsx or .csv"
 _MENDS = {".xls": _AS_TABLE, ".ods": _AS_TABLE, ".zip": "unpack it", ".arrow": "save it as .parquet"}
@@ -36,7 +37,7 @@ _MENDS = {".xls": _AS_TABLE, ".ods": _AS_TABLE, ".zip": "unpack it", ".arrow": "
 def endings_of(name: str) -> str:
     """Return the part of a file's name that says its kind, in lower case: `.csv`, `.jsonl.gz`; empty where nothing does."""
     lower = name.lower()
-    packed = _GZIP if lower.endswith(_GZIP) else ""
+    packed = next((ending for ending in (_GZIP, _ZSTD) if lower.endswith(ending)), "")
     ending = Path(lower.removesuffix(packed)).suffix
     return ending + packed if ending in ENDINGS else ""
 
@@ -60,11 +61,11 @@ def open_rows(path: Path, *, encoding: str | None = None, quotes: Quotes | None 
             return RowsFile(path=path, name=called, kind=Kind.JSON, encoding=encoding)
         mend = _MENDS.get(path.suffix.lower(), "let it end in " + ", ".join(ENDINGS))
         raise DataError(f"{called}: its name does not say what kind of rows it holds; {mend}")
-    is_gzipped = ending.endswith(_GZIP)
-    kind = ENDINGS[ending.removesuffix(_GZIP)]
-    if is_gzipped and not kind.is_text:
+    is_gzipped, is_zstd = ending.endswith(_GZIP), ending.endswith(_ZSTD)
+    kind = ENDINGS[ending.removesuffix(_GZIP).removesuffix(_ZSTD)]
+    if (is_gzipped or is_zstd) and not kind.is_text:
         raise DataError(f"{called}: {kind.value} is packed already; unpack the file")
-    return RowsFile(path=path, name=called, kind=kind, is_gzipped=is_gzipped, encoding=encoding, quotes=quotes)
+    return RowsFile(path=path, name=called, kind=kind, is_gzipped=is_gzipped, is_zstd=is_zstd, encoding=encoding, quotes=quotes)
 
 
 def _begins_like_json(path: Path, called: str) -> bool:

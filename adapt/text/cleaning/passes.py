@@ -1,0 +1,378 @@
+"""Cleaning a corpus with datatrove: passes over its files, each file a task, so that a kill costs the files in hand only.
+
+    clean     each input file: filters of one document, masking      -> work/clean/NNNNN.jsonl, exact signatures
+    exact     all signatures merged                                  -> which documents are repeats
+    sign      each file without exact repeats                        -> work/unique/NNNNN.jsonl, MinHash signatures
+    buckets   each bucket of signatures merged                       -> pairs
+    cluster   all pairs                                              -> which documents are repeats
+    shards    each file without near repeats                         -> *.jsonl.gz
+
+Signatures, merging, clusters and the executor, which records finished tasks, are datatrove's (Penedo et al. 2024). Its MinHash
+counts words, for which Chinese needs a segmenter; here it is given n-grams of characters (`_Signatures`), hashed over an array.
+What a task writes depends on its input and the settings only; so shards are the same bits however often the command was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datatrove.pipeline.dedup.minhash as library_minhash
+import multiprocess
+import numpy as np
+from datatrove.data import Document as Piece
+from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig, ExactDedupFilter, ExactDedupSignature, ExactFindDedups
+from datatrove.utils.hashing import HashConfig
+from datatrove.utils.word_tokenizers import WordTokenizer
+
+from adapt.core.errors import DataError
+from adapt.core.json_files import json_text
+from adapt.core.progress import progress
+from adapt.text.cleaning.characters import folded
+from adapt.text.cleaning.config import CorpusConfig, DuplicatesConfig
+from adapt.text.cleaning.overlap import EvaluationIndex
+from adapt.text.cleaning.sieve import Sieve, Tally
+from adapt.text.corpus import CorpusFile, Document, read_documents
+from adapt.text.shards import Shard, ShardWriter
+
+logger = logging.getLogger(__name__)
+_BATCH_CHARACTERS, _BATCH_DOCUMENTS = 1 << 19, 4096
+_MULTIPLIER = np.uint64(0x9E37_79B9_7F4A_7C15)
+EXACT, NEAR = "exact repeat", "near repeat"
+_HASH = HashConfig(precision=64, hash_fc="sha1")  # of a whole document; the library's other hash wants xxhash before 4
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What came out: shards in their order, and what the filters did."""
+
+    shards: list[Shard]
+    tally: Tally
+
+
+def clean_corpus(files: Sequence[CorpusFile], index: Path | None, config: CorpusConfig, result: Path, work: Path) -> Cleaned:
+    """Clean files to shards below `result`; `work` keeps finished tasks, `index` is a saved `EvaluationIndex`.
+
+    Raises:
+        DataError: a file cannot be read, or nothing is left.
+    """
+    n_files, repeats = len(files), config.duplicates
+    passes = _Passes(work, config.workers)
+    exact = ExactDedupConfig(content_getter=_content, document_priority=_priority, hash_config=_HASH)
+    clean, unique = work / "clean", work / "unique"
+    signing: list[PipelineStep] = [ExactDedupSignature(str(work / "exact_signatures"), exact)] if repeats.exact else []
+    passes.run("clean", n_files, [_Clean(files, index, config, clean), *signing])
+    reading: list[PipelineStep] = [_Read(clean)]
+    if repeats.exact:
+        passes.run("exact", 1, [ExactFindDedups(str(work / "exact_signatures"), str(work / "exact"), exact)])
+        dropped = _Dropped(EXACT, work / "exact_dropped", config.samples)
+        reading = [*reading, _Empty(work / "exact"), ExactDedupFilter(str(work / "exact"), exact, dropped)]
+    if repeats.near:
+        minhash = _minhash_config(repeats)
+        signatures, pairs, removed = (str(work / name) for name in ("signatures", "pairs", "near"))
+        passes.run("sign", n_files, [*reading, _Keep(unique), _Signatures(signatures, minhash)])
+        passes.run("buckets", repeats.buckets, [library_minhash.MinhashDedupBuckets(signatures, pairs, config=minhash)])
+        passes.run("cluster", 1, [library_minhash.MinhashDedupCluster(pairs, removed, config=minhash)])
+        dropped = _Dropped(NEAR, work / "near_dropped", config.samples)
+        reading = [_Read(unique), library_minhash.MinhashDedupFilter(removed, dropped)]
+    shards_step = _Shards(work / "output", work / "shards", config.shard_mb * 1_000_000)
+    passes.run("shards", n_files, [*reading, shards_step])
+    tally = Tally()
+    for name in ("clean", "exact_dropped", "near_dropped"):
+        for place in sorted((work / name).glob("*.tally.json")):
+            tally.add(Tally(**json.loads(place.read_text(encoding="utf-8"))), config.samples)
+    shards = [Shard(**one) for place in sorted((work / "shards").glob("*.json")) for one in json.loads(place.read_text())]
+    if not shards:
+        raise DataError(f"{files[0].path} and {n_files - 1} more: the filters drop every document ({_said(tally)})")
+    for shard in shards:
+        os.link(work / "output" / shard.file, result / shard.file)  # a kill leaves those of `work` where they are
+    return Cleaned(shards, tally)
+
+
+def _said(tally: Tally) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(tally.dropped.items(), key=lambda item: -item[1]))
+
+
+def _content(piece: Piece) -> str:
+    return folded(piece.text) or piece.text
+
+
+def _priority(piece: Piece) -> int:
+    """Return 1 to 65535: of equal documents that of the first file is kept."""
+    return max(65535 - int(piece.id), 1)
+
+
+def _minhash_config(repeats: DuplicatesConfig) -> Any:
+    return library_minhash.MinhashConfig(
+        n_grams=repeats.ngram, num_buckets=repeats.buckets, hashes_per_bucket=repeats.rows, hash_config=_HASH
+    )
+
+
+class _Passes:
+    """Runs passes in turn; a finished task of one is not run again."""
+
+    def __init__(self, work: Path, workers: int) -> None:
+        self._work, self._workers = work, workers
+
+    def run(self, name: str, n_tasks: int, steps: list[PipelineStep]) -> None:
+        logger.info("corpus: pass %s, %d task%s", name, n_tasks, "s" if n_tasks > 1 else "")
+        started, spent = time.monotonic(), time.process_time()
+        workers = min(self._workers, n_tasks)
+        _Executor(steps, tasks=n_tasks, workers=workers, logging_dir=str(self._work / "passes" / name)).run()
+        seconds, own = time.monotonic() - started, time.process_time() - spent
+        logger.info("corpus: pass %s took %.1f s (%.1f s of this process's CPU)", name, seconds, own)
+
+
+class _Executor(LocalPipelineExecutor):
+    """The local executor without its log on standard error, and without a helper process that outlives a killed command."""
+
+    def run(self) -> None:
+        ranks = self.get_incomplete_ranks()
+        if not ranks:
+            return
+        if self.workers == 1:
+            steps = self.pipeline
+            for rank in ranks:
+                self.pipeline = deepcopy(steps)
+                self.run_task(rank)
+            return
+        with multiprocess.get_context("forkserver").Pool(self.workers, initializer=_end_with_parent) as pool:
+            for _ in pool.imap_unordered(self.run_task, ranks):
+                pass
+
+    def run_task(self, rank: int) -> None:
+        with _without_chatter():
+            self._run_for_rank(rank)
+
+
+def _end_with_parent() -> None:
+    """End this process when the command is killed: the next one must not find it writing."""
+    parent = multiprocess.process.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keep the library's log and bars off standard error; this project's own messages go on."""
+    import datatrove.pipeline.dedup.exact_dedup as library_exact
+    from loguru import logger as library_logger
+
+    library_logger.disable("datatrove")
+    bars = [(module, module.tqdm) for module in (library_exact, library_minhash)]
+    for module, _ in bars:
+        module.tqdm = lambda items, *_, **__: items
+    try:
+        yield
+    finally:
+        for module, bar in bars:
+            module.tqdm = bar
+
+
+def write_whole(place: Path, write: Callable[[Any], None]) -> None:
+    """Write a file so that it is there as a whole or not at all."""
+    scratch = place.with_name(f".{place.name}.{os.getpid()}")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with scratch.open("w", encoding="utf-8") as stream:
+        write(stream)
+    scratch.replace(place)
+
+
+class _Clean(PipelineStep):
+    """Reads one input file, sifts it, and writes what is kept."""
+
+    name, type = "clean", "FILTER"
+
+    def __init__(self, files: Sequence[CorpusFile], index: Path | None, config: CorpusConfig, place: Path) -> None:
+        super().__init__()
+        self.files, self.index, self.config, self.place = list(files), index, config, place
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Piece]:
+        index = EvaluationIndex.open(self.index) if self.index is not None else None
+        tally = Tally()
+        sieve = Sieve(self.config, index, tally)
+        self.place.mkdir(parents=True, exist_ok=True)
+        scratch = self.place / f".{rank:05d}.jsonl"
+        file = self.files[rank]
+        documents = progress(read_documents(file), f"cleaning {file.path.name}", unit="doc")
+        with scratch.open("w", encoding="utf-8") as stream:
+            for batch in batches(documents):
+                rows = sieve.sift(batch)
+                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                yield from (_piece(row, rank) for row in rows)
+        write_whole(self.place / f"{rank:05d}.tally.json", lambda stream: stream.write(json_text(asdict(tally))))
+        scratch.replace(self.place / f"{rank:05d}.jsonl")
+
+
+def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Yield documents in lists of a bounded number of characters; a longer document comes by itself."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        if batch and (size + len(document.text) > _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS):
+            yield batch
+            batch, size = [], 0
+        batch.append(document)
+        size += len(document.text)
+    if batch:
+        yield batch
+
+
+def _piece(row: dict[str, Any], file: int) -> Piece:
+    return Piece(text=row["text"], id=str(file), metadata={name: value for name, value in row.items() if name != "text"})
+
+
+def _row(piece: Piece) -> dict[str, Any]:
+    return {"text": piece.text, **{name: piece.metadata[name] for name in ("domain", "original") if name in piece.metadata}}
+
+
+class _Read(PipelineStep):
+    """Reads what an earlier pass kept of one input file."""
+
+    name, type = "read", "READER"
+
+    def __init__(self, place: Path) -> None:
+        super().__init__()
+        self.place = place
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Piece]:
+        with (self.place / f"{rank:05d}.jsonl").open(encoding="utf-8") as stream:
+            for line in stream:
+                yield _piece(json.loads(line), rank)
+
+
+class _Empty(PipelineStep):
+    """Makes the folder that the library leaves out where nothing repeats."""
+
+    name, type = "folder", "READER"
+
+    def __init__(self, place: Path) -> None:
+        super().__init__()
+        self.place = place
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Any:
+        self.place.mkdir(parents=True, exist_ok=True)
+        return data
+
+
+class _Keep(PipelineStep):
+    """Writes documents, and hands them on."""
+
+    name, type = "keep", "WRITER"
+
+    def __init__(self, place: Path) -> None:
+        super().__init__()
+        self.place = place
+
+    def run(self, data: Iterable[Piece], rank: int = 0, world_size: int = 1) -> Iterator[Piece]:
+        self.place.mkdir(parents=True, exist_ok=True)
+        scratch = self.place / f".{rank:05d}.jsonl"
+        with scratch.open("w", encoding="utf-8") as stream:
+            for piece in data:
+                stream.write(json.dumps(_row(piece), ensure_ascii=False) + "\n")
+                yield piece
+        scratch.replace(self.place / f"{rank:05d}.jsonl")
+
+
+class _Dropped:
+    """Counts what a filter of the library drops, as its writer of excluded documents."""
+
+    def __init__(self, reason: str, place: Path, n_samples: int) -> None:
+        self.reason, self.place, self.n_samples = reason, place, n_samples
+
+    def __enter__(self) -> _Dropped:
+        self.tally, self.rank = Tally(), 0
+        return self
+
+    def write(self, piece: Piece, rank: int = 0) -> None:
+        self.rank = rank
+        domain = piece.metadata["domain"]
+        self.tally.drop(self.reason, piece.text, self.n_samples)
+        self.tally.kept[domain] = self.tally.kept.get(domain, 0) - 1
+        self.tally.characters_kept -= len(piece.text)
+
+    def __exit__(self, *raised: object) -> None:
+        if self.tally.dropped:
+            place = self.place / f"{self.rank:05d}.tally.json"
+            write_whole(place, lambda stream: stream.write(json_text(asdict(self.tally))))
+
+
+class _Shards(PipelineStep):
+    """Writes the shards of one input file, and then what is in them."""
+
+    name, type = "shards", "WRITER"
+
+    def __init__(self, result: Path, place: Path, most_bytes: int) -> None:
+        super().__init__()
+        self.result, self.place, self.most_bytes = result, place, most_bytes
+
+    def run(self, data: Iterable[Piece], rank: int = 0, world_size: int = 1) -> None:
+        self.result.mkdir(parents=True, exist_ok=True)
+        writer = ShardWriter(self.result, rank, self.most_bytes)
+        for piece in data:
+            writer.write(_row(piece))
+        writer.close()
+        listed = [asdict(shard) for shard in writer.shards]
+        write_whole(self.place / f"{rank:05d}.json", lambda stream: stream.write(json_text(listed)))
+
+
+class _Characters(WordTokenizer):
+    """Characters in place of words, where the library wants a segmenter."""
+
+    def word_tokenize(self, text: str) -> list[str]:
+        return list(text)
+
+    def sent_tokenize(self, text: str) -> list[str]:
+        raise NotImplementedError
+
+    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+        raise NotImplementedError
+
+
+class _Signatures(library_minhash.MinhashDedupSignature):
+    """MinHash signatures of n-grams of characters, in place of words."""
+
+    def __init__(self, place: str, config: Any) -> None:
+        super().__init__(place, config, language=_Characters())
+
+    def get_shingles(self, text: str) -> Any:
+        """Return the distinct hashes of a text's n-grams, [n, 1]; none of a text that is shorter than one."""
+        return shingles(text, self.config.n_grams).reshape(-1, 1)
+
+
+def shingles(text: str, ngram: int) -> Any:
+    """Return the distinct 64-bit hashes of the n-grams of a text's letters, digits and Chinese characters."""
+    codes = np.frombuffer(folded(text).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    if len(codes) < ngram:
+        return np.zeros(0, np.uint64)
+    hashes = np.zeros(len(codes) - ngram + 1, np.uint64)
+    for offset in range(ngram):
+        hashes = (hashes ^ codes[offset : offset + len(hashes)]) * _MULTIPLIER
+        hashes ^= hashes >> np.uint64(29)
+    return np.unique(hashes)
+
+
+def signatures(texts: Sequence[str], *, by_library: bool = False) -> list[Any]:
+    """Return the MinHash signatures of texts; `by_library` makes n-grams as datatrove does, of characters as its words."""
+    config = _minhash_config(DuplicatesConfig())
+    with tempfile.TemporaryDirectory() as scratch:
+        kind = library_minhash.MinhashDedupSignature if by_library else _Signatures
+        step = kind(scratch, config, _Characters()) if by_library else kind(scratch, config)
+        found = [step.get_shingles(text) for text in texts]
+        return [step.get_signature(one) for one in found if one.size]

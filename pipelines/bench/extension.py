@@ -1,0 +1,147 @@
+"""A base with an extended vocabulary against the base as it is: tokens a document, and loss a character, before and after training.
+
+Both read the same documents in every step, so the extended one reads fewer tokens; losses are nats a character of the same
+held-out documents, since a token of one is none of the other. New rows can have a learning rate of their own: `new_rows=5` moves
+them five times as far as the optimizer says (AdamW's step is the learning rate times what depends on gradients only). `checkpoint`
+is a base of this project, `text` domain text; documents are cut to `characters`.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from adapt.checkpoint.weights import load_model
+from adapt.core.errors import ConfigError
+from adapt.core.runtime import generator_for
+from adapt.core.spans import LabelForm, Reading, Span, SpannedText, read_with_targets
+from adapt.model.batches import collate
+from adapt.model.gpt import GPT
+from adapt.objective import token_nll
+from adapt.text.corpus import find_corpus, is_held_out, read_documents
+from adapt.text.tokenizer import Tokenizer
+from adapt.text.vocabulary_extension import Extension, ExtensionConfig, extend
+from pipelines.bench.contract import Benchmark, register
+from pipelines.bench.options import number, only
+from pipelines.config.locations import demo_dir
+from pipelines.stages.extend_vocabulary import EMBEDDING, check_own, extended
+
+_NAME = "extension"
+_LR, _WARMUP_SHARE = 3e-4, 0.2  # the peak, after a linear warm-up; a linear fall to 0 follows
+_HELD_OUT_SHARE, _SCORED = 0.05, 32
+
+
+def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
+    only(
+        _NAME,
+        options,
+        "checkpoint",
+        "text",
+        "pieces",
+        "steps",
+        "documents",
+        "characters",
+        "held_out",
+        "new_rows",
+        "seed",
+        needed=("text",),
+    )
+    place = Path(options.get("checkpoint", str(demo_dir() / "base")))
+    check_own(place)
+    steps, size = number(_NAME, options, "steps", 100), number(_NAME, options, "documents", 32)
+    longest, most = number(_NAME, options, "characters", 200), number(_NAME, options, "held_out", 400)
+    torch.manual_seed(number(_NAME, options, "seed", 1))
+    tokenizer, base = Tokenizer.load(place), load_model(place)
+    assert isinstance(base, GPT)
+    texts = [document.text[:longest] for file in find_corpus([options["text"]]) for document in read_documents(file)]
+    training = [text for text in texts if not is_held_out(text, _HELD_OUT_SHARE)]
+    held_out = list(islice((text for text in texts if is_held_out(text, _HELD_OUT_SHARE)), most))
+    if len(training) < size or not held_out:
+        raise ConfigError(f"bench {_NAME}: text={options['text']}: {len(texts)} documents are too few; give more text")
+    found = extend(tokenizer, training, ExtensionConfig(pieces=number(_NAME, options, "pieces", 2000)))
+    order = generator_for("bench extension", options.get("seed", "1")).integers(len(training), size=(steps, size))
+    ways: list[tuple[str, GPT, Tokenizer, int]] = [("as it is", copy.deepcopy(base), tokenizer, 1)]
+    for factor in dict.fromkeys((1, number(_NAME, options, "new_rows", 1))):
+        ways.append((f"extended, new rows x{factor}", grown(base, found), found.tokenizer, factor))
+    rows = []
+    for name, model, own, factor in ways:
+        before = loss_per_character(model, own, held_out)
+        started = time.process_time()
+        _train(model, own, [[training[place] for place in step] for step in order], tokenizer.vocab_size, factor)
+        seconds = time.process_time() - started
+        rows.append(
+            {
+                "vocabulary": name,
+                "pieces": own.vocab_size,
+                "tokens/document": sum(map(len, own.encode_documents(held_out))) / len(held_out),
+                "nats/character before": before,
+                f"after {steps} steps": loss_per_character(model, own, held_out),
+                "CPU s/step": seconds / steps,
+            }
+        )
+    return rows
+
+
+def grown(base: GPT, found: Extension) -> GPT:
+    """Return a copy of a base with a row for each new piece."""
+    model = GPT(replace(base.config, vocab_size=found.tokenizer.vocab_size)).to_empty(device="cpu")
+    tensors = dict(extended(iter(base.state_dict().items()), found))
+    assert tensors[EMBEDDING].shape[0] == found.tokenizer.vocab_size
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+@torch.inference_mode()
+def loss_per_character(model: GPT, tokenizer: Tokenizer, texts: Sequence[str]) -> float:
+    """Return the nats a character that a model needs for texts, their ends included."""
+    total = sum(float(_nll(model, tokenizer, texts[start : start + _SCORED])) for start in range(0, len(texts), _SCORED))
+    return total / sum(map(len, texts))
+
+
+def _train(model: GPT, tokenizer: Tokenizer, steps: Sequence[Sequence[str]], old_size: int, factor: int) -> None:
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=_LR, weight_decay=0.0)
+    for done, texts in enumerate(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _LR * min((done + 1) / (_WARMUP_SHARE * len(steps) + 1), (len(steps) - done) / len(steps))
+        optimizer.zero_grad()
+        (_nll(model, tokenizer, texts) / sum(map(len, texts))).backward()
+        before = model.embedding.weight.detach()[old_size:].clone()
+        optimizer.step()
+        if factor > 1:
+            with torch.no_grad():
+                new = model.embedding.weight[old_size:]
+                new.copy_(before + factor * (new - before))
+    model.eval()
+
+
+def _nll(model: GPT, tokenizer: Tokenizer, texts: Sequence[str]) -> torch.Tensor:
+    batch = collate([[_reading(tokenizer, ids, model.context_length)] for ids in tokenizer.encode_documents(list(texts))])
+    places = batch.target_places()
+    hidden_NH = model(batch.inputs).hidden_BTH.flatten(0, 1)[places.all_N]
+    return token_nll(model, hidden_NH, batch.targets_BT.flatten()[places.all_N]).sum()
+
+
+def _reading(tokenizer: Tokenizer, ids: Sequence[int], context_length: int) -> Reading:
+    whole = np.asarray([tokenizer.bos_id, *ids, tokenizer.eos_id], np.int64)
+    if len(whole) > context_length:
+        raise ConfigError(f"bench {_NAME}: a document takes {len(whole)} tokens, the context {context_length}; lower characters=")
+    return read_with_targets(SpannedText(ids_T=whole, kinds_T=np.full(len(whole), int(Span.CONTEXT), np.int64)), LabelForm.CLM)
+
+
+register(
+    Benchmark(
+        name=_NAME,
+        title="A base with more pieces in its vocabulary, trained on domain text",
+        baseline="the base as it is, trained on the same documents in the same number of steps",
+        run=_run,
+    )
+)

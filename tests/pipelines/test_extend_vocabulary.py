@@ -1,0 +1,72 @@
+"""`python -m pipelines.extend_vocabulary`: a base with more pieces that later stages take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapt.checkpoint.weights import load_model
+from adapt.core.artifacts import open_artifact
+from adapt.model.gpt import GPT
+from adapt.text.tokenizer import Tokenizer
+from pipelines.bench.extension import grown, loss_per_character
+from pipelines.config.locations import demo_dir
+from tests.support.command_line import refused
+
+TEXTS = ["患者入院后行腹腔镜胆囊切除术，术后恢复良好。", "腹腔镜胆囊切除术的并发症包括胆漏和出血，术后应当观察。"]
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    lines = [f"{text}第{number}例。" for number in range(120) for text in TEXTS]
+    (tmp_path / "medical.txt").write_text("\n".join(lines), encoding="utf-8")
+    return tmp_path / "medical.txt"
+
+
+def test_a_base_is_extended_and_its_old_rows_stay(
+    tmp_path: Path, text_file: Path, run_here: Callable[[str, list[str]], str]
+) -> None:
+    base = demo_dir() / "base"
+    said = run_here(
+        "extend_vocabulary",
+        [f"checkpoint={base}", f"data.corpus={text_file}", f"run.dir={tmp_path}/runs", "run.name=m", "extend_vocabulary.pieces=20"],
+    )
+    place = tmp_path / "runs" / "m" / "extend_vocabulary"
+    m = open_artifact(place.resolve()).metrics
+    assert m["pieces"] == 20 and m["vocab_size"] == 8020 and m["held_out"] > 0
+    assert m["tokens_per_document_extended"] < 0.8 * m["tokens_per_document"]
+    assert "20 new pieces, 8020 in all" in said
+    old, new = load_model(base), load_model(place)
+    assert isinstance(old, GPT) and isinstance(new, GPT)
+    assert torch.equal(new.embedding.weight[:8000], old.embedding.weight)
+    before, after = Tokenizer.load(base), Tokenizer.load(place)
+    (token,) = after.encode(m["first_pieces"][0])
+    expected = old.embedding.weight[torch.tensor(before.encode(m["first_pieces"][0]))].mean(dim=0)
+    torch.testing.assert_close(new.embedding.weight[token], expected, rtol=2**-8, atol=1e-6)  # the base is stored in bf16
+    assert all(torch.equal(one, new.state_dict()[name]) for name, one in old.state_dict().items() if name != "embedding.weight")
+    from adapt.text.vocabulary_extension import ExtensionConfig, extend
+
+    lines = text_file.read_text(encoding="utf-8").split("\n")
+    twin = grown(old, extend(before, lines, ExtensionConfig(pieces=20)))
+    assert loss_per_character(twin, after, TEXTS) > 0
+
+
+def test_what_has_no_vocabulary_to_extend_is_refused(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    arguments = [f"data.corpus={text_file}", f"run.dir={tmp_path}/runs", "run.name=m"]
+    base = [f"checkpoint={demo_dir()}/base"]
+    refused(
+        "extend_vocabulary",
+        [*base, *arguments, "extend_vocabulary.min_count=5000"],
+        ["min_count", "give more text"],
+        monkeypatch,
+        capsys,
+    )
+    refused("extend_vocabulary", [f"checkpoint={tmp_path}/hf", *arguments], [str(tmp_path)], monkeypatch, capsys)
+    assert not (tmp_path / "runs" / "m").exists()

@@ -345,12 +345,7 @@ def _walk(config: PipelineConfig, point: str | None) -> None:
         sys.stdout.write(f"{compare_runs(config)}\n")
         return
     from pipelines.walk.order import places, walk
-    from pipelines.walk.tables import (  # all that composing does without
-        accuracy_table,
-        coarse_table,
-        criteria_table,
-        teachers_table,
-    )
+    from pipelines.walk.tables import accuracy_table, coarse_table, criteria_table, teachers_table
     from pipelines.walk.tracked_runs import track
     from pipelines.walk.verdict import verdicts
 

@@ -15,7 +15,7 @@ from adapt.core.registry import import_folder
 from adapt.core.settings import Settings, setting
 
 _LARGEST_MARGIN = 16  # T_m amplifies the rounding of the cosine with m
-_NO_ROUTERS = {"contract", "fixed", "gates", "groups", "margin", "settings"}  # what routers share
+_NO_ROUTERS = {"contract", "fixed", "gates", "margin", "settings"}  # what routers share
 _CHOICES: dict[str, type[RouterConfig]] = {}
 
 

@@ -26,6 +26,7 @@ from adapt.text.packing import RowSource, StepOrder
 from adapt.train.cost_estimate import estimate
 from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.expert_loads import ExpertLoads, Shares, compared
+from adapt.train.live import LiveFile
 from adapt.train.loop import Trainer
 from adapt.train.measured_cost import peak_bytes, planned_bytes
 from adapt.train.paged_adamw import Paging
@@ -108,7 +109,8 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
         said_before = trainer.continuations(beginnings, _CONTINUED_TOKENS)
         if rank.is_main:
             _say_estimate(model, data, job, time.monotonic() - started)
-        outcome = trainer.train(data.training, job.train, work, tracker, time.monotonic() - started)
+        live = LiveFile(work) if rank.is_main else None
+        outcome = trainer.train(data.training, job.train, work, tracker, time.monotonic() - started, live)
         after = _measured(trainer, data)
         said_after = trainer.continuations(beginnings, _CONTINUED_TOKENS)
         tracker.conclude(_held_out_values(before.ledgers, after.ledgers), {})

@@ -43,10 +43,10 @@ class LiveTraining:
 
 
 class LiveFile:
-    """Writes a training's newest step; `is_writing` is false on all ranks but the first."""
+    """Writes a training's newest step; rank 0 has one."""
 
-    def __init__(self, work: Path, *, is_writing: bool, clock: Callable[[], float] = time.monotonic) -> None:
-        self._place, self._is_writing, self._clock = work / LIVE_FILE, is_writing, clock
+    def __init__(self, work: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._place, self._clock = work / LIVE_FILE, clock
         self._due = -math.inf
 
     def show(
@@ -60,7 +60,7 @@ class LiveFile:
     ) -> None:
         """Write a line of the history, if a second has passed since the last one or it is the last; else nothing is asked for."""
         now = self._clock()
-        if not self._is_writing or (now < self._due and line["step"] < steps):
+        if now < self._due and line["step"] < steps:
             return
         self._due = now + _EVERY_S
         found = LiveTraining(

@@ -91,8 +91,18 @@ class Trainer:
         self._base = cast(CausalBase, engine.module)
         self._expert_counts = self._base.expert_counts
 
-    def train(self, source: RowSource, config: TrainConfig, work: Path, tracker: Tracker, afterwards_s: float = 0.0) -> TrainResult:
+    def train(
+        self,
+        source: RowSource,
+        config: TrainConfig,
+        work: Path,
+        tracker: Tracker,
+        afterwards_s: float = 0.0,
+        live: LiveFile | None = None,
+    ) -> TrainResult:
         """Train to the last step, going on from the newest state in `work`; `afterwards_s` count as time left behind it.
+
+        Each step is shown in `live`, where it is given.
 
         Raises:
             Stopped: a rank was asked to stop; the state of the last step is saved.
@@ -101,7 +111,6 @@ class Trainer:
         """
         engine = self._engine
         progress = self._progress(work, config)
-        live = LiveFile(work, is_writing=engine.rank.is_main)
         tracker.follow(progress.history)
         order = StepOrder(n_rows=len(source), batch=config.batch_rows, seed=self._seed)
         engine.module.train()
@@ -127,7 +136,10 @@ class Trainer:
                 said = left.advance()
                 if said is not None:
                     logger.info("%s", said)
-                live.show(line, config.steps, tokens_per_s, left.left_s, peak_bytes, lambda: _rounded(progress.lagged_shares_LE))
+                if live is not None:
+                    live.show(
+                        line, config.steps, tokens_per_s, left.left_s, peak_bytes, lambda: _rounded(progress.lagged_shares_LE)
+                    )
                 states.check()
                 is_last = progress.step == config.steps
                 if progress.step % config.save_every_steps == 0 or is_last or n_stops:

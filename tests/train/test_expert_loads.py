@@ -39,7 +39,7 @@ def test_the_newest_step_is_written_once_a_second_and_at_the_end(tmp_path: Path)
         asked.append(now)
         return 7
 
-    file = LiveFile(tmp_path, is_writing=True, clock=lambda: now)
+    file = LiveFile(tmp_path, clock=lambda: now)
     for step, now in ((1.0, 0.0), (2.0, 0.9), (3.0, 1.1), (4.0, 1.2), (5.0, 1.3)):  # noqa: B007
         file.show({**LINE, "step": step}, 5, 10.0, None, peak, lambda: [[0.5, 0.5]])
     assert asked == [0.0, 1.1, 1.3]
@@ -49,9 +49,8 @@ def test_the_newest_step_is_written_once_a_second_and_at_the_end(tmp_path: Path)
     assert found.losses == {"total": 2.5, "context": 2.0}, "a part without a target has no loss"
 
 
-def test_other_ranks_write_nothing_and_a_disk_that_refuses_costs_nothing(tmp_path: Path) -> None:
-    LiveFile(tmp_path, is_writing=False).show(LINE, 5, 1.0, None, lambda: 0, list)
-    LiveFile(tmp_path / "gone", is_writing=True).show(LINE, 5, 1.0, None, lambda: 0, list)
+def test_a_disk_that_refuses_costs_nothing(tmp_path: Path) -> None:
+    LiveFile(tmp_path / "gone").show(LINE, 5, 1.0, None, lambda: 0, list)
     assert list(tmp_path.iterdir()) == []
 
 

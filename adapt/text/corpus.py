@@ -66,12 +66,12 @@ def find_corpus(
         if not matches:
             raise DataError(f"data.corpus: nothing matches {pattern}")
         for match in matches:
-            is_plain = _is_plain(match) or is_warc(match)
-            if not is_plain and not endings_of(match.name) and not match.is_dir():
+            has_no_fields = is_plain(match) or is_warc(match)
+            if not has_no_fields and not endings_of(match.name) and not match.is_dir():
                 raise DataError(
                     f"{match}: not a corpus file; known endings: {', '.join((*ENDINGS, *_PLAIN_ENDINGS, *WARC_ENDINGS))}"
                 )
-            if domain_field is not None and is_plain:
+            if domain_field is not None and has_no_fields:
                 raise DataError(f"{match}: plain text has no field '{domain_field}'; set data.domain_field=null")
             domain = match.name.split(".")[0].split("_")[0]
             found[match.resolve()] = CorpusFile(
@@ -86,7 +86,7 @@ def read_documents(file: CorpusFile) -> Iterator[Document]:
     Raises:
         DataError: a row is malformed, or has no text or domain, by file and line.
     """
-    if _is_plain(file.path):
+    if is_plain(file.path):
         for _, line in read_lines(file.path, file.encoding):
             if text := line.strip():
                 yield Document(text=text, domain=file.domain)
@@ -150,7 +150,8 @@ def _expand(pattern: str) -> list[Path]:
         raise DataError(f"data.corpus: '{pattern}' is not a pattern of files ({error})") from error
 
 
-def _is_plain(path: Path) -> bool:
+def is_plain(path: Path) -> bool:
+    """Say whether a file is plain text with a text a line, by its name."""
     return path.name.lower().endswith(_PLAIN_ENDINGS) and not path.is_dir()
 
 

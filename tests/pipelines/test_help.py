@@ -50,7 +50,8 @@ def test_help_fits_a_terminal_and_gives_two_examples(name: str) -> None:
 def test_help_lists_the_keys_that_a_command_reads_and_no_others() -> None:
     assert shown_keys(SHOWN["tokenizer"]) == {
         "force", "run.name", "run.dir", "data.corpus", "data.domain_field", "data.encoding", "data.quotes",
-        "tokenizer.vocab_size", "tokenizer.max_sentences", "tokenizer.character_coverage", "tokenizer.threads",
+        "tokenizer.vocab_size", "tokenizer.max_sentences", "tokenizer.character_coverage", "tokenizer.memory_gb",
+        "tokenizer.threads",
     }  # fmt: skip
     assert shown_keys(SHOWN["run"]) == {leaf.path for leaf in keys({"model/router": "top1"})}
     assert "seed" in shown_keys(SHOWN["evaluate"])

@@ -190,15 +190,16 @@ def test_overlaps_are_those_that_strings_show(tmp_path: Path) -> None:
 
 
 def test_a_planted_evaluation_sentence_is_counted_by_file(tmp_path: Path) -> None:
-    one, other = rows_file(tmp_path / "a.json", REVIEW), rows_file(tmp_path / "b.json", "电池一天要充三次，太差")
-    index = EvaluationIndex.of({"a.json": one, "b.json": other}, 24, 10)
+    one, other = rows_file(tmp_path / "a.json", REVIEW), tmp_path / "b.txt"
+    other.write_text("电池一天要充三次，太差\n", encoding="utf-8")
+    index = EvaluationIndex.of({"a.json": one, "b.txt": other}, 24, 10)
     wide = "据说" + REVIEW.replace("，", ", ").replace("四十", "四 十") + "就是这样。"
     short = "总的来说：电池一天要充三次 太差！不推荐大家购买这个产品。"
     tally = Tally()
     config = CorpusConfig(overlap=OverlapConfig(files=["given"]))
     kept = Sieve(config, index, tally).sift([Document(text=text, domain="web") for text in (GOOD, wide, short)])
     assert [row["text"] for row in kept] == [GOOD]
-    assert tally.overlaps == {"a.json": 1, "b.json": 1} and tally.dropped == {OVERLAP: 2}
+    assert tally.overlaps == {"a.json": 1, "b.txt": 1} and tally.dropped == {OVERLAP: 2}
     assert tally.samples[OVERLAP] == [wide, short]
 
 

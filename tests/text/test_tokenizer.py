@@ -185,5 +185,5 @@ def test_a_budget_takes_fewer_lines_from_all_over_and_says_what_it_takes(caplog:
     assert len(some) == 250 and some == sorted(some) and some == _within(lines, 1e-9 * 85 * 2505)
     assert 60 < sum(line < lines[300] for line in some) < 90
     assert "training on 250 of 1,000 lines, 2,500 characters" in caplog.text
-    with pytest.raises(ConfigError, match=r"tokenizer.memory_gb: 0\.0 is out of range"):
+    with pytest.raises(ConfigError, match=r"memory_gb: 0\.0 is out of range"):
         TokenizerConfig(memory_gb=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import Literal
 
 from adapt.core.errors import ConfigError
 from adapt.text.cleaning.characters import Batch, Sign, converter
@@ -35,10 +36,10 @@ def normalised(batch: Batch, config: NormaliseConfig) -> list[str]:
     if config.cleans_lines:
         counts_DC = batch.counts_DC
         hidden_D = counts_DC[:, Sign.CONTROL] + counts_DC[:, Sign.ZERO_WIDTH] > 0
-        for place in (hidden_D | (counts_DC[:, Sign.NEWLINE] + counts_DC[:, Sign.SPACE] > 0)).nonzero()[0]:
+        for place in (hidden_D | (counts_DC[:, Sign.NEWLINE] + counts_DC[:, Sign.SPACE] > 0)).nonzero()[0].tolist():
             found[place] = _clean_lines(found[place], has_hidden=bool(hidden_D[place]))
     if config.unicode is not UnicodeForm.AS_IS:
-        form = "NFC" if config.unicode is UnicodeForm.NFC else "NFKC"
+        form: Literal["NFC", "NFKC"] = "NFC" if config.unicode is UnicodeForm.NFC else "NFKC"
         found = [text if unicodedata.is_normalized(form, text) else unicodedata.normalize(form, text) for text in found]
     if config.script is not Script.AS_IS:
         convert = converter(_CONVERTER[config.script]).convert

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from adapt.core.json_files import read_object, write_json
 from adapt.core.runtime import generator_for
 from adapt.text.cleaning.characters import Batch, folded, folds
+from adapt.text.corpus import is_plain, read_lines
 from adapt.text.rows.reading import open_rows, rows_of
 
 Hashes = NDArray[np.uint64]
@@ -198,6 +199,9 @@ def _hashes(sums: Hashes, starts: NDArray[np.int64], length: int) -> Hashes:
 
 def _texts_of(path: Path) -> Iterable[str]:
     """Yield every text in a file's rows, those in lists and objects too; a file of plain text has a text a line."""
+    if is_plain(path):
+        yield from (line for _, line in read_lines(path))
+        return
     for row in rows_of(open_rows(path)):
         left: list[Any] = list(row.record.values())
         while left:

@@ -78,7 +78,7 @@ def masked(batch: Batch, kinds: Collection[Personal], found: dict[str, int], cou
     has_at_D = np.zeros(len(texts), np.bool_)
     if Personal.MAIL in kinds:
         has_at_D[batch.documents_N[np.isin(batch.codes_N, _AT)]] = True
-    for place in (has_digits_D | has_at_D).nonzero()[0]:
+    for place in (has_digits_D | has_at_D).nonzero()[0].tolist():
         counts = found if counted is None or counted[place] else {}
         texts[place] = _mask(texts[place], numbers, counts) if has_digits_D[place] else texts[place]
         texts[place] = _mask(texts[place], [Personal.MAIL], counts) if has_at_D[place] else texts[place]

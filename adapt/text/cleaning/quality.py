@@ -89,7 +89,7 @@ def _garbled(batch: Batch, shares_DC: Floats, limit: float) -> NDArray[np.bool_]
     """Say which documents have too many characters of no meaning, or decode anew to other text."""
     found_D = shares_DC[:, Sign.BROKEN] + shares_DC[:, Sign.CONTROL] > limit
     suspects_D = (shares_DC[:, Sign.SUSPECT] > limit) | (shares_DC[:, Sign.ACCENTED] > max(5 * limit, 0.1))
-    for place in (suspects_D & ~found_D).nonzero()[0]:
+    for place in (suspects_D & ~found_D).nonzero()[0].tolist():
         found_D[place] = is_wrongly_decoded(batch.texts[place])
     return found_D
 
@@ -110,7 +110,7 @@ def is_wrongly_decoded(text: str) -> bool:
 def _at(measure: object, batch: Batch, asked_D: NDArray[np.bool_], limit: float) -> NDArray[np.bool_]:
     assert callable(measure)
     found_D = np.zeros(len(batch.texts), np.bool_)
-    for place in asked_D.nonzero()[0]:
+    for place in asked_D.nonzero()[0].tolist():
         found_D[place] = measure(batch.texts[place]) > limit
     return found_D
 
@@ -131,7 +131,7 @@ def _repeated_ngrams_D(batch: Batch) -> Floats:
     for offset in range(1, NGRAM):
         hashes_N *= _HASH_STEP
         hashes_N += codes_N[offset : offset + len(hashes_N)]
-    for place, start, length in zip(long, batch.starts_D[long].tolist(), batch.lengths_D[long].tolist(), strict=True):
+    for place, start, length in zip(long.tolist(), batch.starts_D[long].tolist(), batch.lengths_D[long].tolist(), strict=True):
         hashes = np.sort(hashes_N[start : start + length - NGRAM + 1])
         shares_D[place] = np.count_nonzero(hashes[1:] == hashes[:-1]) / len(hashes)
     return shares_D

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -49,7 +50,7 @@ def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
             few = documents[: max(len(documents) // 20, 1)]  # the library's way takes a while
             few_bytes = sum(len(document.text.encode()) for document in few)
             texts = [document.text for document in few]
-            ways |= {_MINHASH: lambda some=texts: signatures(some), _LIBRARY: lambda some=texts: signatures(some, by_library=True)}
+            ways |= {_MINHASH: partial(signatures, texts), _LIBRARY: partial(signatures, texts, by_library=True)}
             if len(signatures(texts[:100])) != len(signatures(texts[:100], by_library=True)):
                 raise ConfigError(f"bench {_NAME}: the two ways sign other documents; figures would mean nothing")
             seconds = interleaved_medians(ways, rounds, stopwatch)

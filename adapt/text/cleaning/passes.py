@@ -138,6 +138,8 @@ class _Passes:
 class _Executor(LocalPipelineExecutor):
     """The local executor without its log on standard error, and without a helper process that outlives a killed command."""
 
+    pipeline: list[Any]
+
     def run(self) -> None:
         ranks = self.get_incomplete_ranks()
         if not ranks:
@@ -372,7 +374,7 @@ def signatures(texts: Sequence[str], *, by_library: bool = False) -> list[Any]:
     """Return the MinHash signatures of texts; `by_library` makes n-grams as datatrove does, of characters as its words."""
     config = _minhash_config(DuplicatesConfig())
     with tempfile.TemporaryDirectory() as scratch:
-        kind = library_minhash.MinhashDedupSignature if by_library else _Signatures
-        step = kind(scratch, config, _Characters()) if by_library else kind(scratch, config)
+        library = library_minhash.MinhashDedupSignature
+        step = library(scratch, config, _Characters()) if by_library else _Signatures(scratch, config)
         found = [step.get_shingles(text) for text in texts]
         return [step.get_signature(one) for one in found if one.size]

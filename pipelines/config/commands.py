@@ -142,7 +142,7 @@ COMMANDS = (
     _stage(
         "report",
         "A run's results to one HTML page.",
-        ("seed", *_TASKS),
+        ("seed", *_TASKS, "exclude_eval"),
         "run.name=news tasks=[tnews]",
         "run.name=news run.dir=/data/runs data.root=/data/clue",
     ),

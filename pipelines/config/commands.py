@@ -156,7 +156,7 @@ COMMANDS = (
     _stage(
         "report",
         "A run's results, or several runs beside each other, to one HTML page.",
-        ("seed", *_TASKS, "runs", "baseline", "output"),
+        ("seed", *_TASKS, "runs", "baseline", "output", "exclude_eval"),
         "run.name=news tasks=[tnews] data.root=/data/clue",
         "'runs=[news,news_long,sweep]' baseline=news",
     ),

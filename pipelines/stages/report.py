@@ -31,6 +31,7 @@ from pseudo_label.tasks import TaskConfig, TaskRow
 NAME = "report"
 _ANSWERS_FILE = "answers.json"
 _OF_ALL_TASKS = ("tokenizer", "pretrain")
+_MAKING = {"pretrain", "pseudo_label", "continue_pretrain", "evaluate"}
 _PER_TASK = ("pseudo_label", "continue_pretrain", "evaluate", "export")
 
 
@@ -127,10 +128,8 @@ def _splits_of(found: Mapping[str, Artifact], task: str) -> list[str]:
 
 
 def _settings_of(run: Run, records: Sequence[Record]) -> dict[str, str]:
-    """Return the settings that the run was made with: this command's, or where it only draws the page, the last one's before."""
-    if run.config.stages != [NAME]:
-        return changed_settings(run.config)
-    made = [record for record in records if record.stages != [NAME]]
+    """Return the settings of the last command that made results of the run, this one's where none is recorded."""
+    made = [record for record in records if _MAKING.intersection(record.stages)]
     return made[-1].settings if made else changed_settings(run.config)
 
 

@@ -44,7 +44,8 @@ def show(config: PipelineConfig, point: str | None) -> None:
     baseline = _baseline(config.study.baseline, found.variants)
     found = found if baseline is None else against(found, baseline)
     tables = task_tables(found)
-    text = markdown(tables, [f"Left out, not finished: {'; '.join(found.left_out)}."] if found.left_out else [])
+    left_out = [*found.left_out, *(f"{point.run} ({point.error or 'not reached'})" for point in points if not point.is_done)]
+    text = markdown(tables, [f"Left out, not finished: {'; '.join(left_out)}."] if left_out else [])
     if target is not None:
         with writable(target.parent):
             shown_page = comparison_page("Study", found, root, target.parent.absolute(), tables=tables)

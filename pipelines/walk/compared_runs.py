@@ -6,6 +6,7 @@ A sweep's page is `index.html` in its directory. `report` with `runs` makes the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,21 +74,32 @@ def compare_runs(config: PipelineConfig) -> str:
 def points_of(root: Path, patterns: Sequence[str], key: str = "runs") -> tuple[list[PointRecord], str]:
     """Return the runs that patterns choose as points, and the command of the sweep where they are those of one.
 
-    A name without a slash that is a sweep's takes its points as `sweep.json` has them; other runs are told apart by the settings
-    in which they differ.
+    Of a sweep by its name, points are as `sweep.json` has them, and with them those that other commands left in its directory.
+    Other runs are told apart by the settings in which they differ.
     """
     records = {name: record for name in patterns if "/" not in name and (record := read_record(root / name)) is not None}
-    rest = [name for name in patterns if name not in records]
-    found: list[PointRecord] = []
-    for name, record in records.items():
-        here = [replace(point, name=point.name if len(patterns) == 1 else f"{name}/{point.name}") for point in record.points]
-        found += [replace(point, run=point.run, number=len(found) + number) for number, point in enumerate(here)]
-    taken = {point.run for point in found}
-    runs = [run for run in chosen_runs(root, rest, key) if run not in taken] if rest or not records else []
-    settings = _differing({run: settings_of(root / run) for run in runs})
-    for run in runs:
-        found.append(PointRecord(number=len(found), name=run, run=run, settings=settings[run], is_done=True))
-    return found, records[patterns[0]].command if len(patterns) == len(records) == 1 else ""
+    known = {point.run: point for record in records.values() for point in record.points}
+    there = [name for name in patterns if name not in records or any((root / name).glob("[!.]*/*/"))]
+    runs = chosen_runs(root, there, key) if there or not records else []
+    plain = [run for run in runs if run not in known and run.partition("/")[0] not in records]
+    settings = _differing({run: settings_of(root / run) for run in plain})
+    points = []
+    for run in dict.fromkeys([*known, *runs]):
+        point = known.get(run)
+        if point is None:
+            sweep, _, name = run.partition("/")
+            said = settings[run] if run in settings else _settings_in_name(name, records[sweep])
+            point = PointRecord(number=0, name=run, run=run, settings=said, is_done=True)
+        short = run.partition("/")[2] if len(patterns) == len(records) == 1 else run
+        points.append(replace(point, name=short or run, number=len(points)))
+    return points, records[patterns[0]].command if len(patterns) == len(records) == 1 else ""
+
+
+def _settings_in_name(name: str, record: SweepRecord) -> dict[str, str]:
+    """Return what a point's name says of its settings, under the keys of its sweep's other points."""
+    keys_by_letters = {re.sub(r"[^\w.+-]", "", key): key for point in record.points for key in point.settings}
+    pairs = [part.partition("=") for part in re.split(r",(?=[+~]*[\w.]+=)", name)]
+    return {keys_by_letters.get(key, key): value for key, _, value in pairs}
 
 
 def settings_of(run: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adapt.core.errors import AdaptError, CheckpointError, ConfigError
-from pipelines.walk.compared_runs import conclude_sweep, points_of
+from pipelines.walk.compared_runs import conclude_sweep, points_of, settings_of
 from pipelines.walk.comparison import against, check_baseline, read_points
 from pipelines.walk.comparison_page import comparison_page, differing_settings, lead_of
 from pipelines.walk.comparison_tables import means_table, points_table, text_table
@@ -229,3 +229,23 @@ def test_what_a_search_found_is_said(tmp_path: Path, numbers: list[float | None]
     assert [row[-2] for row in points_table(read_points(tmp_path, points)).rows] == [
         "-" if number is None else f"{number:.4f}" for number in numbers
     ]
+
+
+def test_points_of_an_earlier_command_in_a_sweeps_directory_are_compared_too(two_by_two: tuple[Path, SweepRecord]) -> None:
+    root, record = two_by_two
+    conclude_sweep(root / "sweep", record)
+    later = "sweep/tasks=reviews,modelrouter=top2,seed=5"
+    make_run(root, later, {"raw": CHANCE}, seed=5)
+    points, _ = points_of(root, ["sweep"])
+    assert [point.run for point in points] == [*(point.run for point in record.points), later]
+    assert points[-1].settings == {"tasks": "reviews", "model/router": "top2", "seed": "5"}
+    assert points[-1].name == "tasks=reviews,modelrouter=top2,seed=5"
+
+
+def test_runs_are_told_apart_by_the_settings_of_their_artifacts(tmp_path: Path, smallest_run: Path) -> None:
+    make_run(tmp_path, "one", {"raw": CHANCE}, seed=1)
+    make_run(tmp_path, "two", {"raw": CHANCE}, seed=2)
+    points, command = points_of(tmp_path, ["one", "two"])
+    assert [point.settings for point in points] == [{"seed": "1"}, {"seed": "2"}] and command == ""
+    found = settings_of(smallest_run)
+    assert found["tokenizer.vocab_size"] == "2400" and found["pretrain.steps"] == "12", sorted(found)

@@ -14,8 +14,9 @@ import pytest
 from adapt.core.artifacts import open_artifact
 from adapt.core.errors import ConfigError
 from pipelines.command_line.sweep import DIED, begin, recorded, summary, taken_record, verdict
+from pipelines.config.locations import demo_dir
 from pipelines.walk.sweep_record import PointRecord, SweepRecord, read_record
-from tests.support.command_line import ROOT, SMALLEST, command, in_process, on_base, refused, run
+from tests.support.command_line import ROOT, SMALLEST, command, in_process, refused, run
 from tests.support.started_runs import ranks_below
 
 GO_ON = "the same command runs what is left to do"
@@ -203,12 +204,13 @@ def test_sweeps_that_cannot_be_judged_are_refused_before_any_point_runs(
 
 
 def test_a_search_goes_on_where_it_was_and_survives_a_point_that_fails(
-    smallest_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     sweep = [
         "-m", "hydra/sweeper=search", "hydra.sweeper.n_trials=3", "sweep.objective=label_free",
-        *on_base(smallest_run, tmp_path, "demo_reviews"), "stages=[pseudo_label]", "pseudo_label.teachers=[lexical]",
+        *SMALLEST, "task=demo_reviews", f"checkpoint={demo_dir()}/base", f"run.dir={tmp_path}",
+        "stages=[pseudo_label]", "pseudo_label.teachers=[lexical]",
         "pseudo_label.teaching_rounds=0", "pseudo_label.max_rows=interval(40,80)", "engine.expert_parallel=choice(1,3)",
     ]  # fmt: skip
     code, text = in_process("run", sweep, monkeypatch, capsys)

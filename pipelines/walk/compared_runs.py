@@ -82,7 +82,7 @@ def points_of(root: Path, patterns: Sequence[str], key: str = "runs") -> tuple[l
     runs = chosen_runs(root, there, key) if there or not records else []
     plain = [run for run in runs if run not in known and run.partition("/")[0] not in records]
     settings = _differing({run: settings_of(root / run) for run in plain})
-    points = []
+    points: list[PointRecord] = []
     for run in dict.fromkeys([*known, *runs]):
         point = known.get(run)
         if point is None:

@@ -52,7 +52,7 @@ class PseudoLabelStage(Stage[PseudoLabelReads]):
     """Label a task's unlabeled rows with the base model, in later rounds with the one adapted before."""
 
     name = NAME
-    version = 8  # the lexical labeller that was taught is kept
+    version = 9  # labels and the lexical labeller name the labels whose order they follow
 
     def reads(self, run: Run, task: TaskConfig | None) -> PseudoLabelReads:
         assert task is not None
@@ -161,6 +161,7 @@ def _labels(task: TaskConfig, settings: PseudoLabelConfig, panel: Panel, *, is_f
         "margin": margins(scores).tolist(),
         "confidence": softmax(scores).max(axis=1).tolist(),
         "agreement": agreed.tolist(),
+        "labels": [task.labels] * len(rows),
         "scores": scores.tolist(),
         "probabilities": softmax(scores).tolist(),
         "is_selected": select(scores, ~held_out, settings.selection, agreed, shares).tolist(),

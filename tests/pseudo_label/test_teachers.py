@@ -75,7 +75,7 @@ def test_each_measure_speaks_for_its_label(settings: dict[str, Any], high: tuple
 def test_fitted_rules_are_the_same_from_plain_values() -> None:
     task = pair_task(OVERLAP)
     fitted = fit_rules(task, PAIRS)
-    again = FittedRules.from_plain(json.loads(json.dumps(fitted.to_plain())), task)
+    again = FittedRules.from_plain(json.loads(json.dumps(fitted.to_plain())), task, [0, 1])
     np.testing.assert_array_equal(again.scores(PAIRS), fitted.scores(PAIRS))
 
 

@@ -50,7 +50,7 @@ def _changed(made_for: Mapping[str, Any], task: TaskConfig, keys: Sequence[str])
     there, now = made_for.get("task"), to_plain(task)
     if there is None:
         return ["all of it"]
-    is_reordered = made_for["task_order"][0] != order_of(task)[0]
+    is_reordered = made_for.get("task_order", [[]])[0] != order_of(task)[0]
     return [key for key in keys if there.get(key) != now[key] or (key == "fields" and is_reordered)]
 
 

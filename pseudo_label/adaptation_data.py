@@ -61,7 +61,7 @@ def training_rows(
         if label.is_selected or label.is_held_out:
             readings = [
                 replace(reading, weight=weight)
-                for name, weight in _weighted_labels(label, labels_of(row, task), config.soft_labels)
+                for name, weight in _weighted_labels(label, label.labels or labels_of(row, task), config.soft_labels)
                 for reading in readings_for_training(prompt.labelled(row, name), loss, prompt.is_label_first, tokenizer.mask_id)
             ]
             (held_out if label.is_held_out else training).append(readings)

@@ -74,9 +74,10 @@ class Column:
 
     @property
     def labels(self) -> list[str]:
-        """The values that may be labels, numbers in their order, words by how often they occur."""
+        """The values that may be labels, numbers in their order, words by how often they occur; -1 only beside 0 and 1."""
         counted: list[tuple[str, int]] = [] if self.values is None else self.values.most_common()
-        found = [value for value, _ in counted if value.strip().lower() not in _NO_LABEL]
+        are_signs = {"-1", "0", "1"} <= {value for value, _ in counted}  # worse, even, better
+        found = [value for value, _ in counted if not is_no_label(value) or (value == "-1" and are_signs)]
         return sorted(found, key=float) if all(_is_number(value) for value in found) else found
 
 
@@ -125,6 +126,11 @@ def written(value: Any) -> str | None:
         parts = [part for item in value if (part := written(item)) is not None]
         return "、".join(parts) if len(parts) == len(value) else None
     return str(value) if isinstance(value, str | int) else None
+
+
+def is_no_label(value: str) -> bool:
+    """Say whether a value counts as no label where a task has no label of that name."""
+    return value.strip().lower() in _NO_LABEL
 
 
 def guess_texts(found: Survey) -> list[str]:

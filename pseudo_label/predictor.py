@@ -174,4 +174,4 @@ def _read(place: Path) -> tuple[PredictorSpec, Lexical | None]:
     if is_artifact(place):
         open_artifact(place.resolve())
     spec = read_spec(place)
-    return spec, lexical_files.load(place, spec.task) if spec.decision.needs_lexical else None
+    return spec, lexical_files.load(place, spec.task, may_be_unnamed=True) if spec.decision.needs_lexical else None

@@ -3,7 +3,8 @@
 `scores.parquet`: one row per (example, pass over it) with every candidate's sums and target counts by kind of token, from which one
 can rank by another criterion, decide and select again without scoring again; null contexts stand beside the rows they belong
 to. It is written in parts, a chunk of rows each, so that a killed run goes on behind the last part.
-`labels.parquet`: one row per example with its label, margin, probabilities and whether it was selected.
+`labels.parquet`: one row per example with its label, margin, probabilities and whether it was selected. Its metadata name the
+task's labels, whose order scores and probabilities follow.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pseudo_label.zero_shot import PassScores, ScoringPass
 SCORES_FILE = "scores.parquet"
 LABELS_FILE = "labels.parquet"
 _DIGEST_CHARACTERS = 32
+_LABELS_KEY = b"labels"  # of the metadata of `labels.parquet`
 
 _IDENTITY = [
     ("task", pyarrow.string()),
@@ -76,7 +78,8 @@ class PseudoLabel:
     """One labelled example: the digest of its texts, by which its row is found again, and its line when it was labelled.
 
     `agreement` is the share of prompts and other teachers that give the same label by themselves; `probabilities` are the
-    soft label.
+    soft label. `labels` are the task's labels in the order of scores and probabilities; where rows bring their own candidates there
+    are none, and these are in the order of the candidates.
     """
 
     text_digest: str
@@ -85,6 +88,7 @@ class PseudoLabel:
     margin: float
     confidence: float
     agreement: float
+    labels: list[str]
     scores: list[float]
     probabilities: list[float]
     is_selected: bool
@@ -160,13 +164,19 @@ def write_labels(
         }
         for row, label in zip(rows, labels, strict=True)
     ]
-    _write(path, records, _LABELS_SCHEMA)
+    order = json.dumps(task.labels, ensure_ascii=False).encode()
+    _write(path, records, _LABELS_SCHEMA.with_metadata({_LABELS_KEY: order}))
 
 
 def read_labels(path: Path) -> list[PseudoLabel]:
-    """Read the labels back."""
-    names = [field.name for field in dataclasses.fields(PseudoLabel)]
-    return [PseudoLabel(**{name: record[name] for name in names}) for record in _read(path, _LABELS_SCHEMA).to_pylist()]
+    """Read the labels back. Raises CheckpointError where the file is damaged, or another version wrote it."""
+    names = [field.name for field in dataclasses.fields(PseudoLabel) if field.name != "labels"]
+    table = _read(path, _LABELS_SCHEMA)
+    order = (table.schema.metadata or {}).get(_LABELS_KEY)
+    if order is None:
+        raise CheckpointError(f"{path}: does not name its labels, as another version wrote it; run its stage again")
+    labels = json.loads(order)
+    return [PseudoLabel(labels=labels, **{name: record[name] for name in names}) for record in table.to_pylist()]
 
 
 def reading_digest(row: TaskRow) -> str:

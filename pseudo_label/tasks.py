@@ -146,6 +146,18 @@ def has_id(record: Mapping[str, Any], task: TaskConfig) -> bool:
     return _id_of(record, task) is not None
 
 
+def given_id(record: Mapping[str, Any], task: TaskConfig) -> Any:
+    """Return the id that a row brings, of whichever column of `id_paths`; None where it brings none."""
+    return _id_of(record, task)
+
+
+def texts_in(record: Mapping[str, Any], task: TaskConfig, where: str) -> dict[str, str] | None:
+    """Return a row's texts by field; None where one of them is not there. Raises DataError as `row_from` does."""
+    if any(_at(record, spec.path) is None for spec in task.fields.values()):
+        return None
+    return {name: _text_at(record, spec, name, where) for name, spec in task.fields.items()}
+
+
 def _id_of(record: Mapping[str, Any], task: TaskConfig) -> Any:
     """Return a row's id: of the first path that exists, else of the first column called like one in other letters (`ID`)."""
     found = next((found for path in task.id_paths if (found := _at(record, path)) is not None), None)

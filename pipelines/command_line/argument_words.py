@@ -110,10 +110,20 @@ def shows_settings(words: Sequence[str]) -> bool:
     return any(word in ("--cfg", "-c") or word.startswith(("--cfg=", "-c=", _INFO)) for word in words)
 
 
-def point_name(varied: Sequence[str]) -> str:
-    """Name a point of a sweep by the overrides that it varies; a long name is cut, and a digest makes it one of its own."""
+def point_name(varied: Sequence[str], *, with_digest: bool = False) -> str:
+    """Name a point of a sweep by the overrides that it varies, without signs that are not for file names.
+
+    A long name is cut, and a digest makes it one of its own; so it does where it is asked for.
+    """
     name = re.sub(r"[^\w.,=+-]", "", shown_names(",".join(varied))) or "point"
-    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{digest_of(list(varied))[:8]}"
+    if len(name) <= _LONGEST_NAME and not with_digest:
+        return name
+    return f"{name[:_LONGEST_NAME]}-{digest_of(list(varied))[:8]}"
+
+
+def loses_signs(varied: Sequence[str]) -> bool:
+    """Say whether a point's name lacks signs of its values other than brackets and quotes, so that another may have the same."""
+    return any(re.search(r"[^\w.,=+\-\[\]'\"]", shown_names(word).partition("=")[2]) for word in varied)
 
 
 def _as_letters(name: str) -> str:

@@ -54,7 +54,7 @@ from pipelines.command_line.argument_words import (
     with_names,
 )
 from pipelines.command_line.help import help_of
-from pipelines.command_line.points import end_sweep, planned_point, run_point, start_sweep
+from pipelines.command_line.points import end_sweep, planned_points, point_of, run_point, start_sweep
 from pipelines.command_line.sweep import taken_record
 from pipelines.config.described import GROUPS, mapping_keys, schema, suggest_key, text_keys
 from pipelines.config.locations import conf_dir, demo_dir
@@ -132,7 +132,7 @@ def _command(config_name: str, act: Callable[[PipelineConfig, str | None], None]
                 _check_elsewhere(found, place)
             return found
 
-        point = planned_point(HydraConfig.get().job.num, _varied(HydraConfig.get().overrides.task, fixed), config.run.name)
+        point = point_of(HydraConfig.get().job.num, _varied(HydraConfig.get().overrides.task, fixed), config.run.name)
         return run_point(point, read, act or _walk, is_elsewhere=is_elsewhere)
 
     try:
@@ -175,7 +175,7 @@ class SweepStart(Callback):
         points: list[PointRecord] = []
         if sweeper._target_.endswith("BasicSweeper"):
             every = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)[0]
-            points = [planned_point(number, _varied(one, fixed), config.run.name) for number, one in enumerate(every)]
+            points = planned_points([_varied(one, fixed) for one in every], config.run.name)
         most, n_slots = len(points) or int(sweeper.get("n_trials", 0)), None
         if launcher._target_.endswith("JoblibLauncher"):
             wanted, at_once = int(launcher.n_jobs), len(points) or int(sweeper.get("n_jobs", 1))

@@ -9,19 +9,21 @@ import logging
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from adapt.core.errors import AdaptError, ConfigError
 from adapt.core.runtime import PREFIX, set_up_logging
-from pipelines.command_line.argument_words import point_name, shown_names
+from pipelines.command_line.argument_words import loses_signs, point_name, shown_names
 from pipelines.command_line.slots import Slot, free_slot, has_slots, in_own_process, share_out
 from pipelines.command_line.sweep import (
     DIED,
     announce,
     begin,
     place_of_points,
+    planned,
     record_end,
     recorded,
     recorded_end,
@@ -39,31 +41,45 @@ Act = Callable[[PipelineConfig, str | None], None]
 _QUIET = ("hydra_plugins.hydra_optuna_sweeper._impl", "optuna.storages._in_memory", "optuna.storages._rdb.storage")
 
 
-def start_sweep(directory: Path, planned: SweepRecord, n_slots: int | None) -> None:
+def start_sweep(directory: Path, plan: SweepRecord, n_slots: int | None) -> None:
     """Make ready for the points of a sweep; `n_slots` is how many of them run side by side on this machine, None for no slots.
 
     Raises:
         ConfigError: the baseline is no point, or points would search without a number to go by.
     """
-    is_search = not planned.points
-    if is_search and planned.objective == Objective.NONE.value:
+    is_search = not plan.points
+    if is_search and plan.objective == Objective.NONE.value:
         raise ConfigError("hydra/sweeper: a search needs a number to go by; set sweep.objective=label_free or accuracy")
-    names = [point.name for point in planned.points]
-    if planned.baseline is not None and names and planned.baseline not in names:
+    names = [point.name for point in plan.points]
+    if plan.baseline is not None and names and plan.baseline not in names:
         from pipelines.walk.comparison import check_baseline
 
-        check_baseline(planned.baseline, names)
+        check_baseline(plan.baseline, names)
     for name in _QUIET:  # what they say of a point, the point has said
         logging.getLogger(name).setLevel(logging.ERROR)
-    begin(directory, planned)
+    begin(directory, plan)
     place = place_of_points()
     if n_slots is not None and place is not None:
         share_out(place, n_slots)
 
 
-def planned_point(number: int, varied: Sequence[str], run_name: str) -> PointRecord:
-    """Return a point by the overrides that it varies."""
-    name = point_name(varied)
+def planned_points(varied: Sequence[Sequence[str]], run_name: str) -> list[PointRecord]:
+    """Return the points of a sweep by the overrides that each varies. Those that would have one name get a digest each."""
+    counts = Counter(point_name(words) for words in varied)
+    return [_point(number, words, run_name, is_of_its_own=counts[point_name(words)] == 1) for number, words in enumerate(varied)]
+
+
+def point_of(number: int, varied: Sequence[str], run_name: str) -> PointRecord:
+    """Return a point of the running sweep, as it was planned.
+
+    A search plans no points: a name that lacks signs of its settings gets a digest, whichever points come.
+    """
+    there = planned().points
+    return there[number] if there else _point(number, varied, run_name, is_of_its_own=not loses_signs(varied))
+
+
+def _point(number: int, varied: Sequence[str], run_name: str, *, is_of_its_own: bool) -> PointRecord:
+    name = point_name(varied, with_digest=not is_of_its_own)
     return PointRecord(
         number=number, name=name, run=f"{run_name}/{name}", settings=settings_in([shown_names(word) for word in varied])
     )

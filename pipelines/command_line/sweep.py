@@ -66,8 +66,8 @@ def sweep_directory() -> Path:
 
 def announce(point: PointRecord, where: str = "") -> None:
     """Say which point begins."""
-    planned = _planned()
-    of = f"at most {planned.most}" if planned.most > len(planned.points) else str(planned.most)
+    plan = planned()
+    of = f"at most {plan.most}" if plan.most > len(plan.points) else str(plan.most)
     logger.info("point %d of %s: %s%s", point.number + 1, of, point.name, where)
 
 
@@ -112,7 +112,7 @@ def taken_record() -> SweepRecord | None:
     if place is None or not place.is_dir():
         return None
     found = [recorded_end(int(file.stem)) for file in place.glob("[0-9]*.json")]
-    record = _planned().with_points(found)
+    record = planned().with_points(found)
     shutil.rmtree(place, ignore_errors=True)
     return record
 
@@ -131,7 +131,8 @@ def verdict(record: SweepRecord) -> str | None:
     return f"{len(left)} of {len(record.points)} points failed: {', '.join(left)}; the same command runs what is left to do"
 
 
-def _planned() -> SweepRecord:
+def planned() -> SweepRecord:
+    """Read how the running sweep was planned."""
     place = place_of_points()
     assert place is not None, "no sweep has begun"
     file = place / f"{_PLAN}.json"

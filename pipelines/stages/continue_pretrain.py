@@ -43,6 +43,7 @@ from pipelines.stages.models import weights_of
 from pipelines.stages.own_text import own_text
 from pipelines.stages.products import Adaptation, Labels
 from pipelines.stages.run import Run
+from pipelines.stages.task_versions import refuse_labels_of_other_version
 from pipelines.stages.teachers import taught_place
 from pipelines.stages.training import TrainingReads, finished_training, train_config
 from pseudo_label.adaptation_data import ReadingConfig, training_rows
@@ -93,7 +94,7 @@ class ContinuePretrain(Stage[AdaptReads]):
     """Continue pretraining on the selected rows under the whole objective."""
 
     name = NAME
-    version = 6  # general text is continued greedily, before and after
+    version = 7  # soft labels go by the names of labels, and so does the lexical labeller that was taught
 
     def reads(self, run: Run, task: TaskConfig | None) -> AdaptReads:
         assert task is not None
@@ -191,17 +192,18 @@ def _labels(run: Run, task: TaskConfig, base: Artifact) -> list[tuple[TaskConfig
 
     Raises:
         ConfigError: tasks are to be adapted together that the run has not, or in rounds.
-        DataError: labels come from another model.
+        DataError: labels come from another model, or were made for another version of a task.
     """
     check_joint(run.config)
     joint = run.config.continue_pretrain.joint or {}
     together = [other for other in run.tasks() if other.name in joint] if task.name in joint else [task]
     found = [(member, run.require("pseudo_label", member)) for member in together]
-    for _, labels in found:
+    for member, labels in found:
         if labels.inputs["base"].digest != base.digest:
             raise DataError(
                 f"{labels.path}: its labels come from another model than {base.path}; run `python -m pipelines.pseudo_label` again"
             )
+        refuse_labels_of_other_version(labels, member)
     return found
 
 

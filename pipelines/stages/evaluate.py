@@ -26,6 +26,7 @@ from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, TaskData, is_label
 from pipelines.stages.run import Run
 from pipelines.stages.scores import Scored, ScorerReads, scores_of
 from pipelines.stages.scoring_choice import say_if_treeless
+from pipelines.stages.task_versions import refuse_model_of_other_version
 from pseudo_label.accuracy import accuracy_of, balance_of
 from pseudo_label.coarse_to_fine import step_losses
 from pseudo_label.decision import Decision, Method, confidences, lexical_decision
@@ -63,7 +64,7 @@ class Evaluate(Stage[EvaluateReads]):
     """Evaluate the base, and the adapted model where the run has one."""
 
     name = NAME
-    version = 6  # an adapted model answers together with the lexical labeller that was taught
+    version = 7  # the lexical labeller that was taught answers by the names of labels
 
     def reads(self, run: Run, task: TaskConfig | None) -> EvaluateReads:
         assert task is not None
@@ -150,9 +151,14 @@ def adapted_artifact(run: Run, task: TaskConfig, base: Artifact) -> Artifact | N
 
     Raises:
         CheckpointError: it was adapted, and the adaptation is incomplete or damaged.
+        DataError: it was adapted to another version of the task.
     """
     artifact = run.find("continue_pretrain", task)
-    return artifact if artifact is not None and artifact.inputs["base"].digest == base.digest else None
+    if artifact is None or artifact.inputs["base"].digest != base.digest:
+        return None
+    if Adaptation.of(artifact).is_adapted:
+        refuse_model_of_other_version(artifact, task)
+    return artifact
 
 
 def refuse_repeated_ids(path: Path, rows: list[TaskRow]) -> None:

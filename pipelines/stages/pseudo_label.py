@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from pipelines.stages.run import Run
 from pipelines.stages.scores import ScorerReads
 from pipelines.stages.scoring_choice import coarse_of, label_form, say_if_treeless, scoring_of
 from pipelines.stages.teacher_panel import Panel, TeacherReads, encoder_artifact, fit_panel, teacher_file
+from pipelines.stages.teachers import Views
 from pseudo_label.accuracy import accuracy_of
 from pseudo_label.decision import margins, refuse_collapse, softmax
 from pseudo_label.labelling import predictions
@@ -37,6 +39,7 @@ from pseudo_label.zero_shot import passes_for
 
 NAME = "pseudo_label"
 DECISION_FILE = "decision.json"
+logger = logging.getLogger("pipelines")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class PseudoLabelStage(Stage[PseudoLabelReads]):
     """Label a task's unlabeled rows with the base model, in later rounds with the one adapted before."""
 
     name = NAME
-    version = 8  # the lexical labeller that was taught is kept
+    version = 9  # labels name the order that they follow; a file of labels is measured on the rows that it names by their texts
 
     def reads(self, run: Run, task: TaskConfig | None) -> PseudoLabelReads:
         assert task is not None
@@ -161,6 +164,7 @@ def _labels(task: TaskConfig, settings: PseudoLabelConfig, panel: Panel, *, is_f
         "margin": margins(scores).tolist(),
         "confidence": softmax(scores).max(axis=1).tolist(),
         "agreement": agreed.tolist(),
+        "labels": [task.labels] * len(rows),
         "scores": scores.tolist(),
         "probabilities": softmax(scores).tolist(),
         "is_selected": select(scores, ~held_out, settings.selection, agreed, shares).tolist(),
@@ -184,7 +188,8 @@ def _measured(
 ) -> tuple[Labels, list[NoiseBin]]:
     """Add how many selected labels are wrong: by agreement, and on labelled rows that would be selected too.
 
-    The accuracy of each teacher is measured on all labelled rows, and so is how right labels of a confidence are.
+    The accuracy of each teacher is measured on all labelled rows, and so is how right labels of a confidence are. A file of labels
+    is measured on the rows that it names; rows of which no teacher says anything are left out.
     """
     selected = [label for label in labels if label.is_selected]
     n_voters = len(panel.ask) if panel.model is None else len(panel.ask) - 1 + len(panel.model.keys)
@@ -197,6 +202,13 @@ def _measured(
     confidences: list[float] = []
     for split, rows in labelled.items():
         views = panel.views(split, rows)
+        said = {name: _says_N(name, view) for name, view in views.scores.items()}
+        known_N = np.any(list(said.values()), axis=0)
+        if not known_N.any():
+            continue
+        rows = [row for row, is_known in zip(rows, known_N, strict=True) if is_known]
+        views = Views(rows=rows, scores={name: view[known_N] for name, view in views.scores.items()})
+        said = {name: says_N[known_N] for name, says_N in said.items()} | {TOGETHER: np.ones(len(rows), dtype=bool)}
         scores: FloatArray = panel.decided(views)
         answers, sure = predictions(scores, rows, task), margins(scores)
         confidences += softmax(scores).max(axis=1).tolist()
@@ -205,11 +217,22 @@ def _measured(
         gold += [rows[i].label or "" for i in np.flatnonzero(would)]
         for name, view in {**views.scores, TOGETHER: scores}.items():
             given = predictions(view, rows, task)
-            right.setdefault(name, []).extend(float(a == row.label) for a, row in zip(given, rows, strict=True))
+            right.setdefault(name, []).extend(
+                float(a == row.label) for a, row, says in zip(given, rows, said[name], strict=True) if says
+            )
     if gold and selected:
         made = replace(made, labelled=accuracy_of(guesses, gold))
     noise = noise_bins(confidences, [value == 1.0 for value in right.get(TOGETHER, [])])
-    return replace(made, measured={name: float(np.mean(values)) for name, values in right.items()}), noise
+    if labelled and Teacher.FILE.value in panel.ask and not right.get(Teacher.FILE.value):
+        logger.info("pseudo_label %s: the file of labels is not measured; it has no text of %s", task.name, ", ".join(labelled))
+    return replace(made, measured={name: float(np.mean(values)) for name, values in right.items() if values}), noise
+
+
+def _says_N(name: str, view_NC: FloatArray) -> npt.NDArray[np.bool_]:
+    """Return of which rows a teacher says anything: a file of labels of those that it names, any other teacher of all."""
+    if name != Teacher.FILE.value:
+        return np.ones(len(view_NC), dtype=bool)
+    return np.asarray(np.where(np.isfinite(view_NC), view_NC, 0.0).any(axis=1))
 
 
 def _counted(task: TaskConfig, given: AdaptationRows, labels: list[PseudoLabel]) -> Labels:

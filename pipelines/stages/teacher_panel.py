@@ -33,7 +33,7 @@ from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.teachers import lexical_files
 from pseudo_label.teachers.contract import FittedTeacher, row_centred, spread_of
 from pseudo_label.teachers.embedding import fit_embedding
-from pseudo_label.teachers.file import read_label_file
+from pseudo_label.teachers.file import LabelFile, read_label_file
 from pseudo_label.teachers.label_model import Combination, fit_combination
 from pseudo_label.teachers.rules import fit_rules
 from pseudo_label.zero_shot import PassScores, PromptKeys, ScoringPass
@@ -131,7 +131,7 @@ def fit_panel(
         name = teacher.value
         if teacher is not Teacher.MODEL:
             fitted, scores[name] = _fit_other(shop, reads, teacher, rows)
-            ask[name] = _ask_fitted(fitted)
+            ask[name] = _ask_file(fitted) if isinstance(fitted, LabelFile) else _ask_fitted(fitted)
             continue
         asked = rows if count is None else _shortlisted(rows, task, scores[lexical], count, seed)
         model = _model_teacher(shop, reads, asked, scoring, coarse, is_alone=is_alone)
@@ -219,6 +219,11 @@ def _ask_model(
 
 def _ask_fitted(fitted: FittedTeacher) -> Ask:
     return lambda split, rows: fitted.scores(rows)
+
+
+def _ask_file(file: LabelFile) -> Ask:
+    elsewhere = file.of_other_splits()
+    return lambda split, rows: (file if split == UNLABELED else elsewhere).scores(rows)
 
 
 def _fit_other(shop: Workshop, reads: TeacherReads, teacher: Teacher, rows: Sequence[TaskRow]) -> tuple[FittedTeacher, FloatArray]:

@@ -20,7 +20,7 @@ from pseudo_label.teachers import lexical_files
 from pseudo_label.teachers.label_model import Combination
 
 NAME = "lexical"
-VERSION = 2  # rules count where nothing is learnt from them
+VERSION = 3  # its files name the labels and fields that they were made for
 _TASK_KEYS = ("fields", "label_words", "candidates", "rules", "lexical")
 
 

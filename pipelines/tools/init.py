@@ -7,12 +7,13 @@ It looks at the file, asks on a terminal which column is the text and what the c
   <root>/<task>/test.jsonl        where no row has a label: some rows to look at the predictions of
   <task_dir>/<task>.yaml          the task with three prompts, in Chinese or English
 
-Then it prints the command that adapts, and the one that labels new rows. Nothing is overwritten. Without a terminal `text`, `label`
+Rows keep the ids of the file (columns id or idx) if all rows have one and none repeats; else they are numbered, which is said. Then
+it prints the command that adapts, and the one that labels new rows. Nothing is overwritten. Without a terminal `text`, `label`
 and `labels` have to be given.
 
   data         a file of rows: .csv, .tsv, .jsonl, .json, .parquet or .xlsx, text files also with .gz
   text         the column of the text; 'text=[A, B]' for pairs of texts
-  label        the column of the labels, or none
+  label        the column of the labels, or none: then no column is read as labels
   labels       the classes: 'labels={0: 差评, 1: 好评}' gives each label of the column its word. More words for a label help much:
                'labels={0: [差评, 失望, 太差], 1: [好评, 喜欢, 推荐]}'. Without a column of labels 'labels=[差评, 好评]' will do
   alike        for pairs: the label of texts that mean the same, or follow; their common characters or words then label too
@@ -53,7 +54,7 @@ from pipelines.config.locations import demo_dir
 from pipelines.stages.models import open_model_artifact, weights_of
 from pipelines.tools.init_answers import Answers, Terminal, answers_for
 from pipelines.tools.init_files import Written, has_text, refuse_taken, write_task
-from pseudo_label.columns import Survey, survey
+from pseudo_label.columns import Survey, is_no_label, survey
 from pseudo_label.label_word_checks import check_label_words
 from pseudo_label.new_task import Language, NewTask, task_text
 from pseudo_label.splits import refuse_no_name
@@ -129,8 +130,11 @@ def main(config: InitConfig, terminal: Terminal | None = None) -> int:
     if faults:
         raise ConfigError(f"labels: {faults[0]}")
     findings += findings_on(health_of(tokenizer, "texts", (x for row in rows for x in row.texts.values()), with_losses=False))
-    written = write_task(file, task, text, root=config.root, task_dir=config.task_dir, dev_rows=config.dev_rows, seed=config.seed)
-    sys.stdout.write(_told(config, new, findings, written, is_hugging_face=is_hf_directory(weights)))
+    written = write_task(
+        file, task, text, root=config.root, task_dir=config.task_dir, dev_rows=config.dev_rows, seed=config.seed,
+        has_labels=answers.label is not None,
+    )  # fmt: skip
+    sys.stdout.write(_told(config, new, found, findings, written, is_hugging_face=is_hf_directory(weights)))
     return 0
 
 
@@ -169,10 +173,13 @@ def _first_rows(file: RowsFile, task: TaskConfig, most: int) -> list[TaskRow]:
     return found
 
 
-def _told(config: InitConfig, new: NewTask, findings: Sequence[Finding], written: Written, *, is_hugging_face: bool) -> str:
+def _told(
+    config: InitConfig, new: NewTask, found: Survey, findings: Sequence[Finding], written: Written, *, is_hugging_face: bool
+) -> str:
     language = "Chinese" if new.language is Language.ZH else "English"
     lines = [f"{written.folder}: {written.said}"]
     lines.append(f"{written.task_file}: {len(new.labels)} labels, three prompts in {language}")
+    lines += _said_of_unlabelled(new, found)
     lines += [f"{finding.level.value}: {finding}" for finding in findings]
     if not any(label.synonyms for label in new.labels) and new.alike is None:
         lines.append(
@@ -185,6 +192,17 @@ def _told(config: InitConfig, new: NewTask, findings: Sequence[Finding], written
     lines += ["", "adapt the base to it:", f"  {run_command(config, written, is_hugging_face=is_hugging_face)}"]
     lines += ["then label rows:", f"  {predict_command(config)}"]
     return "\n".join(lines) + "\n"
+
+
+def _said_of_unlabelled(new: NewTask, found: Survey) -> list[str]:
+    """Say which values of the labels' column count as no label."""
+    values = None if new.label is None else found.columns[new.label].values
+    names = {label.name for label in new.labels}
+    return [
+        f"note: {count:,} rows have '{value}' in '{new.label}', which counts as no label unless labels= gives it a word"
+        for value, count in (values or {}).items()
+        if is_no_label(value) and value not in names
+    ]
 
 
 def run_command(config: InitConfig, written: Written, *, is_hugging_face: bool) -> str:

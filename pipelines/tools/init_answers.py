@@ -16,11 +16,11 @@ import yaml
 
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
-from pseudo_label.columns import Survey, guess_label, guess_texts
+from pseudo_label.columns import Survey, guess_label, guess_texts, is_no_label
 from pseudo_label.gold import NoLabel, label_of
 from pseudo_label.new_task import NewLabel
 
-NO_COLUMN = "none"
+NO_COLUMN, ID_COLUMN = "none", "id"
 _SHOWN_COLUMNS, _SHOWN_VALUES, _SHOWN_CHARACTERS = 20, 8, 40
 _WIDE_SIGNS = str.maketrans({"：": ": ", "，": ", ", "｛": "{", "｝": "}", "［": "[", "］": "]", "【": "[", "】": "]"})
 
@@ -82,6 +82,7 @@ def answers_for(
         terminal.say(described(name, found))
     texts = _texts(name, found, text, guessed_texts, terminal)
     column = _label_column(name, found, texts, label, guessed_label, terminal)
+    _refuse_id(texts, column)
     _refuse_spaced(name, found, column)
     given = _labels_of(labels) if labels is not None else _asked_labels(found, column, terminal)
     if len(given) < 2:
@@ -206,8 +207,11 @@ def _asked_labels(found: Survey, column: str | None, terminal: Terminal) -> list
     given = []
     for name in names:
         words: list[str] = []
+        may_be_none = f" ({NO_COLUMN}: rows with it have no label)" if is_no_label(name) else ""
         while not words:
-            words = _listed(terminal.ask(f"Words for '{name}'", name if _has_letters(name) else ""))
+            words = _listed(terminal.ask(f"Words for '{name}'{may_be_none}", name if _has_letters(name) else ""))
+        if may_be_none and words == [NO_COLUMN]:
+            continue
         given.append(NewLabel(name=name, word=words[0], synonyms=tuple(dict.fromkeys(words[1:]))))
     return given
 
@@ -258,6 +262,13 @@ def _refuse_words(given: Sequence[NewLabel]) -> None:
         for word in (item.word, *item.synonyms):
             if said.setdefault(word, item.name) != item.name:
                 raise ConfigError(f"labels: '{said[word]}' and '{item.name}' have the word '{word}' in common; give each its own")
+
+
+def _refuse_id(texts: Sequence[str], column: str | None) -> None:
+    """Raise ConfigError where a column of texts or labels has the name under which rows' ids are written."""
+    key = "text" if ID_COLUMN in texts else "label" if column == ID_COLUMN else None
+    if key is not None:
+        raise ConfigError(f"{key}={ID_COLUMN}: rows have their ids under this name; give the column another one in the file")
 
 
 def _refuse_spaced(name: str, found: Survey, column: str | None) -> None:

@@ -12,8 +12,8 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,9 +23,10 @@ from adapt.core.runtime import generator_for
 from adapt.text.rows.contract import RowsFile
 from adapt.text.rows.reading import rows_of
 from pipelines.stages.rows import UNLABELED
+from pipelines.tools.init_answers import ID_COLUMN
 from pseudo_label.columns import flat, written
 from pseudo_label.leakage import EvaluationTexts
-from pseudo_label.tasks import TaskConfig, TaskRow, row_from
+from pseudo_label.tasks import TaskConfig, TaskRow, given_id, row_from
 
 DEV, TEST = "dev", "test"
 _ENDING = ".jsonl"
@@ -36,7 +37,7 @@ _TEST_ROWS, _TEST_SHARE = 200, 10
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """Where a task is, and how many rows went where."""
+    """Where a task is, and how many rows went where; `numbered` says why rows do not keep ids of the file, where they do not."""
 
     folder: Path
     task_file: Path
@@ -46,6 +47,7 @@ class Written:
     by_label: Mapping[str, int]
     excluded: int
     textless: int
+    numbered: str | None
 
     @property
     def said(self) -> str:
@@ -54,6 +56,7 @@ class Written:
         parts.append(f"{self.evaluated:,} in {self.split}" + (f" with their labels ({counts})" if counts else ", without labels"))
         parts += [f"{self.excluded:,} left out, whose texts are in {self.split}"] if self.excluded else []
         parts += [f"{self.textless:,} left out, without text"] if self.textless else []
+        parts += [f"ids are row numbers from 1, since {self.numbered}"] if self.numbered is not None else []
         return ", ".join(parts)
 
 
@@ -71,9 +74,11 @@ def refuse_taken(root: str, task_dir: str, name: str) -> None:
 
 
 def write_task(
-    file: RowsFile, task: TaskConfig, text: str, *, root: str, task_dir: str, dev_rows: int | None, seed: int
+    file: RowsFile, task: TaskConfig, text: str, *, root: str, task_dir: str, dev_rows: int | None, seed: int, has_labels: bool
 ) -> Written:
-    """Split the rows of a file, and write them and the task's file.
+    """Split the rows of a file, and write them and the task's file. Without `has_labels` no column of the file is a label.
+
+    Rows keep the ids that the file gives them, if all have one and none repeats; else they are numbered.
 
     Raises:
         ConfigError: something else is in the place of the rows, or they cannot be written.
@@ -81,7 +86,7 @@ def write_task(
     """
     folder, place = Path(root) / task.name, Path(task_dir) / f"{task.name}.yaml"
     with writable(folder), _scratch(Path(root), task.name) as scratch:
-        counts = _write_rows(file, task, scratch, dev_rows, seed)
+        counts = _write_rows(file, task, scratch, dev_rows, seed, has_labels=has_labels)
         if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
             if not _are_same(folder, scratch):
                 raise ConfigError(f"{folder}: {_TAKEN}")
@@ -105,9 +110,21 @@ def has_text(record: Mapping[str, Any], task: TaskConfig) -> bool:
     return all(text is not None and text.strip() for text in texts)
 
 
-def _write_rows(file: RowsFile, task: TaskConfig, place: Path, dev_rows: int | None, seed: int) -> dict[str, Any]:
-    labels = [row.label if has_text(record, task) else _TEXTLESS for record, row in _rows(file, task)]
+def _write_rows(
+    file: RowsFile, task: TaskConfig, place: Path, dev_rows: int | None, seed: int, *, has_labels: bool
+) -> dict[str, Any]:
+    labels: list[str | None] = []
+    ids: list[int | str | None] = []
+    for record, row in _rows(file, task, has_labels=has_labels):
+        labels.append(row.label if has_text(record, task) else _TEXTLESS)
+        ids.append(_own_id(record, task))
     usable = [number for number, label in enumerate(labels) if label is not _TEXTLESS]
+    numbered = _why_numbered([ids[number] for number in usable])
+
+    def rows() -> Iterator[TaskRow]:
+        for number, (_, row) in enumerate(_rows(file, task, has_labels=has_labels)):
+            yield row if numbered is not None else replace(row, id=ids[number])
+
     labelled = [number for number in usable if labels[number] is not None]
     split = DEV if labelled else TEST
     most = min(_DEV_ROWS, max(len(usable) // _DEV_SHARE, 1)) if dev_rows is None else dev_rows
@@ -115,12 +132,12 @@ def _write_rows(file: RowsFile, task: TaskConfig, place: Path, dev_rows: int | N
         most = min(_TEST_ROWS, max(len(usable) // _TEST_SHARE, 1))
     pool = labelled or usable
     chosen = {pool[int(i)] for i in generator_for("init", seed).permutation(len(pool))[:most]}
-    evaluated = [row for number, (_, row) in enumerate(_rows(file, task)) if number in chosen]
+    evaluated = [row for number, row in enumerate(rows()) if number in chosen]
     known, n_unlabeled, n_excluded = EvaluationTexts(evaluated, task), 0, 0
     with (place / f"{split}{_ENDING}").open("w", encoding="utf-8") as stream:
         _finish(stream, "".join(_line(row, task, with_label=split == DEV) for row in evaluated))
     with (place / f"{UNLABELED}{_ENDING}").open("w", encoding="utf-8") as stream:
-        for number, (_, row) in enumerate(_rows(file, task)):
+        for number, row in enumerate(rows()):
             if number in chosen or labels[number] is _TEXTLESS:
                 continue
             if known.has_row(row):
@@ -141,24 +158,46 @@ def _write_rows(file: RowsFile, task: TaskConfig, place: Path, dev_rows: int | N
         "by_label": {label: counted[label] for label in task.labels} if counted else {},
         "excluded": n_excluded,
         "textless": len(labels) - len(usable),
+        "numbered": numbered,
     }
 
 
 _TEXTLESS = "\x00"  # in place of a row's label, which never has this sign
 
 
-def _rows(file: RowsFile, task: TaskConfig) -> Iterator[tuple[Mapping[str, Any], TaskRow]]:
+def _own_id(record: Mapping[str, Any], task: TaskConfig) -> int | str | None:
+    """Return the id that a row brings; None where its cell is empty, or its column is one of the texts or the labels."""
+    used = {task.label_path, *(spec.path for spec in task.fields.values())}
+    found = given_id({name: value for name, value in record.items() if name not in used}, task)
+    if isinstance(found, int) and not isinstance(found, bool):
+        return found
+    said = written(found)
+    return said if said is not None and said.strip() else None
+
+
+def _why_numbered(ids: Sequence[int | str | None]) -> str | None:
+    """Return why ids cannot be kept; None where they can."""
+    there = [str(one) for one in ids if one is not None]
+    if not there:
+        return "the file has none"
+    if len(there) < len(ids):
+        return f"{len(ids) - len(there):,} rows have none"
+    value, count = Counter(there).most_common(1)[0]
+    return f"{count:,} rows have the id {value!r}" if count > 1 else None
+
+
+def _rows(file: RowsFile, task: TaskConfig, *, has_labels: bool) -> Iterator[tuple[Mapping[str, Any], TaskRow]]:
     """Yield each row as it is and as the task reads it; one without text has empty texts. Ids are the rows' numbers, from 1."""
     for number, row in enumerate(rows_of(file), start=1):
         if has_text(row.record, task):
-            read = row_from(row.record, task, file.name, row.number, row.unit)
+            read = row_from(row.record, task, file.name, row.number, row.unit, reads_label=has_labels)
             yield row.record, TaskRow(id=number, texts=read.texts, label=read.label, candidates=None, line=row.number)
         else:
             yield row.record, TaskRow(id=number, texts=dict.fromkeys(task.fields, ""), label=None, candidates=None, line=row.number)
 
 
 def _line(row: TaskRow, task: TaskConfig, *, with_label: bool) -> str:
-    record: dict[str, Any] = {"id": row.id}
+    record: dict[str, Any] = {ID_COLUMN: row.id}
     record |= {spec.path: row.texts[name] for name, spec in task.fields.items()}
     if with_label:
         record[task.label_path] = row.label

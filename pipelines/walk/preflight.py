@@ -280,8 +280,13 @@ def check_earlier_stages(ahead: Ahead) -> None:
             for task in ahead.tasks:
                 run.require(earlier, task)
     if ahead.has("evaluate", "export") and not ahead.has("continue_pretrain"):
+        from pipelines.stages.evaluate import adapted_artifact
+
         for task in ahead.tasks:
-            run.find("continue_pretrain", task)
+            if ahead.makes_its_base:
+                run.find("continue_pretrain", task)
+            else:
+                adapted_artifact(run, task, run.base())
 
 
 def check_adaptation(ahead: Ahead) -> None:

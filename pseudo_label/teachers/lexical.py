@@ -70,15 +70,17 @@ class FittedLexical:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any], arrays: Mapping[str, np.ndarray], task: TaskConfig) -> FittedLexical:
-        """Build what `to_plain` described."""
+        """Build what `to_plain` described; `labels` of the plain values are the task's labels in the order of the arrays."""
+        order = [plain["labels"].index(label) for label in task.labels]
         return cls(
             task=task,
             bags=None if plain["bags"] is None else BagOfWords.from_plain(plain["bags"]),
             models={
-                name: Linear(weights_CV=arrays[f"{name}.weights"], biases_C=arrays[f"{name}.biases"]) for name in plain["spreads"]
+                name: Linear(weights_CV=arrays[f"{name}.weights"][order], biases_C=arrays[f"{name}.biases"][order])
+                for name in plain["spreads"]
             },
             spreads=plain["spreads"],
-            rules=None if plain["rules"] is None else FittedRules.from_plain(plain["rules"], task),
+            rules=None if plain["rules"] is None else FittedRules.from_plain(plain["rules"], task, order),
             spread=plain["spread"],
         )
 

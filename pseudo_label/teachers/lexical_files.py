@@ -46,6 +46,7 @@ def teach(known: Lexical, rows: Sequence[TaskRow], seed: int, guide_NC: FloatArr
 def save(directory: Path, fitted: Lexical) -> None:
     """Write `lexical.json` and `lexical.safetensors`."""
     plain, arrays = fitted.to_plain()
+    plain = {"labels": fitted.task.labels, "fields": list(fitted.task.fields), **plain}
     # An empty file of tensors cannot be told from a damaged one.
     save_file({"version": np.ones(1, np.int32), **arrays}, directory / LEXICAL_ARRAYS)
     (directory / LEXICAL_FILE).write_text(json.dumps(plain, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -57,15 +58,26 @@ def copy(source: Path, directory: Path) -> None:
         shutil.copyfile(source / name, directory / name)
 
 
-def load(directory: Path, task: TaskConfig) -> Lexical:
-    """Read back what `save` wrote for this task.
+def load(directory: Path, task: TaskConfig, *, may_be_unnamed: bool = False) -> Lexical:
+    """Read back what `save` wrote for a task with these labels, in whatever order, and these fields.
+
+    Files of earlier versions do not name the labels that their arrays follow. They are read only where they `may_be_unnamed`: in an
+    export, which has the task that they were made for beside them.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
+        CheckpointError: a file is missing or damaged, or was made for other labels or fields.
     """
     try:
         plain = parsed_json((directory / LEXICAL_FILE).read_text(encoding="utf-8"))
         arrays = load_file(directory / LEXICAL_ARRAYS)
+        if may_be_unnamed:
+            plain = {"labels": task.labels, "fields": list(task.fields), **plain}
+        labels, names = plain["labels"], plain["fields"]
+        if sorted(labels) != sorted(task.labels) or names != list(task.fields):
+            raise CheckpointError(
+                f"{directory}: {LEXICAL_FILE} was made for another version of task '{task.name}' (labels {', '.join(labels)}; "
+                f"fields {', '.join(names)}); run its stage again"
+            )
         if task.candidates is None:
             return FittedLexical.from_plain(plain, arrays, task)
         return FittedCloze.from_plain(plain, arrays, task)

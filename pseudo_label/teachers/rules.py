@@ -53,9 +53,10 @@ class FittedRules:
         }
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any], task: TaskConfig) -> FittedRules:
-        """Build what `to_plain` described."""
-        return cls(**{**plain, "unit": Unit(plain["unit"]), "task": task})
+    def from_plain(cls, plain: Mapping[str, Any], task: TaskConfig, order: Sequence[int]) -> FittedRules:
+        """Build what `to_plain` described; `order` holds for each label of the task its place when the rules were fitted."""
+        biases = [plain["biases"][place] for place in order]
+        return cls(**{**plain, "unit": Unit(plain["unit"]), "task": task, "biases": biases})
 
 
 def fit_rules(task: TaskConfig, rows: Sequence[TaskRow]) -> FittedRules:

@@ -178,6 +178,64 @@ def test_without_labels_some_rows_are_kept_to_look_at(place: Path) -> None:
     assert own("reviews").labels == ["差评", "好评"]
 
 
+def test_without_labels_no_column_is_taken_for_them_whatever_it_is_called(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table(place / "other.csv", [{"review": row["review"], "label": str(number % 3)} for number, row in enumerate(reviews(60))])
+    made("data=other.csv", "text=review", "label=none", "labels=[差评, 好评]")
+    assert sorted(path.name for path in Path("mydata/other").iterdir()) == ["test.jsonl", "unlabeled.jsonl"]
+    assert "6 in test, without labels" in capsys.readouterr().out
+
+
+def written_ids() -> dict[str, Any]:
+    """Return the id of each row that was written, by its text."""
+    return {row["review"]: row["id"] for file in Path("mydata/own").iterdir() for row in rows_in(file)}
+
+
+def test_rows_keep_the_ids_of_the_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"ID": str(number), **row} for number, row in enumerate(reviews(60))]
+    table(place / "own.csv", [*rows, {**rows[0], "ID": "", "review": " "}])  # without text it is left out, with or without an id
+    made("data=own.csv", "text=review", "label=stars", WORDS)
+    ids = written_ids()
+    assert len(ids) >= 50 and ids == {row["review"]: row["ID"] for row in rows if row["review"] in ids}
+    assert "ids are" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"),
+    [(["7", "7", "8"], "2 rows have the id '7'"), (["7", "", "8"], "1 rows have none"), (None, "the file has none")],
+)
+def test_rows_are_numbered_where_ids_cannot_be_kept_which_is_said(
+    ids: list[str] | None, says: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{} if ids is None else {"id": (ids + list("abcdefghijklmnopq"))[number]} for number in range(20)]
+    table(place / "own.csv", [{**own_id, **row} for own_id, row in zip(rows, reviews(20), strict=True)])
+    made("data=own.csv", "text=review", "label=stars", WORDS)
+    assert f"ids are row numbers from 1, since {says}" in capsys.readouterr().out.splitlines()[0]
+    assert set(written_ids().values()) <= set(range(1, 21))
+
+
+def test_a_column_of_labels_or_texts_that_is_called_id_is_refused(place: Path) -> None:
+    table(place / "own.csv", [{"id": row["stars"], "review": row["review"]} for row in reviews(30)])
+    assert "label=id: rows have their ids under this name" in refusal("data=own.csv", "text=review", "label=id", WORDS)
+    assert "text=id: rows have their ids under this name" in refusal("data=own.csv", "text=id", "label=none", "labels=[差评, 好评]")
+
+
+def test_minus_one_beside_0_and_1_is_offered_as_a_label_and_is_said_where_it_has_no_word(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"review": row["review"], "stars": str(number % 3 - 1)} for number, row in enumerate(reviews(60))]
+    table(place / "own.csv", rows)
+    assert "'labels={-1: WORD, 0: WORD, 1: WORD}'" in refusal("data=own.csv", "text=review", "label=stars")
+    made("data=own.csv", "text=review", "label=stars", WORDS)
+    note = "note: 20 rows have '-1' in 'stars', which counts as no label unless labels= gives it a word"
+    assert note in capsys.readouterr().out.splitlines()
+    made("data=own.csv", "text=review", "label=stars", "labels={-1: 差评, 0: 一般, 1: 好评}", "task=three")
+    assert {row["stars"] for row in rows_in(Path("mydata/three/dev.jsonl"))} == {"-1", "0", "1"}
+    assert "note:" not in capsys.readouterr().out
+    person = Person("review", "stars", "none", "一般", "好评")
+    made("data=own.csv", "task=two", person=person)
+    assert own("two").labels == ["0", "1"]
+
+
 def test_english_words_bring_their_space_and_titles_a_full_stop(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table(place / "news.csv", [{"title": f"Team number {i} wins again", "topic": ["sports", "food"][i % 2]} for i in range(12)])
     made("data=news.csv", "text=title", "label=topic", "labels={sports: sports, food: food}")

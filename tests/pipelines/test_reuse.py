@@ -14,11 +14,13 @@ from adapt.checkpoint.weights import save_model
 from adapt.core.artifacts import StageKey
 from adapt.core.errors import DataError
 from adapt.core.runtime import RankInfo
+from adapt.core.typed import to_plain
 from adapt.model.gpt import GPT
 from adapt.text.tokenizer import Tokenizer
 from pipelines.config.locations import conf_dir, demo_dir
 from pipelines.config.schema import DataConfig
 from pipelines.stages import continue_pretrain, tokenizer
+from pipelines.stages.contract import order_of
 from pipelines.stages.corpus_reads import CorpusReads
 from pipelines.stages.evaluate import adapted_artifact
 from pipelines.stages.run import Run
@@ -104,7 +106,7 @@ def labelled(tmp_path: Path, sparse_model: GPT, tokenizer: Tokenizer) -> list[st
     run = Run(composed("continue_pretrain", with_list(arguments)))
     task = load_task(TASK, [conf_dir() / "task"])
     rows = read_split(tmp_path / "clue", task, "unlabeled")
-    sure: dict[str, Any] = {"margin": 1.0, "confidence": 1.0, "agreement": 1.0, "scores": [], "probabilities": []}
+    sure: dict[str, Any] = {"margin": 1.0, "confidence": 1.0, "agreement": 1.0, "labels": [], "scores": [], "probabilities": []}
 
     def build(result: Path, work: Path) -> dict[str, Any]:
         labels = [
@@ -114,7 +116,8 @@ def labelled(tmp_path: Path, sparse_model: GPT, tokenizer: Tokenizer) -> list[st
         write_labels(result / LABELS_FILE, task, rows, labels, Provenance(prompt="", criterion="", method="", checkpoint=""))
         return {"rows": len(rows), "selected": len(rows), "held_out": 0}
 
-    key = StageKey(stage="pseudo_label", config={}, inputs={"base": run.base()})
+    made_for = {"task": to_plain(task), "task_order": order_of(task)}
+    key = StageKey(stage="pseudo_label", config=made_for, inputs={"base": run.base()})
     run.workshop.produce(key, build, f"pseudo_label/{TASK}")
     return arguments
 

@@ -13,6 +13,8 @@ import pytest
 
 from adapt.core.artifacts import open_artifact
 from adapt.core.errors import ConfigError
+from pipelines.command_line.argument_words import loses_signs
+from pipelines.command_line.points import planned_points
 from pipelines.command_line.sweep import DIED, begin, recorded, summary, taken_record, verdict
 from pipelines.config.locations import demo_dir
 from pipelines.walk.sweep_record import PointRecord, SweepRecord, read_record
@@ -225,3 +227,26 @@ def test_a_search_goes_on_where_it_was_and_survives_a_point_that_fails(
     assert again == code
     assert [line for line in text.splitlines() if line.startswith("point ")] == starts, "the same points, in the same order"
     assert text.count("unchanged, skipped") == sum(point.is_done for point in record.points)
+
+
+def test_points_whose_names_differ_only_by_signs_that_are_left_out_have_directories_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [tmp_path / "v" / "1", tmp_path / "v1"]
+    for place in places:
+        place.mkdir(parents=True)
+    sweep = ["-m", *SMALLEST, "stages=[report]", f"task_dir={places[0]},{places[1]}", f"run.dir={tmp_path}/runs"]
+    code, text = in_process("run", sweep, monkeypatch, capsys)
+    assert code == 2 and "2 of 2 points failed" in text, text  # there is nothing to report yet
+    record = read_record(tmp_path / "runs" / "demo")
+    assert record is not None and [point.settings["task_dir"] for point in record.points] == [str(place) for place in places]
+    names = [point.name for point in record.points]
+    assert len(set(names)) == 2 and len({name.rpartition("-")[0] for name in names}) == 1
+    assert {point.run for point in record.points} == {f"demo/{name}" for name in names}
+    assert all(f"/{name}: nothing to report" in text for name in names)
+
+
+def test_a_name_that_no_other_point_has_stays_as_it_is() -> None:
+    points = planned_points([["task_dir=a/b"], ["task_dir=ab"], ["task_dir=c/d"], ["seed=1"]], "demo")
+    assert [point.name for point in points[2:]] == ["task_dir=cd", "seed=1"]
+    assert not loses_signs(["tasks=['a']", "model/router=top1"]) and loses_signs(["task_dir=c/d"])

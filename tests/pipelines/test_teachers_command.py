@@ -42,7 +42,10 @@ def test_labels_of_a_file_are_taken_where_it_names_the_row(smallest_run: Path, t
     lines = [json.dumps({"id": row["id"], "label": label}) for row, label in zip(rows, wanted, strict=True)]
     (tmp_path / "labels.jsonl").write_text("\n".join(lines), encoding="utf-8")
     own = ["pseudo_label.teachers=[file]", f"pseudo_label.teacher_file={tmp_path}/labels.jsonl"]
-    run_here("pseudo_label", [*on_base(smallest_run, tmp_path, TASK), *own])
+    text = run_here("pseudo_label", [*on_base(smallest_run, tmp_path, TASK), *own])
+    # Its ids are those of unlabeled rows: dev has rows of the same ids.
+    assert "the file of labels is not measured; it has no text of dev" in text
+    assert open_artifact((tmp_path / "demo" / "pseudo_label" / TASK).resolve()).metrics["measured"] == {}
     labels = records(tmp_path / "demo" / "pseudo_label" / TASK / LABELS_FILE)
     assert len(labels) == 80
     assert all(row["label"] == wanted[row["line"] - 1] for row in labels)

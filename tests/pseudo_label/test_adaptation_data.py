@@ -36,7 +36,7 @@ def given(task: TaskConfig, count: int) -> tuple[list[TaskRow], list[PseudoLabel
 
 
 def label_of(line: int, label: str, *, is_selected: bool = True, is_held_out: bool = False) -> PseudoLabel:
-    sure: dict[str, Any] = {"margin": 1.0, "confidence": 1.0, "agreement": 1.0, "scores": [], "probabilities": []}
+    sure: dict[str, Any] = {"margin": 1.0, "confidence": 1.0, "agreement": 1.0, "labels": [], "scores": [], "probabilities": []}
     return PseudoLabel(text_digest=f"line {line}", line=line, label=label, is_selected=is_selected, is_held_out=is_held_out, **sure)
 
 
@@ -131,11 +131,14 @@ def test_rows_without_a_label_cannot_be_read_with_the_label_first(tokenizer: Tok
         training_rows(first, rows, labels, tokenizer, 96, LabelLoss.CLM, ReadingConfig(reads_unselected=True))
 
 
-def test_a_soft_label_is_one_reading_a_label_with_weights_that_sum_to_1(tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_soft_label_is_one_reading_a_label_with_weights_that_sum_to_1(turn: int, tokenizer: Tokenizer) -> None:
+    """Whatever order the task's labels had when the rows were labelled."""
     task = load_task("demo_topics", [conf_dir() / "task"])
     rows, labels = given(task, 2)
     probabilities = [[0.5, 0.1, 0.3, 0.1, *[0.0] * (len(task.labels) - 4)], [0.0, 1.0, *[0.0] * (len(task.labels) - 2)]]
-    soft = [replace(label, probabilities=p) for label, p in zip(labels, probabilities, strict=True)]
+    order = task.labels[::turn]
+    soft = [replace(label, labels=order, probabilities=p[::turn]) for label, p in zip(labels, probabilities, strict=True)]
     training, _ = training_rows(task, rows, soft, tokenizer, 96, LabelLoss.CLM, ReadingConfig(soft_labels=2))
     assert [[reading.weight for reading in row] for row in training] == [pytest.approx([5 / 8, 3 / 8]), [1.0]]
     prompt = Prompt(task, "reference", tokenizer, 96)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 
 from adapt.core.errors import CheckpointError
 from adapt.core.scorer import FloatArray
-from pseudo_label.lexical_config import LexicalConfig
+from pseudo_label.lexical_config import LexicalConfig, Measure, RuleConfig
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow, labels_of
 from pseudo_label.teachers import lexical_files
 from pseudo_label.teachers.bag_of_words import Unit, unit_of
@@ -92,6 +94,37 @@ def test_what_was_fitted_is_the_same_from_its_files(tmp_path: Path) -> None:
         fitted = lexical_files.fit(task, unlabeled, seed=0)
         lexical_files.save(tmp_path, fitted)
         np.testing.assert_array_equal(lexical_files.load(tmp_path, task).scores(unlabeled), fitted.scores(unlabeled))
+
+
+def test_files_that_were_fitted_under_another_order_of_labels_give_each_label_its_scores(tmp_path: Path) -> None:
+    rule = RuleConfig(measure=Measure.WORDS, fields=["text"], words=["足球"], weights={"ball": 1.0})
+    settings: list[dict[str, Any]] = [{}, {"rules": [rule], "lexical": LexicalConfig(uses_words=False, rounds=0)}]
+    for own in settings:
+        task, unlabeled = task_of(**own), rows_of(0, 120)
+        fitted = lexical_files.fit(task, unlabeled, seed=0)
+        lexical_files.save(tmp_path, fitted)
+        turned = replace(task, label_words=dict(reversed(task.label_words.items())))
+        np.testing.assert_allclose(lexical_files.load(tmp_path, turned).scores(unlabeled), fitted.scores(unlabeled)[:, ::-1])
+
+
+@pytest.mark.parametrize("changes", [{"label_words": {"ball": "足球"}}, {"fields": {"title": FieldConfig(path="text")}}])
+def test_files_that_were_fitted_for_other_labels_or_fields_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    lexical_files.save(tmp_path, lexical_files.fit(task_of(), rows_of(0, 50), seed=0))
+    with pytest.raises(CheckpointError, match="another version of task 'subjects'"):
+        lexical_files.load(tmp_path, task_of(**changes))
+
+
+def test_files_that_name_no_labels_are_read_from_exports_only(tmp_path: Path) -> None:
+    fitted = lexical_files.fit(task_of(), rows_of(0, 50), seed=0)
+    lexical_files.save(tmp_path, fitted)
+    place = tmp_path / lexical_files.LEXICAL_FILE
+    plain = json.loads(place.read_text(encoding="utf-8"))
+    del plain["labels"], plain["fields"]
+    place.write_text(json.dumps(plain), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="labels"):
+        lexical_files.load(tmp_path, task_of())
+    again = lexical_files.load(tmp_path, task_of(), may_be_unnamed=True)
+    np.testing.assert_array_equal(again.scores(rows_of(1, 5)), fitted.scores(rows_of(1, 5)))
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:

@@ -242,6 +242,7 @@ def labels_for(rows: list[TaskRow]) -> list[PseudoLabel]:
             margin=float(random.random()),
             confidence=float(random.random()),
             agreement=float(random.random()),
+            labels=task_of().labels,
             scores=[*random.normal(size=2).tolist(), -np.inf],
             probabilities=random.random(3).tolist(),
             is_selected=i % 2 == 0,

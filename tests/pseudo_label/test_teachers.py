@@ -13,6 +13,7 @@ import pytest
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import IntArray
+from adapt.text.rows.contract import Quotes
 from pseudo_label.lexical_config import LexicalConfig, Measure, RuleConfig
 from pseudo_label.tasks import FieldConfig, PromptConfig, TaskConfig, TaskRow, load_task
 from pseudo_label.teachers import lexical_files
@@ -75,7 +76,7 @@ def test_each_measure_speaks_for_its_label(settings: dict[str, Any], high: tuple
 def test_fitted_rules_are_the_same_from_plain_values() -> None:
     task = pair_task(OVERLAP)
     fitted = fit_rules(task, PAIRS)
-    again = FittedRules.from_plain(json.loads(json.dumps(fitted.to_plain())), task)
+    again = FittedRules.from_plain(json.loads(json.dumps(fitted.to_plain())), task, [0, 1])
     np.testing.assert_array_equal(again.scores(PAIRS), fitted.scores(PAIRS))
 
 
@@ -153,6 +154,38 @@ def test_a_broken_file_of_labels_is_refused_by_line(tmp_path: Path, line: object
     with pytest.raises(DataError) as refusal:
         read_label_file(path, pair_task(OVERLAP))
     assert all(word in str(refusal.value) for word in words)
+
+
+def test_rows_of_other_splits_are_found_by_their_texts_only(tmp_path: Path) -> None:
+    path = file_of(
+        tmp_path,
+        {"id": 1, "one": "甲", "two": "乙", "label": "1"},
+        {"id": 2, "label": "1"},
+        {"id": 3, "one": "丙", "two": "丁", "label": "0"},
+        {"id": 4, "one": "丙", "two": "丁", "label": "1"},
+    )
+    elsewhere = read_label_file(path, pair_task(OVERLAP)).of_other_splits()
+    scores = elsewhere.scores([pair("甲", "乙", 9), pair("戊", "己", 2), pair("丙", "丁", 3)])
+    assert scores[0].argmax() == 1
+    assert not scores[1].any(), "an id of another split"
+    assert not scores[2].any(), "a text with two labels"
+
+
+def test_an_id_whose_row_has_another_text_is_refused(tmp_path: Path) -> None:
+    path = file_of(tmp_path, {"id": 1, "one": "甲 ", "two": "乙", "label": "1"}, {"id": 2, "one": "甲", "two": "乙", "label": "1"})
+    teacher = read_label_file(path, pair_task(OVERLAP))
+    teacher.fitted([pair("甲", "乙", 1)])
+    with pytest.raises(DataError, match=r"labels\.jsonl, line 2: has the id 2 of the unlabeled row in line 2, and another text"):
+        teacher.fitted([pair("丙", "丁", 2)])
+
+
+def test_a_file_of_labels_is_read_as_the_task_s_files_are(tmp_path: Path) -> None:
+    """In their encoding, with quotes as letters, ids called as in the rows, and texts in the columns of the task's file."""
+    path, fields = tmp_path / "labels.csv", {"one": FieldConfig(path="標題"), "two": FieldConfig(path="內文")}
+    path.write_text('ID,標題,內文,label\n1,"很好,乙,1\n,丙,丁,0\n', encoding="big5")
+    task = pair_task(OVERLAP, fields=fields, encoding="big5", quotes=Quotes.TEXT)
+    rows = [pair('"很好', "乙", 1), pair("丙", "丁", 7)]
+    assert read_label_file(path, task).fitted(rows).scores(rows).argmax(axis=1).tolist() == [1, 0]
 
 
 def test_a_missing_file_of_labels_is_refused(tmp_path: Path) -> None:

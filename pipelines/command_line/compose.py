@@ -46,15 +46,14 @@ from pipelines.command_line.argument_words import (
     as_typed,
     flags_first,
     in_mapping,
-    in_quotes,
     is_sweep,
+    long_form,
     name_of,
     shows_settings,
-    split_at_commas,
     with_names,
 )
 from pipelines.command_line.help import help_of
-from pipelines.command_line.points import end_sweep, planned_point, run_point, start_sweep
+from pipelines.command_line.points import end_sweep, planned_point, refuse_one_output, run_point, start_sweep
 from pipelines.command_line.sweep import taken_record
 from pipelines.config.described import GROUPS, mapping_keys, schema, suggest_key, text_keys
 from pipelines.config.locations import conf_dir, demo_dir
@@ -67,7 +66,6 @@ from pipelines.walk.sweep_record import PointRecord, SweepRecord
 
 logger = logging.getLogger("pipelines")
 _FOREIGN = "hf"
-_IMPORT = "import_checkpoint"
 _HELP = ("--help", "-h")
 _typed: list[str] = []  # the command as it was typed: its module and words
 _EXTRAS = {
@@ -109,7 +107,7 @@ def _command(config_name: str, act: Callable[[PipelineConfig, str | None], None]
     if any(word in _HELP for word in words):
         sys.stdout.write(help_of(config_name, words))
         sys.exit(0)
-    words = [_long_form(word, config_name, sweeps=sweeps) for word in words]
+    words = [long_form(word, config_name, sweeps=sweeps) for word in words]
     words = [in_mapping(word, mapping_keys(), sweeps=sweeps, reads=_is_readable) for word in words]
     sys.argv[1:] = [as_typed(word, text_keys(), sweeps=sweeps, reads=_is_readable) for word in words]
     command, fixed = os.getpid(), _fixed_keys(sys.argv[1:])
@@ -191,6 +189,7 @@ class SweepStart(Callback):
         try:
             if "minimize" in str(sweeper.get("direction", "")):
                 raise ConfigError("hydra.sweeper.direction: every sweep.objective is made large; give hydra/sweeper=search")
+            refuse_one_output(OmegaConf.to_container(config), _varied(words, fixed), most)
             start_sweep(Path(config.hydra.sweep.dir), planned, n_slots)
         except AdaptError as error:
             _leave(str(error))
@@ -270,20 +269,6 @@ def _chosen_model(model: dict[str, Any]) -> dict[str, Any]:
         if value != defaults[key]:
             raise ConfigError(f"model.{key}: is not for model=hf, whose own config.json decides; leave it out")
     return {"path": model["path"]}
-
-
-def _long_form(argument: str, config_name: str, *, sweeps: bool) -> str:
-    """Turn `task=NAME` into `tasks=[NAME]`, in a sweep `task=A,B` into one over both; at an import, `tokenizer` is a file.
-
-    Hydra itself would take `task` for the configuration group of that name.
-    """
-    key, equals, value = argument.partition("=")
-    if key == "tokenizer" and config_name == _IMPORT:
-        return f"{_IMPORT}.{argument}"
-    if key != "task" or not equals:
-        return argument
-    names = split_at_commas(value) if sweeps else [value]
-    return "tasks=" + ",".join(f"[{in_quotes(name)}]" for name in names)
 
 
 def _is_readable(word: str) -> bool:

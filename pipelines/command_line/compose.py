@@ -329,16 +329,14 @@ def _walk(config: PipelineConfig, point: str | None) -> None:
 
         sys.stdout.write(f"{compare_runs(config)}\n")
         return
-    from pipelines.walk.order import places, walk
-    from pipelines.walk.tables import accuracy_table, coarse_table, criteria_table, teachers_table
+    from pipelines.walk.ends import ends
+    from pipelines.walk.order import walk
     from pipelines.walk.tracked_runs import track
-    from pipelines.walk.verdict import verdicts
 
     done = walk(config, point, frozenset(word.lstrip("+").partition("=")[0] for word in HydraConfig.get().overrides.task))
-    tables = (teachers_table(done), accuracy_table(done), criteria_table(done), coarse_table(done))
-    ends = (*tables, verdicts(done), places(done), track(done))
+    texts = [*ends(done), track(done)]
     stream = sys.stderr if config.output == STANDARD else sys.stdout  # where rows go out, nothing else does
-    stream.write("".join(f"{text}\n" for text in ends if text))
+    stream.write("".join(f"{text}\n" for text in texts if text))
     stream.flush()
 
 

@@ -63,7 +63,7 @@ class Evaluate(Stage[EvaluateReads]):
     """Evaluate the base, and the adapted model where the run has one."""
 
     name = NAME
-    version = 6  # an adapted model answers together with the lexical labeller that was taught
+    version = 7  # an empty id is none
 
     def reads(self, run: Run, task: TaskConfig | None) -> EvaluateReads:
         assert task is not None

@@ -52,7 +52,7 @@ class PseudoLabelStage(Stage[PseudoLabelReads]):
     """Label a task's unlabeled rows with the base model, in later rounds with the one adapted before."""
 
     name = NAME
-    version = 8  # the lexical labeller that was taught is kept
+    version = 9  # an empty id is none
 
     def reads(self, run: Run, task: TaskConfig | None) -> PseudoLabelReads:
         assert task is not None

@@ -159,12 +159,17 @@ def texts_in(record: Mapping[str, Any], task: TaskConfig, where: str) -> dict[st
 
 
 def _id_of(record: Mapping[str, Any], task: TaskConfig) -> Any:
-    """Return a row's id: of the first path that exists, else of the first column called like one in other letters (`ID`)."""
-    found = next((found for path in task.id_paths if (found := _at(record, path)) is not None), None)
+    """Return a row's id: of the first path with a value, else of the first column called like one in other letters (`ID`)."""
+    found = next((found for path in task.id_paths if not _is_empty(found := _at(record, path))), None)
     if found is not None:
         return found
     near = (name for path in task.id_paths for name in record if _folded(name) == _folded(path))
-    return next((value for name in near if (value := record[name]) is not None), None)
+    return next((value for name in near if not _is_empty(value := record[name])), None)
+
+
+def _is_empty(value: Any) -> bool:
+    """Say whether nothing is there: null, NaN (an empty cell of a table in memory) or a text of spaces."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def _refuse_near(record: Mapping[str, Any], path: str, where: str) -> None:
@@ -257,6 +262,8 @@ def _text_at(record: Mapping[str, Any], spec: FieldConfig, name: str, where: str
         _refuse_near(record, spec.path, where)
         if spec.is_optional:
             return spec.blank or ""
+        if _is_there(record, spec.path):
+            raise DataError(f"{where}: its '{spec.path}' (field '{name}') is null; give a text, which may be empty")
         raise DataError(f"{where}: has no '{spec.path}' (field '{name}'); it has: {', '.join(map(str, record)) or 'nothing'}")
     what = f"{where}: '{spec.path}'"
     if isinstance(found, list):
@@ -267,6 +274,13 @@ def _text_at(record: Mapping[str, Any], spec: FieldConfig, name: str, where: str
     if spec.blank is not None and spec.blank not in text:
         raise DataError(f"{where}: '{spec.path}' has no blank {spec.blank}")
     return text
+
+
+def _is_there(record: Mapping[str, Any], path: str) -> bool:
+    """Say whether a row has a path at all, with null or anything else at it."""
+    above, dot, key = path.rpartition(".")
+    inner = _at(record, above) if dot else record
+    return path in record or (isinstance(inner, Mapping) and key in inner)
 
 
 def _at(record: Mapping[str, Any], path: str) -> Any:

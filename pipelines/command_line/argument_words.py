@@ -16,8 +16,10 @@ _QUOTES = ("'", '"')
 _SWEEP = ("-m", "--multirun")
 _WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
                "--experimental-rerun")  # fmt: skip
+_IMPORT = "import_checkpoint"
 _LETTERS = "__name_"  # begins a name in letters that Hydra takes
 _LONGEST_NAME = 120
+_UNNAMED = re.compile(r"[^\w.,=+-]")  # what a point's name leaves out
 _INFO = "--info"
 _INFO_KINDS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
@@ -62,6 +64,20 @@ def as_typed(word: str, texts: Mapping[str, bool], *, sweeps: bool, reads: Calla
     if value.startswith("[") and value.endswith("]"):
         return f"{key}={_list_of_text(value, sweeps=False)}"
     return f"{key}={in_quotes(value)}"
+
+
+def long_form(argument: str, config_name: str, *, sweeps: bool) -> str:
+    """Turn `task=NAME` into `tasks=[NAME]`, in a sweep `task=A,B` into one over both; at an import, `tokenizer` is a file.
+
+    Hydra itself would take `task` for the configuration group of that name.
+    """
+    key, equals, value = argument.partition("=")
+    if key == "tokenizer" and config_name == _IMPORT:
+        return f"{_IMPORT}.{argument}"
+    if key != "task" or not equals:
+        return argument
+    names = split_at_commas(value) if sweeps else [value]
+    return "tasks=" + ",".join(f"[{in_quotes(name)}]" for name in names)
 
 
 def in_mapping(word: str, mappings: Mapping[str, bool], *, sweeps: bool, reads: Callable[[str], bool]) -> str:
@@ -110,20 +126,22 @@ def shows_settings(words: Sequence[str]) -> bool:
     return any(word in ("--cfg", "-c") or word.startswith(("--cfg=", "-c=", _INFO)) for word in words)
 
 
-def point_name(varied: Sequence[str], *, with_digest: bool = False) -> str:
-    """Name a point of a sweep by the overrides that it varies, without signs that are not for file names.
+def point_name(varied: Sequence[str]) -> str:
+    """Name a point of a sweep by the overrides that it varies, in characters that a directory's name can have.
 
-    A long name is cut, and a digest makes it one of its own; so it does where it is asked for.
+    A value that loses others, such as the `/` of a path, gets a digest, so that points of different values have different names; so
+    does a long name, which is cut.
     """
-    name = re.sub(r"[^\w.,=+-]", "", shown_names(",".join(varied))) or "point"
-    if len(name) <= _LONGEST_NAME and not with_digest:
-        return name
-    return f"{name[:_LONGEST_NAME]}-{digest_of(list(varied))[:8]}"
+    name = ",".join(_named(shown_names(word)) for word in varied) or "point"
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{digest_of(list(varied))[:8]}"
 
 
-def loses_signs(varied: Sequence[str]) -> bool:
-    """Say whether a point's name lacks signs of its values other than brackets and quotes, so that another may have the same."""
-    return any(re.search(r"[^\w.,=+\-\[\]'\"]", shown_names(word).partition("=")[2]) for word in varied)
+def _named(word: str) -> str:
+    key, equals, value = word.partition("=")
+    items = [item.strip() for item in split_at_commas(value.removeprefix("[").removesuffix("]"))]
+    bare = ",".join(item[1:-1] if item[:1] in _QUOTES and item[-1:] == item[:1] else item for item in items)
+    is_lossy = _UNNAMED.search(bare) is not None
+    return _UNNAMED.sub("", key) + equals + _UNNAMED.sub("", bare) + (f"-{digest_of(bare)[:8]}" if is_lossy else "")
 
 
 def _as_letters(name: str) -> str:

@@ -46,15 +46,14 @@ from pipelines.command_line.argument_words import (
     as_typed,
     flags_first,
     in_mapping,
-    in_quotes,
     is_sweep,
+    long_form,
     name_of,
     shows_settings,
-    split_at_commas,
     with_names,
 )
 from pipelines.command_line.help import help_of
-from pipelines.command_line.points import end_sweep, planned_points, point_of, run_point, start_sweep
+from pipelines.command_line.points import end_sweep, planned_point, refuse_one_output, run_point, start_sweep
 from pipelines.command_line.sweep import taken_record
 from pipelines.config.described import GROUPS, mapping_keys, schema, suggest_key, text_keys
 from pipelines.config.locations import conf_dir, demo_dir
@@ -67,7 +66,6 @@ from pipelines.walk.sweep_record import PointRecord, SweepRecord
 
 logger = logging.getLogger("pipelines")
 _FOREIGN = "hf"
-_IMPORT = "import_checkpoint"
 _HELP = ("--help", "-h")
 _typed: list[str] = []  # the command as it was typed: its module and words
 _EXTRAS = {
@@ -109,7 +107,7 @@ def _command(config_name: str, act: Callable[[PipelineConfig, str | None], None]
     if any(word in _HELP for word in words):
         sys.stdout.write(help_of(config_name, words))
         sys.exit(0)
-    words = [_long_form(word, config_name, sweeps=sweeps) for word in words]
+    words = [long_form(word, config_name, sweeps=sweeps) for word in words]
     words = [in_mapping(word, mapping_keys(), sweeps=sweeps, reads=_is_readable) for word in words]
     sys.argv[1:] = [as_typed(word, text_keys(), sweeps=sweeps, reads=_is_readable) for word in words]
     command, fixed = os.getpid(), _fixed_keys(sys.argv[1:])
@@ -132,7 +130,7 @@ def _command(config_name: str, act: Callable[[PipelineConfig, str | None], None]
                 _check_elsewhere(found, place)
             return found
 
-        point = point_of(HydraConfig.get().job.num, _varied(HydraConfig.get().overrides.task, fixed), config.run.name)
+        point = planned_point(HydraConfig.get().job.num, _varied(HydraConfig.get().overrides.task, fixed), config.run.name)
         return run_point(point, read, act or _walk, is_elsewhere=is_elsewhere)
 
     try:
@@ -175,7 +173,7 @@ class SweepStart(Callback):
         points: list[PointRecord] = []
         if sweeper._target_.endswith("BasicSweeper"):
             every = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)[0]
-            points = planned_points([_varied(one, fixed) for one in every], config.run.name)
+            points = [planned_point(number, _varied(one, fixed), config.run.name) for number, one in enumerate(every)]
         most, n_slots = len(points) or int(sweeper.get("n_trials", 0)), None
         if launcher._target_.endswith("JoblibLauncher"):
             wanted, at_once = int(launcher.n_jobs), len(points) or int(sweeper.get("n_jobs", 1))
@@ -191,6 +189,7 @@ class SweepStart(Callback):
         try:
             if "minimize" in str(sweeper.get("direction", "")):
                 raise ConfigError("hydra.sweeper.direction: every sweep.objective is made large; give hydra/sweeper=search")
+            refuse_one_output(OmegaConf.to_container(config), _varied(words, fixed), most)
             start_sweep(Path(config.hydra.sweep.dir), planned, n_slots)
         except AdaptError as error:
             _leave(str(error))
@@ -272,20 +271,6 @@ def _chosen_model(model: dict[str, Any]) -> dict[str, Any]:
     return {"path": model["path"]}
 
 
-def _long_form(argument: str, config_name: str, *, sweeps: bool) -> str:
-    """Turn `task=NAME` into `tasks=[NAME]`, in a sweep `task=A,B` into one over both; at an import, `tokenizer` is a file.
-
-    Hydra itself would take `task` for the configuration group of that name.
-    """
-    key, equals, value = argument.partition("=")
-    if key == "tokenizer" and config_name == _IMPORT:
-        return f"{_IMPORT}.{argument}"
-    if key != "task" or not equals:
-        return argument
-    names = split_at_commas(value) if sweeps else [value]
-    return "tasks=" + ",".join(f"[{in_quotes(name)}]" for name in names)
-
-
 def _is_readable(word: str) -> bool:
     """Return whether Hydra's grammar takes a word."""
     try:
@@ -344,16 +329,14 @@ def _walk(config: PipelineConfig, point: str | None) -> None:
 
         sys.stdout.write(f"{compare_runs(config)}\n")
         return
-    from pipelines.walk.order import places, walk
-    from pipelines.walk.tables import accuracy_table, coarse_table, criteria_table, teachers_table
+    from pipelines.walk.ends import ends
+    from pipelines.walk.order import walk
     from pipelines.walk.tracked_runs import track
-    from pipelines.walk.verdict import verdicts
 
     done = walk(config, point, frozenset(word.lstrip("+").partition("=")[0] for word in HydraConfig.get().overrides.task))
-    tables = (teachers_table(done), accuracy_table(done), criteria_table(done), coarse_table(done))
-    ends = (*tables, verdicts(done), places(done), track(done))
+    texts = [*ends(done), track(done)]
     stream = sys.stderr if config.output == STANDARD else sys.stdout  # where rows go out, nothing else does
-    stream.write("".join(f"{text}\n" for text in ends if text))
+    stream.write("".join(f"{text}\n" for text in texts if text))
     stream.flush()
 
 

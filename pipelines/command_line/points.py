@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from adapt.core.errors import AdaptError, ConfigError
 from adapt.core.runtime import PREFIX, set_up_logging
-from pipelines.command_line.argument_words import loses_signs, point_name, shown_names
+from adapt.text.rows.writing import is_streamed
+from pipelines.command_line.argument_words import point_name, shown_names
 from pipelines.command_line.slots import Slot, free_slot, has_slots, in_own_process, share_out
 from pipelines.command_line.sweep import (
     DIED,
     announce,
     begin,
     place_of_points,
-    planned,
     record_end,
     recorded,
     recorded_end,
@@ -31,6 +32,7 @@ from pipelines.command_line.sweep import (
     sweep_directory,
     verdict,
 )
+from pipelines.config.described import GROUPS
 from pipelines.config.schema import PipelineConfig
 from pipelines.config.sweep_settings import Objective
 from pipelines.ranks.launch import terminate
@@ -63,23 +65,33 @@ def start_sweep(directory: Path, plan: SweepRecord, n_slots: int | None) -> None
         share_out(place, n_slots)
 
 
-def planned_points(varied: Sequence[Sequence[str]], run_name: str) -> list[PointRecord]:
-    """Return the points of a sweep by the overrides that each varies. Those that would have one name get a digest each."""
-    counts = Counter(point_name(words) for words in varied)
-    return [_point(number, words, run_name, is_of_its_own=counts[point_name(words)] == 1) for number, words in enumerate(varied)]
+def refuse_one_output(config: Any, varied: Sequence[str], n_points: int) -> None:
+    """Raise ConfigError where several points would write one file at `output`, of which the last would stay.
 
-
-def point_of(number: int, varied: Sequence[str], run_name: str) -> PointRecord:
-    """Return a point of the running sweep, as it was planned.
-
-    A search plans no points: a name that lacks signs of its settings gets a digest, whichever points come.
+    `config` are the sweep's settings as plain values, interpolations as they are written; `varied` are its overrides.
     """
-    there = planned().points
-    return there[number] if there else _point(number, varied, run_name, is_of_its_own=not loses_signs(varied))
+    output, stages = config["output"], config["stages"]
+    if output is None or n_points < 2 or is_streamed(output) or (stages and not config["runs"] and "predict" not in stages):
+        return
+    keys = [word.lstrip("+").partition("=")[0] for word in varied]
+    named = re.findall(r"\$\{([^}]*)\}", output)
+    if "output" in keys or any(_follows(name, key) for name in named for key in keys):
+        return
+    advice = f"{Path(output).stem}_${{{keys[0] if keys else 'seed'}}}{Path(output).suffix}"
+    raise ConfigError(
+        f"output: {output} would hold the last of {n_points} points only; put what the points vary into the name, as in "
+        f"'output={Path(output).parent / advice}'"
+    )
 
 
-def _point(number: int, varied: Sequence[str], run_name: str, *, is_of_its_own: bool) -> PointRecord:
-    name = point_name(varied, with_digest=not is_of_its_own)
+def _follows(name: str, key: str) -> bool:
+    """Say whether an interpolation changes with a key; with a group any can, since its file sets several."""
+    return ":" in name or "/" in key or key in GROUPS or f"{name}.".startswith(f"{key}.") or key.startswith(f"{name}.")
+
+
+def planned_point(number: int, varied: Sequence[str], run_name: str) -> PointRecord:
+    """Return a point by the overrides that it varies."""
+    name = point_name(varied)
     return PointRecord(
         number=number, name=name, run=f"{run_name}/{name}", settings=settings_in([shown_names(word) for word in varied])
     )

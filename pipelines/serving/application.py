@@ -15,6 +15,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from adapt.core.errors import DataError, shown
+from adapt.text.rows.json_rows import repeated_key
 from pipelines.config.serve_settings import ServeConfig
 from pipelines.report_page.serve_page import serve_page
 from pipelines.serving.batches import Batches, QueueFull
@@ -32,7 +33,7 @@ class Rows(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     rows: list[dict[str, Any] | str] = Field(description="Objects with the task's fields; texts where it has one field.")
-    alternatives: int = Field(3, ge=0, description="Most other labels that are listed for a row, the likeliest first.")
+    alternatives: int = Field(3, ge=0, strict=True, description="Most other labels that are listed for a row, the likeliest first.")
 
 
 class Alternative(BaseModel):
@@ -94,8 +95,10 @@ def application(task: TaskConfig, batches: Batches, settings: ServeConfig) -> Gu
         return _refusal(error)
 
     @app.post("/predict", responses=_REFUSED)
-    async def predict(sent: Rows) -> Answer:
+    async def predict(sent: Rows, request: Request) -> Answer:
         """Label rows."""
+        if (says := repeated_key(await request.body())) is not None:
+            raise HTTPException(422, f"the body: {shown(says)}")
         if len(sent.rows) > settings.request_rows:
             says = f"{len(sent.rows)} rows in one request, of at most {settings.request_rows}; send fewer at a time"
             raise HTTPException(413, says)

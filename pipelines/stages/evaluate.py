@@ -64,7 +64,7 @@ class Evaluate(Stage[EvaluateReads]):
     """Evaluate the base, and the adapted model where the run has one."""
 
     name = NAME
-    version = 7  # the lexical labeller that was taught answers by the names of labels
+    version = 7  # the lexical labeller that was taught answers by the names of labels; an empty id is none
 
     def reads(self, run: Run, task: TaskConfig | None) -> EvaluateReads:
         assert task is not None

@@ -87,6 +87,7 @@ class Predict(Stage[PredictReads]):
     """Label `input` with the export at `checkpoint`, or with the run's own export of the task."""
 
     name = NAME
+    version = 2  # an empty id is none; times of day keep their nanoseconds
 
     def reads(self, run: Run, task: TaskConfig | None) -> PredictReads:
         config = run.config

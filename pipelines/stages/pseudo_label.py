@@ -55,7 +55,8 @@ class PseudoLabelStage(Stage[PseudoLabelReads]):
     """Label a task's unlabeled rows with the base model, in later rounds with the one adapted before."""
 
     name = NAME
-    version = 9  # labels name the order that they follow; a file of labels is measured on the rows that it names by their texts
+    # labels name the order that they follow; a file of labels is measured on rows that it names by their texts; an empty id is none
+    version = 9
 
     def reads(self, run: Run, task: TaskConfig | None) -> PseudoLabelReads:
         assert task is not None

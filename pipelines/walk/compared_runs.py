@@ -10,22 +10,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from adapt.core.artifacts import artifact_at, write_atomically
-from adapt.core.errors import AdaptError, CheckpointError, ConfigError
+from adapt.core.artifacts import write_atomically
+from adapt.core.errors import AdaptError, ConfigError
 from adapt.core.faults import writable
-from pipelines.config.described import keys
 from pipelines.config.schema import PipelineConfig
-from pipelines.stages import continue_pretrain, evaluate, pseudo_label
 from pipelines.walk.comparison import Comparison, against, check_baseline, read_points
 from pipelines.walk.comparison_page import PAGE_FILE, comparison_page, lead_of
 from pipelines.walk.comparison_tables import means_table, points_table, text_table
-from pipelines.walk.finished_runs import chosen_runs
+from pipelines.walk.finished_runs import chosen_runs, settings_of
 from pipelines.walk.sweep_record import PointRecord, SweepRecord, read_record, write_record
 
 _COMPARED = "comparison.html"
-_STAGES = ("tokenizer", "pretrain", pseudo_label.NAME, continue_pretrain.NAME, evaluate.NAME)
 
 
 def conclude_sweep(directory: Path, record: SweepRecord) -> str:
@@ -102,23 +98,6 @@ def _settings_in_name(name: str, record: SweepRecord) -> dict[str, str]:
     return {keys_by_letters.get(key, key): value for key, _, value in pairs}
 
 
-def settings_of(run: Path) -> dict[str, str]:
-    """Return a run's settings as its artifacts have them, by dotted key."""
-    known = {leaf.path for leaf in keys()}
-    found: dict[str, str] = {}
-    for stage in _STAGES:
-        places = [run / stage] if stage in ("tokenizer", "pretrain") else sorted((run / stage).glob("[!.]*"))
-        for place in places:
-            try:
-                artifact = artifact_at(place)
-            except CheckpointError:  # what is damaged is named where its results are read
-                continue
-            if artifact is not None:
-                flat = dict(_leaves("", artifact.config))
-                found |= {key: value for key, value in flat.items() if key in known and key not in found}
-    return found
-
-
 def _root_of(directory: Path, point: PointRecord) -> Path:
     """Return run.dir: the sweep's directory without the name of the run."""
     return directory.parents[len(Path(point.run).parts) - 2]
@@ -138,9 +117,3 @@ def _differing(settings: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str,
     names = dict.fromkeys(key for some in settings.values() for key in some)
     kept = [key for key in names if len({some.get(key) for some in settings.values()}) > 1]
     return {run: {key: some[key] for key in kept if key in some} for run, some in settings.items()}
-
-
-def _leaves(path: str, value: Any) -> list[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        return [leaf for key, inner in value.items() for leaf in _leaves(f"{path}.{key}" if path else str(key), inner)]
-    return [(path, str(value))]

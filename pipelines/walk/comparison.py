@@ -5,16 +5,19 @@ A point is a run, of a sweep or by itself. Runs over different rows are refused,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.registry import suggest
-from pipelines.walk.finished_runs import read_result, some_of, tasks_of
-from pipelines.walk.paired_statistics import RunResult, Summary, check_comparable, summarise, variant_of
+from pipelines.walk.finished_runs import read_result, settings_of, some_of, tasks_of
+from pipelines.walk.paired_statistics import RunResult, Summary, apart, check_comparable, summarise, variant_of
 from pipelines.walk.sweep_record import PointRecord
 from pseudo_label.comparison import Difference, paired_difference
+
+logger = logging.getLogger("pipelines")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,10 @@ class Comparison:
     @property
     def variants(self) -> list[str]:
         return list(dict.fromkeys(result.variant for found in self.results.values() for result in found))
+
+    def variant_of(self, run: str) -> str:
+        """Return the variant that a run counts for."""
+        return next((one.variant for found in self.results.values() for one in found if one.run == run), variant_of(run))
 
     def of_point(self, point: PointRecord) -> dict[str, RunResult]:
         """Return a point's results by task."""
@@ -77,6 +84,11 @@ def read_points(root: Path, points: Sequence[PointRecord], tasks: Sequence[str] 
             except CheckpointError as error:
                 unfinished.setdefault((point.run, str(error)), []).append(task)
     results = {task: found for task, found in sorted(results.items()) if found}
+    every = [result for found in results.values() for result in found]
+    no_seeds = apart(every, {run: settings_of(root / run) for run in dict.fromkeys(result.run for result in every)})
+    for run, reason in no_seeds.items():
+        logger.warning("%s: is a line of its own, no seed of '%s': %s", run, variant_of(run), reason)
+    results = {task: [replace(one, is_seed=one.run not in no_seeds) for one in found] for task, found in results.items()}
     for task, found in results.items():
         check_comparable(task, found)
     said = [f"{run} ({', '.join(some)}{': ' if some else ''}{reason})" for (run, reason), some in unfinished.items()]
@@ -92,11 +104,11 @@ def against(found: Comparison, baseline: str | None) -> Comparison:
     having = [point for point in found.points if point.run in measured]
     named = having if baseline is None else [point for point in having if baseline in (point.name, point.run)]
     if not named and baseline is not None:
-        named = [point for point in having if variant_of(point.run) in (baseline, variant_of(baseline))]
+        named = [point for point in having if found.variant_of(point.run) in (baseline, variant_of(baseline))]
     if not named:
         return found
     first = named[0]
-    return replace(found, baseline=_by_task(found.points, found.results, first), baseline_variant=variant_of(first.run))
+    return replace(found, baseline=_by_task(found, first), baseline_variant=found.variant_of(first.run))
 
 
 def check_baseline(name: str | None, points: Sequence[str]) -> None:
@@ -105,14 +117,15 @@ def check_baseline(name: str | None, points: Sequence[str]) -> None:
         raise ConfigError(f"baseline: no point or run is '{name}'{suggest(name, list(points))}; there are: {some_of(points)}")
 
 
-def _by_task(points: Sequence[PointRecord], results: dict[str, list[RunResult]], first: PointRecord) -> dict[str, RunResult]:
+def _by_task(comparison: Comparison, first: PointRecord) -> dict[str, RunResult]:
     """Return the baseline of each task: the point itself, or the one that differs from it in the task only."""
-    twins = [point.run for point in points if point.settings and point.other_settings == first.other_settings]
+    results, variant = comparison.results, comparison.variant_of(first.run)
+    twins = [point.run for point in comparison.points if point.settings and point.other_settings == first.other_settings]
     seeds = {result.seed for some in results.values() for result in some if result.run == first.run}
     found = {}
     for task, some in results.items():
         by_run = {result.run: result for result in some}
-        same = [one.run for one in some if one.variant == variant_of(first.run) and one.seed in seeds]
+        same = [one.run for one in some if one.variant == variant and one.seed in seeds]
         run = next((name for name in (first.run, *twins, *same) if name in by_run), None)
         if run is not None:
             found[task] = by_run[run]

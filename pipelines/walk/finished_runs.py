@@ -6,7 +6,7 @@ without a slash takes a run with all its points.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.json_files import read_json, read_lines
 from adapt.core.registry import suggest
 from pipelines.config.commands import STAGES
+from pipelines.config.described import keys
 from pipelines.stages import continue_pretrain, evaluate, pseudo_label
 from pipelines.stages.answers import pool_splits
 from pipelines.stages.criteria_table import CRITERIA_FILE
@@ -24,6 +25,7 @@ from pipelines.stages.rows import LABELLED_SPLITS
 from pipelines.walk.paired_statistics import ADAPTED_RAW, HeldOutLoss, RunResult, mean_entropy, seed_in
 
 _MOST_NAMED = 30
+_RECORDED = ("tokenizer", "pretrain", pseudo_label.NAME, continue_pretrain.NAME, evaluate.NAME)
 
 
 def existing_runs(root: Path) -> list[str]:
@@ -78,6 +80,23 @@ def tasks_of(directory: Path) -> list[str]:
     return list(dict.fromkeys(path.name for stage in stages for path in sorted((directory / stage).glob("[!.]*"))))
 
 
+def settings_of(run: Path) -> dict[str, str]:
+    """Return a run's settings as its artifacts have them, by dotted key."""
+    known = {leaf.path for leaf in keys()}
+    found: dict[str, str] = {}
+    for stage in _RECORDED:
+        places = [run / stage] if stage in ("tokenizer", "pretrain") else sorted((run / stage).glob("[!.]*"))
+        for place in places:
+            try:
+                artifact = artifact_at(place)
+            except CheckpointError:  # what is damaged is named where its results are read
+                continue
+            if artifact is not None:
+                flat = dict(_leaves("", artifact.config))
+                found |= {key: value for key, value in flat.items() if key in known and key not in found}
+    return found
+
+
 def read_result(directory: Path, run: str, task: str) -> RunResult:
     """Read one run's results on one task.
 
@@ -105,7 +124,8 @@ def read_result(directory: Path, run: str, task: str) -> RunResult:
     lines = [
         line for line in Evaluation.of(evaluated).table if (line["model"], line["method"]) == ADAPTED_RAW and line["split"] in gold
     ]
-    seed = adapted.config.get("seed") if adapted else None
+    seeds = [made.config.get("seed") for made in (adapted, labels, evaluated) if made is not None]
+    seed = next((found for found in seeds if found is not None), None)
     made = None if labels is None else Labels.of(labels)
     return RunResult(
         run=run,
@@ -146,3 +166,9 @@ def _training_s(adapted: Artifact) -> float | None:
     if not speed or not history.is_file():
         return None
     return sum(float(line["tokens"]) for line in read_lines(history)) / float(speed)
+
+
+def _leaves(path: str, value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        return [leaf for key, inner in value.items() for leaf in _leaves(f"{path}.{key}" if path else str(key), inner)]
+    return [(path, str(value))]

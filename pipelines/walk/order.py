@@ -1,4 +1,4 @@
-"""Walking stages in the order data flows, and where a run's report and exports are."""
+"""Walking stages in the order data flows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from adapt.core.artifacts import is_artifact
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
 from adapt.model.config import HFConfig
@@ -99,21 +98,3 @@ def _without_base_stages(current: Run, wanted: list[str]) -> list[str]:
         given = "model=hf brings its own" if is_foreign else "checkpoint= is the base"
         logger.info("%s: left out, %s", ", ".join(name for name in wanted if name not in rest), given)
     return rest
-
-
-def places(current: Run) -> str:
-    """Return where a run's report and exports are."""
-    from pipelines.stages import export
-    from pipelines.stages.delivery import Delivery
-    from pipelines.stages.products import REPORT_FILE
-
-    lines = []
-    page = current.directory / "report" / REPORT_FILE
-    if page.is_file():
-        lines.append(f"report: {page}")
-    for name in current.config.tasks:
-        delivery = Delivery.of(current, name) if export.NAME in current.config.stages else None
-        path = current.directory / export.NAME / name if delivery is None else delivery.place
-        if is_artifact(path):
-            lines.append(f"export: {path}")
-    return "\n".join(lines)

@@ -22,6 +22,7 @@ from pseudo_label.comparison import Difference, answer_shares, best_unadapted, b
 
 ADAPTED_RAW = ("adapted", "raw")
 LEXICAL = ("lexical", "lexical")
+_MOST_KEYS = 4
 _POINT_PART = re.compile(r",(?=[+~]*[\w.]+=)")
 _SEED_PART = re.compile(r"\+*seed=(\d+)")
 _TASK_PART = re.compile(r"\+*tasks=.*")
@@ -42,7 +43,7 @@ class RunResult:
 
     `gold` are the right answers by split, `answers` those given by (model, method), all splits in turn. `label_accuracy` is the
     accuracy on labelled rows as sure as the selected ones; `training_s` and `scoring_s` are seconds. `method` is the one that
-    decides.
+    decides. `is_seed` says whether the run is one seed of the variant that its name says.
     """
 
     run: str
@@ -58,6 +59,7 @@ class RunResult:
     scoring_s: float | None = None
     criteria: Sequence[Mapping[str, Any]] = ()
     method: str = "raw"
+    is_seed: bool = True
 
     @property
     def decides(self) -> tuple[str, str] | None:
@@ -67,7 +69,7 @@ class RunResult:
 
     @property
     def variant(self) -> str:
-        return variant_of(self.run)
+        return variant_of(self.run) if self.is_seed else self.run
 
     @property
     def all_gold(self) -> tuple[str, ...]:
@@ -138,6 +140,28 @@ def seed_in(run: str) -> int | None:
             return int(found.group(1))
     ending = _SEED_ENDING.search(name)
     return int(ending.group(1)) if ending else None
+
+
+def apart(results: Sequence[RunResult], settings: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Return the runs that are no seeds of the variant that their names say, with the reason.
+
+    Seeds have the seed that their name says, and are alike in all recorded `settings` (by run and key) but the seed.
+    """
+    by_variant: dict[str, dict[str, int | None]] = {}
+    for result in results:
+        by_variant.setdefault(variant_of(result.run), {})[result.run] = result.seed
+    found = {}
+    for runs in (some for some in by_variant.values() if len(some) > 1):
+        for run, seed in runs.items():
+            said = seed_in(run)
+            if said is not None and seed is not None and said != seed:
+                found[run] = f"its seed is {seed}, not {said}"
+        alike = [run for run in runs if run not in found]
+        names = dict.fromkeys(key for run in alike for key in settings[run] if key != "seed")
+        differing = [key for key in names if len({settings[run][key] for run in alike if key in settings[run]}) > 1]
+        if differing:
+            found |= dict.fromkeys(alike, f"they differ in {', '.join(differing[:_MOST_KEYS])} too")
+    return found
 
 
 def mean_entropy(lines: Sequence[Mapping[str, Any]]) -> float | None:

@@ -256,6 +256,18 @@ def check_input(ahead: Ahead) -> None:
             survey_of(source_of(ahead.run, task, kept), own or task, added_columns(config))
 
 
+def check_output(ahead: Ahead) -> None:
+    """A file at `output` takes the rows of one task."""
+    from adapt.text.rows.writing import is_streamed
+
+    output, n_tasks = ahead.config.output, len(ahead.tasks)
+    if ahead.has("predict") and output is not None and n_tasks > 1 and not is_streamed(output):
+        raise ConfigError(
+            f"output: {output} would hold the rows of the last of {n_tasks} tasks only; give a command for each, with task= and "
+            f"output=, or leave output= out (each task's rows are in {ahead.run.directory}/predict)"
+        )
+
+
 def check_own_model(ahead: Ahead) -> None:
     """The model to be pretrained can be made, fits, and has the vocabulary of the tokenizer that will be trained."""
     from pipelines.stages.pretrain import check_model
@@ -376,6 +388,7 @@ CHECKS: tuple[Callable[[Ahead], None], ...] = (
     check_rows,
     check_lexical,
     check_other_tasks,
+    check_output,
     check_input,
     check_own_model,
     check_earlier_stages,

@@ -10,7 +10,7 @@ import pytest
 
 from adapt.core.typed import to_plain
 from pipelines.command_line import compose
-from pipelines.command_line.argument_words import as_typed, flags_first
+from pipelines.command_line.argument_words import as_typed, flags_first, point_name
 from pipelines.config.described import text_keys
 from pipelines.config.schema import PipelineConfig
 from tests.support.command_line import in_process, refused
@@ -221,3 +221,12 @@ def test_sweeps_go_over_names_inside_a_mapping(tmp_path: Path, monkeypatch: Patc
 
 def test_a_wrong_value_inside_a_mapping_is_named_as_it_was_typed(monkeypatch: Patch, capsys: Capture) -> None:
     refused("pretrain", ["pretrain.repeats.新闻=x"], ["pretrain.repeats.新闻: expected int"], monkeypatch, capsys)
+
+
+def test_points_of_different_values_have_different_names() -> None:
+    paths = ["sw/v/1", "sw/v1", "'sw/v 1'", "swv1", "s[w]v1", "'sw\\'v1'"]
+    names = [point_name([f"data.root={path}", "seed=1"]) for path in paths]
+    assert len(set(names)) == len(paths)
+    assert all(name.startswith("data.root=swv1") and name.endswith(",seed=1") and "/" not in name for name in names)
+    assert point_name(["tasks=['a', b]", "model/router=top1"]) == "tasks=a,b,modelrouter=top1", "nothing is lost: no digest"
+    assert point_name([]) == "point"

@@ -9,12 +9,14 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from adapt.core.errors import DataError
+from adapt.core.errors import ConfigError, DataError
 from adapt.text.rows.reading import open_rows, rows_of
+from pipelines.command_line.points import refuse_one_output
 from pipelines.stages import predict
 from pseudo_label.predictor import read_spec
 from tests.support.command_line import in_process, refused
@@ -289,3 +291,32 @@ def test_a_number_that_cannot_be_written_is_refused_before_anything_is_scored(
     source = planted(tmp_path / "rows.jsonl", '{"sentence": "好"}\n{"sentence": "好", "x": ' + value + "}\n")
     words = [f"checkpoint={tiny_export}", f"input={source}", f"run.dir={tmp_path}/runs"]
     refused("predict", words, ["rows.jsonl, line 2: has an infinite number"], monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("output", ["o.jsonl", "o_${run.dir}.jsonl"])
+def test_points_of_a_sweep_do_not_write_one_file(
+    tmp_path: Path, tiny_export: Path, output: str, monkeypatch: Patch, capsys: Capture
+) -> None:
+    first, second = (planted(tmp_path / f"{name}.jsonl", '{"sentence": "好"}\n') for name in "ab")
+    line = ["-m", f"checkpoint={tiny_export}", f"input={first},{second}", f"run.dir={tmp_path}/runs", f"output={output}"]
+    refused("predict", line, ["of 2 points only", "o_", "${input}.jsonl"], monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("output", "varied", "is_one"),
+    [
+        ("o.jsonl", ["seed=1,2"], True),
+        ("o.jsonl", ["output=a,b"], False),
+        ("-", ["seed=1,2"], False),
+        ("o_${seed}.jsonl", ["seed=1,2"], False),
+        ("o_${model.router.name}", ["model/router=top1,top2"], False),
+        ("o_${hydra:job.num}", ["seed=1,2"], False),
+        (None, ["seed=1,2"], False),
+    ],
+)
+def test_an_output_that_follows_what_points_vary_is_taken(output: str | None, varied: list[str], is_one: bool) -> None:
+    settings = {"output": output, "stages": ["predict"], "runs": []}
+    with pytest.raises(ConfigError, match="last of 2 points") if is_one else nullcontext():
+        refuse_one_output(settings, varied, 2)
+    refuse_one_output({**settings, "stages": ["evaluate"]}, varied, 2)
+    refuse_one_output(settings, varied, 1)

@@ -55,6 +55,7 @@ def stays_empty(tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> Callable
             ["label first", "continue_pretrain.reads_unselected=false"],
         ),
         (["export.output=/proc/export"], ["export.output=/proc/export/demo_reviews: cannot be written (at /proc: "]),
+        (["output=answers.jsonl"], ["output: answers.jsonl would hold the rows of the last of 2 tasks only", "/predict)"]),
         # tasks
         (["task=demo_revews"], ["unknown task 'demo_revews'", "'demo_reviews'"]),
         (["evaluate.other_tasks=[bustmm]"], ["unknown task 'bustmm'", "'bustm'"]),

@@ -101,7 +101,9 @@ async def until_waiting(batches: Batches, rows: int) -> None:
 
 def test_rows_and_texts_get_labels_with_the_likeliest_alternatives() -> None:
     rows = ["ab", {FIELD: "abc", "more": [1]}]
-    done = post_all([{"rows": rows, "alternatives": 1}, {"rows": []}], Recorder())
+    sent = [{"rows": rows, "alternatives": 1}, {"rows": []}, json.dumps({"rows": ["ab"]}).encode("utf-16")]
+    done = post_all(sent, Recorder())
+    assert done[2].status_code == 200
     first, second = done[0].json()["predictions"]
     assert (first["label"], second["label"]) == (LABELS[2 % len(LABELS)], LABELS[3 % len(LABELS)])
     assert first["probability"] == first["probabilities"][first["label"]] == 0.8
@@ -117,6 +119,9 @@ def test_a_wrong_row_is_one_line_that_names_it_and_repeats_no_text() -> None:
         ({"rows": ["a", "b", 7]}, 422, "row 3: is neither an object nor a text"),
         ({"rows": "secret"}, 422, "'rows'"),
         ({"row": ["secret"]}, 422, "'rows'"),
+        ({"rows": ["a"], "alternatives": True}, 422, "'alternatives'"),
+        (b'{"rows": ["a"], "rows": ["secret"]}', 422, "the body: has 'rows' twice"),
+        (b'{"rows": [{"sentence": "a", "sentence": "secret"}]}', 422, "has 'sentence' twice"),
         (["secret"], 422, "the body"),
         (b'{"rows": ["secret"', 400, "no JSON"),
         (b"\xff\xfe", 400, "body"),

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from adapt.core.typed import to_plain
 from pipelines.tools.study import show
 from pipelines.walk.finished_runs import existing_runs
-from pipelines.walk.paired_statistics import variant_of
+from pipelines.walk.paired_statistics import RunResult, apart, variant_of
 from pseudo_label.accuracy import accuracy_of
 from tests.support.finished_runs import CHANCE, GOLD, make_run
 
@@ -122,10 +122,28 @@ def test_many_seeds_are_shown_by_their_ends(tmp_path: Path, study: Study) -> Non
     assert table_of(study("study.runs=[x_s*]")[1])["x"]["adapted raw"].endswith("(0.0 to 75.0)")
 
 
-def test_the_seed_is_the_artifacts_own(tmp_path: Path, study: Study) -> None:
-    make_run(tmp_path, "x_s1", {"raw": CHANCE}, seed=7)
-    make_run(tmp_path, "x_s2", {"raw": CHANCE}, seed=7)
-    refused(study("study.runs=['*']"), "'x_s1' and 'x_s2'", "variant 'x' with seed 7", "study.runs")
+def test_names_that_say_another_seed_than_the_artifacts_are_no_seeds(tmp_path: Path, study: Study) -> None:
+    make_run(tmp_path, "steps_s100", {"raw": CHANCE}, seed=0)
+    make_run(tmp_path, "steps_s200", {"raw": CHANCE}, seed=0)
+    text = study("study.runs=['*']", "study.baseline=steps_s200")[1]
+    rows = table_of(text)
+    assert {name: row["seeds"] for name, row in rows.items()} == {"steps_s100": "0", "steps_s200": "0"}
+    assert rows["steps_s200"]["p"] == "-" and rows["steps_s100"]["p"] == "1"
+    assert "steps_s100: is a line of its own, no seed of 'steps': its seed is 0, not 100" in text
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_no_seeds() -> None:
+    results = [RunResult(run=f"x_s{seed}", seed=seed, gold={}, answers={}) for seed in (1, 2)]
+    alike = {"x_s1": {"seed": "1", "gate.action": "keep"}, "x_s2": {"seed": "2", "gate.action": "keep"}}
+    assert apart(results, alike) == {}
+    other = {**alike, "x_s2": {"seed": "2", "gate.action": "warn"}}
+    assert apart(results, other) == dict.fromkeys(alike, "they differ in gate.action too")
+
+
+def test_the_same_seed_twice_is_refused(tmp_path: Path, study: Study) -> None:
+    make_run(tmp_path, "x_s1", {"raw": CHANCE}, seed=1)
+    make_run(tmp_path, "x/seed=1", {"raw": CHANCE}, seed=1)
+    refused(study("study.runs=['x_s1','x/*']"), "'x_s1' and 'x/seed=1'", "variant 'x' with seed 1", "study.runs")
 
 
 @pytest.mark.parametrize(

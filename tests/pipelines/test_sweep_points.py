@@ -13,8 +13,6 @@ import pytest
 
 from adapt.core.artifacts import open_artifact
 from adapt.core.errors import ConfigError
-from pipelines.command_line.argument_words import loses_signs
-from pipelines.command_line.points import planned_points
 from pipelines.command_line.sweep import DIED, begin, recorded, summary, taken_record, verdict
 from pipelines.config.locations import demo_dir
 from pipelines.walk.sweep_record import PointRecord, SweepRecord, read_record
@@ -244,9 +242,3 @@ def test_points_whose_names_differ_only_by_signs_that_are_left_out_have_director
     assert len(set(names)) == 2 and len({name.rpartition("-")[0] for name in names}) == 1
     assert {point.run for point in record.points} == {f"demo/{name}" for name in names}
     assert all(f"/{name}: nothing to report" in text for name in names)
-
-
-def test_a_name_that_no_other_point_has_stays_as_it_is() -> None:
-    points = planned_points([["task_dir=a/b"], ["task_dir=ab"], ["task_dir=c/d"], ["seed=1"]], "demo")
-    assert [point.name for point in points[2:]] == ["task_dir=cd", "seed=1"]
-    assert not loses_signs(["tasks=['a']", "model/router=top1"]) and loses_signs(["task_dir=c/d"])

@@ -79,6 +79,8 @@ def test_a_field_may_be_nested(tmp_path: Path) -> None:
         row_of(task, text="他说", target={"span1_text": "他"})
     with pytest.raises(DataError, match=r"target\.span1_text"):
         row_of(task, text="他说", target="他")
+    with pytest.raises(DataError, match=r"its 'target\.span1_text' \(field 'first'\) is null"):
+        row_of(task, text="他说", target={"span1_text": None, "span2_text": "小王"})
 
 
 def test_a_list_is_joined_and_an_optional_field_may_be_missing(tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_a_missing_split_is_named_with_its_root(tmp_path: Path) -> None:
         ("{", "not valid JSON"),
         ("[]", "expected a JSON object"),
         ('{"sentence1": "a"}', "has no 'sentence2'"),
-        ('{"sentence1": "a", "sentence2": null}', "has no 'sentence2'"),
+        ('{"sentence1": "a", "sentence2": null}', r"its 'sentence2' \(field 'hypothesis'\) is null"),
         ('{"sentence1": "a", "sentence2": "b", "label": "x"}', "label 'x'"),
     ],
 )
@@ -356,3 +358,17 @@ def test_an_id_may_be_written_in_other_letters() -> None:
     assert row_from({"ID": 7, "sentence": "好"}, task, "rows", 3).id == 7
     assert row_from({"ID": 7, "id": 8, "sentence": "好"}, task, "rows", 3).id == 8
     assert row_from({"sentence": "好"}, task, "rows", 3).id == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "row_id"),
+    [
+        ({"id": "", "idx": 7}, 7),
+        ({"id": " ", "ID": "a"}, "a"),
+        ({"id": float("nan")}, 2),
+        ({"id": "", "Idx": ""}, 2),
+        ({"id": 0, "idx": 7}, 0),
+    ],
+)
+def test_an_empty_id_is_none(keys: dict[str, Any], row_id: object) -> None:
+    assert row_from({"sentence": "x", **keys}, load_task("demo_reviews", [TASKS]), "rows", 3, reads_label=False).id == row_id

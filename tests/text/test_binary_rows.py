@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import math
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,41 @@ def test_what_is_no_parquet_is_refused(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "f.parquet")
     assert "two columns are called 's'" in refusal(tmp_path / "f.parquet")
     assert "is packed already" in refusal(planted(tmp_path / "g.parquet.gz", b""))
+
+
+def test_times_of_day_keep_their_nanoseconds(tmp_path: Path) -> None:
+    fine = pyarrow.time64("ns")
+    nanoseconds = [3_661_000_000_001, 3_661_500_000_000, 3_661_000_000_000, None]
+    path = parquet(tmp_path / "a.parquet", {"at": pyarrow.array(nanoseconds, fine)})
+    assert [row["at"] for row in records(path)] == ["01:01:01.000000001", "01:01:01.500000", "01:01:01", None]
+    deep = parquet(tmp_path / "b.parquet", {"at": pyarrow.array([[1], []], pyarrow.list_(fine))})
+    assert "its at holds times of day in nanoseconds inside lists" in refusal(deep)
+
+
+def test_objects_with_two_fields_of_one_name_are_refused(tmp_path: Path) -> None:
+    twice = pyarrow.StructArray.from_arrays([pyarrow.array(["x"]), pyarrow.array(["y"])], names=["t", "t"])
+    path = parquet(tmp_path / "a.parquet", {"deep": pyarrow.ListArray.from_arrays([0, 1], twice)})
+    assert "two fields in column 'deep' are called 't'" in refusal(path)
+
+
+def stored_as(place: Path, cell: str) -> Path:
+    """Return a workbook whose one formula is stored with a value."""
+    source = workbook(place.with_suffix(".plain.xlsx"), [["s", "n"], ["=A3", 1]])
+    with zipfile.ZipFile(source) as whole, zipfile.ZipFile(place, "w") as target:
+        for name in whole.namelist():
+            text = whole.read(name).decode()
+            target.writestr(name, re.sub(r'<c r="A2"[^>]*>.*?</c>', cell, text) if "sheet1" in name else text)
+    return place
+
+
+def test_a_formula_stands_for_its_stored_value(tmp_path: Path) -> None:
+    text = stored_as(tmp_path / "a.xlsx", '<c r="A2" t="str"><f>A3</f><v>好</v></c>')
+    assert records(text) == [{"s": "好", "n": 1}]
+    empty = stored_as(tmp_path / "b.xlsx", '<c r="A2" t="str"><f>A3</f><v></v></c>')
+    assert records(empty) == [{"s": "", "n": 1}]
+    error = stored_as(tmp_path / "c.xlsx", '<c r="A2" t="e"><f>A3</f><v>#N/A</v></c>')
+    assert "row 2: a cell holds an error" in refusal(error)
+    assert "no stored value" in refusal(stored_as(tmp_path / "d.xlsx", '<c r="A2"><f>A3</f></c>'))
 
 
 def workbook(place: Path, *sheets: list[list[Any]]) -> Path:

@@ -46,6 +46,18 @@ def test_a_folder_of_parquet_parts_is_one_file(tmp_path: Path) -> None:
     assert document.text == TEXTS[0]
 
 
+def test_parquet_parts_are_read_by_their_numbers_and_the_key_says_the_order(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        pyarrow.parquet.write_table(pyarrow.table({"text": [f"{number}"]}), tmp_path / f"part-{number}.parquet")
+    assert [row["text"] for row in records(tmp_path)] == ["1", "2", "10"]
+    assert list(files_of(tmp_path)) == ["/0/part-1.parquet", "/1/part-2.parquet", "/2/part-10.parquet"]
+    inner = tmp_path / "more" / "deep"
+    inner.mkdir(parents=True)
+    assert len(records(tmp_path)) == 3, "a folder without parts is left"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["x"]}), inner / "part-3.parquet")
+    assert "more of them in its folder more" in refusal(tmp_path)
+
+
 def test_parquet_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     for name in ("mixed/train-00000-of-00001", "mixed/test-00000-of-00001", "part/train-00000-of-00002", "other/a-0", "other/a-1"):
         place = tmp_path / f"{name}.parquet"

@@ -16,7 +16,7 @@ import pyarrow.ipc
 from adapt.core.errors import DataError
 from adapt.text.rows.contract import Row, RowsFile, unpacked_limit
 from adapt.text.rows.directories import parts_of
-from adapt.text.rows.parquet_rows import plain_value
+from adapt.text.rows.parquet_rows import plain_value, refuse_repeated_fields, values_of
 from adapt.text.rows.table_rows import refuse_repeats
 
 _STEP_ROWS = 256
@@ -42,7 +42,10 @@ def arrow_rows(file: RowsFile) -> Iterator[Row]:
                     raise DataError(f"{file.name}: {part.name} unpacks to more than fits its size; save the data set anew")
                 batch.validate(full=True)
                 for start in range(0, batch.num_rows, _STEP_ROWS):
-                    columns = [column.slice(start, _STEP_ROWS).to_pylist() for column in batch.columns]
+                    columns = [
+                        values_of(column.slice(start, _STEP_ROWS), name, file)
+                        for name, column in zip(names, batch.columns, strict=True)
+                    ]
                     for values in zip(*columns, strict=True):
                         number += 1
                         where = f"{file.name}, row {number}"
@@ -75,6 +78,7 @@ def _opened(file: RowsFile, part: Path) -> Iterator[pyarrow.ipc.RecordBatchStrea
 def _names(file: RowsFile, schema: pyarrow.Schema) -> list[str]:
     names = [str(name) for name in schema.names]
     refuse_repeats(names, file.name)
+    refuse_repeated_fields(schema, file)
     if not names:
         raise DataError(f"{file.name}: has no columns")
     own = next((field.name for field in schema if isinstance(field.type, pyarrow.BaseExtensionType)), None)

@@ -1,8 +1,8 @@
 """Directories that are read as one file of rows: a data set saved by `datasets.save_to_disk`, or a folder of Parquet parts.
 
 Of a saved data set, `state.json` names the Arrow files; they cannot lead out of the directory. Of a folder of Parquet parts, all
-are read in the order of their names; parts of several data sets (`train-...`, `test-...`) and missing ones (`-00001-of-00003`)
-are refused.
+are read in the order of their names, numbers in them by value. Refused are parts in folders of their own, parts of several data
+sets (`train-...`, `test-...`) and missing ones (`-00001-of-00003`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from adapt.text.rows.contract import Kind
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _PARQUET = ".parquet"
 _NUMBER = re.compile(r"(\d+)(?:-of-(\d+))?")
+_DIGITS = re.compile(r"([0-9]+)")
 _SAVE_ANEW = "load it with datasets.load_from_disk and save it anew"
 
 
@@ -64,16 +65,34 @@ def parts_of(path: Path, called: str) -> Parts:
     if not files:
         raise DataError(f"{called}: is a directory, and neither a data set of datasets.save_to_disk nor a folder of Parquet files")
     _refuse_mixed(files, called)
+    _refuse_folders(path, called)
     return Parts(kind=Kind.PARQUET, files=files)
 
 
 def files_of(path: Path) -> dict[str, Path]:
-    """Return the files that hold the rows of a file or directory by name: '' for a file. Raises DataError as `parts_of` does."""
-    return {"": path} if not path.is_dir() else {f"/{file.name}": file for file in parts_of(path, str(path)).files}
+    """Return the files that hold the rows of a file or directory by name: '' for a file. Raises DataError as `parts_of` does.
+
+    Where the names do not sort as they are read, they say the place too, so that a key holds the order.
+    """
+    if not path.is_dir():
+        return {"": path}
+    files = parts_of(path, str(path)).files
+    is_sorted = files == sorted(files)
+    return {f"/{file.name}" if is_sorted else f"/{place}/{file.name}": file for place, file in enumerate(files)}
 
 
 def _parquet_files(path: Path) -> list[Path]:
-    return sorted(file for file in path.iterdir() if file.name.lower().endswith(_PARQUET) and file.is_file())
+    files = (file for file in path.iterdir() if file.name.lower().endswith(_PARQUET) and file.is_file())
+    return sorted(
+        files, key=lambda file: ([int(part) if part.isdecimal() else part for part in _DIGITS.split(file.name)], file.name)
+    )
+
+
+def _refuse_folders(path: Path, called: str) -> None:
+    """Raise DataError where folders beside the parts hold Parquet files too, which nobody would read."""
+    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith((".", "_"))):
+        if any(file.name.lower().endswith(_PARQUET) for file in folder.rglob("*")):
+            raise DataError(f"{called}: has Parquet files, and more of them in its folder {folder.name}; put all in one folder")
 
 
 def _several(path: Path, called: str) -> str:

@@ -176,6 +176,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # made once: a million rows would make a million
 
 
+def repeated_key(body: bytes) -> str | None:
+    """Return what to say of JSON with a key twice in one object, of which a reader would keep one; None where there is none.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        _DECODER.decode(body.decode(json.detect_encoding(body), "surrogatepass"))
+    except _Unfit as error:
+        return str(error)
+    return None
+
+
 def _refuse_odd(value: Any, text: str) -> None:
     """Raise _Unfit for NUL, half a surrogate pair, or deep nesting; the JSON text says whether there is anything to look for."""
     has_odd_escape = _ODD_ESCAPE.search(text) is not None

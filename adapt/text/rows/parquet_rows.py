@@ -41,7 +41,8 @@ def parquet_rows(file: RowsFile) -> Iterator[Row]:
                 known = names
                 _refuse_bomb(file, path, table.metadata.num_rows)
                 for batch in table.iter_batches(batch_size=_BATCH_ROWS):
-                    for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    columns = [values_of(column, name, file) for name, column in zip(names, batch.columns, strict=True)]
+                    for values in zip(*columns, strict=True):
                         number += 1
                         where = f"{file.name}, row {number}"
                         record = {name: plain_value(value, name, where) for name, value in zip(names, values, strict=True)}
@@ -73,9 +74,51 @@ def _refuse_bomb(file: RowsFile, path: Path, n_rows: int) -> None:
 def _names(file: RowsFile, table: pyarrow.parquet.ParquetFile) -> list[str]:
     names = [str(name) for name in table.schema_arrow.names]
     refuse_repeats(names, file.name)
+    refuse_repeated_fields(table.schema_arrow, file)
     if not names:
         raise DataError(f"{file.name}: has no columns")
     return names
+
+
+def refuse_repeated_fields(schema: pyarrow.Schema, file: RowsFile) -> None:
+    """Raise DataError for a column of objects with two fields of one name, of which a row could hold one only."""
+    for column in schema:
+        found = next(_repeated(column.type), None)
+        if found is not None:
+            raise DataError(f"{file.name}: two fields in column '{column.name}' are called '{found}'; rename one")
+
+
+def _repeated(kind: pyarrow.DataType) -> Iterator[str]:
+    fields = [kind.field(place) for place in range(kind.num_fields)]
+    names = [field.name for field in fields]
+    if pyarrow.types.is_struct(kind):
+        yield from (name for place, name in enumerate(names) if name in names[:place])
+    for field in fields:
+        yield from _repeated(field.type)
+
+
+def values_of(column: pyarrow.Array, name: str, file: RowsFile) -> list[Any]:
+    """Return a column's values; times of day keep their nanoseconds, as text.
+
+    Raises:
+        DataError: such times are inside lists or objects, where they would be cut.
+    """
+    if _has_fine_times(column.type):
+        if not pyarrow.types.is_time64(column.type):
+            raise DataError(f"{file.name}: its {name} holds times of day in nanoseconds inside lists or objects; save it as text")
+        return [None if value is None else _time_of_day(value) for value in column.cast(pyarrow.int64()).to_pylist()]
+    return list(column.to_pylist())
+
+
+def _has_fine_times(kind: pyarrow.DataType) -> bool:
+    is_fine = pyarrow.types.is_time64(kind) and kind.unit == "ns"
+    return is_fine or any(_has_fine_times(kind.field(place).type) for place in range(kind.num_fields))
+
+
+def _time_of_day(nanoseconds: int) -> str:
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    fraction = "" if not rest else f".{rest // 1000:06d}" if not rest % 1000 else f".{rest:09d}"
+    return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}{fraction}"
 
 
 def plain_value(value: Any, name: str, where: str) -> Any:

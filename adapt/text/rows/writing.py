@@ -35,7 +35,7 @@ def kind_of_output(place: str) -> Kind:
     Raises:
         ConfigError: its ending says something else.
     """
-    if place == STANDARD or _is_stream(Path(place)):
+    if is_streamed(place):
         return Kind.JSON
     kind = ENDINGS.get(endings_of(place).removesuffix(".gz"))
     if (kind is None and Path(place).suffix) or kind in (Kind.PARQUET, Kind.XLSX):
@@ -43,10 +43,15 @@ def kind_of_output(place: str) -> Kind:
     return kind or Kind.JSON
 
 
+def is_streamed(place: str) -> bool:
+    """Say whether rows are written through to a place (standard output, a pipe, a device), so that later ones replace none."""
+    return place == STANDARD or _is_stream(Path(place))
+
+
 def check_writable(place: str) -> None:
     """Raise ConfigError, before rows are made for it, where a file cannot be written."""
     kind_of_output(place)
-    if place == STANDARD or _is_stream(Path(place)):
+    if is_streamed(place):
         return
     if Path(place).is_dir():
         raise ConfigError(f"{place}: is a directory; give output= the name of a file")

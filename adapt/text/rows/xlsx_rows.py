@@ -26,6 +26,7 @@ from adapt.text.rows.json_rows import refuse_odd_text
 from adapt.text.rows.table_rows import refuse_repeats
 
 _FORMULA, _ERROR = "f", "e"
+_TEXT = "str"  # what a formula came to, kept by the reader where that is an empty text
 _ESCAPE = re.compile(r"_x([0-9A-Fa-f]{4})_")
 _MERGED = re.compile(rb"<(?:\w+:)?mergeCell\s[^>]*?ref=[\"']([A-Z]{1,3})(\d{1,7}):([A-Z]{1,3})(\d{1,7})[\"']")
 _STEP_BYTES = 1 << 20
@@ -145,23 +146,22 @@ def _values(file: RowsFile, sheet: Any) -> Iterator[tuple[int, list[Any]]]:
     with _opened(file, as_values=True) as computed:
         for number, cells in _cells(sheet):
             where = f"{file.name}, row {number}"
+            is_formula = [cell.data_type == _FORMULA for cell in cells]
+            if any(is_formula):
+                stored = stored or _numbered(computed[sheet.title])
+                cells = next((found for place, found in stored if place == number), [])
             if any(cell.data_type == _ERROR for cell in cells):
                 raise DataError(f"{where}: a cell holds an error of the sheet, no value; mend it")
-            values = [cell.value for cell in cells]
-            if any(cell.data_type == _FORMULA for cell in cells):
-                stored = stored or enumerate_rows(computed[sheet.title])
-                values = next((found for place, found in stored if place == number), [])
-                for cell, value in zip(cells, values, strict=False):
-                    if cell.data_type == _FORMULA and value is None:
-                        raise DataError(f"{where}: a formula has no stored value; save the workbook in a spreadsheet program")
-            yield number, values
+            if any(one and cell.value is None and cell.data_type != _TEXT for one, cell in zip(is_formula, cells, strict=False)):
+                raise DataError(f"{where}: a formula has no stored value; save the workbook in a spreadsheet program")
+            yield number, [cell.value for cell in cells]
 
 
-def enumerate_rows(sheet: Any) -> Iterator[tuple[int, list[Any]]]:
-    """Yield (number, values) of all rows of a sheet."""
+def _numbered(sheet: Any) -> Iterator[tuple[int, list[Any]]]:
+    """Yield (number, cells) of all rows of a sheet."""
     sheet.reset_dimensions()
     for number, cells in enumerate(sheet.iter_rows(), start=1):
-        yield number, [cell.value for cell in cells]
+        yield number, list(cells)
 
 
 def _plain(value: Any, name: str, where: str) -> Any:

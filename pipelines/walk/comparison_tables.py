@@ -112,12 +112,16 @@ def means_table(found: Comparison) -> Table | None:
                 over = "-"
             elif some is base:
                 over = "baseline"
+            elif _seeds(some) != _seeds(base):
+                over = "other seeds"
             else:
                 theirs = [_mean_right_N(results, model) for results in base.values()]
                 gains = [own - other for own, other in zip(known, theirs, strict=True) if other is not None]
                 over = points(mean_over_tasks(gains)) if len(gains) == len(tasks) else "-"
-            line = ["all" if model == "lexical" else name, model, *cells, over]
-            rows += [] if line in rows else [line]
+            rows.append([name, model, *cells, over])
+    lexical = [row for row in rows if row[1] == "lexical"]
+    if len(lexical) == len(by_variant) and len({tuple(row[2:]) for row in lexical}) == 1:  # which it is where no seed is missing
+        rows = [["all", *lexical[0][1:]], *(row for row in rows if row[1] != "lexical")]
     header = ["variant", "model", *tasks, "mean over tasks", "over baseline"]
     methods = {result.method for some in by_variant.values() for results in some.values() for result in results}
     return Table(title=f"method {', '.join(sorted(methods))}, means over seeds", header=header, rows=rows) if rows else None
@@ -137,6 +141,10 @@ def _three(result: RunResult) -> list[str]:
         score = score_of([result], who) if who in result.answers else None
         cells.append("-" if score is None else with_interval(score.value, score.ci95))
     return cells
+
+
+def _seeds(some: Mapping[str, Sequence[RunResult]]) -> dict[str, set[int | None]]:
+    return {task: {result.seed for result in results} for task, results in some.items()}
 
 
 def _mean_right_N(results: Sequence[RunResult], model: str) -> FloatArray | None:

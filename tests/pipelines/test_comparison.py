@@ -249,3 +249,18 @@ def test_runs_are_told_apart_by_the_settings_of_their_artifacts(tmp_path: Path, 
     assert [point.settings for point in points] == [{"seed": "1"}, {"seed": "2"}] and command == ""
     found = settings_of(smallest_run)
     assert found["tokenizer.vocab_size"] == "2400" and found["pretrain.steps"] == "12", sorted(found)
+
+
+def test_means_over_other_seeds_are_not_compared(tmp_path: Path) -> None:
+    record = record_of(seeds=(1, 2))
+    write_sweep(tmp_path, record, {(t, r): BETTER if r == "top2" else CHANCE for t in TASKS for r in ROUTERS})
+
+    def over_baseline(points: list[PointRecord]) -> dict[tuple[str, str], str]:
+        table = means_table(against(read_points(tmp_path, points), None))
+        assert table is not None
+        return {(row[0], row[1]): row[-1] for row in table.rows}
+
+    adapted = ("sweep/modelrouter=top2", "adapted")
+    assert over_baseline(record.points)[adapted].startswith("+41.7 [")
+    killed = replace(record.points[0], is_done=False, error="its process was killed (signal 9)")
+    assert over_baseline([killed, *record.points[1:]])[adapted] == "other seeds"

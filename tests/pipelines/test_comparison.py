@@ -26,7 +26,7 @@ ROUTERS, TASKS = ("top1", "top2"), ("reviews", "topics")
 
 def record_of(*, seeds: tuple[int, ...] = (1,), baseline: str | None = None) -> SweepRecord:
     """Return a sweep over two tasks and two routers whose points are done."""
-    points = []
+    points: list[PointRecord] = []
     for task in TASKS:
         for router in ROUTERS:
             for seed in seeds:

@@ -333,11 +333,15 @@ def _walk(config: PipelineConfig, point: str | None) -> None:
     from pipelines.walk.order import walk
     from pipelines.walk.tracked_runs import track
 
-    done = walk(config, point, frozenset(word.lstrip("+").partition("=")[0] for word in HydraConfig.get().overrides.task))
+    done = walk(config, point, frozenset(_key(word) for word in HydraConfig.get().overrides.task))
     texts = [*ends(done), track(done)]
     stream = sys.stderr if config.output == STANDARD else sys.stdout  # where rows go out, nothing else does
     stream.write("".join(f"{text}\n" for text in texts if text))
     stream.flush()
+
+
+def _key(word: str) -> str:
+    return with_names(word.lstrip("+").partition("=")[0], str)
 
 
 def _register() -> None:

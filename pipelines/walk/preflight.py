@@ -15,6 +15,7 @@ from pathlib import Path
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
 from adapt.core.spans import LabelLoss
+from adapt.text.rows.writing import check_writable, is_streamed
 from adapt.train.engine_config import check_optimizer
 from pipelines.config.schema import MomentsStart
 from pipelines.stages.delivery import check_deliveries
@@ -162,6 +163,9 @@ def check_file_names(ahead: Ahead) -> None:
         for split in files:
             if split not in known:
                 raise ConfigError(f"data.files.{task}: no stage reads a split '{split}'{suggest(split, known)}")
+        is_given = any(key == "data.files" or f"{key}.".startswith(f"data.files.{task}.") for key in ahead.given)
+        if is_given and config.tasks and task not in [*config.tasks, *config.evaluate.other_tasks]:
+            logger.warning("data.files.%s: is not read; the tasks of this command are %s", task, ", ".join(config.tasks))
 
 
 def check_rows(ahead: Ahead) -> None:
@@ -239,7 +243,6 @@ def check_other_tasks(ahead: Ahead) -> None:
 
 def check_input(ahead: Ahead) -> None:
     """The rows to be labelled at the end are there, can be read, and will not be written over; a pipe is left to its stage."""
-    from adapt.text.rows.writing import check_writable
     from pipelines.stages.predict import added_columns, is_piped, source_of, survey_of
     from pseudo_label.predictor import read_spec
 
@@ -258,8 +261,6 @@ def check_input(ahead: Ahead) -> None:
 
 def check_output(ahead: Ahead) -> None:
     """A file at `output` takes the rows of one task."""
-    from adapt.text.rows.writing import is_streamed
-
     output, n_tasks = ahead.config.output, len(ahead.tasks)
     if ahead.has("predict") and output is not None and n_tasks > 1 and not is_streamed(output):
         raise ConfigError(
@@ -330,16 +331,22 @@ def check_export(ahead: Ahead) -> None:
 
 
 def check_method(ahead: Ahead) -> None:
-    """A method that is asked for when exporting is the one that the run's evaluation decided by, which is what is exported."""
+    """A method that is asked for when exporting or predicting is the one that the evaluation decided by, which an export keeps."""
+    from pseudo_label.predictor import read_spec
+
     wanted = ahead.config.evaluate.method.value
-    if not ahead.has("export") or ahead.has("evaluate") or _METHOD not in ahead.given:
+    if not ahead.has("export", "predict") or ahead.has("evaluate") or _METHOD not in ahead.given:
         return
-    for task in ahead.tasks:
-        decided = str(ahead.run.require("evaluate", task).config["evaluate"]["method"])
-        if decided != wanted:
+    if ahead.predicts_directly:
+        place = str(ahead.config.checkpoint)
+        decided = {place: read_spec(open_model_artifact(Path(place)).path).decision.method.value}
+    else:
+        decided = {task.name: str(ahead.run.require("evaluate", task).config["evaluate"]["method"]) for task in ahead.tasks}
+    for name, method in decided.items():
+        if method != wanted:
             raise ConfigError(
-                f"{_METHOD}={wanted}: the evaluation of '{task.name}' decided by {decided}, and an export answers as it did; run "
-                f"`python -m pipelines.evaluate` with {_METHOD}={wanted} first, or leave it out"
+                f"{_METHOD}={wanted}: the evaluation of '{name}' decided by {method}, and an export answers as it did; run "
+                f"`python -m pipelines.evaluate` with {_METHOD}={wanted} first and export anew, or leave it out"
             )
 
 

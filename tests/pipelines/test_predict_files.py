@@ -264,6 +264,15 @@ def test_a_task_that_is_not_the_exports_own_is_refused(
     refused("predict", words, [f"is an export of task '{own}', not of {other}", "leave task= out"], monkeypatch, capsys)
 
 
+def test_a_method_that_is_not_the_exports_is_refused(
+    tmp_path: Path, tiny_export: Path, monkeypatch: Patch, capsys: Capture
+) -> None:
+    own = read_spec(tiny_export).decision.method.value
+    other = next(method for method in ("raw", "prior") if method != own)
+    words = [f"checkpoint={tiny_export}", f"input={tmp_path}/i.csv", f"run.dir={tmp_path}/runs", f"evaluate.method={other}"]
+    refused("predict", words, [f"evaluate.method={other}: ", f"decided by {own}", "export anew"], monkeypatch, capsys)
+
+
 def test_counts_of_cut_rows_survive_a_kill(tmp_path: Path, predict_here: Predict, monkeypatch: Patch) -> None:
     monkeypatch.setattr(predict, "_PART_ROWS", 2)
     long = "这家店的菜我们吃了很多次" * 60

@@ -12,8 +12,10 @@ import pytest
 from adapt.checkpoint.weights import save_model
 from adapt.model.gpt import GPT
 from adapt.text.tokenizer import Tokenizer
-from pipelines.walk.preflight import CHECKS
-from tests.support.command_line import SMALL_DEMO, SMALLEST, refused
+from pipelines.stages.run import Run
+from pipelines.walk.ahead import Ahead
+from pipelines.walk.preflight import CHECKS, check_file_names
+from tests.support.command_line import SMALL_DEMO, SMALLEST, composed, refused
 from tests.support.tiny_models import DEMO
 
 Patch = pytest.MonkeyPatch
@@ -228,3 +230,17 @@ def test_an_export_by_another_method_than_the_evaluation_s_is_refused_and_by_the
     words = ["evaluate.method=raw: ", "'demo_reviews' decided by combined", "pipelines.evaluate` with evaluate.method=raw first"]
     refused("export", [*line, "evaluate.method=raw"], words, monkeypatch, capsys)
     assert "unchanged, skipped" in run_here("export", [*line, "evaluate.method=combined"])
+
+
+def test_files_of_a_task_that_the_command_does_not_have_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dev = SMALL_DEMO / "demo_topics" / "dev.json"
+    config = composed("evaluate", ["tasks=[demo_reviews]", f"data.files={{demo_topics: {{dev: {dev}}}}}", f"run.dir={tmp_path}"])
+
+    def said(*given: str) -> str:
+        caplog.clear()
+        check_file_names(Ahead(run=Run(config), stages=["evaluate"], tasks=[], given=frozenset(given)))
+        return caplog.text
+
+    for key in ("data.files", "data.files.demo_topics.dev"):
+        assert "data.files.demo_topics: is not read; the tasks of this command are demo_reviews" in said(key)
+    assert said("data.files.demo_reviews.dev") == said() == "", "a file of settings may be shared"

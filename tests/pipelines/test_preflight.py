@@ -14,7 +14,8 @@ from adapt.model.gpt import GPT
 from adapt.text.tokenizer import Tokenizer
 from pipelines.stages.run import Run
 from pipelines.walk.ahead import Ahead
-from pipelines.walk.preflight import CHECKS, check_file_names
+from pipelines.walk.preflight import CHECKS
+from pipelines.walk.preflight_files import check_file_names
 from tests.support.command_line import SMALL_DEMO, SMALLEST, composed, refused
 from tests.support.tiny_models import DEMO
 

@@ -52,9 +52,7 @@ def fault_in(error: BaseException, place: Path) -> AdaptError | None:
     name = error.filename if isinstance(error, OSError) else None
     file = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else None
     where = file or place
-    if number not in _ADVICE:
-        found = _WORDS.search(said)
-        number = next((known for known in _ADVICE if found is not None and os.strerror(known) == found.group()), number)
+    number = _known_number(error) or number
     if number in _ADVICE:
         done = "opened" if number in (errno.EMFILE, errno.ENFILE) else "written"
         reason = f"{os.strerror(number)}{_free_words(where, number)}"
@@ -63,6 +61,20 @@ def fault_in(error: BaseException, place: Path) -> AdaptError | None:
     if is_gone and (number in (errno.ENOENT, errno.ENOTDIR) or os.strerror(errno.ENOENT) in said):
         return ConfigError(f"{where}: vanished while the command worked there; the same command makes it again")
     return None
+
+
+def advice_on(error: BaseException) -> str | None:
+    """Return what helps against an error of a disk, in words; None where it is no fault of the machine's that is known."""
+    number = _known_number(error)
+    return None if number is None else _ADVICE[number]
+
+
+def _known_number(error: BaseException) -> int | None:
+    """Return an error's number if there is advice on it; some libraries give it in words only."""
+    if isinstance(error, OSError) and error.errno in _ADVICE:
+        return error.errno
+    found = _WORDS.search(str(error))
+    return next((known for known in _ADVICE if found is not None and os.strerror(known) == found.group()), None)
 
 
 @contextlib.contextmanager

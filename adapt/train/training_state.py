@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adapt.core.errors import CheckpointError, ConfigError, TrainingError
+from adapt.core.faults import advice_on
 from adapt.core.typed import from_plain, to_plain
 from adapt.model.buffers import named_state
 from adapt.train.engine import Engine
@@ -112,8 +113,10 @@ class StateWriter:
             raise error
         kept = _states(self._work)
         rest = f"the one of step {_step_of(kept[-1])} is kept and the same command goes on from it" if kept else "none is there yet"
+        advice = advice_on(error)
         raise TrainingError(
-            f"{self._work}: the state of step {self._failed_step} cannot be written ({error}); {rest}; free space on that disk"
+            f"{self._work}: the state of step {self._failed_step} cannot be written ({error}); {rest}; "
+            f"{'free space on that disk' if advice in (None, 'free space') else advice}"
         ) from error
 
     def __enter__(self) -> StateWriter:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adapt.core.errors import ConfigError
-from adapt.core.faults import fault_in, faults_in_words, need_room, refuse_closed, said_bytes, writable
+from adapt.core.faults import advice_on, fault_in, faults_in_words, need_room, refuse_closed, said_bytes, writable
 from adapt.core.limits import _of_groups, largest_file
 
 
@@ -38,6 +38,12 @@ def test_a_fault_is_one_line_that_names_a_place_and_a_remedy(error: Exception, w
     assert "\n" not in str(said.value)
     for word in [*words, "the same command goes on"]:
         assert word in str(said.value)
+
+
+def test_advice_is_known_for_faults_of_disks_only() -> None:
+    assert advice_on(OSError(errno.EROFS, os.strerror(errno.EROFS))) == "mount it for writing"
+    assert advice_on(RuntimeError("I/O error: No space left on device (os error 28)")) == "free space"
+    assert advice_on(ValueError("no number")) is None and advice_on(OSError(errno.ENOENT, os.strerror(errno.ENOENT))) is None
 
 
 def test_a_directory_that_vanished_is_named_and_a_file_that_was_never_made_is_no_fault_of_the_machine(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_a_first_state_that_cannot_be_written_is_said_in_one_clear_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_paged: bool
 ) -> None:
     monkeypatch.setattr(PlainEngine, "is_paged", is_paged)
-    reason = r"the state of step 4 cannot be written .*none is there yet; free space on that disk$"
+    reason = r"the state of step 4 cannot be written .*none is there yet; raise `ulimit -f`$"
     with small_files(), pytest.raises(TrainingError, match=reason):
         trained(made(), tmp_path)
     assert names(tmp_path) == []

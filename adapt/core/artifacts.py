@@ -70,7 +70,7 @@ class Artifact:
     inputs: Mapping[str, InputRef]
     metrics: Mapping[str, Any]
     created: str
-    seconds: float | None = None
+    seconds: float | None = field(default=None, compare=False)
 
     def file(self, name: str) -> Path:
         """Return the path of a file of this artifact.

@@ -30,7 +30,7 @@ Ids = NDArray[np.int64]
 class ExtensionConfig(Settings):
     """Extending a base's vocabulary by pieces of domain text."""
 
-    pieces: int = setting(2000, "New pieces.", least=1, unit="pieces")
+    pieces: int = setting(2000, "How many new pieces the vocabulary gets at most.", least=1, unit="pieces")
     min_count: int = setting(20, "How often a new piece occurs in the text at least.", least=2)
     max_characters: int = setting(8, "Longest new piece.", least=2, unit="characters")
     max_documents: int = setting(200_000, "Documents of data.corpus that pieces are taken from.", least=1, unit="documents")

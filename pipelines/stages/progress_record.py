@@ -2,8 +2,8 @@
 
 Each command leaves one file below its run, `<run.dir>/<run.name>/.watch/<command>.json`: the words it was given, the stage that it
 builds and since when, how far that has come, and how it ended. The file is replaced as a whole, at most once a second between
-stages, and costs nothing else: a disk that cannot take it never ends a run. A process that was killed says nothing, so whoever
-reads asks whether it is still there.
+stages, and costs nothing else: a disk that cannot take it never ends a run. A command that is refused before it has done anything
+leaves none. A process that was killed says nothing, so whoever reads asks whether it is still there.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ class ProgressRecord:
         self._record: Record | None = None
         self._due = 0.0
         self._is_unsaid = False
+        self._has_done = False  # a stage, to its end
+        self._made: list[Path] = []  # directories for the record, the innermost first
         self._lock = threading.RLock()  # the beat is a thread of its own
 
     @contextlib.contextmanager
@@ -100,6 +102,7 @@ class ProgressRecord:
             run=self._run, words=command_words(), host=socket.gethostname(), process=os.getpid(), born=_born(os.getpid()),
             started=now, at=now, stages=stages, settings=settings,
         )  # fmt: skip
+        self._made = [place for place in (self._place, *self._place.parents[:2]) if not place.exists()]
         self._forget_old()
         self._write()
         try:
@@ -109,6 +112,9 @@ class ProgressRecord:
             self._change(state=STOPPED, said="interrupted; the same command goes on from the last saved state")
             raise
         except BaseException as error:
+            if isinstance(error, AdaptError) and not self._has_done and not self._has_left_work():
+                self._withdraw()
+                raise
             lines = str(error).splitlines() or [""]
             self._change(state=FAILED, said=lines[0] if isinstance(error, AdaptError) else f"{type(error).__name__}: {lines[0]}")
             raise
@@ -120,8 +126,13 @@ class ProgressRecord:
             stage=stage, task=task, stage_started=time.time(), work=str(work.resolve()), doing=None, done=0, total=0, left_s=None
         )
 
+    def skip(self) -> None:
+        """Take note that a stage's result was there."""
+        self._has_done = True
+
     def say(self, line: str) -> None:
         """Say what came out last."""
+        self._has_done = True
         self._change(said=line, work=None, doing=None)
 
     @contextlib.contextmanager
@@ -158,13 +169,27 @@ class ProgressRecord:
                 self._record = replace(self._record, **changes)  # type: ignore[arg-type]
                 self._write()
 
+    def _has_left_work(self) -> bool:
+        return self._record is not None and self._record.work is not None and Path(self._record.work).exists()
+
+    def _withdraw(self) -> None:
+        """Remove the record, and directories that were made for it only."""
+        with self._lock, contextlib.suppress(OSError):
+            self._file().unlink(missing_ok=True)
+            for place in self._made:
+                place.rmdir()
+
+    def _file(self) -> Path:
+        assert self._record is not None
+        return self._place / f"{self._record.started:.3f}-{self._record.process}.json"
+
     def _write(self) -> None:
         assert self._record is not None
         self._due, self._is_unsaid = time.monotonic() + _BEAT_S, False
         self._record = replace(self._record, at=time.time())
         with contextlib.suppress(OSError):
             self._place.mkdir(parents=True, exist_ok=True)
-            place = self._place / f"{self._record.started:.3f}-{self._record.process}.json"
+            place = self._file()
             scratch = place.with_name(f".{place.name}")
             scratch.write_text(json.dumps(to_plain(self._record), ensure_ascii=False), encoding="utf-8")
             scratch.replace(place)

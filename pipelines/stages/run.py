@@ -230,5 +230,6 @@ class Run:
             logger.info("%s: %s (%.1f s) -> %s", label, said, time.monotonic() - started, place)
             self.progress.say(f"{label}: {said}")
         else:
+            self.progress.skip()
             logger.info("%s: unchanged, skipped -> %s", label, place)
         return artifact

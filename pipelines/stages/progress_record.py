@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from adapt.core.errors import AdaptError, CheckpointError, ConfigError
 from adapt.core.json_files import read_json
@@ -163,10 +164,10 @@ class ProgressRecord:
                 )
                 self._is_unsaid = True
 
-    def _change(self, **changes: object) -> None:
+    def _change(self, **changes: Any) -> None:
         with self._lock:
             if self._record is not None:
-                self._record = replace(self._record, **changes)  # type: ignore[arg-type]
+                self._record = replace(self._record, **changes)
                 self._write()
 
     def _has_left_work(self) -> bool:

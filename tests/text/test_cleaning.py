@@ -7,6 +7,7 @@ import json
 import random
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,8 +36,8 @@ GOOD = "这家酒店离车站很近，房间干净，早餐也不错，下次出
 REVIEW = "他家的牛肉面分量很足，汤头清淡却有味道，唯一的缺点是中午排队的人实在太多了，等了快四十分钟。"
 
 
-def reasons(*texts: str, **settings: object) -> list[str | None]:
-    return verdicts(Batch.of(texts), QualityConfig(**settings))  # type: ignore[arg-type]
+def reasons(*texts: str, **settings: Any) -> list[str | None]:
+    return verdicts(Batch.of(texts), QualityConfig(**settings))
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,7 @@ def signs() -> NDArray[np.uint8]:
     table = np.full(_TABLE, Sign.OTHER, np.uint8)
     for code in range(_BMP):
         table[code] = _sign_of(chr(code))
-    for begin, end in ((0x2_0000, 0x3_2400),):
-        table[begin:end] = Sign.HAN
+    table[0x2_0000:0x3_2400] = Sign.HAN
     table[0x1_F000:0x1_FB00] = Sign.PUNCTUATION  # pictures
     table[0xF_0000:] = Sign.BROKEN
     return table

@@ -21,7 +21,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +37,7 @@ from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig, ExactDedupFil
 from datatrove.utils.hashing import HashConfig
 from datatrove.utils.word_tokenizers import WordTokenizer
 
+from adapt.core.artifacts import write_atomically
 from adapt.core.errors import DataError
 from adapt.core.json_files import json_text
 from adapt.core.progress import progress
@@ -187,13 +188,10 @@ def _without_chatter() -> Iterator[None]:
             module.tqdm = bar
 
 
-def write_whole(place: Path, write: Callable[[Any], None]) -> None:
-    """Write a file so that it is there as a whole or not at all."""
-    scratch = place.with_name(f".{place.name}.{os.getpid()}")
+def _write_json(place: Path, value: Any) -> None:
+    """Write a JSON file so that it is there as a whole or not at all, in a directory that may be missing."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    with scratch.open("w", encoding="utf-8") as stream:
-        write(stream)
-    scratch.replace(place)
+    write_atomically(place, json_text(value))
 
 
 class _Clean(PipelineStep):
@@ -218,7 +216,7 @@ class _Clean(PipelineStep):
                 rows = sieve.sift(batch)
                 stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 yield from (_piece(row, rank) for row in rows)
-        write_whole(self.place / f"{rank:05d}.tally.json", lambda stream: stream.write(json_text(asdict(tally))))
+        _write_json(self.place / f"{rank:05d}.tally.json", asdict(tally))
         scratch.replace(self.place / f"{rank:05d}.jsonl")
 
 
@@ -311,8 +309,7 @@ class _Dropped:
 
     def __exit__(self, *raised: object) -> None:
         if self.tally.dropped:
-            place = self.place / f"{self.rank:05d}.tally.json"
-            write_whole(place, lambda stream: stream.write(json_text(asdict(self.tally))))
+            _write_json(self.place / f"{self.rank:05d}.tally.json", asdict(self.tally))
 
 
 class _Shards(PipelineStep):
@@ -330,8 +327,7 @@ class _Shards(PipelineStep):
         for piece in data:
             writer.write(_row(piece))
         writer.close()
-        listed = [asdict(shard) for shard in writer.shards]
-        write_whole(self.place / f"{rank:05d}.json", lambda stream: stream.write(json_text(listed)))
+        _write_json(self.place / f"{rank:05d}.json", [asdict(shard) for shard in writer.shards])
 
 
 class _Characters(WordTokenizer):
@@ -341,10 +337,10 @@ class _Characters(WordTokenizer):
         return list(text)
 
     def sent_tokenize(self, text: str) -> list[str]:
-        raise NotImplementedError
+        return [text]
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-        raise NotImplementedError
+        return [(0, len(text))]
 
 
 class _Signatures(library_minhash.MinhashDedupSignature):

@@ -12,7 +12,7 @@ from pipelines.config.locations import demo_dir
 from pseudo_label.leakage import plain_text
 
 SPLITS = ("unlabeled", "dev", "few", "test")
-COUNTS = {"demo_reviews": (2480, 60, 784, 30), "demo_topics": (1080, 60, 668, 30)}
+COUNTS = {"demo_reviews": (2480, 60, 1584, 30), "demo_topics": (1080, 60, 668, 30)}
 TASKS = pytest.mark.parametrize("task", list(COUNTS))
 
 

@@ -142,8 +142,8 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, where: str) -
 
     def lines() -> Iterator[str]:
         try:
-            drawn = _sample((piece for text in texts for piece in _pieces(text)), config.max_sentences)
-            yield from _within(drawn, config.memory_gb)
+            drawn, n_lines = _sample((piece for text in texts for piece in _pieces(text)), config.max_sentences)
+            yield from _within(drawn, n_lines, config.memory_gb)
         except AdaptError as error:  # SentencePiece would wrap it in an error of its own
             failures.append(error)
             raise
@@ -198,8 +198,8 @@ def _pieces(text: str) -> Iterator[str]:
             yield line
 
 
-def _within(lines: list[str], memory_gb: float | None) -> list[str]:
-    """Return the lines, of those that do not fit a budget as many drawn at random as do; say what training will take."""
+def _within(lines: list[str], n_lines: int, memory_gb: float | None) -> list[str]:
+    """Return the lines, drawn from `n_lines`; of those that do not fit a budget as many as do. Say what training will take."""
     kept = lines
     if memory_gb is not None:
         order = generator_for("tokenizer budget").permutation(len(lines))
@@ -209,24 +209,26 @@ def _within(lines: list[str], memory_gb: float | None) -> list[str]:
     size = sum(map(len, kept))
     logger.info(
         "tokenizer: training on %s of %s lines, %s characters: about %.1f GB of memory",
-        f"{len(kept):,}", f"{len(lines):,}", f"{size:,}", size * _BYTES_A_CHARACTER / 1e9,
+        f"{len(kept):,}", f"{n_lines:,}", f"{size:,}", size * _BYTES_A_CHARACTER / 1e9,
     )  # fmt: skip
     return kept
 
 
-def _sample(lines: Iterable[str], size: int) -> list[str]:
-    """Draw at most `size` lines, each with the same chance (reservoir sampling), the same ones every time.
+def _sample(lines: Iterable[str], size: int) -> tuple[list[str], int]:
+    """Draw at most `size` lines, each with the same chance (reservoir sampling), the same ones every time; count all lines.
 
     SentencePiece's own sampling differs from process to process.
     """
     random = generator_for("tokenizer sample")
     kept: list[str] = []
-    for count, line in enumerate(lines):
+    count = 0
+    for line in lines:
         if count < size:
             kept.append(line)
         elif (place := int(random.integers(count + 1))) < size:
             kept[place] = line
-    return kept
+        count += 1
+    return kept, count
 
 
 def _appended(model_bytes: bytes, pieces: Sequence[str], below: float) -> bytes:

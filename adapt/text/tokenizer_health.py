@@ -1,7 +1,7 @@
 """Health of a tokenizer on texts: tokens per text, characters spelt in bytes, losses in a round trip, reachable special tokens.
 
 Everything is asked through `TextTokenizer`, so that it holds for any vocabulary. A piece is a part of a character where it is a
-byte (`<0xE4>`), or where it decodes to U+FFFD: that covers byte fallback and byte-level vocabularies.
+byte of several (`<0xE4>`), or where it decodes to U+FFFD: that covers byte fallback and byte-level vocabularies.
 
 Sources: characters a token and byte fallback as in Rust et al. 2021 (arXiv:2012.15613, fertility) and Petrov et al. 2023
 (arXiv:2305.15425).
@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 
 from adapt.text.contract import TextTokenizer
 
-_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_FIRST_PART = 0x80  # of UTF-8: a byte below it is a character, such as the end of a line
 _LIKE_SPECIAL = re.compile(r"<[^<>\s]{1,60}>|\[[A-Z][A-Z_0-9]{1,30}\]")
 _REPLACEMENT = "\ufffd"
 _BATCH = 512
@@ -106,7 +107,8 @@ class Pieces:
         """Say whether a token is a piece of a character, as bytes are."""
         if token not in self._known:
             piece = self._tokenizer.pieces([token])[0]
-            is_byte = _BYTE.fullmatch(piece) is not None
+            byte = _BYTE.fullmatch(piece)
+            is_byte = byte is not None and int(byte[1], 16) >= _FIRST_PART
             self._known[token] = is_byte or (piece != _REPLACEMENT and _REPLACEMENT in self._tokenizer.decode([token]))
         return self._known[token]
 

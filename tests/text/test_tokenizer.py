@@ -180,10 +180,10 @@ def test_a_mistake_in_the_corpus_comes_through_as_it_is() -> None:
 def test_a_budget_takes_fewer_lines_from_all_over_and_says_what_it_takes(caplog: pytest.LogCaptureFixture) -> None:
     lines = [f"{number:010d}" for number in range(1000)]
     with caplog.at_level("INFO"):
-        assert _within(lines, None) is lines
-        some = _within(lines, 1e-9 * 85 * 2505)
-    assert len(some) == 250 and some == sorted(some) and some == _within(lines, 1e-9 * 85 * 2505)
+        assert _within(lines, 3000, None) is lines
+        some = _within(lines, 3000, 1e-9 * 85 * 2505)
+    assert len(some) == 250 and some == sorted(some) and some == _within(lines, 3000, 1e-9 * 85 * 2505)
     assert 60 < sum(line < lines[300] for line in some) < 90
-    assert "training on 250 of 1,000 lines, 2,500 characters" in caplog.text
+    assert "training on 250 of 3,000 lines, 2,500 characters" in caplog.text
     with pytest.raises(ConfigError, match=r"memory_gb: 0\.0 is out of range"):
         TokenizerConfig(memory_gb=0.0)

@@ -46,6 +46,11 @@ def test_many_bytes_are_a_warning_that_names_the_commonest_characters() -> None:
     assert byte_findings(health_of(LongestMatch([*CHARACTERS, "葩", "犟"]), "planted", ["好吃", "葩犟"])) == []
 
 
+def test_a_character_of_one_byte_is_no_part_of_one() -> None:
+    found = health_of(LongestMatch(CHARACTERS), "planted", ["好吃\n不好\n"])
+    assert (found.tokens, found.part_tokens, found.spelt) == (6, 0, {})
+
+
 def test_unknown_characters_are_lost_and_said_with_an_example() -> None:
     found = health_of(LongestMatch(CHARACTERS, has_bytes=False), "planted", ["好吃", "好葩吃"])
     assert found.unknown_tokens == 1

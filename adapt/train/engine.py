@@ -40,7 +40,7 @@ from adapt.train.divergence import where_gradients_break
 from adapt.train.engine_config import EngineConfig, GradientCommunication, deepspeed_config
 from adapt.train.loss_scale import LossScale
 from adapt.train.model_preparation import check_is_scaled, groups_by_format, kept_exact, router_parameters, set_recompute
-from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments, make_optimizer, parameter_groups
+from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments, make_optimizer, parameter_groups, set_learning_rate
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.paged_adamw import Paging
 
@@ -168,8 +168,7 @@ class Engine:
             yield from zip(self._zero.params_in_partition[index], own, strict=False)  # a rank may hold only padding
 
     def _take_step(self, lr: float) -> None:
-        for group in self._zero.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self._zero.param_groups, lr)
         self._engine.step()
 
     def _checked_norm(self, norm: float) -> float:

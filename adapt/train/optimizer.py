@@ -32,16 +32,43 @@ class StepOutcome:
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Split the parameters that are trained into those with weight decay (matrices) and those without (biases, norms)."""
+    """Split the parameters that are trained into those with weight decay (matrices) and those without (biases, norms).
+
+    Where token tables have a learning rate of their own they are a group too; `lr_ratio` is what a group's rate is multiplied by.
+    """
+    tables = _token_tables(model) if config.embedding_lr_ratio != 1 else frozenset()
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
+    apart: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         is_plain = name.endswith("bias") or "norm" in name
-        (plain if is_plain else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        (apart if id(parameter) in tables else plain if is_plain else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+        {"params": apart, "weight_decay": config.weight_decay, "lr_ratio": config.embedding_lr_ratio},
+    ]
     return [group for group in groups if group["params"]]
+
+
+def set_learning_rate(groups: Sequence[dict[str, Any]], lr: float) -> None:
+    """Give each of an optimizer's groups its learning rate of a step."""
+    for group in groups:
+        group["lr"] = lr * group.get("lr_ratio", 1.0)
+
+
+def _token_tables(model: nn.Module) -> frozenset[int]:
+    """Return which parameters have a row for each token: input embeddings and the output layer, often the same."""
+    n_tokens = getattr(model, "vocab_size", None)
+    rows = {nn.Embedding: "num_embeddings", nn.Linear: "out_features"}
+    return frozenset(
+        id(module.weight)
+        for module in model.modules()
+        for kind, size in rows.items()
+        if isinstance(module, kind) and getattr(module, size) == n_tokens
+    )
 
 
 def make_optimizer(

@@ -49,6 +49,12 @@ class OptimizerConfig(Settings):
     beta1: float = setting(0.9, "Decay of the gradient's running mean.", least=0, below=1)
     beta2: float = setting(0.95, "Decay of the squared gradient's running mean.", least=0, below=1)
     eps: float = setting(1e-8, "Added to the root of the second moment.", least=0)
+    embedding_lr_ratio: float = setting(
+        1.0,
+        "Learning rate of the token embeddings and the output layer as a multiple of that of all else; above 1 for new pieces.",
+        least=0,
+        hint="0 keeps them as they are",
+    )
     weight_decay: float = setting(0.1, "Decoupled weight decay per unit of learning rate.", least=0, hint="0 is none")
     clip: float = setting(1.0, "Largest global gradient norm; larger gradients are scaled to it.", least=0, hint="0 clips nothing")
 

@@ -62,6 +62,7 @@ def plain_loop_of(
 ) -> dict[str, Any]:
     """Train a model whose trained parameters were chosen."""
     optimizer = make_optimizer(model, settings)
+    tables = [model.embedding.weight] if isinstance(model, GPT) else []
     shares = [torch.full((n,), 1.0 / n, dtype=torch.float64) for n in model.expert_counts]
     order = StepOrder(n_rows=len(rows), batch=batch_rows, seed=5)
     history = []
@@ -74,7 +75,8 @@ def plain_loop_of(
         part.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(OPTIMIZER, step, steps)
+            is_of_tokens = any(parameter is table for parameter in group["params"] for table in tables)
+            group["lr"] = learning_rate(OPTIMIZER, step, steps) * (settings.embedding_lr_ratio if is_of_tokens else 1)
         if step + 1 not in skipped:
             optimizer.step()
             model.after_step([layer.counts_E for layer in part.layers])

@@ -9,7 +9,7 @@ import torch
 
 from adapt.core.errors import ConfigError
 from adapt.model.gpt import GPT
-from adapt.train.optimizer import parameter_groups
+from adapt.train.optimizer import parameter_groups, set_learning_rate
 from adapt.train.optimizer_config import OptimizerConfig, Schedule, learning_rate
 from tests.support.every_case import for_every
 from tests.support.tiny_models import tiny_config
@@ -109,6 +109,22 @@ def test_norms_and_biases_do_not_decay(experts: list[int]) -> None:
         is_bias = name.split(".")[-1] in ("bias", "up_bias", "down_bias")
         is_norm = isinstance(model.get_submodule(name.rpartition(".")[0]), torch.nn.LayerNorm)
         assert decay_of[id(parameter)] == (0.0 if is_bias or is_norm else 0.3), name
+
+
+def test_token_tables_have_a_group_where_their_rate_differs() -> None:
+    model = GPT(tiny_config())
+    *others, tables = parameter_groups(model, OptimizerConfig(lr=0.1, embedding_lr_ratio=3.0))
+    assert tables["params"] == [model.embedding.weight], "positions are none"
+    assert sum(len(group["params"]) for group in others) == len(list(model.parameters())) - 1
+    optimizer = torch.optim.AdamW([*others, tables])
+    set_learning_rate(optimizer.param_groups, 0.2)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.2, pytest.approx(0.6)]
+    assert len(parameter_groups(model, OptimizerConfig())) == 2
+    untied = torch.nn.ModuleDict({"in": torch.nn.Embedding(7, 4), "middle": torch.nn.Linear(4, 4), "out": torch.nn.Linear(4, 7)})
+    untied.vocab_size = 7  # type: ignore[assignment]
+    apart = parameter_groups(untied, OptimizerConfig(embedding_lr_ratio=0.0))[-1]
+    assert [id(parameter) for parameter in apart["params"]] == [id(untied["in"].weight), id(untied["out"].weight)]
+    assert apart["lr_ratio"] == 0
 
 
 def test_groups_make_an_optimizer_that_shrinks_matrices_alone() -> None:

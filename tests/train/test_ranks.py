@@ -56,7 +56,7 @@ def plain() -> dict[tuple[object, ...], dict[str, Any]]:
 def test_ranks_give_the_ledger_and_weights_of_a_plain_loop(results: Results, plain: Any, n_ranks: int, name: str) -> None:
     kind, objective, *_ = CASES[name]
     trains, settings = TRAINED.get(name, Trained.ALL), optimizer_of(name)
-    key = (kind, objective, trains, settings.algorithm, name == WEIGHTED)
+    key = (kind, objective, trains, settings.algorithm, settings.embedding_lr_ratio, name == WEIGHTED)
     if key not in plain:
         plain[key] = plain_loop(
             MODELS[kind], OBJECTIVES[objective], rows_of(name), STEPS,

@@ -72,6 +72,8 @@ CASES = {
     "sparse, ZeRO-0": ("sparse", ("clm", "step"), 4, 1, 0),
     "LAMB, ZeRO-0": ("sigmoid bias", ("clm", "step"), 4, 1, 0),
     "experts alone": ("sparse", ("clm", "step"), 4, 1, 2),
+    "tables faster, ZeRO-2": ("sparse", ("clm", "step"), 4, 1, 2),
+    "tables faster, ZeRO-0": ("sparse", ("clm", "step"), 4, 1, 0),
     "noise and z-loss": ("noisy", ("clm", "step"), 3, 16, 2),
     "large margin": ("large margin", ("clm", "step"), 4, 1, 2),
     "expert choice": ("expert choice", ("clm", "step"), 4, 1, 1),
@@ -86,13 +88,14 @@ FROZEN = "frozen in bf16"
 FAST = {
     1: ("dense, other micro-batches and padding", "large margin"),
     2: (
-        "sparse, one cut", "sparse, other micro-batches and padding", WEIGHTED, "LAMB, ZeRO-0", "experts alone", "expert choice",
-        "sigmoid bias", f"{RESUMED[0]}, resumed", FROZEN,
+        "sparse, one cut", "sparse, other micro-batches and padding", WEIGHTED, "LAMB, ZeRO-0", "tables faster, ZeRO-2",
+        "experts alone", "expert choice", "sigmoid bias", f"{RESUMED[0]}, resumed", FROZEN,
     ),
 }  # fmt: skip
 # A key bias has no effect on attention: its true gradient is 0, what arrives is rounding, and Adam with eps 1e-8 would blow that
 # up to full-size steps of random sign. eps well above rounding keeps the update a continuous function of the gradient.
 OPTIMIZER = OptimizerConfig(lr=3e-3, clip=0.5, eps=1e-5)
+TABLES_RATIO = 3.0  # of the learning rate of token tables to the others'
 
 
 def readings(form: LabelForm) -> list[Reading]:
@@ -124,6 +127,8 @@ def rows_of(name: str) -> list[list[Reading]]:
 
 
 def optimizer_of(name: str) -> OptimizerConfig:
+    if name.startswith("tables faster"):
+        return replace(OPTIMIZER, embedding_lr_ratio=TABLES_RATIO)
     return replace(OPTIMIZER, algorithm=Algorithm.LAMB) if name.startswith("LAMB") else OPTIMIZER
 
 

@@ -17,12 +17,13 @@ from markupsafe import Markup
 from adapt.core.errors import shown as as_text
 from pipelines.report_page.drawing import Axis, Drawing, Glyph, Layer
 
-_HEIGHT, _ROW_HEIGHT, _FRAME = 260, 16, 70
+_HEIGHT, _ROW_HEIGHT, _FRAME, _LEGEND_HEIGHT = 260, 16, 70, 26
+_ROW_FILLED = 0.8  # of a row's height, between the series in it
 _GREY = "#7a7a7a"
 _MOST_NAMED = 20
 _MOST_LISTED = 200
 _MOST_WRITTEN, _MOST_WIDE = 80, 8  # cells, and columns, of a heat map that has its values written into it
-_LONGEST_NAME = 36
+_LONGEST_NAME = 40
 _PALETTE = ("#ffffcc", "#ffeda0", "#fed976", "#feb24c", "#fd8d3c", "#fc4e2a", "#e31a1c", "#bd0026", "#800026")
 _SCRIPTS = ("bokeh.min.js", "bokeh-api.min.js")
 _AT = {"x": "x", "y": "y"}
@@ -121,24 +122,31 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float]], y_label: str) -> Ch
 
 
 def interval_chart(title: str, intervals: Sequence[Interval], low: float, high: float, unit: str) -> Chart:
-    """Draw values with their intervals from left to right, a row per name and series."""
+    """Draw values with their intervals from left to right: a row for each name, in it the series below each other by colour."""
     shown = [item for item in intervals if all(map(math.isfinite, (item.value, item.low, item.high)))]
     series = list(dict.fromkeys(item.series for item in shown))
-    by_row = {name: place for place, name in enumerate(dict.fromkeys(item.row for item in shown))}
-    shown.sort(key=lambda item: by_row[item.row])
-    places = [_short(f"{item.row} · {item.series}") for item in shown]
-    names = list(dict.fromkeys(reversed(places)))
+    by_row: dict[str, list[Interval]] = {}
+    for item in shown:
+        by_row.setdefault(item.row, []).append(item)
+    shown = [item for items in by_row.values() for item in items]
+    most = max(map(len, by_row.values()), default=1)
+    places = [
+        (name, ((len(items) - 1) / 2 - number) * _ROW_FILLED / most)
+        for name, items in zip(_distinct(list(by_row)), by_row.values(), strict=True)
+        for number in range(len(items))
+    ]
     layers = []
     for index, name in enumerate(series):
         own = [(place, item) for place, item in zip(places, shown, strict=True) if item.series == name]
         columns = {key: [getattr(item, key) for _, item in own] for key in ("value", "low", "high", "row", "series")}
         bar = {"x0": "low", "x1": "high", "y0": "place", "y1": "place"}
-        glyphs = _with_interval(bar, {"x": "value", "y": "place"}, COLOURS[index % len(COLOURS)])
+        legend = as_text(name) if len(series) > 1 else None
+        glyphs = _with_interval(bar, {"x": "value", "y": "place"}, COLOURS[index % len(COLOURS)], legend)
         layers.append(Layer(columns={"place": [place for place, _ in own], **columns}, glyphs=glyphs))
     drawing = Drawing(
-        height=_FRAME + _ROW_HEIGHT * max(len(names), 4),
+        height=_FRAME + (_LEGEND_HEIGHT if len(series) > 1 else 0) + _ROW_HEIGHT * max(len(by_row) * most, 4),
         x=Axis(label=unit.strip(), ends=(low, low + 1.02 * max(high - low, 1e-9))),
-        y=Axis(names=names),
+        y=Axis(names=_distinct(list(by_row))[::-1]),
         layers=layers,
         tooltips=[("", "@row, @series"), ("value", "@value{0.0} [@low{0.0}, @high{0.0}]")],
         hovers_rows=True,

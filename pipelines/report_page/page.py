@@ -19,7 +19,9 @@ from pipelines.report_page.drawing import as_script
 from pipelines.report_page.templates import template
 
 # A number, with its unit, an interval, or nothing to say; digests and dates are texts.
-_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( (%|s|[kMGT]?B|bytes))?( to [-+]?[\d.,]+)?|-")
+_ENDS = r"( \[[-+\d.,]+, [-+\d.,]+\]( =)?( \([-+\d., to]+\))?)?"
+_LONGEST_IN_ONE_LINE = 24
+_NUMBER = re.compile(rf"[-+]?[\d.,]+(e[-+]?\d+)?( (%|s|[kMGT]?B|bytes))?( to [-+]?[\d.,]+)?{_ENDS}|-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,5 +105,5 @@ def _groups(section: Section, numbered: dict[int, int]) -> list[dict[str, Any]]:
 
 
 def _cell(cell: str) -> Markup:
-    kind = "number" if _NUMBER.fullmatch(cell) else "text"
+    kind = "number" if _NUMBER.fullmatch(cell) else "text" if len(cell) > _LONGEST_IN_ONE_LINE else "text short"
     return Markup('<td class="{}">{}</td>').format(kind, shown(cell))

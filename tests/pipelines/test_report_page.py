@@ -27,6 +27,7 @@ from pipelines.report_page.page import Lead, Section, code, heading, note, page,
 
 HOSTILE = """<script>alert("1")</script></script><img src='http://evil/x' onerror=alert(1)> & {{ 7 * 7 }} 好评"""
 UNSEEN = "a\x1b[31mb\u202ec\x00d\u2066"
+INTERVALS = ["45.0 [40.9, 49.2]", "-5.5 [-14.5, +4.0] =", "46.0 [41.2, 51.0] (42.0, 50.0)", "46.0 [41.2, 51.0] (42.0 to 50.0)"]
 NAN, INF = math.nan, math.inf
 
 
@@ -142,7 +143,7 @@ def test_table_cells_are_escaped_and_all_there() -> None:
     outline = Outline(table(["<b>", "n"], [["<i>x</i>", "1"], ['"&"', "-2.5"], ["", ""]]))
     assert outline.text == ["<b>", "n", "<i>x</i>", "1", '"&"', "-2.5"]
     kinds = [value for key, value in outline.attributes if key == "class"]
-    assert kinds == ["wide", "text", "number", "text", "number", "text", "text"]
+    assert kinds == ["wide", "text short", "number", "text short", "number", "text short", "text short"]
     assert Outline(table([], [])).open == []
 
 
@@ -187,7 +188,10 @@ def test_a_bar_chart_draws_a_bar_for_each_value(bars: list[tuple[str, float]]) -
 def test_an_interval_chart_puts_the_series_of_a_row_below_each_other() -> None:
     items: Sequence[Interval] = [intervals("b")[0], intervals("a")[0], intervals("b")[1], *intervals("c")[:0]]
     chart = interval_chart("accuracy", [*items, Interval(row="x", series="y", value=NAN, low=0, high=1)], 0, 100, " %")
-    assert list(chart.drawing.y.names or [])[::-1] == ["b · base", "b · adapted", "a · base"]
+    assert list(chart.drawing.y.names or []) == ["a", "b"], "the first row is on top"
+    by_series = [layer.columns["place"] for layer in chart.drawing.layers]
+    assert by_series == [[("b", 0.2), ("a", 0.0)], [("b", -0.2)]], "the first series is above the second"
+    assert [layer.glyphs[1].legend for layer in chart.drawing.layers] == ["base", "adapted"]
     assert [row[:2] for row in chart.rows] == [["b", "base"], ["b", "adapted"], ["a", "base"]]
     assert is_empty(interval_chart("accuracy", [], 50, 50, ""))
 
@@ -206,15 +210,16 @@ def test_a_heat_map_has_a_cell_for_each_value_and_lists_the_largest_first() -> N
 
 
 @pytest.mark.parametrize(
-    "cell", ["3", "-2.5", "+1.5", "1,234", "61.2", "12.5 %", "585 MB", "30.1 to 54.3", "-5.9 to +1.4", "-", "1e-05"]
+    "cell", ["3", "-2.5", "+1.5", "1,234", "61.2", "12.5 %", "585 MB", "30.1 to 54.3", "-5.9 to +1.4", "-", "1e-05", *INTERVALS]
 )
 def test_numbers_stand_to_the_right(cell: str) -> None:
     assert 'class="number"' in table(["n"], [[cell]])
 
 
-@pytest.mark.parametrize("cell", ["0c715bdc61f7fbad", "2026-11-29T15:55:22+00:00", "3 of 4", "[4]", "1 row", ""])
+@pytest.mark.parametrize("cell", ["0c715bdc61f7fbad", "2026-11-29T15:55:22", "3 of 4", "[4]", "1 row", ""])
 def test_digests_dates_and_words_are_text(cell: str) -> None:
-    assert 'class="text"' in table(["n"], [[cell]])
+    assert 'class="text short"' in table(["n"], [[cell]])
+    assert 'class="text"' in table(["n"], [[5 * f"{cell} and more"]]), "long ones may break"
 
 
 def test_small_heat_maps_have_their_values_written_and_share_a_scale_where_asked() -> None:

@@ -149,7 +149,7 @@ def interval_chart(title: str, intervals: Sequence[Interval], low: float, high: 
         y=Axis(names=_distinct(list(by_row))[::-1]),
         layers=layers,
         tooltips=[("", "@row, @series"), ("value", "@value{0.0} [@low{0.0}, @high{0.0}]")],
-        hovers_rows=True,
+        hover="hline",
     )
     rows = [[item.row, item.series, f"{item.value:.1f}", f"{item.low:.1f} to {item.high:.1f}"] for item in shown]
     return Chart(title=title, drawing=drawing, header=("", "", f"value{unit}", "95 % interval"), rows=rows)
@@ -194,6 +194,7 @@ def choice_chart(title: str, choices: Sequence[Choice], setting: str, unit: str)
         y=Axis(label=unit.strip()),
         layers=layers,
         tooltips=[("", "@name, @series"), ("value", "@value{0.0} [@low{0.0}, @high{0.0}]")],
+        hover="vline",
     )
     rows = [[one.choice, one.series, one.name, f"{one.value:.1f}", f"{one.low:.1f} to {one.high:.1f}"] for one in shown]
     return Chart(title=title, drawing=drawing, header=(setting, "", "point", f"value{unit}", "95 % interval"), rows=rows)

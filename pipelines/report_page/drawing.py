@@ -57,7 +57,10 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A chart's axes and layers. `tooltips` are (name, text with @columns), shown for the mark at the pointer, or in its row."""
+    """A chart's axes and layers. `tooltips` are (name, text with @columns).
+
+    They show for marks at the pointer (`hover` is mouse), anywhere in its row (hline), or above and below it (vline).
+    """
 
     height: int
     x: Axis
@@ -66,7 +69,7 @@ class Drawing:
     tooltips: Sequence[tuple[str, str]]
     x_is_above: bool = False
     has_grid: bool = True
-    hovers_rows: bool = False
+    hover: str = "mouse"
 
     @property
     def is_empty(self) -> bool:

@@ -136,10 +136,8 @@ def test_values_show_on_hover_and_stand_in_a_table_under_a_name(wide: Seen, capt
     box = canvas.bounding_box()
     assert box is not None
     tooltip = wide.page.locator(".bk-tooltip-content", has_text=re.compile(words)).first
-    across = (0.05 * step for step in range(2, 20))
-    places = [(x, y) for x in across for y in (0.2, 0.3, 0.4, 0.5)]
-    for x, y in places:  # marks are small
-        wide.page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=2)
+    for place in [0.01 * step for step in range(15, 75)]:  # all in a row, or above and below each other, show
+        wide.page.mouse.move(box["x"] + place * box["width"], box["y"] + 0.4 * place * box["height"])
         if tooltip.count():
             break
     tooltip.wait_for()

@@ -51,8 +51,8 @@ def pages(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         if point.is_done:
             right = RIGHT[point.settings[ROUTER]] + number
             bits = ("1" * right).ljust(len(GOLD), "0")
-            base, seed = {"raw": CHANCE}, int(point.settings["seed"])
-            make_run(root, point.run, {"raw": bits}, base=base, task=point.settings["tasks"], seed=seed, gold=GOLD)
+            base, own_seed = {"raw": CHANCE}, int(point.settings["seed"])
+            make_run(root, point.run, {"raw": bits}, base=base, task=point.settings["tasks"], seed=own_seed, gold=GOLD)
     page_of_run = root / points[0].run / "report" / "report.html"
     page_of_run.parent.mkdir()
     page_of_run.write_text("<!doctype html><title>a run</title>", encoding="utf-8")

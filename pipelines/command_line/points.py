@@ -24,6 +24,7 @@ from pipelines.command_line.sweep import (
     DIED,
     announce,
     begin,
+    lock_of_sweep,
     place_of_points,
     record_end,
     recorded,
@@ -111,7 +112,7 @@ def run_point(point: PointRecord, read: Callable[[], PipelineConfig], act: Act, 
     with free_slot(place) as slot:
         announce(point, slot.words)
         record_end(replace(point, error=DIED))
-        how = in_own_process(lambda: _run_in_slot(point, slot, read, act))
+        how = in_own_process(lambda: _run_in_slot(point, slot, read, act), lock_of_sweep(place))
         if how is not None:
             record_end(replace(point, error=how))
             logger.info("%s failed: %s", point.name, how)

@@ -91,17 +91,17 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     return [str(number) for number, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 
-def in_own_process(work: Callable[[], None]) -> str | None:
+def in_own_process(work: Callable[[], None], sweep: Path | None = None) -> str | None:
     """Do some work in a forked process that ends with this one; return how it died, None where it ended by itself.
 
-    An error of the work is printed there, as it would be here.
+    An error of the work is printed there, as it would be here. `sweep` is a file that the sweep's process has locked: when that
+    was killed, both processes end too, since a launcher's process would go on with the next point for nobody.
     """
     _flush()
     parent = os.getpid()
     child = os.fork()
     if child:
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        return f"its process was killed (signal {-code})" if code < 0 else None
+        return _end_of(child, sweep)
     code = 1
     try:
         if sys.platform == "linux":
@@ -116,6 +116,21 @@ def in_own_process(work: Callable[[], None]) -> str | None:
     finally:
         _flush()
         os._exit(code)
+
+
+def _end_of(child: int, sweep: Path | None) -> str | None:
+    """Wait until a process ends; return how it died. End it and this one where the sweep's process is gone."""
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            return f"its process was killed (signal {-code})" if code < 0 else None
+        if sweep is not None:
+            with tried(sweep) as is_gone:
+                if is_gone:
+                    os.kill(child, signal.SIGKILL)
+                    os._exit(1)
+        time.sleep(_POLL_S)
 
 
 def _flush() -> None:

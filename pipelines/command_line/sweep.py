@@ -57,6 +57,11 @@ def place_of_points() -> Path | None:
     return Path(os.environ[_PLACE]) if os.environ.get(_PLACE) else None
 
 
+def lock_of_sweep(place: Path) -> Path:
+    """Return the file that a sweep's process has locked for as long as it lives."""
+    return place / _LOCK
+
+
 def sweep_directory() -> Path:
     """Return the directory of the sweep whose points these are."""
     place = place_of_points()

@@ -1,1 +1,1 @@
-"""Figures and pages of reports: one HTML file each, without scripts."""
+"""Figures and pages of reports: one HTML file each."""

@@ -26,12 +26,21 @@ class Cell:
     title: str = ""
 
 
-def filter_table(name: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], chosen_by: Sequence[str]) -> Markup:
-    """Return the table; columns of `chosen_by` with two or more values can be chosen from. `name` is its place in the page."""
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column's head, what shows on hover of it, and whether its values can be chosen from."""
+
+    name: str
+    title: str = ""
+    is_chosen_by: bool = False
+
+
+def filter_table(name: str, header: Sequence[Column], rows: Sequence[Sequence[Cell]]) -> Markup:
+    """Return the table; columns with two or more values can be chosen from where they say so. `name` is its place in the page."""
     columns = []
     for place, head in enumerate(header):
-        values = list(dict.fromkeys(shown(row[place].text) for row in rows)) if head in chosen_by else []
+        values = list(dict.fromkeys(shown(row[place].text) for row in rows)) if head.is_chosen_by else []
         choices = values if 2 <= len(values) <= _MOST_CHOICES else []
-        columns.append({"name": shown(head), "place": place, "choices": choices})
+        columns.append({"name": shown(head.name), "title": shown(head.title), "place": place, "choices": choices})
     cells = [[replace(cell, text=shown(cell.text), title=shown(cell.title)) for cell in row] for row in rows]
     return Markup(template("filter_table.html").render(id=name, columns=columns, rows=cells))

@@ -14,11 +14,14 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from adapt.core.errors import shown
-from pipelines.report_page.charts import Chart, drawn, library
+from pipelines.report_page.charts import Chart, library
+from pipelines.report_page.drawing import as_script
 from pipelines.report_page.templates import template
 
 # A number, with its unit, an interval, or nothing to say; digests and dates are texts.
-_NUMBER = re.compile(r"[-+]?[\d.,]+(e[-+]?\d+)?( (%|s|[kMGT]?B|bytes))?( to [-+]?[\d.,]+)?|-")
+_ENDS = r"( \[[-+\d.,]+, [-+\d.,]+\]( =)?( \([-+\d., to]+\))?)?"
+_LONGEST_IN_ONE_LINE = 24
+_NUMBER = re.compile(rf"[-+]?[\d.,]+(e[-+]?\d+)?( (%|s|[kMGT]?B|bytes))?( to [-+]?[\d.,]+)?{_ENDS}|-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,26 +76,26 @@ def page(title: str, sections: Sequence[Section], lead: Sequence[str | Lead] = (
     """Return the whole page; `lead` are the sentences that say what came out."""
     leads = [one if isinstance(one, Lead) else Lead(sentence=one) for one in lead]
     charts = [part for section in sections for part in section.parts if isinstance(part, Chart)]
-    script, places = drawn(charts)
-    numbered = {id(chart): (number, place) for number, (chart, place) in enumerate(zip(charts, places, strict=True))}
+    numbered = {id(chart): number for number, chart in enumerate(charts)}
     laid_out = [{"title": shown(section.title), "groups": _groups(section, numbered)} for section in sections]
     return template("page.html").render(
         title=shown(title),
         lead=[{"sentence": shown(one.sentence), "details": [shown(detail) for detail in one.details]} for one in leads],
         sections=laid_out,
-        script=script,
+        drawings=as_script([chart.drawing for chart in charts]),
+        has_charts=bool(charts),
         library=library() if charts else "",
         table=table,
     )
 
 
-def _groups(section: Section, numbered: dict[int, tuple[int, str]]) -> list[dict[str, Any]]:
+def _groups(section: Section, numbered: dict[int, int]) -> list[dict[str, Any]]:
     """Return a section's parts with charts that follow each other put together."""
     groups: list[dict[str, Any]] = []
     for part in section.parts:
         if isinstance(part, Chart):
-            number, place = numbered[id(part)]
-            chart = {"number": number, "place": place, "title": shown(part.title), "header": part.header, "rows": part.rows}
+            chart = {"number": numbered[id(part)], "title": shown(part.title), "header": part.header, "rows": part.rows}
+            chart["height"] = part.drawing.height
             if not groups or not groups[-1]["charts"]:
                 groups.append({"charts": [], "html": ""})
             groups[-1]["charts"].append(chart)
@@ -102,5 +105,5 @@ def _groups(section: Section, numbered: dict[int, tuple[int, str]]) -> list[dict
 
 
 def _cell(cell: str) -> Markup:
-    kind = "number" if _NUMBER.fullmatch(cell) else "text"
+    kind = "number" if _NUMBER.fullmatch(cell) else "text" if len(cell) > _LONGEST_IN_ONE_LINE else "text short"
     return Markup('<td class="{}">{}</td>').format(kind, shown(cell))

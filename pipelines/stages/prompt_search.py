@@ -86,7 +86,7 @@ class PromptSearch(Stage[PromptSearchReads]):
     """Judge the prompts of `prompt_search.file`, or the task's own."""
 
     name = NAME
-    version = 3  # the same figures are the same bytes
+    version = 4  # charts are drawn in the browser when they come into view
 
     def reads(self, run: Run, task: TaskConfig | None) -> PromptSearchReads:
         """Raise ConfigError where an entry of the file is malformed."""

@@ -55,7 +55,7 @@ class Report(Stage[ReportReads]):
     """Draw whatever the run has so far."""
 
     name = NAME
-    version = 3  # the same figures are the same bytes; experts, prompts by token, teachers' views, forgetting, cost, commands
+    version = 4  # charts are drawn in the browser when they come into view
     is_per_task = False
 
     def reads(self, run: Run, task: TaskConfig | None) -> ReportReads:

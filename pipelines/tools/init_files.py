@@ -179,7 +179,7 @@ def _why_numbered(ids: Sequence[int | str | None]) -> str | None:
     """Return why ids cannot be kept; None where they can."""
     there = [str(one) for one in ids if one is not None]
     if not there:
-        return "the file has none"
+        return "no row has one (column id or idx)"
     if len(there) < len(ids):
         return f"{len(ids) - len(there):,} rows have none"
     value, count = Counter(there).most_common(1)[0]

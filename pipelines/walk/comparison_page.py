@@ -15,7 +15,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from pipelines.report_page.charts import Chart, Choice, Interval, choice_chart, interval_chart
-from pipelines.report_page.filter_table import Cell, filter_table
+from pipelines.report_page.filter_table import Cell, Column, filter_table
 from pipelines.report_page.page import Section, note, page, table
 from pipelines.stages.products import REPORT_FILE
 from pipelines.walk.comparison import Comparison
@@ -134,8 +134,15 @@ def _points(found: Comparison, settings: Sequence[str], root: Path, place: Path)
                 *[Cell(text=cell, kind=_kind(cell)) for cell in cells[at["rows"] : at["status"]]],
             ]
         )
-    header = ["point", "status", "task", *shown, *laid.header[at["rows"] : at["status"]]]
-    return filter_table("points", header, rows, ["status", "task", *shown])
+    short = _short_keys(shown)
+    header = [
+        Column(name="point"),
+        Column(name="status", is_chosen_by=True),
+        Column(name="task", is_chosen_by=True),
+        *[Column(name=short[key], title=key if short[key] != key else "", is_chosen_by=True) for key in shown],
+        *[Column(name=name) for name in laid.header[at["rows"] : at["status"]]],
+    ]
+    return filter_table("points", header, rows)
 
 
 def _kind(cell: str) -> str:
@@ -158,13 +165,18 @@ def labels_of(points: Sequence[PointRecord]) -> dict[str, str]:
     A key is shown by its last part where that is enough.
     """
     keys = [key for key in differing_settings(points) if key not in _TASK_KEYS]
-    last = {key: re.split(r"[./]", key)[-1] for key in keys}
-    short = {key: last[key] if list(last.values()).count(last[key]) == 1 else key for key in keys}
+    short = _short_keys(keys)
     found = {}
     for point in points:
         parts = [f"{short[key]}={point.settings[key]}" for key in keys if key in point.settings]
         found[point.run] = ", ".join(parts) if parts and point.name not in point.settings and "=" in point.name else point.name
     return found
+
+
+def _short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Return each key's last part where that tells it apart, else the key."""
+    last = {key: re.split(r"[./]", key)[-1] for key in keys}
+    return {key: last[key] if list(last.values()).count(last[key]) == 1 else key for key in keys}
 
 
 def _name(found: Comparison, result: RunResult) -> str:

@@ -25,6 +25,7 @@ from pipelines.stages.rows import LABELLED_SPLITS
 from pipelines.walk.paired_statistics import ADAPTED_RAW, HeldOutLoss, RunResult, mean_entropy, seed_in
 
 _MOST_NAMED = 30
+_OF_ARTIFACTS = ("tasks",)  # a setting's name, under which an adaptation's artifact has its tasks' whole files
 _RECORDED = ("tokenizer", "pretrain", pseudo_label.NAME, continue_pretrain.NAME, evaluate.NAME)
 
 
@@ -81,8 +82,8 @@ def tasks_of(directory: Path) -> list[str]:
 
 
 def settings_of(run: Path) -> dict[str, str]:
-    """Return a run's settings as its artifacts have them, by dotted key."""
-    known = {leaf.path for leaf in keys()}
+    """Return a run's settings as its artifacts have them, by dotted key; its tasks are no part of them."""
+    known = {leaf.path for leaf in keys()}.difference(_OF_ARTIFACTS)
     found: dict[str, str] = {}
     for stage in _RECORDED:
         places = [run / stage] if stage in ("tokenizer", "pretrain") else sorted((run / stage).glob("[!.]*"))

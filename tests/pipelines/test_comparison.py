@@ -248,6 +248,7 @@ def test_runs_are_told_apart_by_the_settings_of_their_artifacts(tmp_path: Path, 
     points, command = points_of(tmp_path, ["one", "two"])
     assert [point.settings for point in points] == [{"seed": "1"}, {"seed": "2"}] and command == ""
     found = settings_of(smallest_run)
+    assert "tasks" not in found
     assert found["tokenizer.vocab_size"] == "2400" and found["pretrain.steps"] == "12", sorted(found)
 
 

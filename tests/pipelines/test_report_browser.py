@@ -34,7 +34,7 @@ def report(chromium: Browser, smallest_run: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def wide(chromium: Browser, report: Path) -> Iterator[Seen]:
-    """Return the page in a wide and light window, opened once: drawing all its charts takes seconds."""
+    """Return the page in a wide and light window, opened once."""
     with opened(chromium, report.as_uri()) as seen:
         seen.page.wait_for_selector("figure canvas")
         yield seen
@@ -49,6 +49,7 @@ def test_a_page_opens_wide_without_an_error_or_a_request_and_fits(wide: Seen, re
 
 def test_a_page_opens_narrow_and_dark_and_fits(chromium: Browser, report: Path) -> None:
     with opened(chromium, report.as_uri(), width=420, is_dark=True) as seen:
+        seen.page.locator("figure").first.scroll_into_view_if_needed()
         seen.page.wait_for_selector("figure canvas")
         assert seen.overflow == 0
         assert sum(seen.colour("body", "color")) - sum(seen.colour("body", "backgroundColor")) > 450
@@ -119,6 +120,21 @@ def test_a_printed_page_has_its_numbers_on_white_and_no_links(wide: Seen) -> Non
     assert not wide.page.locator("nav").is_visible()
     assert wide.colour("body", "color") == (0, 0, 0)
     wide.page.emulate_media(media="screen", color_scheme="light")
+
+
+def test_a_chart_is_drawn_when_it_comes_into_view_and_all_are_before_the_page_is_printed(chromium: Browser, report: Path) -> None:
+    with opened(chromium, report.as_uri()) as seen:
+        seen.page.wait_for_selector("figure canvas")
+        places, left = seen.page.locator("[data-chart]"), seen.page.locator("[data-chart]:empty")
+        assert 0 < left.count() < places.count()
+        last = places.last
+        assert last.locator("canvas").count() == 0
+        last.scroll_into_view_if_needed()
+        last.locator("canvas").first.wait_for()
+        assert left.count() > 0
+        assert len(seen.page.pdf()) > 50_000
+        assert left.count() == 0
+    assert seen.problems == []
 
 
 def test_tokens_of_a_prompt_have_borders_and_labels_stand_out(wide: Seen) -> None:

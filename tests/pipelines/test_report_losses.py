@@ -29,7 +29,7 @@ def test_held_out_losses_are_points_at_the_start_and_the_end() -> None:
     history = [{"step": step, "loss/total": 3.0, "loss/context": 2.0, "count/context": 1.0} for step in (1.0, 2.0)]
     ledger = HeldOut(before={"context": Part(value=4.0, count=2.0)}, after={"context": Part(value=1.0, count=2.0)})
     [chart] = losses(history, Training(held_out={"task": ledger}))
-    marks = chart.drawing.renderers[-1].data_source.data
+    marks = chart.drawing.layers[-1].columns
     assert (list(marks["x"]), list(marks["y"])) == ([0.0, 2.0], [4.0, 1.0])
 
 

@@ -27,6 +27,7 @@ from pipelines.report_page.page import Lead, Section, code, heading, note, page,
 
 HOSTILE = """<script>alert("1")</script></script><img src='http://evil/x' onerror=alert(1)> & {{ 7 * 7 }} 好评"""
 UNSEEN = "a\x1b[31mb\u202ec\x00d\u2066"
+INTERVALS = ["45.0 [40.9, 49.2]", "-5.5 [-14.5, +4.0] =", "46.0 [41.2, 51.0] (42.0, 50.0)", "46.0 [41.2, 51.0] (42.0 to 50.0)"]
 NAN, INF = math.nan, math.inf
 
 
@@ -80,12 +81,12 @@ def whole_page(name: str) -> str:
 
 
 def sources(chart: Chart) -> list[dict[str, Any]]:
-    """Return the columns that each glyph of a chart draws."""
-    return [renderer.data_source.data for renderer in chart.drawing.renderers]
+    """Return the columns that each layer of a chart draws."""
+    return [dict(layer.columns) for layer in chart.drawing.layers]
 
 
 def is_empty(chart: Chart) -> bool:
-    return any(getattr(part, "text", "") == "no data" for part in chart.drawing.center)
+    return chart.drawing.is_empty
 
 
 @pytest.mark.parametrize("name", ["demo", HOSTILE])
@@ -142,7 +143,7 @@ def test_table_cells_are_escaped_and_all_there() -> None:
     outline = Outline(table(["<b>", "n"], [["<i>x</i>", "1"], ['"&"', "-2.5"], ["", ""]]))
     assert outline.text == ["<b>", "n", "<i>x</i>", "1", '"&"', "-2.5"]
     kinds = [value for key, value in outline.attributes if key == "class"]
-    assert kinds == ["wide", "text", "number", "text", "number", "text", "text"]
+    assert kinds == ["wide", "text short", "number", "text short", "number", "text short", "text short"]
     assert Outline(table([], [])).open == []
 
 
@@ -160,7 +161,9 @@ def test_a_line_chart_draws_finite_points_and_marks_in_the_colour_of_their_line(
     ]
     chart = line_chart("loss", lines, "step", [Line(name="b", points=[(2.0, 1.5), (3.0, NAN)])])
     assert [(list(s["x"]), list(s["y"])) for s in sources(chart)] == [([0, 2], [1, 0.5]), ([0, 1], [3, 2]), ([2], [1.5])]
-    colours = [getattr(renderer.glyph, "fill_color", renderer.glyph.line_color) for renderer in chart.drawing.renderers]
+    colours = [
+        glyph.values.get("color", glyph.values.get("line_color")) for layer in chart.drawing.layers for glyph in layer.glyphs
+    ]
     assert colours == [COLOURS[0], COLOURS[1], COLOURS[1]]
     assert chart.header == ("step", "a", "b")
     assert chart.rows == [["0", "1.0000", "3.0000"], ["1", "-", "2.0000"], ["2", "0.5000", "-"]]
@@ -169,7 +172,7 @@ def test_a_line_chart_draws_finite_points_and_marks_in_the_colour_of_their_line(
 def test_there_may_be_more_lines_than_colours_and_long_runs_list_some_steps() -> None:
     lines = [Line(name=f"run {i}", points=[(float(x), i) for x in range(1000)]) for i in range(len(COLOURS) + 3)]
     chart = line_chart("loss", lines, "step")
-    assert len(chart.drawing.renderers) == len(COLOURS) + 3
+    assert len(chart.drawing.layers) == len(COLOURS) + 3
     assert len(chart.rows) == 200
 
 
@@ -185,7 +188,10 @@ def test_a_bar_chart_draws_a_bar_for_each_value(bars: list[tuple[str, float]]) -
 def test_an_interval_chart_puts_the_series_of_a_row_below_each_other() -> None:
     items: Sequence[Interval] = [intervals("b")[0], intervals("a")[0], intervals("b")[1], *intervals("c")[:0]]
     chart = interval_chart("accuracy", [*items, Interval(row="x", series="y", value=NAN, low=0, high=1)], 0, 100, " %")
-    assert list(chart.drawing.y_range.factors)[::-1] == ["b · base", "b · adapted", "a · base"]
+    assert list(chart.drawing.y.names or []) == ["a", "b"], "the first row is on top"
+    by_series = [layer.columns["place"] for layer in chart.drawing.layers]
+    assert by_series == [[("b", 0.2), ("a", 0.0)], [("b", -0.2)]], "the first series is above the second"
+    assert [layer.glyphs[1].legend for layer in chart.drawing.layers] == ["base", "adapted"]
     assert [row[:2] for row in chart.rows] == [["b", "base"], ["b", "adapted"], ["a", "base"]]
     assert is_empty(interval_chart("accuracy", [], 50, 50, ""))
 
@@ -200,19 +206,20 @@ def test_a_scatter_chart_leaves_out_what_is_not_finite() -> None:
 def test_a_heat_map_has_a_cell_for_each_value_and_lists_the_largest_first() -> None:
     chart = heat_map("confusion", ["a", "b"], ["a", "b"], [[3.0, 1.0], [NAN, 5.0]], ("class", "answer"))
     assert chart.rows == [["b", "b", "5"], ["a", "a", "3"], ["a", "b", "1"]]
-    assert list(chart.drawing.y_range.factors) == ["b", "a"], "the first row is on top"
+    assert chart.drawing.y.names == ["b", "a"], "the first row is on top"
 
 
 @pytest.mark.parametrize(
-    "cell", ["3", "-2.5", "+1.5", "1,234", "61.2", "12.5 %", "585 MB", "30.1 to 54.3", "-5.9 to +1.4", "-", "1e-05"]
+    "cell", ["3", "-2.5", "+1.5", "1,234", "61.2", "12.5 %", "585 MB", "30.1 to 54.3", "-5.9 to +1.4", "-", "1e-05", *INTERVALS]
 )
 def test_numbers_stand_to_the_right(cell: str) -> None:
     assert 'class="number"' in table(["n"], [[cell]])
 
 
-@pytest.mark.parametrize("cell", ["0c715bdc61f7fbad", "2026-11-29T15:55:22+00:00", "3 of 4", "[4]", "1 row", ""])
+@pytest.mark.parametrize("cell", ["0c715bdc61f7fbad", "2026-11-29T15:55:22", "3 of 4", "[4]", "1 row", ""])
 def test_digests_dates_and_words_are_text(cell: str) -> None:
-    assert 'class="text"' in table(["n"], [[cell]])
+    assert 'class="text short"' in table(["n"], [[cell]])
+    assert 'class="text"' in table(["n"], [[5 * f"{cell} and more"]]), "long ones may break"
 
 
 def test_small_heat_maps_have_their_values_written_and_share_a_scale_where_asked() -> None:
@@ -220,4 +227,4 @@ def test_small_heat_maps_have_their_values_written_and_share_a_scale_where_asked
     assert sources(small)[-1]["text"] == ["1", "1234"]
     wide = heat_map("m", ["a"], [str(i) for i in range(9)], [[1.0] * 9], ("row", "column"))
     assert "text" not in sources(wide)[-1]
-    assert small.drawing.renderers[0].glyph.fill_color.transform.high == 2000.0
+    assert small.drawing.layers[0].glyphs[0].top == 2000.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,9 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from adapt.core.store_locks import locked
 from pipelines.command_line.slots import Slot, free_slot, has_slots, in_own_process, share_out, visible_gpus
 from tests.support.command_line import ROOT
 
+WORK = """
+import os, time
+from pathlib import Path
+from pipelines.command_line.slots import in_own_process
+def work():
+    Path("{pid}").write_text(str(os.getpid()))
+    time.sleep(600)
+in_own_process(work, {sweep})
+"""
 HAVE_A_SLOT = """
 import sys
 from pathlib import Path
@@ -98,16 +109,30 @@ def test_work_that_is_killed_is_said_and_work_that_fails_is_printed(capfd: pytes
     assert "ValueError: a fault of the program" in capfd.readouterr().err
 
 
+def is_running(process: Path) -> bool:
+    return process.exists() and "\nState:\tZ" not in (process / "status").read_text()
+
+
+def test_a_point_and_its_launchers_process_end_when_the_sweeps_was_killed(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.touch()
+    code = WORK.format(pid=tmp_path / "pid", sweep=f"Path({str(lock)!r})")
+    held = contextlib.ExitStack()
+    held.enter_context(locked(lock))
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as launcher:
+        while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+            time.sleep(0.05)
+        point = Path("/proc") / (tmp_path / "pid").read_text()
+        with pytest.raises(subprocess.TimeoutExpired):
+            launcher.wait(0.5)
+        assert is_running(point), "as long as the sweep's process has its lock"
+        held.close()
+        assert launcher.wait(20) == 1
+        assert not is_running(point)
+
+
 def test_a_points_process_ends_with_the_one_that_forked_it(tmp_path: Path) -> None:
-    code = f"""
-import os, time
-from pathlib import Path
-from pipelines.command_line.slots import in_own_process
-def work():
-    Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))
-    time.sleep(600)
-in_own_process(work)
-"""
+    code = WORK.format(pid=tmp_path / "pid", sweep=None)
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as starter:
         while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
             time.sleep(0.05)
@@ -116,7 +141,7 @@ in_own_process(work)
         starter.kill()
         starter.wait()
         for _ in range(200):
-            if not child.exists() or "\nState:\tZ" in (child / "status").read_text():
+            if not is_running(child):
                 return
             time.sleep(0.05)
     raise AssertionError("it runs on")

@@ -69,7 +69,8 @@ def make_run(
             "balance": {"value": 9.0, "count": 5.0},
         }
         inputs["continue_pretrain"] = produced(
-            root, f"{run}/continue_pretrain/{task}", "continue_pretrain", {"seed": seed, "run": run},
+            root, f"{run}/continue_pretrain/{task}", "continue_pretrain",
+            {"seed": seed, "run": run, "tasks": [{"task": {"name": task}}]},
             {"is_adapted": True, "held_out": {task: {"before": before, "after": after}}, "tokens_per_s": 50.0},
             {"history.jsonl": '{"tokens": 600.0}\n{"tokens": 400.0}\n', "weights": f"{run} {seed}"},
             pseudo_label=labels,

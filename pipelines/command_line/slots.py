@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import util as multiprocessing_util
 from pathlib import Path
 from typing import TypeVar
 
@@ -115,6 +116,7 @@ def in_own_process(work: Callable[[], None], sweep: Path | None = None) -> str |
         traceback.print_exc()
     finally:
         _flush()
+        multiprocessing_util._run_finalizers()  # type: ignore[attr-defined] # else its named semaphores are reported as leaked
         os._exit(code)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from adapt.core.errors import ConfigError
 from adapt.core.spans import LabelLoss
 from adapt.train.engine_config import check_optimizer
-from pipelines.config.schema import MomentsStart
+from pipelines.config.adapt_settings import MomentsStart
 from pipelines.stages.delivery import check_deliveries
 from pipelines.stages.models import open_model_artifact, weights_of
 from pipelines.stages.run import Run

@@ -45,11 +45,10 @@ from adapt.text.cleaning.characters import folded
 from adapt.text.cleaning.config import CorpusConfig, DuplicatesConfig
 from adapt.text.cleaning.overlap import EvaluationIndex
 from adapt.text.cleaning.sieve import Sieve, Tally
-from adapt.text.corpus import CorpusFile, Document, read_documents
+from adapt.text.corpus import CorpusFile, document_batches, read_documents
 from adapt.text.shards import Shard, ShardWriter
 
 logger = logging.getLogger(__name__)
-_BATCH_CHARACTERS, _BATCH_DOCUMENTS = 1 << 19, 4096
 _MULTIPLIER = np.uint64(0x9E37_79B9_7F4A_7C15)
 EXACT, NEAR = "exact repeat", "near repeat"
 _HASH = HashConfig(precision=64, hash_fc="sha1")  # of a whole document; the library's other hash wants xxhash before 4
@@ -212,26 +211,12 @@ class _Clean(PipelineStep):
         file = self.files[rank]
         documents = progress(read_documents(file), f"cleaning {file.path.name}", unit="doc")
         with scratch.open("w", encoding="utf-8") as stream:
-            for batch in batches(documents):
+            for batch in document_batches(documents):
                 rows = sieve.sift(batch)
                 stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 yield from (_piece(row, rank) for row in rows)
         _write_json(self.place / f"{rank:05d}.tally.json", asdict(tally))
         scratch.replace(self.place / f"{rank:05d}.jsonl")
-
-
-def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Yield documents in lists of a bounded number of characters; a longer document comes by itself."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        if batch and (size + len(document.text) > _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS):
-            yield batch
-            batch, size = [], 0
-        batch.append(document)
-        size += len(document.text)
-    if batch:
-        yield batch
 
 
 def _piece(row: dict[str, Any], file: int) -> Piece:

@@ -2,13 +2,14 @@
 
 Rows and corpus flow in, so many documents flow out. Of every document the n-grams of one and two units are counted in hashed
 buckets; a unit is a Chinese character or a word of letters and digits, in any width and case. Each bucket has a log ratio of its
-share in the rows to its share in the corpus; a document's log weight is the mean log ratio of its n-grams, times the n-grams of a
-row of median length: the weight of a stretch of it that is as long as a row. So long and short documents compare. The documents
+share in the rows to its share in the corpus; a document's log weight is the mean log ratio of its n-grams, times their number up
+to that of a row of median length: the weight of a stretch of it that is no longer than a row. The documents
 with the largest log weight plus Gumbel noise are a sample without replacement in proportion to the weights.
 
 Source: Xie et al. 2023, Data Selection for Language Models via Importance Resampling, arXiv 2302.03169 (buckets, ratio, Gumbel
 top-k). Two things differ: shares of the rows are smoothed towards the corpus's (Zhai and Lafferty 2004, eq. 6), since a few hundred
-rows leave most buckets empty; and the length of a row in place of the document's own, whose sums rank by length.
+rows leave most buckets empty; and weights are cut at the length of a row. Sums over whole documents rank by length, and means rank
+the shortest first: a few n-grams are easily all typical.
 
 Each file is read twice, once for its counts and once for its weights. What is kept in memory is counts, the documents chosen so
 far, and a batch. After each file both are saved, so a kill costs the file in hand.
@@ -215,7 +216,7 @@ def _offer(
     counts_D = np.bincount(owners_G, minlength=len(documents))
     means_D = np.bincount(owners_G, ratios_B[buckets_G], len(documents)) / np.maximum(counts_D, 1)
     noise_D = random.gumbel(size=len(documents))
-    keys_D = noise_D if choice is Choice.RANDOM else means_D * length + noise_D
+    keys_D = noise_D if choice is Choice.RANDOM else means_D * np.minimum(counts_D, length) + noise_D
     is_long = counts_D >= _LEAST_LENGTH * length
     first = sum(best.seen.values())
     best.sum_of_ratios += float(means_D[is_long].sum())

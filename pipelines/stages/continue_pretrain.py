@@ -24,7 +24,7 @@ from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain, to_plain
 from adapt.objective_config import ObjectiveConfig
 from adapt.text.mixing import Ingredient, RowList, mixed
-from adapt.text.near_documents import When
+from adapt.text.near_documents import CurriculumConfig, When
 from adapt.text.packing import FirstRows, RowSource
 from pipelines.config.adapt_settings import AdaptConfig
 from pipelines.config.schema import GateConfig, PipelineConfig
@@ -110,6 +110,8 @@ class ContinuePretrain(Stage[AdaptReads]):
         base = run.base()
         defaults = BaseDefaults.of(base)
         settings = defaults.settings(config.continue_pretrain)
+        if not settings.curriculum.documents:
+            settings = replace(settings, curriculum=CurriculumConfig())  # how none are chosen does not count
         is_joint = _is_joint(settings, task)
         training = TrainingReads.of(run, NAME, "joint" if is_joint else task.name)
         check_training(base, settings, training.engine, training.offload)

@@ -12,7 +12,16 @@ from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.json_files import write_json
 from adapt.core.precision import Precision
-from adapt.text.cleaning.config import CorpusConfig, NormaliseConfig, OverlapConfig, PerplexityConfig, Personal, QualityConfig
+from adapt.text.cleaning.config import (
+    CorpusConfig,
+    Executor,
+    NormaliseConfig,
+    OverlapConfig,
+    PerplexityConfig,
+    Personal,
+    QualityConfig,
+    SlurmConfig,
+)
 from adapt.text.cleaning.config import DuplicatesConfig as Duplicates
 from adapt.text.cleaning.normalising import check_normalising
 from adapt.text.cleaning.overlap import EvaluationIndex
@@ -47,12 +56,14 @@ class CleaningReads(Reads):
     raw: CorpusReads
     evaluation: Files
     workers: int = unkeyed("a file is cleaned the same way beside others")
+    executor: Executor = unkeyed("a file is cleaned the same way wherever it is")
+    slurm: SlurmConfig = unkeyed("a file is cleaned the same way wherever it is")
 
     def settings(self) -> CorpusConfig:
         return CorpusConfig(
             normalise=self.normalise, quality=self.quality, personal_data=self.personal_data, overlap=self.overlap,
             duplicates=self.duplicates, perplexity=self.perplexity, samples=self.samples,
-            shard_mb=self.shard_mb, workers=self.workers,
+            shard_mb=self.shard_mb, workers=self.workers, executor=self.executor, slurm=self.slurm,
         )  # fmt: skip
 
 
@@ -85,6 +96,8 @@ class CorpusStage(Stage[CleaningReads]):
             raw=CorpusReads.of(run.config.data),
             evaluation=_evaluation_files(config.overlap.files),
             workers=config.workers,
+            executor=config.executor,
+            slurm=config.slurm,
         )
 
     def build(self, reads: CleaningReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:

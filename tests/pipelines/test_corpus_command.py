@@ -28,6 +28,7 @@ from pipelines.stages.corpus_losses import BaseLosses
 from tests.support.command_line import FP32_SCORES, refused
 
 passes = pytest.importorskip("adapt.text.cleaning.passes")
+executors = pytest.importorskip("adapt.text.cleaning.executors")
 
 EVALUATION = "这款手机的屏幕在阳光下几乎看不清楚，售后又让我等了整整两个星期才给答复。"
 PLANTED = "网友说：这款手机的屏幕 在阳光下几乎看不清楚,售后又让我等了整整两个星期，才给答复!你们觉得呢"
@@ -170,7 +171,7 @@ def killed(raw: Path, place: Path, n_writes: int) -> None:
 
 
 def _kill_after(n_writes: int) -> None:
-    finish = passes._Executor.mark_rank_as_completed
+    finish = executors.LocalExecutor.mark_rank_as_completed
     left = [n_writes]
 
     def counted(self: Any, rank: int) -> None:
@@ -179,7 +180,7 @@ def _kill_after(n_writes: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)  # this task wrote its files, and nothing says so
         finish(self, rank)
 
-    passes._Executor.mark_rank_as_completed = counted
+    executors.LocalExecutor.mark_rank_as_completed = counted
 
 
 def test_killed_twice_the_shards_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:

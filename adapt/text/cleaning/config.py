@@ -151,6 +151,24 @@ class PerplexityConfig(Settings):
             raise ConfigError("min_nats: must be less than max_nats")
 
 
+class Executor(enum.Enum):
+    """Where passes run: on this machine, or as jobs of a Slurm cluster."""
+
+    LOCAL = "local"
+    SLURM = "slurm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmConfig(Settings):
+    """What jobs of a cluster ask for; each element of a job is a file, or a bucket of MinHash."""
+
+    partition: str | None = setting(None, "Partition of the jobs.", form="name", hint="null takes the cluster's default")
+    time: str = setting("24:00:00", "Longest time of a file.", form="hours:minutes:seconds")
+    cpus_per_task: int = setting(1, "Cores of a file; only a base that is asked for losses uses several.", least=1, unit="cores")
+    memory_gb_per_cpu: int = setting(2, "Memory of each core.", least=1, unit="GB")
+    options: dict[str, str] = setting_of(dict, "Further options of sbatch, by name without dashes.", form="value")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig(Settings):
     """Raw text to a corpus: `data.corpus` in, shards out."""
@@ -163,4 +181,6 @@ class CorpusConfig(Settings):
     perplexity: PerplexityConfig = setting_of(PerplexityConfig, "Which documents are dropped for their loss under a base.")
     samples: int = setting(5, "Dropped documents of each filter that the page shows.", least=0, unit="documents")
     shard_mb: int = setting(64, "Text of a shard, before it is packed.", least=1, unit="MB")
-    workers: int = setting(1, "Processes that clean files side by side; each needs some 300 MB.", least=1)
+    workers: int = setting(1, "Files that are cleaned side by side, each by a process of some 300 MB.", least=1)
+    executor: Executor = setting(Executor.LOCAL, "Where files are cleaned: on this machine, or as jobs of a Slurm cluster.")
+    slurm: SlurmConfig = setting_of(SlurmConfig, "What jobs of a cluster ask for, with corpus.executor=slurm.")

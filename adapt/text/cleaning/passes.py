@@ -15,24 +15,17 @@ What a task writes depends on its input and the settings only; so shards are the
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import logging
 import os
 import tempfile
-import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import datatrove.pipeline.dedup.minhash as library_minhash
-import multiprocess
 from datatrove.data import Document as Piece
-from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig, ExactDedupFilter, ExactDedupSignature, ExactFindDedups
 from datatrove.utils.hashing import HashConfig
@@ -43,13 +36,13 @@ from adapt.core.progress import progress
 from adapt.text.cleaning.characters import folded, shingles
 from adapt.text.cleaning.config import CorpusConfig, DuplicatesConfig
 from adapt.text.cleaning.dropped import Dropped, write_whole
+from adapt.text.cleaning.executors import Passes
 from adapt.text.cleaning.overlap import EvaluationIndex
 from adapt.text.cleaning.perplexity import Bounds, Losses, bounds_of, cells_in, counted
 from adapt.text.cleaning.sieve import Sieve, Tally
 from adapt.text.corpus import CorpusFile, document_batches, read_documents
 from adapt.text.shards import Shard, ShardWriter
 
-logger = logging.getLogger(__name__)
 _WEIGHED_TOGETHER = 512
 EXACT, NEAR = "exact repeat", "near repeat"
 _HASH = HashConfig(precision=64, hash_fc="sha1")  # of a whole document; the library's other hash wants xxhash before 4
@@ -79,7 +72,7 @@ def clean_corpus(
         DataError: a file cannot be read, or nothing is left.
     """
     n_files, repeats = len(files), config.duplicates
-    passes = _Passes(work, config.workers)
+    passes = Passes(work, config)
     exact = ExactDedupConfig(content_getter=_content, document_priority=_priority, hash_config=_HASH)
     clean, unique = work / "clean", work / "unique"
     signing: list[PipelineStep] = [ExactDedupSignature(str(work / "exact_signatures"), exact)] if repeats.exact else []
@@ -133,73 +126,6 @@ def _minhash_config(repeats: DuplicatesConfig) -> Any:
     return library_minhash.MinhashConfig(
         n_grams=repeats.ngram, num_buckets=repeats.buckets, hashes_per_bucket=repeats.rows, hash_config=_HASH
     )
-
-
-class _Passes:
-    """Runs passes in turn; a finished task of one is not run again."""
-
-    def __init__(self, work: Path, workers: int) -> None:
-        self._work, self._workers = work, workers
-
-    def run(self, name: str, n_tasks: int, steps: list[PipelineStep]) -> None:
-        logger.info("corpus: pass %s, %d task%s", name, n_tasks, "s" if n_tasks > 1 else "")
-        started, spent = time.monotonic(), time.process_time()
-        workers = min(self._workers, n_tasks)
-        _Executor(steps, tasks=n_tasks, workers=workers, logging_dir=str(self._work / "passes" / name)).run()
-        seconds, own = time.monotonic() - started, time.process_time() - spent
-        logger.info("corpus: pass %s took %.1f s (%.1f s of this process's CPU)", name, seconds, own)
-
-
-class _Executor(LocalPipelineExecutor):
-    """The local executor without its log on standard error, and without a helper process that outlives a killed command."""
-
-    pipeline: list[Any]
-
-    def run(self) -> None:
-        ranks = self.get_incomplete_ranks()
-        if not ranks:
-            return
-        if self.workers == 1:
-            steps = self.pipeline
-            for rank in ranks:
-                self.pipeline = deepcopy(steps)
-                self.run_task(rank)
-            return
-        with multiprocess.get_context("forkserver").Pool(self.workers, initializer=_end_with_parent) as pool:
-            for _ in pool.imap_unordered(self.run_task, ranks):
-                pass
-
-    def run_task(self, rank: int) -> None:
-        with _without_chatter():
-            self._run_for_rank(rank)
-
-
-def _end_with_parent() -> None:
-    """End this process when the command is killed: the next one must not find it writing."""
-    parent = multiprocess.process.parent_process()
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Keep the library's log and bars off standard error; this project's own messages go on."""
-    import datatrove.pipeline.dedup.exact_dedup as library_exact
-    from loguru import logger as library_logger
-
-    library_logger.disable("datatrove")
-    bars = [(module, module.tqdm) for module in (library_exact, library_minhash)]
-    for module, _ in bars:
-        module.tqdm = lambda items, *_, **__: items
-    try:
-        yield
-    finally:
-        for module, bar in bars:
-            module.tqdm = bar
 
 
 class _Clean(PipelineStep):

@@ -133,9 +133,9 @@ class SlurmExecutor(SlurmPipelineExecutor):
             subprocess.run(["scancel", number], check=False)
             raise
         left = self.get_incomplete_ranks()
-        said = sorted(self._place.glob(f"{_SAID}/*"))
-        if said:
-            raise DataError(said[0].read_text(encoding="utf-8"))
+        refusals = sorted(self._place.glob(f"{_SAID}/*"))
+        if refusals:
+            raise DataError(refusals[0].read_text(encoding="utf-8"))
         if left:
             raise DataError(
                 f"corpus: job {number} of the cluster left {len(left)} of {self.tasks} tasks of pass {self._place.name}; "

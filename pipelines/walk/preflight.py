@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 from adapt.core.errors import ConfigError
 from adapt.core.spans import LabelLoss
 from adapt.train.engine_config import check_optimizer
 from pipelines.config.adapt_settings import MomentsStart
+from pipelines.config.commands import COMMANDS
+from pipelines.config.schema import PipelineConfig
 from pipelines.stages.delivery import check_deliveries
 from pipelines.stages.models import open_model_artifact, weights_of
 from pipelines.stages.run import Run
@@ -36,6 +39,7 @@ from pseudo_label.tasks import TaskConfig
 from pseudo_label.teachers.file import read_label_file
 
 _METHOD = "evaluate.method"
+_OF_THE_COMMAND = {"stages", "sweep", "baseline"}  # what the walk and a sweep read, and no stage
 _LABELLING = ("label_tree", "pseudo_label")
 _ON_A_BASE = ("label_tree", "prompt_search", "pseudo_label", "continue_pretrain", "evaluate", "export")
 
@@ -51,6 +55,21 @@ def check_ahead(run: Run, stages: list[str], tasks: list[TaskConfig], given: fro
     ahead = Ahead(run=run, stages=stages, tasks=tasks, given=given)
     for check in CHECKS:
         check(ahead)
+
+
+def check_keys(ahead: Ahead) -> None:
+    """Keys that were given and that no stage of this walk reads are said."""
+    reads = [key for command in COMMANDS if command.name in ahead.stages for key in command.reads or ()]
+    sections = {one.name for one in fields(PipelineConfig)} - _OF_THE_COMMAND
+    unread = [
+        key
+        for key in sorted(name.replace("/", ".") for name in ahead.given)
+        if key.partition(".")[0] in sections
+        and not any(f"{key}.".startswith(f"{read}.") or f"{read}.".startswith(f"{key}.") for read in reads)
+    ]
+    if unread:
+        stages = ", ".join(ahead.stages)
+        logger.warning("%s: not read by %s; `python -m pipelines.<stage> --help` lists a stage's keys", ", ".join(unread), stages)
 
 
 def check_criteria(ahead: Ahead) -> None:
@@ -270,6 +289,7 @@ def _used_prompts(ahead: Ahead, task: TaskConfig) -> list[str]:
 
 
 CHECKS: tuple[Callable[[Ahead], None], ...] = (
+    check_keys,
     check_criteria,
     check_prompts,
     check_joint_tasks,

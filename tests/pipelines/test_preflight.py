@@ -14,7 +14,7 @@ from adapt.model.gpt import GPT
 from adapt.text.tokenizer import Tokenizer
 from pipelines.stages.run import Run
 from pipelines.walk.ahead import Ahead
-from pipelines.walk.preflight import CHECKS
+from pipelines.walk.preflight import CHECKS, check_keys
 from pipelines.walk.preflight_files import check_file_names
 from tests.support.command_line import SMALL_DEMO, SMALLEST, composed, refused
 from tests.support.tiny_models import DEMO
@@ -245,3 +245,17 @@ def test_files_of_a_task_that_the_command_does_not_have_are_said(tmp_path: Path,
     for key in ("data.files", "data.files.demo_topics.dev"):
         assert "data.files.demo_topics: is not read; the tasks of this command are demo_reviews" in said(key)
     assert said("data.files.demo_reviews.dev") == said() == "", "a file of settings may be shared"
+
+
+def test_keys_that_no_stage_of_the_command_reads_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = composed("predict", [f"run.dir={tmp_path}"])
+
+    def said(*given: str, stages: tuple[str, ...] = ("predict",)) -> str:
+        caplog.clear()
+        check_keys(Ahead(run=Run(config), stages=list(stages), tasks=[], given=frozenset(given)))
+        return caplog.text
+
+    assert "evaluate.method, model.router: not read by predict; " in said("evaluate.method", "model/router", "input")
+    assert "evaluate.method: not read by pseudo_label, predict; " in said("evaluate.method", stages=("pseudo_label", "predict"))
+    assert said("evaluate", "evaluate.criteria", stages=("pseudo_label",)) == "", "a section of which a part is read"
+    assert said("engine.threads", "run.name", "stages", "experiment", "hydra/launcher", "sweep.objective", "baseline") == ""

@@ -70,7 +70,7 @@ ONE_FILE = {
     "rich": "pipelines/tools/watch_screen.py",
     "gguf": "adapt/checkpoint/gguf_files.py",
     "datatrove": "adapt/text/cleaning/passes.py",
-    "loguru": "adapt/text/cleaning/passes.py",
+    "loguru": "adapt/text/cleaning/executors.py",
     "opencc": "adapt/text/cleaning/characters.py",
     "warcio": "adapt/text/warc.py",
     "zstandard": "adapt/text/rows/zstd_files.py",
@@ -83,6 +83,7 @@ ONE_FILE = {
 ALSO_IN = {
     ("pyarrow", "adapt/text/rows/arrow_rows.py"),
     ("pyarrow", "adapt/text/rows/parquet_rows.py"),
+    ("datatrove", "adapt/text/cleaning/executors.py"),
     ("transformers", "pipelines/bench/lm_eval_baseline.py"),
     ("tokenizers", "pipelines/bench/lm_eval_baseline.py"),
     ("deepspeed", "pipelines/bench/moe_peers.py"),

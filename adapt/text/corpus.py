@@ -10,7 +10,7 @@ the mix of pretraining can tell domains apart.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from adapt.text.rows.reading import ENDINGS, endings_of, open_rows, rows_of
 from adapt.text.shards import is_shards, shards_of
 from adapt.text.warc import WARC_ENDINGS, is_warc, texts_of_warc
 
+_BATCH_CHARACTERS, _BATCH_DOCUMENTS = 1 << 19, 4096
 _PLAIN_ENDINGS = (".txt", ".txt.gz", ".txt.zst")
 
 
@@ -101,6 +102,20 @@ def read_documents(file: CorpusFile) -> Iterator[Document]:
         if text.strip():
             domain = file.domain if file.domain_field is None else _string_of(row.record, file.domain_field, where)
             yield Document(text=text.strip(), domain=domain)
+
+
+def document_batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Yield documents in lists of a bounded number of characters; a longer document comes by itself."""
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        if batch and (size + len(document.text) > _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS):
+            yield batch
+            batch, size = [], 0
+        batch.append(document)
+        size += len(document.text)
+    if batch:
+        yield batch
 
 
 def domains_of(files: list[CorpusFile]) -> list[str]:

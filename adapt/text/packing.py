@@ -51,6 +51,32 @@ class StepOrder:
         return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class FirstRows:
+    """Rows that the first steps of a training read."""
+
+    source: RowSource
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class InTurn:
+    """Which rows of which source belong to which step: those to read first, where there are some, then the others."""
+
+    source: RowSource
+    batch: int
+    seed: int
+    first: FirstRows | None = None
+
+    def rows_at(self, step: int) -> tuple[RowSource, list[tuple[int, int]]]:
+        """Return the source of a step, and the (row, epoch) pairs in it."""
+        first_steps = 0 if self.first is None else self.first.steps
+        is_first = self.first is not None and step < first_steps
+        source = self.first.source if self.first is not None and is_first else self.source
+        own_step = step if is_first else step - first_steps
+        return source, StepOrder(n_rows=len(source), batch=self.batch, seed=self.seed).rows_at(own_step)
+
+
 class PackedCorpus:
     """A tokenized corpus as rows of at most `context_length` tokens.
 

@@ -22,7 +22,7 @@ from adapt.model.hf import HFModel
 from adapt.objective import PartValue
 from adapt.objective_config import ObjectiveConfig
 from adapt.text.contract import TextTokenizer
-from adapt.text.packing import RowSource, StepOrder
+from adapt.text.packing import FirstRows, InTurn, RowSource
 from adapt.train.cost_estimate import estimate
 from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.expert_loads import ExpertLoads, Shares, compared
@@ -75,13 +75,15 @@ class TrainJob:
 class TrainData:
     """Rows to train on, held-out rows by name (a domain, a task), and rows of general text that must not be forgotten.
 
-    Of so many of the last, `continuations`, the beginning is continued greedily, before and after.
+    Of so many of the last, `continuations`, the beginning is continued greedily, before and after. Rows to read `first`
+    have steps of their own.
     """
 
     training: RowSource
     held_out: Mapping[str, RowSource]
     general: RowSource | None = None
     continuations: int = 0
+    first: FirstRows | None = None
 
 
 def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData, job: TrainJob, rank: RankInfo) -> None:
@@ -110,7 +112,7 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
         if rank.is_main:
             _say_estimate(model, data, job, time.monotonic() - started)
         live = LiveFile(work) if rank.is_main else None
-        outcome = trainer.train(data.training, job.train, work, tracker, time.monotonic() - started, live)
+        outcome = trainer.train(data.training, job.train, work, tracker, time.monotonic() - started, live, data.first)
         after = _measured(trainer, data)
         said_after = trainer.continuations(beginnings, _CONTINUED_TOKENS)
         tracker.conclude(_held_out_values(before.ledgers, after.ledgers), {})
@@ -196,8 +198,9 @@ def _held_out_values(*measured: Mapping[str, Mapping[str, PartValue]]) -> dict[s
 
 def _say_estimate(model: GPT | HFModel, data: TrainData, job: TrainJob, measured_s: float) -> None:
     """Say what the run will take, from its first step's rows and the time that measuring took."""
-    order = StepOrder(n_rows=len(data.training), batch=job.train.batch_rows, seed=job.seed)
-    tokens_per_step = sum(len(reading) for at in order.rows_at(0) for reading in data.training.row(*at))
+    order = InTurn(source=data.training, batch=job.train.batch_rows, seed=job.seed, first=data.first)
+    rows, at_first = order.rows_at(0)
+    tokens_per_step = sum(len(reading) for at in at_first for reading in rows.row(*at))
     sources = [*data.held_out.values(), *([] if data.general is None else [data.general])]
     measured = sum(len(reading) for source in sources for row in range(len(source)) for reading in source.row(row, 0))
     speed = measured / max(measured_s, 1e-9) if measured else None

@@ -36,7 +36,7 @@ from adapt.objective import (
     token_nll,
 )
 from adapt.objective_config import ObjectiveConfig
-from adapt.text.packing import RowSource, StepOrder
+from adapt.text.packing import FirstRows, InTurn, RowSource
 from adapt.train.divergence import check_losses
 from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig
@@ -99,8 +99,11 @@ class Trainer:
         tracker: Tracker,
         afterwards_s: float = 0.0,
         live: LiveFile | None = None,
+        first: FirstRows | None = None,
     ) -> TrainResult:
         """Train to the last step, going on from the newest state in `work`; `afterwards_s` count as time left behind it.
+
+        The first steps read the rows of `first`, where they are given.
 
         Each step is shown in `live`, where it is given.
 
@@ -112,7 +115,7 @@ class Trainer:
         engine = self._engine
         progress = self._progress(work, config)
         tracker.follow(progress.history)
-        order = StepOrder(n_rows=len(source), batch=config.batch_rows, seed=self._seed)
+        order = InTurn(source=source, batch=config.batch_rows, seed=self._seed, first=first)
         engine.module.train()
         is_first = True
         started, tokens_done = time.monotonic(), 0.0
@@ -123,7 +126,7 @@ class Trainer:
         )  # fmt: skip
         with bar, StateWriter(work, engine, config.keep_states) as states, stop_requests() as request:
             while progress.step < config.steps:
-                micro_batches = self._micro_batches(source, order.rows_at(progress.step), progress.step)
+                micro_batches = self._micro_batches(*order.rows_at(progress.step), progress.step)
                 if is_first and config.trains_routers:
                     check_balance_gradient(self._base, micro_batches[0], self._objective)
                 is_first = False

@@ -18,7 +18,7 @@ from adapt.core.errors import ConfigError
 from adapt.text.cleaning.config import CorpusConfig, NormaliseConfig, QualityConfig
 from adapt.text.cleaning.overlap import EvaluationIndex
 from adapt.text.cleaning.sieve import Sieve, Tally
-from adapt.text.corpus import Document, find_corpus, read_documents
+from adapt.text.corpus import Document, document_batches, find_corpus, read_documents
 from pipelines.bench.contract import Benchmark, cpu_seconds, interleaved_medians, register, wall_seconds
 from pipelines.bench.options import is_cpu_time, number, only
 from pipelines.config.locations import demo_dir
@@ -32,7 +32,7 @@ def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
     rounds, most = number(_NAME, options, "rounds", 3), number(_NAME, options, "mb", 10) * 1_000_000
     stopwatch = cpu_seconds if is_cpu_time(_NAME, options, 1, "cpu") else wall_seconds
     try:
-        from adapt.text.cleaning.passes import batches, signatures
+        from adapt.text.cleaning.passes import signatures
     except ImportError as error:
         raise ConfigError(f"bench {_NAME}: needs datatrove; pip install 'moe-adapt[corpus]'") from error
     found = []
@@ -44,7 +44,7 @@ def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
             n_bytes += len(document.text.encode())
             if n_bytes >= most:
                 break
-        cut = list(batches(documents))
+        cut = list(document_batches(documents))
         with TemporaryDirectory() as scratch:
             ways = _ways(cut, Path(scratch), options.get("evaluation"))
             few = documents[: max(len(documents) // 20, 1)]  # the library's way takes a while

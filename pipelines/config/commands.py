@@ -38,7 +38,7 @@ COMMANDS = (
     _stage(
         "corpus",
         "Raw text to a cleaned corpus, which data.corpus takes.",
-        (*_CORPUS, "corpus"),
+        (*_CORPUS, "corpus", "scorer.precision"),
         "'data.corpus=[/raw/*.gz]' 'corpus.overlap.files=[/clue/*/test.json]'",
         "run.name=news data.corpus=/raw corpus.duplicates.near=false",
     ),

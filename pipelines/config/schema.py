@@ -16,7 +16,6 @@ from adapt.core.precision import Precision
 from adapt.core.settings import Settings, about, setting, setting_of
 from adapt.core.store_survey import Unneeded
 from adapt.model.config import GPTConfig, HFConfig
-from adapt.model.lora_config import LoraConfig
 from adapt.objective_config import ObjectiveConfig
 from adapt.scoring.scorer_config import ScorerConfig
 from adapt.text.cleaning.config import CorpusConfig
@@ -27,11 +26,10 @@ from adapt.text.vocabulary_extension import ExtensionConfig
 from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.tracking import TrackerConfig
-from adapt.train.train_config import Trained
+from pipelines.config.adapt_settings import AdaptConfig
 from pipelines.config.label_settings import EvaluateConfig, PseudoLabelConfig
 from pipelines.config.serve_settings import ServeConfig
 from pipelines.config.sweep_settings import StudyConfig, SweepConfig
-from pseudo_label.adaptation_data import ReadingConfig
 from pseudo_label.label_tree import TreeSource
 
 
@@ -126,61 +124,6 @@ class PretrainConfig(Settings):
             raise ConfigError("optimizer: lr and warmup_share need numbers in pretraining; there is no base to choose them by")
         if self.save_precision is Precision.AUTO:
             raise ConfigError("save_precision: auto is for computing; a file is fp32, bf16 or fp16")
-
-
-class MomentsStart(enum.Enum):
-    """Where the optimizer's moments of an adaptation come from."""
-
-    FRESH = "fresh"
-    KEEP = "keep"
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdaptConfig(ReadingConfig):
-    """Continued pretraining on the selected rows, read as `ReadingConfig` says."""
-
-    epochs: float | None = setting(
-        None,
-        "How often the selected rows are read; null is 2, and 1 for a base of more than 3 billion weights.",
-        above=0,
-        unit="epochs",
-        hint="to train nothing leave the stage out",
-    )
-    batch_rows: int = setting(32, "Rows of one optimizer step of adaptation, over all ranks.", least=1, unit="rows")
-    optimizer: OptimizerConfig = setting_of(
-        lambda: OptimizerConfig(lr=None, warmup_share=None),
-        "Optimizer of adaptation: an open lr is 3e-4 for a base of this project of up to 100 million weights, and 3e-5 to 1e-5 by "
-        "size for a larger or a Hugging Face one; an open warmup_share is 0.1 and 0.2.",
-    )
-    save_every_steps: int = setting(100, "How often adaptation saves a state to resume from.", least=1, unit="steps")
-    trains: Trained = setting(
-        Trained.ALL,
-        "Which parameters an adaptation changes; lora trains a low-rank update beside a frozen Hugging Face base.",
-    )
-    lora: LoraConfig = setting_of(LoraConfig, "The low-rank update, read with continue_pretrain.trains=lora only.")
-    moments: MomentsStart = setting(
-        MomentsStart.FRESH, "Where the optimizer's moments start: at 0, or as the base was trained with them."
-    )
-    replay_share: float = setting(0.0, "Share of an epoch's rows that is general text of data.corpus.", least=0, below=1)
-    joint: dict[str, float] | None = setting(
-        None,
-        "Tasks that are adapted together to one model, and how often an epoch has each selected row of them.",
-        above=0,
-        hint="leave a task out instead of giving it 0; null adapts each by itself",
-    )
-
-    def settled(self, lr: float, warmup_share: float, epochs: float) -> AdaptConfig:
-        """Return these settings with what was left open."""
-        optimizer = replace(
-            self.optimizer,
-            lr=lr if self.optimizer.lr is None else self.optimizer.lr,
-            warmup_share=warmup_share if self.optimizer.warmup_share is None else self.optimizer.warmup_share,
-        )
-        return replace(self, epochs=epochs if self.epochs is None else self.epochs, optimizer=optimizer)
-
-    def reading(self) -> ReadingConfig:
-        """Return how rows are read."""
-        return ReadingConfig(prompt=self.prompt, soft_labels=self.soft_labels, reads_unselected=self.reads_unselected)
 
 
 class GateAction(enum.Enum):

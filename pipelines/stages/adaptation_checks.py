@@ -14,7 +14,7 @@ from adapt.core.runtime import ONCE
 from adapt.model.config import GPTConfig
 from adapt.train.engine_config import EngineConfig
 from adapt.train.train_config import Trained
-from pipelines.config.schema import AdaptConfig, MomentsStart
+from pipelines.config.adapt_settings import AdaptConfig, MomentsStart
 from pipelines.stages.models import weights_of
 
 _MOMENTS_DIRECTORY = "moments"

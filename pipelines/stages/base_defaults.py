@@ -14,7 +14,8 @@ from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.core.artifacts import Artifact
 from adapt.objective_config import ObjectiveConfig
 from adapt.train.train_config import Trained
-from pipelines.config.schema import AdaptConfig, GateConfig
+from pipelines.config.adapt_settings import AdaptConfig
+from pipelines.config.schema import GateConfig
 from pipelines.stages.models import weights_of
 
 _LORA_LR = 3e-4

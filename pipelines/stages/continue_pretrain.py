@@ -24,8 +24,10 @@ from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain, to_plain
 from adapt.objective_config import ObjectiveConfig
 from adapt.text.mixing import Ingredient, RowList, mixed
-from adapt.text.packing import RowSource
-from pipelines.config.schema import AdaptConfig, GateConfig, PipelineConfig
+from adapt.text.near_documents import CurriculumConfig, When
+from adapt.text.packing import FirstRows, RowSource
+from pipelines.config.adapt_settings import AdaptConfig
+from pipelines.config.schema import GateConfig, PipelineConfig
 from pipelines.ranks.launch import launch
 from pipelines.stages.adaptation_checks import check_training, moments_of
 from pipelines.stages.base_defaults import BaseDefaults, said
@@ -40,8 +42,10 @@ from pipelines.stages.forgetting import (
     replayed_rows,
 )
 from pipelines.stages.models import weights_of
+from pipelines.stages.near_text import NearTextReads, make_tokens, near_text, read_text, text_rows, tokens_of
 from pipelines.stages.own_text import own_text
-from pipelines.stages.products import Adaptation, Labels
+from pipelines.stages.products import NEAR_FILE, Adaptation, Labels, ReadText
+from pipelines.stages.rows import UNLABELED, TaskData
 from pipelines.stages.run import Run
 from pipelines.stages.task_versions import refuse_labels_of_other_version
 from pipelines.stages.teachers import taught_place
@@ -76,7 +80,10 @@ class Member(Reads):
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptReads(Reads):
-    """The base, the tasks with their labels, the objective, general text where there is some, and how all is trained."""
+    """The base, the tasks with their labels, the objective, general text where there is some, and how all is trained.
+
+    `targets` are the tasks with the rows that chosen text is to be near to; there are none where no text is chosen.
+    """
 
     tasks: tuple[Member, ...]
     continue_pretrain: AdaptConfig
@@ -86,6 +93,7 @@ class AdaptReads(Reads):
     base: Artifact
     labels: Mapping[str, Artifact]
     general_text: GeneralTextReads | None
+    targets: tuple[TaskData, ...]
     has_own_text: bool = unkeyed("follows from the base and from general text")
     moments: Path | None = unkeyed("they lie beside the base's weights")
 
@@ -102,6 +110,8 @@ class ContinuePretrain(Stage[AdaptReads]):
         base = run.base()
         defaults = BaseDefaults.of(base)
         settings = defaults.settings(config.continue_pretrain)
+        if not settings.curriculum.documents:
+            settings = replace(settings, curriculum=CurriculumConfig())  # how none are chosen does not count
         is_joint = _is_joint(settings, task)
         training = TrainingReads.of(run, NAME, "joint" if is_joint else task.name)
         check_training(base, settings, training.engine, training.offload)
@@ -117,6 +127,7 @@ class ContinuePretrain(Stage[AdaptReads]):
             base=base,
             labels={labels_name(member, is_joint): found for member, found in labels},
             general_text=general,
+            targets=tuple(TaskData.of(run, member, [UNLABELED]) for member, _ in labels if settings.curriculum.documents),
             has_own_text=general is None and is_foreign,
             moments=moments_of(base, settings),
         )
@@ -133,7 +144,13 @@ class ContinuePretrain(Stage[AdaptReads]):
             raise DataError("data.corpus: no text is left to replay; lower pretrain.held_out_share")
         n_replayed = round(n_task_rows * settings.replay_share / (1 - settings.replay_share))
         assert settings.epochs is not None, "settled by the base"
-        steps = math.ceil(settings.epochs * (n_task_rows + n_replayed) / settings.batch_rows)
+        text = _chosen_text(shop, reads, result, work)
+        n_text = n_first = 0  # rows an epoch beside the task's, steps before them
+        if text is not None and settings.curriculum.when is When.BESIDE:
+            n_text = math.ceil(text.rows / settings.epochs)
+        elif text is not None:
+            n_first = math.ceil(text.rows / settings.batch_rows)
+        steps = n_first + math.ceil(settings.epochs * (n_task_rows + n_replayed + n_text) / settings.batch_rows)
         train = replace(train_config(settings, steps), trains=settings.trains, lora=settings.lora)
         job = {
             "stage": NAME,
@@ -144,6 +161,9 @@ class ContinuePretrain(Stage[AdaptReads]):
             "general_rows": 0 if reads.gate is None else reads.gate.general_rows,
             "continuations": 0 if reads.gate is None else reads.gate.continuations,
             "replayed_rows": n_replayed,
+            "text": None if text is None else str(tokens_of(work).resolve()),
+            "text_rows": n_text,
+            "text_steps": n_first,
             "job": {
                 **reads.training.job(NAME, reads.objective, train, result, work),
                 "moments_from": None if reads.moments is None else str(reads.moments.resolve()),
@@ -151,7 +171,7 @@ class ContinuePretrain(Stage[AdaptReads]):
         }
         launch(job, work, reads.training.engine)
         teachers = dict.fromkeys(name for labels in reads.labels.values() for name in Labels.of(labels).teachers)
-        finished = replace(_finished(reads.gate, result, work), teachers=list(teachers))
+        finished = replace(_finished(reads.gate, result, work), teachers=list(teachers), text=text)
         if finished.is_adapted:
             _keep_taught(reads, result)
         return finished.metrics()
@@ -170,6 +190,20 @@ def _general(shop: Workshop, reads: AdaptReads) -> Artifact | None:
     if reads.gate is None or not reads.has_own_text:
         return None
     return own_text(shop, reads.base, reads.gate.general_rows)
+
+
+def _chosen_text(shop: Workshop, reads: AdaptReads, result: Path, work: Path) -> ReadText | None:
+    """Choose general text and put it into the base's tokens below `work`, if the adaptation reads any."""
+    if not reads.targets:
+        return None
+    assert reads.general_text is not None, "refused without data.corpus"
+    settings, seed = reads.continue_pretrain, reads.training.seed
+    near = near_text(shop, NearTextReads(
+        curriculum=settings.curriculum, choice_seed=seed, text=reads.general_text, targets=reads.targets
+    ))  # fmt: skip
+    make_tokens(near, reads.base, work)
+    shutil.copyfile(near.path / NEAR_FILE, result / NEAR_FILE)
+    return read_text(near, tokens_of(work), reads.base, settings, seed)
 
 
 def labels_name(task: TaskConfig, is_joint: bool) -> str:
@@ -281,8 +315,16 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     if job["replayed_rows"]:
         replayed = replayed_rows(Path(job["general"]), model.context_length, spec.seed)
         ingredients.append(Ingredient(name="general text", source=replayed, rows_per_epoch=int(job["replayed_rows"])))
+    first: FirstRows | None = None
+    if job["text"] is not None:
+        text = text_rows(Path(job["text"]), model.context_length, spec.seed)
+        if job["text_steps"]:
+            first = FirstRows(source=text, steps=int(job["text_steps"]))
+        else:
+            ingredients.append(Ingredient(name="chosen text", source=text, rows_per_epoch=int(job["text_rows"])))
     data = TrainData(
         training=mixed(ingredients, spec.seed),
+        first=first,
         held_out=held_out,
         general=general if general else None,
         continuations=int(job["continuations"]),

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.json_files import write_json
-from adapt.text.cleaning.config import CorpusConfig, NormaliseConfig, OverlapConfig, Personal, QualityConfig
+from adapt.core.precision import Precision
+from adapt.text.cleaning.config import (
+    CorpusConfig,
+    Executor,
+    NormaliseConfig,
+    OverlapConfig,
+    PerplexityConfig,
+    Personal,
+    QualityConfig,
+    SlurmConfig,
+)
 from adapt.text.cleaning.config import DuplicatesConfig as Duplicates
 from adapt.text.cleaning.normalising import check_normalising
 from adapt.text.cleaning.overlap import EvaluationIndex
@@ -19,7 +29,9 @@ from adapt.text.corpus import find_corpus
 from adapt.text.rows.directories import files_of
 from adapt.text.shards import SHARDS
 from pipelines.stages.contract import Files, Reads, Stage, Workshop, unkeyed
+from pipelines.stages.corpus_losses import BaseLosses
 from pipelines.stages.corpus_reads import CorpusReads
+from pipelines.stages.models import open_model_artifact, weights_of
 from pipelines.stages.run import Run
 from pseudo_label.tasks import TaskConfig
 
@@ -36,16 +48,22 @@ class CleaningReads(Reads):
     personal_data: list[Personal]
     overlap: OverlapConfig
     duplicates: Duplicates
+    perplexity: PerplexityConfig
     samples: int
     shard_mb: int
+    precision: Precision | None
+    base: Artifact | None
     raw: CorpusReads
     evaluation: Files
     workers: int = unkeyed("a file is cleaned the same way beside others")
+    executor: Executor = unkeyed("a file is cleaned the same way wherever it is")
+    slurm: SlurmConfig = unkeyed("a file is cleaned the same way wherever it is")
 
     def settings(self) -> CorpusConfig:
         return CorpusConfig(
             normalise=self.normalise, quality=self.quality, personal_data=self.personal_data, overlap=self.overlap,
-            duplicates=self.duplicates, samples=self.samples, shard_mb=self.shard_mb, workers=self.workers,
+            duplicates=self.duplicates, perplexity=self.perplexity, samples=self.samples,
+            shard_mb=self.shard_mb, workers=self.workers, executor=self.executor, slurm=self.slurm,
         )  # fmt: skip
 
 
@@ -60,17 +78,26 @@ class CorpusStage(Stage[CleaningReads]):
         if importlib.util.find_spec("datatrove") is None:
             raise ConfigError("corpus: cleaning text needs datatrove; pip install 'moe-adapt[corpus]'")
         check_normalising(config.normalise, wants_scripts=config.quality.max_mixed_script is not None)
+        base = None if config.perplexity.checkpoint is None else open_model_artifact(
+            Path(config.perplexity.checkpoint), "corpus.perplexity.checkpoint"
+        )  # fmt: skip
         return CleaningReads(
             normalise=config.normalise,
             quality=config.quality,
             personal_data=config.personal_data,
             overlap=OverlapConfig(characters=config.overlap.characters, shortest=config.overlap.shortest),
             duplicates=config.duplicates,
+            # The base counts by its digest; without one nothing else of this section counts.
+            perplexity=PerplexityConfig() if base is None else replace(config.perplexity, checkpoint=None),
             samples=config.samples,
             shard_mb=config.shard_mb,
+            precision=None if base is None else run.scorer.precision,
+            base=base,
             raw=CorpusReads.of(run.config.data),
             evaluation=_evaluation_files(config.overlap.files),
             workers=config.workers,
+            executor=config.executor,
+            slurm=config.slurm,
         )
 
     def build(self, reads: CleaningReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
@@ -81,7 +108,13 @@ class CorpusStage(Stage[CleaningReads]):
         index = work / "evaluation" if reads.evaluation.paths else None
         if index is not None and not (index / "index.json").is_file():
             EvaluationIndex.of(reads.evaluation.paths, config.overlap.characters, config.overlap.shortest).save(index)
-        cleaned = clean_corpus(reads.raw.corpus_files, index, config, result, work)
+        losses = None
+        if reads.base is not None:
+            assert reads.precision is not None
+            losses = BaseLosses(
+                weights=weights_of(reads.base).resolve(), precision=reads.precision, tokens=config.perplexity.tokens
+            )
+        cleaned = clean_corpus(reads.raw.corpus_files, index, config, result, work, losses)
         tally = cleaned.tally
         for name in reads.evaluation.paths:
             tally.overlaps.setdefault(name, 0)

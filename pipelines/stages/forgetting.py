@@ -96,6 +96,7 @@ def refuse_needed(config: PipelineConfig, *, is_foreign: bool = False) -> None:
     needs = {
         "gate.max_general_ppl_increase": config.gate.max_general_ppl_increase is not None and not is_foreign,
         "continue_pretrain.replay_share": config.continue_pretrain.replay_share > 0,
+        "continue_pretrain.curriculum.documents": config.continue_pretrain.curriculum.documents > 0,
     }
     for name, is_needed in needs.items():
         if is_needed:

@@ -7,7 +7,11 @@ from pathlib import Path
 from adapt.checkpoint.hf_directory import CONFIG_FILE, open_hf_directory
 from adapt.core.artifacts import Artifact, is_artifact, open_artifact, read_manifest, refuse_dangling
 from adapt.core.errors import CheckpointError
+from adapt.core.json_files import read_object
 from adapt.core.store_places import is_key
+
+_CONTEXT_KEYS = ("context_length", "max_position_embeddings", "n_positions")
+_LEAST_CONTEXT = 64
 
 
 def open_model_artifact(path: Path, key: str = "checkpoint") -> Artifact:
@@ -65,3 +69,9 @@ def input_place(artifact: Artifact, name: str) -> Path | None:
         if place.is_dir() and (not is_artifact(place) or read_manifest(place)["digest"] == ref.digest):
             return place
     return None
+
+
+def context_of(base: Path) -> int:
+    """Return how many tokens a base reads, as its configuration says."""
+    config = read_object(base / CONFIG_FILE)
+    return next((int(config[key]) for key in _CONTEXT_KEYS if isinstance(config.get(key), int)), _LEAST_CONTEXT)

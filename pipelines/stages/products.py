@@ -16,6 +16,7 @@ from adapt.core.typed import from_plain, to_plain
 from pseudo_label.accuracy import Accuracy
 
 REPORT_FILE = "report.html"  # here, so that whoever names the page need not import what draws it
+NEAR_FILE = "near.json"  # the nearest of the documents that an adaptation read
 P = TypeVar("P", bound="Product")
 
 
@@ -160,6 +161,33 @@ class Continuations:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadText(Product):
+    """General text that an adaptation read besides its rows: how it was chosen and when it was read, in rows of the context.
+
+    `by_domain` has the number of chosen and of all documents, `nearness` the mean log ratio an n-gram of the chosen and of all;
+    `kept_out` documents share a passage with evaluation texts and were near enough.
+    """
+
+    choice: str
+    when: str
+    documents: int
+    characters: int
+    rows: int
+    by_domain: dict[str, tuple[int, ...]]
+    nearness: tuple[float, ...]
+    kept_out: int
+
+    def __str__(self) -> str:
+        domains = sorted(((n, name) for name, (n, _) in self.by_domain.items() if n), reverse=True)
+        near, usual = self.nearness
+        kept_out = f", {self.kept_out:,} kept out as evaluation texts" if self.kept_out else ""
+        return (
+            f"{self.documents:,} {self.choice} documents ({', '.join(f'{name} {n:,}' for n, name in domains)}) as {self.rows:,} "
+            f"rows {self.when} the task's, {near:+.2f} nats an n-gram nearer to the task, the whole corpus {usual:+.2f}{kept_out}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Adaptation(Training):
     """Of `continue_pretrain`: where nothing was adapted, or the gate took it back, the base stands and there are no weights.
 
@@ -168,6 +196,7 @@ class Adaptation(Training):
 
     is_adapted: bool
     teachers: list[str] = field(default_factory=list)
+    text: ReadText | None = None
     general: GeneralPerplexity | None = None
     continuations: Continuations | None = None
 
@@ -180,7 +209,8 @@ class Adaptation(Training):
             return f"rolled back, the base model stands: {self._forgotten}, more than the gate allows"
         if not self.is_adapted:
             return "no pseudo-labels to train on: the base model stands"
-        return super().__str__() + ("" if self.general is None else f"; {self._forgotten}")
+        read = "" if self.text is None else f"; read {self.text}"
+        return super().__str__() + read + ("" if self.general is None else f"; {self._forgotten}")
 
     @property
     def _forgotten(self) -> str:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from markupsafe import Markup
 
-from adapt.checkpoint.hf_directory import CONFIG_FILE
 from adapt.checkpoint.vocabulary import tokenizer_of
 from adapt.core.artifacts import Artifact
 from adapt.core.errors import AdaptError
-from adapt.core.json_files import read_object
 from adapt.core.spans import LabelForm, Span
 from adapt.core.typed import from_plain
 from adapt.text.contract import TextTokenizer
 from pipelines.report_page.page import Section, heading, note, table, tokens
-from pipelines.stages.models import input_place
+from pipelines.stages.models import context_of, input_place
 from pseudo_label.label_word_checks import pieces_of
 from pseudo_label.prompts import Prompt
 from pseudo_label.tasks import TaskConfig, TaskRow
@@ -25,8 +22,6 @@ _MOST_READ = 6  # labels of a prompt that are read in full
 _MOST_LISTED = 60
 _MOST_PROMPTS = 8
 _SHORT_TEXT = 120  # characters
-_CONTEXT_KEYS = ("context_length", "max_position_embeddings", "n_positions")
-_LEAST_CONTEXT = 64
 
 
 def prompts_section(task_name: str, evaluated: Artifact, rows: Sequence[TaskRow]) -> Section:
@@ -41,7 +36,7 @@ def prompts_section(task_name: str, evaluated: Artifact, rows: Sequence[TaskRow]
         row = _row(task, rows)
         if row is None:
             return Section(title=title, parts=[note("Each row has candidates of its own, and no row is at hand (data.root).")])
-        parts = _prompts(task, row, tokenizer, _context_of(base), list(evaluated.config["prompts"] or task.prompts))
+        parts = _prompts(task, row, tokenizer, context_of(base), list(evaluated.config["prompts"] or task.prompts))
     except AdaptError as error:
         return Section(title=title, parts=[note(f"Not shown: {error}.")])
     is_masked = evaluated.config["form"] == LabelForm.MLM.value
@@ -81,9 +76,3 @@ def _row(task: TaskConfig, rows: Sequence[TaskRow]) -> TaskRow | None:
         return None
     texts = {name: spec.blank or "…" for name, spec in task.fields.items()}
     return TaskRow(id=None, texts=texts, label=None, candidates=None, line=0)
-
-
-def _context_of(base: Path) -> int:
-    """Return how many tokens a base reads, as its configuration says."""
-    config = read_object(base / CONFIG_FILE)
-    return next((int(config[key]) for key in _CONTEXT_KEYS if isinstance(config.get(key), int)), _LEAST_CONTEXT)

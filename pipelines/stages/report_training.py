@@ -8,10 +8,10 @@ import numpy as np
 from markupsafe import Markup
 
 from adapt.core.artifacts import Artifact
-from adapt.core.json_files import read_lines
+from adapt.core.json_files import read_lines, read_object
 from pipelines.report_page.charts import Chart, Line, bar_chart, line_chart
-from pipelines.report_page.page import Section, note, table
-from pipelines.stages.products import Adaptation, Labels, Training
+from pipelines.report_page.page import Section, heading, note, table
+from pipelines.stages.products import NEAR_FILE, Adaptation, Labels, ReadText, Training
 from pipelines.stages.report_experts import expert_parts
 from pipelines.stages.report_teachers import noise_chart, teacher_parts
 from pipelines.stages.rows import TaskData
@@ -32,6 +32,7 @@ def training_section(name: str, artifact: Artifact) -> Section:
     lines = read_lines(history)
     parts: list[Chart | Markup] = [note(f"{made}.")]
     parts += [*losses(lines, made), *_routers(lines), line_of("Gradient norm", lines, ["grad_norm"])]
+    parts += _text(artifact, made.text) if isinstance(made, Adaptation) and made.text is not None else []
     return Section(title=title, parts=[*parts, *_held_out(made), *expert_parts(artifact)])
 
 
@@ -81,6 +82,18 @@ def lines_of(history: Sequence[Mapping[str, float]], names: Sequence[str]) -> li
         return name in line and bool(line.get(counted, 1))
 
     return [Line(name=n, points=[(line["step"], line[n]) for line in history if has_point(line, n)]) for n in names]
+
+
+def _text(artifact: Artifact, read: ReadText) -> list[Markup]:
+    """Lay out which general text was read, by domain, and the documents nearest to the task."""
+    counts = [[name, f"{n:,}", f"{of:,}", f"{n / max(of, 1):.2%}"] for name, (n, of) in read.by_domain.items()]
+    nearest = [[one["domain"], f"{one['nearness']:+.2f}", one["text"]] for one in read_object(artifact.path / NEAR_FILE)["nearest"]]
+    return [
+        heading("General text that was read besides the rows"),
+        note(f"{read}."),
+        table(("domain", "chosen", "of", "share"), counts),
+        table(("domain", "nats an n-gram", "nearest documents"), nearest),
+    ]
 
 
 def _held_out(made: Training) -> list[Markup]:

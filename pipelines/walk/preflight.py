@@ -14,8 +14,9 @@ from pathlib import Path
 from adapt.core.errors import ConfigError
 from adapt.core.spans import LabelLoss
 from adapt.train.engine_config import check_optimizer
+from pipelines.config.adapt_settings import MomentsStart
 from pipelines.config.commands import COMMANDS
-from pipelines.config.schema import MomentsStart, PipelineConfig
+from pipelines.config.schema import PipelineConfig
 from pipelines.stages.delivery import check_deliveries
 from pipelines.stages.models import open_model_artifact, weights_of
 from pipelines.stages.run import Run

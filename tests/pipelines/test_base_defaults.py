@@ -14,8 +14,9 @@ from adapt.core.errors import TrainingError
 from adapt.objective_config import ObjectiveConfig, PartWeights
 from adapt.train.optimizer_config import OptimizerConfig, learning_rate
 from adapt.train.train_config import Trained
+from pipelines.config.adapt_settings import AdaptConfig
 from pipelines.config.locations import demo_dir
-from pipelines.config.schema import AdaptConfig, GateAction, GateConfig
+from pipelines.config.schema import GateAction, GateConfig
 from pipelines.stages import base_defaults
 from pipelines.stages.base_defaults import BaseDefaults, said
 from pipelines.stages.forgetting import continuations_of, general_perplexity, is_rolled_back

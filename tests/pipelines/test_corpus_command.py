@@ -7,18 +7,28 @@ import json
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
+from adapt.checkpoint.open_checkpoint import open_checkpoint
+from adapt.core.precision import Precision
+from adapt.core.spans import Reading, Span
+from adapt.model.batches import collate
 from adapt.text.cleaning.config import CorpusConfig
 from adapt.text.corpus import find_corpus, read_documents
 from adapt.text.shards import SHARDS
-from tests.support.command_line import refused
+from pipelines.config.locations import demo_dir
+from pipelines.stages.corpus_losses import BaseLosses
+from tests.support.command_line import FP32_SCORES, refused
 
 passes = pytest.importorskip("adapt.text.cleaning.passes")
+executors = pytest.importorskip("adapt.text.cleaning.executors")
 
 EVALUATION = "这款手机的屏幕在阳光下几乎看不清楚，售后又让我等了整整两个星期才给答复。"
 PLANTED = "网友说：这款手机的屏幕 在阳光下几乎看不清楚,售后又让我等了整整两个星期，才给答复!你们觉得呢"
@@ -78,6 +88,43 @@ def test_planted_documents_are_found_and_the_shards_are_a_corpus(
     refused("run", [*arguments, "stages=[corpus,tokenizer]"], ["corpus makes what the others read"], monkeypatch, capsys)
 
 
+def test_a_base_drops_what_is_hardest_to_read_in_each_domain(tmp_path: Path, run_here: Callable[[str, list[str]], str]) -> None:
+    words = ["我们今天去公园散步，天气很好。", "他说这部电影很好看，我也想去看。", "你好，请问附近有没有好吃的饭店？"]
+    rows = [{"text": f"{words[i % 3]}{i}点再见。"} for i in range(30)] + [{"text": "翾顗瀡刾飋躘蠿矡黤鑨。"}]
+    (tmp_path / "talk.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    arguments = [
+        f"data.corpus={tmp_path}/talk.jsonl", f"run.dir={tmp_path}/runs", "run.name=c", "corpus.duplicates.near=false",
+        f"corpus.perplexity.checkpoint={demo_dir()}/base",
+    ]  # fmt: skip
+    said = run_here("corpus", arguments)
+    counts = json.loads((tmp_path / "runs" / "c" / "corpus" / SHARDS).read_text(encoding="utf-8"))["counts"]
+    assert counts["dropped"] == {"high perplexity": 1} and "30 of 31 documents" in said
+    assert counts["samples"]["high perplexity"] == [rows[-1]["text"]]
+    page = (tmp_path / "runs" / "c" / "corpus" / "corpus.html").read_text(encoding="utf-8")
+    assert "high perplexity: 1" in page and rows[-1]["text"] in page
+    assert "unchanged, skipped" in run_here("corpus", arguments)
+
+
+def test_losses_of_a_batch_are_those_of_each_text_by_itself() -> None:
+    texts = ["我们今天去公园散步，天气很好。", "好", "他说这部电影很好看，" * 20, "?"]
+    losses = BaseLosses(weights=demo_dir() / "base", precision=Precision.FP32, tokens=40)
+    together = losses(texts)
+    opened = open_checkpoint(demo_dir() / "base", FP32_SCORES)
+    for text, found in zip(texts, together.tolist(), strict=True):
+        assert losses([text])[0] == pytest.approx(found, abs=1e-5)
+        ids = [opened.tokenizer.bos_id, *opened.tokenizer.encode(text)[:40]]
+        kept = text if len(ids) < 41 else opened.tokenizer.decode(ids[1:])
+        with torch.no_grad():
+            batch = collate([[plain_reading(ids)]])
+            logits_TV = opened.model.logits(opened.model(batch.inputs).hidden_BTH[0]).log_softmax(-1)
+        nats = -sum(float(logits_TV[place, ids[place + 1]]) for place in range(len(ids) - 1))
+        assert found == pytest.approx(nats / len(kept), abs=1e-4)
+
+
+def plain_reading(ids: list[int]) -> Reading:
+    return Reading(inputs_T=np.asarray(ids[:-1]), targets_T=np.asarray(ids[1:]), kinds_T=np.full(len(ids) - 1, int(Span.CONTEXT)))
+
+
 def test_what_cannot_be_cleaned_is_refused_in_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,6 +136,8 @@ def test_what_cannot_be_cleaned_is_refused_in_a_line(
         monkeypatch,
         capsys,
     )
+    no_base = ["corpus.perplexity.checkpoint=/no/such"]
+    refused("corpus", [*arguments, *no_base], ["/no/such: no such directory", "corpus.perplexity.checkpoint="], monkeypatch, capsys)
     refused(
         "corpus", [*arguments, "corpus.quality.min_characters=10000"], ["drop every document", "too short"], monkeypatch, capsys
     )
@@ -97,11 +146,16 @@ def test_what_cannot_be_cleaned_is_refused_in_a_line(
     assert not (tmp_path / "raw" / "runs" / "c" / "corpus").exists()
 
 
+def by_first_character(texts: Sequence[str]) -> NDArray[np.float64]:
+    """Return made-up losses."""
+    return np.asarray([ord(text[0]) % 100 / 10 for text in texts])
+
+
 def cleaned(raw: Path, place: Path) -> dict[str, str]:
     """Clean below a place; return the digests of the shards."""
     (place / "result").mkdir(parents=True, exist_ok=True)
     files = find_corpus([f"{raw}/*.jsonl"])
-    done = passes.clean_corpus(files, None, CorpusConfig(), place / "result", place / "work")
+    done = passes.clean_corpus(files, None, CorpusConfig(), place / "result", place / "work", by_first_character)
     return {shard.file: hashlib.sha256((place / "result" / shard.file).read_bytes()).hexdigest() for shard in done.shards}
 
 
@@ -117,7 +171,7 @@ def killed(raw: Path, place: Path, n_writes: int) -> None:
 
 
 def _kill_after(n_writes: int) -> None:
-    finish = passes._Executor.mark_rank_as_completed
+    finish = executors.LocalExecutor.mark_rank_as_completed
     left = [n_writes]
 
     def counted(self: Any, rank: int) -> None:
@@ -126,7 +180,7 @@ def _kill_after(n_writes: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)  # this task wrote its files, and nothing says so
         finish(self, rank)
 
-    passes._Executor.mark_rank_as_completed = counted
+    executors.LocalExecutor.mark_rank_as_completed = counted
 
 
 def test_killed_twice_the_shards_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
@@ -134,6 +188,7 @@ def test_killed_twice_the_shards_are_those_of_an_undisturbed_run(tmp_path: Path)
     undisturbed = cleaned(tmp_path / "raw", tmp_path / "whole")
     killed(tmp_path / "raw", tmp_path / "torn", 2)
     killed(tmp_path / "raw", tmp_path / "torn", 9)
+    killed(tmp_path / "raw", tmp_path / "torn", 15)  # while documents are weighed
     assert any((tmp_path / "torn" / "work" / "passes").iterdir())
     assert cleaned(tmp_path / "raw", tmp_path / "torn") == undisturbed
     assert len(undisturbed) == 3

@@ -10,7 +10,7 @@ import pytest
 from adapt.checkpoint.offload import OffloadConfig
 from adapt.core.errors import ConfigError
 from adapt.train.engine_config import EngineConfig
-from pipelines.config.schema import AdaptConfig
+from pipelines.config.adapt_settings import AdaptConfig
 from pipelines.stages import adaptation_checks
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from adapt.core.spans import NO_TARGET, Reading, Span
-from adapt.text.packing import PackedCorpus, ReadingList, SomeRows, StepOrder
+from adapt.text.packing import FirstRows, InTurn, PackedCorpus, ReadingList, SomeRows, StepOrder
 from adapt.text.tokenized_corpus import TokenizedCorpus
 from tests.support.every_case import for_every
 
@@ -204,3 +204,23 @@ def test_some_rows_are_the_first_ones_as_in_the_first_epoch(limit: int) -> None:
     assert len(some) == min(limit, len(source))
     for index in range(len(some)):
         assert plain([some.row(index, 5)]) == plain([source.row(index, 0)])
+
+
+def test_rows_to_read_first_have_steps_of_their_own_and_the_others_follow_as_they_would_by_themselves() -> None:
+    rows, text = Sized(9), Sized(5)
+    order = InTurn(source=rows, batch=4, seed=2, first=FirstRows(source=text, steps=3))
+    assert [order.rows_at(step)[0] for step in range(5)] == [text, text, text, rows, rows]
+    alone = InTurn(source=rows, batch=4, seed=2)
+    assert [order.rows_at(step + 3) for step in range(6)] == [alone.rows_at(step) for step in range(6)]
+    assert [order.rows_at(step)[1] for step in range(3)] == [StepOrder(n_rows=5, batch=4, seed=2).rows_at(s) for s in range(3)]
+
+
+class Sized(ReadingList):
+    """Rows of which only the number counts."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__([])
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 Codes = NDArray[np.uint32]
 _BMP = 0x1_0000
 _TABLE = 0x11_0000
+_MULTIPLIER = np.uint64(0x9E37_79B9_7F4A_7C15)
 
 
 class Sign(enum.IntEnum):
@@ -158,3 +159,15 @@ def script_signs() -> NDArray[np.uint8]:
             if converter(name).convert(character) != character:
                 table[ord(character)] = mark if not table[ord(character)] else 0  # one that is both tells nothing
     return table
+
+
+def shingles(text: str, ngram: int) -> Any:
+    """Return the distinct 64-bit hashes of the n-grams of a text's letters, digits and Chinese characters."""
+    codes = np.frombuffer(folded(text).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    if len(codes) < ngram:
+        return np.zeros(0, np.uint64)
+    hashes = np.zeros(len(codes) - ngram + 1, np.uint64)
+    for offset in range(ngram):
+        hashes = (hashes ^ codes[offset : offset + len(hashes)]) * _MULTIPLIER
+        hashes ^= hashes >> np.uint64(29)
+    return np.unique(hashes)

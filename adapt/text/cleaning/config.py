@@ -126,6 +126,50 @@ class DuplicatesConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PerplexityConfig(Settings):
+    """Which documents are dropped for their loss under a base, in nats a character; shares are those of a domain's documents."""
+
+    checkpoint: str | None = setting(
+        None,
+        "Base whose loss on documents decides, after repeats are dropped.",
+        form="artifact, export, checkpoint or Hugging Face directory",
+        hint="null asks none",
+    )
+    tokens: int = setting(256, "Tokens of a document that the base reads, at its beginning.", least=2, unit="tokens")
+    lowest_share: float = setting(0.0, "Share of a domain's documents with the lowest losses that is dropped.", least=0, below=1)
+    highest_share: float = setting(0.05, "Share of a domain's documents with the highest losses that is dropped.", least=0, below=1)
+    min_nats: float | None = setting(None, "Least loss of a document.", least=0, unit="nats a character", hint="null sets no bound")
+    max_nats: float | None = setting(
+        None, "Largest loss of a document.", above=0, unit="nats a character", hint="null sets no bound"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lowest_share + self.highest_share >= 1:
+            raise ConfigError("lowest_share and highest_share: together they drop everything; lower one of them")
+        if self.min_nats is not None and self.max_nats is not None and self.min_nats >= self.max_nats:
+            raise ConfigError("min_nats: must be less than max_nats")
+
+
+class Executor(enum.Enum):
+    """Where passes run: on this machine, or as jobs of a Slurm cluster."""
+
+    LOCAL = "local"
+    SLURM = "slurm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmConfig(Settings):
+    """What jobs of a cluster ask for; each element of a job is a file, or a bucket of MinHash."""
+
+    partition: str | None = setting(None, "Partition of the jobs.", form="name", hint="null takes the cluster's default")
+    time: str = setting("24:00:00", "Longest time of a file.", form="hours:minutes:seconds")
+    cpus_per_task: int = setting(1, "Cores of a file; only a base that is asked for losses uses several.", least=1, unit="cores")
+    memory_gb_per_cpu: int = setting(2, "Memory of each core.", least=1, unit="GB")
+    options: dict[str, str] = setting_of(dict, "Further options of sbatch, by name without dashes.", form="value")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CorpusConfig(Settings):
     """Raw text to a corpus: `data.corpus` in, shards out."""
 
@@ -134,6 +178,9 @@ class CorpusConfig(Settings):
     personal_data: list[Personal] = setting_of(lambda: list(Personal), "Kinds of personal data that are masked.")
     overlap: OverlapConfig = setting_of(OverlapConfig, "Evaluation texts that are kept out.")
     duplicates: DuplicatesConfig = setting_of(DuplicatesConfig, "Which repeats are dropped.")
+    perplexity: PerplexityConfig = setting_of(PerplexityConfig, "Which documents are dropped for their loss under a base.")
     samples: int = setting(5, "Dropped documents of each filter that the page shows.", least=0, unit="documents")
     shard_mb: int = setting(64, "Text of a shard, before it is packed.", least=1, unit="MB")
-    workers: int = setting(1, "Processes that clean files side by side; each needs some 300 MB.", least=1)
+    workers: int = setting(1, "Files that are cleaned side by side, each by a process of some 300 MB.", least=1)
+    executor: Executor = setting(Executor.LOCAL, "Where files are cleaned: on this machine, or as jobs of a Slurm cluster.")
+    slurm: SlurmConfig = setting_of(SlurmConfig, "What jobs of a cluster ask for, with corpus.executor=slurm.")

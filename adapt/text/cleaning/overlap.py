@@ -50,14 +50,19 @@ class EvaluationIndex:
     @classmethod
     def of(cls, files: Mapping[str, Path], width: int, shortest: int) -> EvaluationIndex:
         """Read files of rows and index every text in them. Raises DataError for a row that is none."""
-        names = sorted(files)
+        return cls.of_texts({name: _texts_of(file) for name, file in files.items()}, width, shortest)
+
+    @classmethod
+    def of_texts(cls, found: Mapping[str, Iterable[str]], width: int, shortest: int) -> EvaluationIndex:
+        """Index texts by the name of what they come from."""
+        names = sorted(found)
         windows: list[Hashes] = []
         owners: list[NDArray[np.uint16]] = []
         wholes: dict[int, int] = {}
         stems: set[int] = set()
         lengths: set[int] = set()
         for number, name in enumerate(names):
-            texts = sorted({plain for text in _texts_of(files[name]) if len(plain := folded(text)) >= shortest})
+            texts = sorted({plain for text in found[name] if len(plain := folded(text)) >= shortest})
             for start in range(0, len(texts), 4096):
                 batch = Batch.of(texts[start : start + 4096])
                 sums = _prefix_sums(batch.codes_N)

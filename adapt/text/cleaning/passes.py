@@ -5,7 +5,8 @@
     sign      each file without exact repeats                        -> work/unique/NNNNN.jsonl, MinHash signatures
     buckets   each bucket of signatures merged                       -> pairs
     cluster   all pairs                                              -> which documents are repeats
-    shards    each file without near repeats                         -> *.jsonl.gz
+    weigh     each file without repeats, where a base is asked       -> work/weighed/NNNNN.jsonl, histograms of losses
+    shards    each file without near repeats and what the base drops -> *.jsonl.gz
 
 Signatures, merging, clusters and the executor, which records finished tasks, are datatrove's (Penedo et al. 2024). Its MinHash
 counts words, for which Chinese needs a segmenter; here it is given n-grams of characters (`_Signatures`), hashed over an array.
@@ -14,43 +15,35 @@ What a task writes depends on its input and the settings only; so shards are the
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import json
-import logging
 import os
 import tempfile
-import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from copy import deepcopy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import datatrove.pipeline.dedup.minhash as library_minhash
-import multiprocess
-import numpy as np
 from datatrove.data import Document as Piece
-from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig, ExactDedupFilter, ExactDedupSignature, ExactFindDedups
 from datatrove.utils.hashing import HashConfig
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-from adapt.core.artifacts import write_atomically
 from adapt.core.errors import DataError
-from adapt.core.json_files import json_text
 from adapt.core.progress import progress
-from adapt.text.cleaning.characters import folded
+from adapt.text.cleaning.characters import folded, shingles
 from adapt.text.cleaning.config import CorpusConfig, DuplicatesConfig
+from adapt.text.cleaning.dropped import Dropped, write_whole
+from adapt.text.cleaning.executors import Passes
 from adapt.text.cleaning.overlap import EvaluationIndex
+from adapt.text.cleaning.perplexity import Bounds, Losses, bounds_of, cells_in, counted
 from adapt.text.cleaning.sieve import Sieve, Tally
-from adapt.text.corpus import CorpusFile, Document, read_documents
+from adapt.text.corpus import CorpusFile, document_batches, read_documents
 from adapt.text.shards import Shard, ShardWriter
 
-logger = logging.getLogger(__name__)
-_BATCH_CHARACTERS, _BATCH_DOCUMENTS = 1 << 19, 4096
-_MULTIPLIER = np.uint64(0x9E37_79B9_7F4A_7C15)
+_WEIGHED_TOGETHER = 512
 EXACT, NEAR = "exact repeat", "near repeat"
 _HASH = HashConfig(precision=64, hash_fc="sha1")  # of a whole document; the library's other hash wants xxhash before 4
 
@@ -63,14 +56,23 @@ class Cleaned:
     tally: Tally
 
 
-def clean_corpus(files: Sequence[CorpusFile], index: Path | None, config: CorpusConfig, result: Path, work: Path) -> Cleaned:
+def clean_corpus(
+    files: Sequence[CorpusFile],
+    index: Path | None,
+    config: CorpusConfig,
+    result: Path,
+    work: Path,
+    losses: Losses | None = None,
+) -> Cleaned:
     """Clean files to shards below `result`; `work` keeps finished tasks, `index` is a saved `EvaluationIndex`.
+
+    `losses` are those of a base, for `config.perplexity`; each process is given its own copy.
 
     Raises:
         DataError: a file cannot be read, or nothing is left.
     """
     n_files, repeats = len(files), config.duplicates
-    passes = _Passes(work, config.workers)
+    passes = Passes(work, config)
     exact = ExactDedupConfig(content_getter=_content, document_priority=_priority, hash_config=_HASH)
     clean, unique = work / "clean", work / "unique"
     signing: list[PipelineStep] = [ExactDedupSignature(str(work / "exact_signatures"), exact)] if repeats.exact else []
@@ -78,7 +80,7 @@ def clean_corpus(files: Sequence[CorpusFile], index: Path | None, config: Corpus
     reading: list[PipelineStep] = [_Read(clean)]
     if repeats.exact:
         passes.run("exact", 1, [ExactFindDedups(str(work / "exact_signatures"), str(work / "exact"), exact)])
-        dropped = _Dropped(EXACT, work / "exact_dropped", config.samples)
+        dropped = Dropped(EXACT, work / "exact_dropped", config.samples)
         reading = [*reading, _Empty(work / "exact"), ExactDedupFilter(str(work / "exact"), exact, dropped)]
     if repeats.near:
         minhash = _minhash_config(repeats)
@@ -86,12 +88,17 @@ def clean_corpus(files: Sequence[CorpusFile], index: Path | None, config: Corpus
         passes.run("sign", n_files, [*reading, _Keep(unique), _Signatures(signatures, minhash)])
         passes.run("buckets", repeats.buckets, [library_minhash.MinhashDedupBuckets(signatures, pairs, config=minhash)])
         passes.run("cluster", 1, [library_minhash.MinhashDedupCluster(pairs, removed, config=minhash)])
-        dropped = _Dropped(NEAR, work / "near_dropped", config.samples)
+        dropped = Dropped(NEAR, work / "near_dropped", config.samples)
         reading = [_Read(unique), library_minhash.MinhashDedupFilter(removed, dropped)]
+    if losses is not None:
+        weighed = work / "weighed"
+        passes.run("weigh", n_files, [*reading, _Weigh(losses, weighed)])
+        bounds = bounds_of(cells_in(weighed), config.perplexity)
+        reading = [_Read(weighed), _Within(bounds, Dropped("", work / "perplexity_dropped", config.samples))]
     shards_step = _Shards(work / "output", work / "shards", config.shard_mb * 1_000_000)
     passes.run("shards", n_files, [*reading, shards_step])
     tally = Tally()
-    for name in ("clean", "exact_dropped", "near_dropped"):
+    for name in ("clean", "exact_dropped", "near_dropped", "perplexity_dropped"):
         for place in sorted((work / name).glob("*.tally.json")):
             tally.add(Tally(**json.loads(place.read_text(encoding="utf-8"))), config.samples)
     shards = [Shard(**one) for place in sorted((work / "shards").glob("*.json")) for one in json.loads(place.read_text())]
@@ -121,79 +128,6 @@ def _minhash_config(repeats: DuplicatesConfig) -> Any:
     )
 
 
-class _Passes:
-    """Runs passes in turn; a finished task of one is not run again."""
-
-    def __init__(self, work: Path, workers: int) -> None:
-        self._work, self._workers = work, workers
-
-    def run(self, name: str, n_tasks: int, steps: list[PipelineStep]) -> None:
-        logger.info("corpus: pass %s, %d task%s", name, n_tasks, "s" if n_tasks > 1 else "")
-        started, spent = time.monotonic(), time.process_time()
-        workers = min(self._workers, n_tasks)
-        _Executor(steps, tasks=n_tasks, workers=workers, logging_dir=str(self._work / "passes" / name)).run()
-        seconds, own = time.monotonic() - started, time.process_time() - spent
-        logger.info("corpus: pass %s took %.1f s (%.1f s of this process's CPU)", name, seconds, own)
-
-
-class _Executor(LocalPipelineExecutor):
-    """The local executor without its log on standard error, and without a helper process that outlives a killed command."""
-
-    pipeline: list[Any]
-
-    def run(self) -> None:
-        ranks = self.get_incomplete_ranks()
-        if not ranks:
-            return
-        if self.workers == 1:
-            steps = self.pipeline
-            for rank in ranks:
-                self.pipeline = deepcopy(steps)
-                self.run_task(rank)
-            return
-        with multiprocess.get_context("forkserver").Pool(self.workers, initializer=_end_with_parent) as pool:
-            for _ in pool.imap_unordered(self.run_task, ranks):
-                pass
-
-    def run_task(self, rank: int) -> None:
-        with _without_chatter():
-            self._run_for_rank(rank)
-
-
-def _end_with_parent() -> None:
-    """End this process when the command is killed: the next one must not find it writing."""
-    parent = multiprocess.process.parent_process()
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Keep the library's log and bars off standard error; this project's own messages go on."""
-    import datatrove.pipeline.dedup.exact_dedup as library_exact
-    from loguru import logger as library_logger
-
-    library_logger.disable("datatrove")
-    bars = [(module, module.tqdm) for module in (library_exact, library_minhash)]
-    for module, _ in bars:
-        module.tqdm = lambda items, *_, **__: items
-    try:
-        yield
-    finally:
-        for module, bar in bars:
-            module.tqdm = bar
-
-
-def _write_json(place: Path, value: Any) -> None:
-    """Write a JSON file so that it is there as a whole or not at all, in a directory that may be missing."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(place, json_text(value))
-
-
 class _Clean(PipelineStep):
     """Reads one input file, sifts it, and writes what is kept."""
 
@@ -212,26 +146,12 @@ class _Clean(PipelineStep):
         file = self.files[rank]
         documents = progress(read_documents(file), f"cleaning {file.path.name}", unit="doc")
         with scratch.open("w", encoding="utf-8") as stream:
-            for batch in batches(documents):
+            for batch in document_batches(documents):
                 rows = sieve.sift(batch)
                 stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 yield from (_piece(row, rank) for row in rows)
-        _write_json(self.place / f"{rank:05d}.tally.json", asdict(tally))
+        write_whole(self.place / f"{rank:05d}.tally.json", asdict(tally))
         scratch.replace(self.place / f"{rank:05d}.jsonl")
-
-
-def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Yield documents in lists of a bounded number of characters; a longer document comes by itself."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        if batch and (size + len(document.text) > _BATCH_CHARACTERS or len(batch) == _BATCH_DOCUMENTS):
-            yield batch
-            batch, size = [], 0
-        batch.append(document)
-        size += len(document.text)
-    if batch:
-        yield batch
 
 
 def _piece(row: dict[str, Any], file: int) -> Piece:
@@ -290,26 +210,45 @@ class _Keep(PipelineStep):
         scratch.replace(self.place / f"{rank:05d}.jsonl")
 
 
-class _Dropped:
-    """Counts what a filter of the library drops, as its writer of excluded documents."""
+class _Weigh(PipelineStep):
+    """Writes documents with their losses under a base, and how losses are spread by domain."""
 
-    def __init__(self, reason: str, place: Path, n_samples: int) -> None:
-        self.reason, self.place, self.n_samples = reason, place, n_samples
+    name, type = "weigh", "FILTER"
 
-    def __enter__(self) -> _Dropped:
-        self.tally, self.rank = Tally(), 0
-        return self
+    def __init__(self, losses: Losses, place: Path) -> None:
+        super().__init__()
+        self.losses, self.place = losses, place
 
-    def write(self, piece: Piece, rank: int = 0) -> None:
-        self.rank = rank
-        domain = piece.metadata["domain"]
-        self.tally.drop(self.reason, piece.text, self.n_samples)
-        self.tally.kept[domain] = self.tally.kept.get(domain, 0) - 1
-        self.tally.characters_kept -= len(piece.text)
+    def run(self, data: Iterable[Piece], rank: int = 0, world_size: int = 1) -> None:
+        self.place.mkdir(parents=True, exist_ok=True)
+        scratch, found = self.place / f".{rank:05d}.jsonl", dict[str, list[float]]()
+        pieces = progress(data, "weighing documents", unit="doc")
+        with scratch.open("w", encoding="utf-8") as stream:
+            while batch := list(itertools.islice(pieces, _WEIGHED_TOGETHER)):
+                for piece, nats in zip(batch, self.losses([piece.text for piece in batch]).tolist(), strict=True):
+                    stream.write(json.dumps({**_row(piece), "nats": nats}, ensure_ascii=False) + "\n")
+                    found.setdefault(piece.metadata["domain"], []).append(nats)
+        write_whole(self.place / f"{rank:05d}.cells.json", counted(found))
+        scratch.replace(self.place / f"{rank:05d}.jsonl")
 
-    def __exit__(self, *raised: object) -> None:
-        if self.tally.dropped:
-            _write_json(self.place / f"{self.rank:05d}.tally.json", asdict(self.tally))
+
+class _Within(PipelineStep):
+    """Hands on the documents whose losses are within the bounds of their domain."""
+
+    name, type = "within", "FILTER"
+
+    def __init__(self, bounds: Mapping[str, Bounds], dropped: Dropped) -> None:
+        super().__init__()
+        self.bounds, self.dropped = bounds, dropped
+
+    def run(self, data: Iterable[Piece], rank: int = 0, world_size: int = 1) -> Iterator[Piece]:
+        with self.dropped as dropped:
+            for piece in data:
+                reason = self.bounds[piece.metadata["domain"]].verdict(piece.metadata["nats"])
+                if reason is None:
+                    yield piece
+                else:
+                    dropped.write(piece, rank, reason)
 
 
 class _Shards(PipelineStep):
@@ -327,7 +266,7 @@ class _Shards(PipelineStep):
         for piece in data:
             writer.write(_row(piece))
         writer.close()
-        _write_json(self.place / f"{rank:05d}.json", [asdict(shard) for shard in writer.shards])
+        write_whole(self.place / f"{rank:05d}.json", [asdict(shard) for shard in writer.shards])
 
 
 class _Characters(WordTokenizer):
@@ -352,18 +291,6 @@ class _Signatures(library_minhash.MinhashDedupSignature):
     def get_shingles(self, text: str) -> Any:
         """Return the distinct hashes of a text's n-grams, [n, 1]; none of a text that is shorter than one."""
         return shingles(text, self.config.n_grams).reshape(-1, 1)
-
-
-def shingles(text: str, ngram: int) -> Any:
-    """Return the distinct 64-bit hashes of the n-grams of a text's letters, digits and Chinese characters."""
-    codes = np.frombuffer(folded(text).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
-    if len(codes) < ngram:
-        return np.zeros(0, np.uint64)
-    hashes = np.zeros(len(codes) - ngram + 1, np.uint64)
-    for offset in range(ngram):
-        hashes = (hashes ^ codes[offset : offset + len(hashes)]) * _MULTIPLIER
-        hashes ^= hashes >> np.uint64(29)
-    return np.unique(hashes)
 
 
 def signatures(texts: Sequence[str], *, by_library: bool = False) -> list[Any]:

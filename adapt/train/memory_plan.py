@@ -98,6 +98,13 @@ def plan_activations(config: GPTConfig, engine: EngineConfig, experts_per_token:
     }
 
 
+def plan_total(config: GPTConfig, engine: EngineConfig, offload: OffloadConfig | None = None, tokens: int | None = None) -> float:
+    """Return the bytes that a rank needs, activations for rows of so many tokens (absent: the context) included."""
+    counts, k = count_parameters(config), GPT(config).router_traits.experts_per_token
+    rows = config if tokens is None else replace(config, context_length=min(tokens, config.context_length))
+    return sum({**plan_memory(counts, engine, offload), **plan_activations(rows, engine, k)}.values())
+
+
 def check_memory(config: GPTConfig, engine: EngineConfig, offload: OffloadConfig | None = None) -> None:
     """Compare a plan with `engine.memory_gb`, where it is given.
 
@@ -137,10 +144,9 @@ def _check_fits(
     room: Callable[[EngineConfig], float],
 ) -> None:
     """Raise ConfigError where a rank needs more than its room, with the nearest setting that fits."""
-    counts, k = count_parameters(config), GPT(config).router_traits.experts_per_token
 
     def total(engine: EngineConfig) -> float:
-        return sum({**plan_memory(counts, engine, offload), **plan_activations(config, engine, k)}.values())
+        return plan_total(config, engine, offload)
 
     needed = total(engine)
     if needed <= room(engine):

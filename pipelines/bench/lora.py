@@ -41,9 +41,10 @@ from adapt.train.hf_memory_plan import plan_foreign
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.train_config import Trained
 from adapt.train.trainable import train_only
-from pipelines.bench.child import GIVE_BACK, as_a_rank, forget_peak, in_child, memory_mib
 from pipelines.bench.contract import Benchmark, interleaved_medians, register
 from pipelines.bench.options import number, only, some_of
+from pipelines.bench.own_memory import forget_peak, memory_mib
+from pipelines.ranks.fresh_processes import GIVE_BACK, as_a_rank, in_child
 
 _NAME = "lora"
 _KNOWN = ("hidden", "layers", "intermediate", "vocab", "rows", "tokens", "rank", "stages", "rounds", "threads")

@@ -21,13 +21,14 @@ from typing import Any
 
 from adapt.core.errors import ConfigError
 from adapt.core.precision import FORMATS, Precision
-from pipelines.bench.child import GIVE_BACK, STATUS, as_a_rank, in_child, on_ranks
 from pipelines.bench.contract import Benchmark, register
 from pipelines.bench.moe_cases import Case
 from pipelines.bench.moe_measure import DENSE, OURS, PEER_NAMES, Settings, Timed, time_alone, time_under_zero2, weigh_step
 from pipelines.bench.moe_peers import PEERS
 from pipelines.bench.moe_ranks import slowest, time_shared
 from pipelines.bench.options import device_of, is_cpu_time, number, only, some_of
+from pipelines.bench.own_memory import STATUS
+from pipelines.ranks.fresh_processes import GIVE_BACK, as_a_rank, in_child, on_ranks
 
 _NAME = "moe"
 _KNOWN = (

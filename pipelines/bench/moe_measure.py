@@ -21,7 +21,6 @@ from adapt.core.runtime import RankInfo
 from adapt.model.moe import DenseMLP
 from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer_config import OptimizerConfig
-from pipelines.bench.child import STATUS, private_growth_mib
 from pipelines.bench.contract import Stopwatch, cpu_seconds, cuda_seconds, interleaved_medians, wall_seconds
 from pipelines.bench.moe_cases import (
     Case,
@@ -39,6 +38,7 @@ from pipelines.bench.moe_cases import (
     step_bytes,
 )
 from pipelines.bench.moe_peers import PEERS, build_peer
+from pipelines.bench.own_memory import STATUS, private_growth_mib
 
 DENSE, OURS = "dense", "ours"
 PEER_NAMES = (*PEERS, "bare grouped_mm", "loop")

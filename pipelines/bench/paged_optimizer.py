@@ -31,9 +31,10 @@ from adapt.objective_config import ObjectiveConfig
 from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.paged_adamw import Paging
-from pipelines.bench.child import as_a_rank, in_child, private_growth_mib
 from pipelines.bench.contract import Benchmark, interleaved_medians, register
 from pipelines.bench.options import number, only, some_of
+from pipelines.bench.own_memory import private_growth_mib
+from pipelines.ranks.fresh_processes import as_a_rank, in_child
 
 _NAME = "paged_optimizer"
 _KNOWN = ("stages", "hidden", "layers", "experts", "vocab", "rows", "rounds", "threads", "dir")

@@ -28,7 +28,8 @@ from adapt.checkpoint.weights import open_paged, rounded, save_model
 from adapt.core.precision import Precision
 from adapt.model.config import GPTConfig
 from adapt.model.inputs import ModelInputs
-from pipelines.bench.child import GIVE_BACK, as_a_rank, in_child, memory_mib
+from pipelines.bench.own_memory import memory_mib
+from pipelines.ranks.fresh_processes import GIVE_BACK, as_a_rank, in_child
 
 _STEP_BYTES = 16 << 20
 _EXPERT = (8192, 2048)  # of 16b_pyramid, in bf16: 33.6 MB

@@ -21,10 +21,11 @@ from adapt.model.gpt import GPT
 from adapt.scoring.scorer_config import ScorerConfig
 from adapt.scoring.tree import build_tree
 from adapt.scoring.tree_scorer import TreeScorer
-from pipelines.bench.child import GIVE_BACK, STATUS, forget_peak, in_child, memory_mib
 from pipelines.bench.contract import Benchmark, interleaved_medians, register
 from pipelines.bench.options import number, only
+from pipelines.bench.own_memory import STATUS, forget_peak, memory_mib
 from pipelines.bench.scoring_cases import LABEL_KINDS, SHAPE, label_example, scoring_model
+from pipelines.ranks.fresh_processes import GIVE_BACK, in_child
 
 _TEXT = 256
 _BATCH_TOKENS = 2048

@@ -26,11 +26,11 @@ from adapt.core.registry import suggest
 from adapt.core.typed import from_plain
 from adapt.model.config import GPTConfig
 from adapt.model.gpt import GPT
-from pipelines.bench.child import as_a_rank, in_child
 from pipelines.bench.contract import Benchmark, register
 from pipelines.bench.options import device_of, is_cpu_time, number, only, some_of
 from pipelines.bench.step_measure import DENSE, SPARSE, StepCase, StepTimes, time_steps
 from pipelines.config.locations import conf_dir, demo_dir
+from pipelines.ranks.fresh_processes import as_a_rank, in_child
 
 _NAME = "step"
 _KNOWN = (

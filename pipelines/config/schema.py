@@ -30,6 +30,7 @@ from pipelines.config.adapt_settings import AdaptConfig
 from pipelines.config.label_settings import EvaluateConfig, PseudoLabelConfig
 from pipelines.config.serve_settings import ServeConfig
 from pipelines.config.sweep_settings import StudyConfig, SweepConfig
+from pipelines.config.tune_settings import TuneConfig
 from pseudo_label.label_tree import TreeSource
 
 
@@ -337,6 +338,7 @@ class PipelineConfig:
     prompt_search: PromptSearchConfig = setting_of(PromptSearchConfig, "Judging a task's prompts.")
     study: StudyConfig = setting_of(StudyConfig, "Comparing finished runs.")
     serve: ServeConfig = setting_of(ServeConfig, "Answering over HTTP: where, and with which limits.")
+    tune: TuneConfig = setting_of(TuneConfig, "Timing training steps under other settings of the engine.")
     clean: CleanConfig = setting_of(CleanConfig, "Removing from `run.dir` what nobody needs.")
     importer: str | None = setting(None, "What wrote the foreign checkpoint: pai_gpt_moe or megatron_deepspeed.", form="name")
     source: str | None = setting(None, "Directory of the foreign checkpoint.", form="directory")

@@ -14,9 +14,8 @@ import torch
 from adapt.core.errors import AdaptError, ConfigError
 from adapt.core.precision import Precision
 from adapt.text.packing import ReadingList
-from pipelines.bench import child, moe_measure, moe_peers, step_measure
+from pipelines.bench import moe_measure, moe_peers, own_memory, step_measure
 from pipelines.bench.__main__ import _table, main
-from pipelines.bench.child import as_a_rank, in_child
 from pipelines.bench.contract import cpu_seconds, wall_seconds
 from pipelines.bench.moe import _GROUPS, _target
 from pipelines.bench.moe_cases import (
@@ -34,6 +33,7 @@ from pipelines.bench.moe_cases import (
 from pipelines.bench.moe_measure import PEER_NAMES, Settings, time_alone
 from pipelines.bench.moe_peers import PEERS, build_peer
 from pipelines.bench.step import _peak
+from pipelines.ranks.fresh_processes import as_a_rank, in_child
 
 SMALL = Case(experts=12, tokens=300, precision=Precision.FP32, hidden=24, ffn=40)
 SIZES = ["cases=12x96s", "hidden=16", "ffn=32", "repeats=1", "dtypes=fp32", "loop_experts=12"]
@@ -197,14 +197,14 @@ def _die() -> None:
 
 
 def test_private_growth_is_that_of_the_work_and_not_of_what_was_freed_before() -> None:
-    if not child.STATUS.exists():
+    if not own_memory.STATUS.exists():
         pytest.skip("peak memory is read from Linux's /proc")
     assert 60 < in_child({}, 1, _growth_of_64_mib) < 72
 
 
 def _growth_of_64_mib() -> float:
     del (earlier := [torch.ones(1 << 18) for _ in range(100)])[:]  # noqa: F841  freed, and perhaps still held
-    return child.private_growth_mib(lambda: torch.ones(1 << 24).sum())
+    return own_memory.private_growth_mib(lambda: torch.ones(1 << 24).sum())
 
 
 def test_stopwatches_measure_seconds() -> None:
@@ -262,7 +262,7 @@ def test_the_moe_benchmark_writes_the_rows_it_promises(tmp_path: Path, capsys: p
             is_there = name not in PEERS or importlib.util.find_spec(PEERS[name].package) is not None
             assert (row[f"{name}/dense"] is not None) == (is_alone and is_there), row["left out"]
         for name in ("step MiB", "formula MiB", "memory/formula", "memory target", "freed kept/formula"):
-            assert (row[name] is not None) == (is_alone and child.STATUS.exists())
+            assert (row[name] is not None) == (is_alone and own_memory.STATUS.exists())
         assert (row["largest difference"] is not None) == is_alone
         assert (row["fastest dropless peer"] in PEER_NAMES) == is_alone
 

@@ -1,13 +1,11 @@
-"""Measuring in a process of its own: the allocator's settings and the number of threads are fixed before it starts.
+"""Functions called in fresh processes, by themselves or as the ranks of a training, whose environment is set before they start.
 
-What glibc does with freed memory is read from the environment when a process begins, so it can only be chosen for a child. Peaks
-are those of resident memory since `forget_peak` (Linux, /proc/self/clear_refs), counted above what stood there before.
+What glibc does with freed memory is read from the environment when a process begins, so it can only be chosen for a child.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import sys
@@ -15,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -27,7 +24,6 @@ from pipelines.ranks.local import LOOPBACK, Meeting, free_port, rank_environment
 T = TypeVar("T")
 
 GIVE_BACK = MappingProxyType({"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"})  # glibc, bytes
-STATUS = Path("/proc/self/status")
 
 
 def as_a_rank(threads: int) -> dict[str, str]:
@@ -66,30 +62,6 @@ def on_ranks(n_ranks: int, threads: int, function: Callable[..., T], *arguments:
             return [future.result() for future in futures]
         except BrokenProcessPool as error:
             raise AdaptError("a measuring rank died, perhaps for want of memory; ask for smaller cases") from error
-
-
-def memory_mib(field: str) -> float:
-    """Return a field of this process's status, e.g. VmRSS, in MiB."""
-    lines = STATUS.read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
-
-
-def forget_peak() -> None:
-    """Let VmHWM, the peak of resident memory, count from here on."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def private_growth_mib(work: Callable[[], object]) -> float:
-    """Return how far private memory rises while `work` is done, above what is in use when it begins.
-
-    The kernel keeps the peak of resident memory, which counts the pages of files too; what those grew by is taken off. Memory that
-    was freed before but is still held is handed back first: it would hide the growth.
-    """
-    ctypes.CDLL(None).malloc_trim(0)
-    resident, files = memory_mib("VmRSS"), memory_mib("RssFile")
-    forget_peak()
-    work()
-    return memory_mib("VmHWM") - resident - max(memory_mib("RssFile") - files, 0.0)
 
 
 def _quietly(threads: int, function: Callable[..., T], *arguments: Any) -> T:

@@ -201,11 +201,7 @@ def test_rows_keep_the_ids_of_the_file(place: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize(
     ("ids", "says"),
-    [
-        (["7", "7", "8"], "2 rows have the id '7'"),
-        (["7", "", "8"], "1 rows have none"),
-        (None, "no row has one (column id or idx)"),
-    ],
+    [(["7", "7", "8"], "2 rows have the id '7'"), (["7", "", "8"], "1 rows have none"), (None, "no row has one (column id or")],
 )
 def test_rows_are_numbered_where_ids_cannot_be_kept_which_is_said(
     ids: list[str] | None, says: str, place: Path, capsys: pytest.CaptureFixture[str]

@@ -62,9 +62,7 @@ class BaseLosses:
 def _opened(weights: Path, precision: Precision) -> Any:
     from adapt.checkpoint.open_checkpoint import open_checkpoint  # imports torch
 
-    opened = open_checkpoint(weights, ScorerConfig(precision=precision))
-    opened.model.eval()  # type: ignore[attr-defined]
-    return opened
+    return open_checkpoint(weights, ScorerConfig(precision=precision))
 
 
 def _reading(ids: list[int]) -> Any:

@@ -6,8 +6,8 @@ Legend: N rows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,8 @@ class ReliabilityBin:
 class Answers:
     """The answers of a task on its labelled splits, all splits in turn: by (model, method), with confidences from 0 to 1.
 
-    `decides` are the answers that count: those of the adapted model (else of the base) under the evaluation's method.
+    `decides` are the answers that count: those of the adapted model (else of the base) under the evaluation's method. Rows that are
+    copies of others are left out; `copies` are their places by split.
     """
 
     task: str
@@ -45,6 +46,12 @@ class Answers:
     given: Mapping[Who, tuple[str, ...]]
     confidences: Mapping[Who, FloatArray]
     decides: Who
+    splits: tuple[str, ...] = ()
+    copies: Mapping[str, Set[int]] = field(default_factory=dict)
+
+    @property
+    def n_copies(self) -> int:
+        return sum(map(len, self.copies.values()))
 
     @classmethod
     def of(cls, task: str, lines: Sequence[Mapping[str, Any]], method: str) -> Answers | None:
@@ -59,10 +66,18 @@ class Answers:
         for split in by_split:
             for line in lines:
                 if line["split"] == split:
-                    sure.setdefault(_who(line), []).extend(line["confidences"])
+                    sure.setdefault(_who(line), []).extend(_counted(line, "confidences"))
         confidences = {who: np.asarray(sure[who]) for who in whole}
         last = (ADAPTED, method) if (ADAPTED, method) in whole else deciding[-1]
-        return cls(task=task, gold=gold, given=whole, confidences=confidences, decides=last)
+        return cls(
+            task=task,
+            splits=tuple(by_split),
+            copies=copies_in(lines),
+            gold=gold,
+            given=whole,
+            confidences=confidences,
+            decides=last,
+        )
 
     def right_N(self, who: Who) -> npt.NDArray[np.bool_]:
         return np.asarray([a == g for a, g in zip(self.given[who], self.gold, strict=True)])
@@ -92,16 +107,26 @@ class Answers:
 def pool_splits(lines: Sequence[Mapping[str, Any]]) -> tuple[dict[str, tuple[str, ...]], dict[Who, tuple[str, ...]]]:
     """Return the right answers by labelled split, and for each (model, method) the answers given in all of them, in turn.
 
-    `lines` are those of an evaluation's answers; splits other than dev and few are left out.
+    `lines` are those of an evaluation's answers. Splits other than dev and few, and rows that are copies of others, are left out.
     """
     gold: dict[str, tuple[str, ...]] = {}
     answers: dict[Who, list[str]] = {}
     for split in LABELLED_SPLITS:
         for line in lines:
             if line["split"] == split:
-                gold.setdefault(split, tuple(line["gold"]))
-                answers.setdefault(_who(line), []).extend(line["answers"])
+                gold.setdefault(split, tuple(_counted(line, "gold")))
+                answers.setdefault(_who(line), []).extend(_counted(line, "answers"))
     return gold, {who: tuple(given) for who, given in answers.items()}
+
+
+def copies_in(lines: Sequence[Mapping[str, Any]]) -> dict[str, Set[int]]:
+    """Return by split the places of measured rows that are copies of others, of the lines of an evaluation's answers."""
+    return {line["split"]: frozenset(line.get("copies", ())) for line in lines if line["split"] in LABELLED_SPLITS}
+
+
+def _counted(line: Mapping[str, Any], what: str) -> list[Any]:
+    copied = set(line.get("copies", ()))
+    return [value for place, value in enumerate(line[what]) if place not in copied]
 
 
 def _who(line: Mapping[str, Any]) -> Who:

@@ -211,12 +211,6 @@ def labels_name(task: TaskConfig, is_joint: bool) -> str:
     return f"pseudo_label {task.name}" if is_joint else "pseudo_label"
 
 
-def labels_digest(adapted: Artifact, task: str) -> str:
-    """Return the digest of the labels of a task that an adaptation was made with."""
-    found = adapted.inputs.get(f"pseudo_label {task}") or adapted.inputs["pseudo_label"]
-    return found.digest
-
-
 def _is_joint(settings: AdaptConfig, task: TaskConfig) -> bool:
     return settings.joint is not None and task.name in settings.joint
 

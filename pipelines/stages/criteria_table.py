@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import Any
 
 from adapt.core.typed import to_plain
@@ -43,10 +44,14 @@ def compare_criteria(
     rows: list[TaskRow],
     passes: list[PassScores],
     fitted_on: Scored,
+    counted: Sequence[bool],
 ) -> list[dict[str, Any]]:
-    """Return one plain row per criterion: accuracy as it is (raw) and, where classes can be matched to a prior, matched."""
+    """Return one plain row per criterion: accuracy as it is (raw) and, where classes can be matched to a prior, matched.
+
+    Only those of the `rows` count that `counted` says.
+    """
     found = []
-    gold = [row.label or "" for row in rows]
+    gold = [row.label or "" for row in compress(rows, counted)]
     for prompt, criterion in criteria_pairs(task, names):
         pair = [(prompt, criterion)]
         keys = keys_from(passes, pair, scoring.form, task)
@@ -55,6 +60,7 @@ def compare_criteria(
         for method in (Method.RAW, Method.PRIOR):
             decision = fit_decision(method, fit_keys, task)
             if method is Method.RAW or decision.n_fitted:
-                line[method.value] = to_plain(accuracy_of(predictions(decision.scores(keys, task), rows, task), gold))
+                guesses = predictions(decision.scores(keys, task), rows, task)
+                line[method.value] = to_plain(accuracy_of(list(compress(guesses, counted)), gold))
         found.append(line)
     return found

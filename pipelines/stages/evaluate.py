@@ -6,7 +6,8 @@ Evaluation is pseudo-labelling with a gold column: the same scores, criteria and
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from adapt.core.json_files import write_json
 from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
 from pipelines.stages.contract import Stage, Workshop
+from pipelines.stages.copied_rows import copies, findings
 from pipelines.stages.criteria_table import CRITERIA_FILE, compare_criteria, criteria_pairs, pooled
 from pipelines.stages.evaluated_model import ADAPTED, BASE, EvaluatedModel, Measuring, evaluated_model_of, prompts_of
 from pipelines.stages.lexical_answers import LexicalAnswers
@@ -40,6 +42,7 @@ NAME = "evaluate"
 DECISION_FILE = "decision.json"
 COARSE_FILE = "coarse_to_fine.json"
 ANSWERS_FILE = "answers.json"
+logger = logging.getLogger("pipelines")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ class Evaluate(Stage[EvaluateReads]):
     """Evaluate the base, and the adapted model where the run has one."""
 
     name = NAME
-    version = 7  # the lexical labeller that was taught answers by the names of labels; an empty id is none
+    version = 8  # rows that are copies of others are named beside the answers, and count once where splits are put together
 
     def reads(self, run: Run, task: TaskConfig | None) -> EvaluateReads:
         assert task is not None
@@ -91,6 +94,8 @@ class Evaluate(Stage[EvaluateReads]):
         for split, rows in rows_by_split.items():
             refuse_repeated_ids(reads.data.path(split), rows)
         measured = {split: labelled_part(shop, task, split, rows) for split, rows in rows_by_split.items()}
+        pooled_rows = {split: measured[split] for split in LABELLED_SPLITS if split in measured}
+        copied = copies(pooled_rows)
         found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": [], "answers": []}
         methods = list(dict.fromkeys([*settings.methods, settings.method]))
         lexical = LexicalAnswers.of(shop, reads.data) if any(method.needs_lexical for method in methods) else None
@@ -100,7 +105,7 @@ class Evaluate(Stage[EvaluateReads]):
                 for part, lines in asked.measure(task, measured).items():
                     found[part] += lines
             evaluated = evaluated_model_of(shop, reads, reads.data, name, model, methods, settings.criteria)
-            for part, lines in _measure(shop, reads, evaluated, measured, asked).items():
+            for part, lines in _measure(shop, reads, evaluated, measured, copied, asked).items():
                 found[part] += lines
         # The last model is the one that counts: it predicts, and its decision is exported with the labeller that it asks.
         decision = _decision(settings.method, task, evaluated, asked)
@@ -110,13 +115,16 @@ class Evaluate(Stage[EvaluateReads]):
         write_json(result / METRICS_FILE, found["table"])
         if decision.needs_lexical and asked is not None:
             lexical_files.copy(asked.place, result)
+        for line in found["answers"]:
+            if copied.get(line["split"]):
+                line["copies"] = copied[line["split"]]
         found["other_tasks"] = other_tasks(shop, reads, reads.other_tasks, reads.models)
         kept = {CRITERIA_FILE: "criteria", COARSE_FILE: "coarse_to_fine", ANSWERS_FILE: "answers", OTHER_TASKS_FILE: "other_tasks"}
         for file, part in kept.items():
             if found[part]:
                 write_json(result / file, found[part])
         del found["answers"]  # a file of their own
-        return Evaluation(**found).metrics()
+        return Evaluation(**found, findings=findings(pooled_rows)).metrics()
 
     def describe(self, artifact: Artifact) -> str:
         lines, found = [], Evaluation.of(artifact)
@@ -125,6 +133,10 @@ class Evaluate(Stage[EvaluateReads]):
                 lines.append(f"{row['split']} {row['model']} {row['method']} {100 * row['accuracy']:.1f} %")
         lines += [say_other_task(row) for row in found.other_tasks]
         return ", ".join(lines) or "predictions only (no labelled split)"
+
+    def deliver(self, reads: EvaluateReads, artifact: Artifact, place: Path) -> None:
+        for line in Evaluation.of(artifact).findings:
+            logger.info("%s: %s", reads.data.task.name, line)
 
 
 STAGE = Evaluate()
@@ -195,9 +207,13 @@ def _measure(
     reads: EvaluateReads,
     evaluated: EvaluatedModel,
     rows_by_split: Mapping[str, list[TaskRow]],
+    copied: Mapping[str, Sequence[int]],
     lexical: LexicalAnswers | None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return accuracies and answers on labelled rows, criteria beside each other, and what coarse-to-fine loses."""
+    """Return accuracies and answers on labelled rows, criteria beside each other, and what coarse-to-fine loses.
+
+    In the comparison of criteria the rows at the places `copied` do not count.
+    """
     task, settings = reads.data.task, reads.evaluate
     if not evaluated.decisions and not settings.criteria:
         return {}
@@ -206,6 +222,7 @@ def _measure(
     passes = passes_for(pairs, evaluated.scoring.form, with_groups=evaluated.scoring.with_groups)
     table, answers, coarse = [], [], []
     pool: list[tuple[list[TaskRow], Scored]] = []
+    counted: list[bool] = []
     for split, rows in rows_by_split.items():
         if not rows:
             continue
@@ -220,11 +237,12 @@ def _measure(
         coarse += _coarse_losses(task, evaluated, split, rows, keys)
         if split in LABELLED_SPLITS:
             pool.append((rows, scored))
+            counted += [place not in set(copied[split]) for place in range(len(rows))]
     rows, passes_there = pooled(pool)
     criteria = []
     if rows and settings.criteria:
         criteria = compare_criteria(
-            task, evaluated.name, settings.criteria, evaluated.scoring, rows, passes_there, evaluated.fitted_on
+            task, evaluated.name, settings.criteria, evaluated.scoring, rows, passes_there, evaluated.fitted_on, counted
         )
     return {"table": table, "criteria": criteria, "coarse_to_fine": coarse, "answers": answers}
 

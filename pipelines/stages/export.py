@@ -25,6 +25,7 @@ from pipelines.stages.gain import gain_of, in_a_sentence
 from pipelines.stages.models import weights_of
 from pipelines.stages.products import Adaptation, Evaluation
 from pipelines.stages.run import Run
+from pipelines.stages.up_to_date import ADAPTED, BASE, EVALUATED, out_of_date
 from pseudo_label.decision import Decision
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.predictor import PredictorSpec, save_spec
@@ -58,7 +59,7 @@ class Export(Stage[ExportReads]):
         base = run.base()
         evaluated = run.require("evaluate", task)
         adapted = adapted_artifact(run, task, base)
-        _refuse_stale(evaluated, task, {"base": base} if adapted is None else {"base": base, "continue_pretrain": adapted})
+        _refuse_stale(task, {EVALUATED: evaluated, BASE: base, **({} if adapted is None else {ADAPTED: adapted})})
         form = run.config.export.form
         refuse_form(form, _trained(adapted), weights_of(base))
         return ExportReads(
@@ -153,9 +154,10 @@ def _write_model(weights: Path, form: ExportForm, result: Path) -> None:
         record_sums(result)  # a base from elsewhere may have none
 
 
-def _refuse_stale(evaluated: Artifact, task: TaskConfig, models: Mapping[str, Artifact]) -> None:
+def _refuse_stale(task: TaskConfig, found: Mapping[str, Artifact]) -> None:
     """Raise DataError when the decision was fitted for another version of the task or for other models."""
+    evaluated = found[EVALUATED]
     is_same_task = evaluated.config["task"] == to_plain(task) and evaluated.config.get("task_order") == order_of(task)
-    if not is_same_task or {n: r.digest for n, r in evaluated.inputs.items()} != {n: a.digest for n, a in models.items()}:
+    if not is_same_task or out_of_date(found, task.name) is not None:
         what = "model" if is_same_task else f"version of task '{task.name}'"
         raise DataError(f"{evaluated.path}: evaluated another {what}; run `python -m pipelines.evaluate` again")

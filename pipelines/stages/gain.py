@@ -3,7 +3,8 @@
 The adapted model's answers on dev and few together, by `evaluate.method`, are compared with the best that one had without adapting:
 the lexical labeller, or the base under any method of the table. That best one is chosen on the same rows, which favours it. Beside
 it, with the lexical labeller that was taught: labelling gives that one without any training. Each method of the adapted model is
-compared with the same method of the base, and the taught labeller with the untaught one. Intervals are resampled in pairs.
+compared with the same method of the base, and the taught labeller with the untaught one. Intervals are resampled in pairs; rows
+that are copies of others count once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 from adapt.core.artifacts import Artifact
 from adapt.core.json_files import read_json
 from adapt.core.scorer import FloatArray
-from pipelines.stages.answers import pool_splits
+from pipelines.stages.answers import copies_in, pool_splits
+from pipelines.stages.copied_rows import said_of_copies
 from pipelines.stages.evaluate import ANSWERS_FILE
 from pipelines.stages.evaluated_model import ADAPTED, BASE
 from pipelines.stages.products import Adaptation
@@ -61,8 +63,12 @@ def gain_of(adapted: Artifact, evaluated: Artifact) -> list[Said]:
             return [Said(text="rolled back, the base stands")]
         return [Said(text="not adapted, there was no row to train on; raise pseudo_label.selection.share")]
     path, method = evaluated.path / ANSWERS_FILE, str(evaluated.config["evaluate"]["method"])
-    gold, answers = pool_splits(read_json(path)) if path.is_file() else ({}, {})
-    return gain_in_words(method, [label for labels in gold.values() for label in labels], answers, made.steps)
+    lines = read_json(path) if path.is_file() else []
+    gold, answers = pool_splits(lines)
+    pooled = [label for labels in gold.values() for label in labels]
+    said = gain_in_words(method, pooled, answers, made.steps)
+    n_copies = sum(map(len, copies_in(lines).values()))
+    return [*said, Said(text=said_of_copies(n_copies, len(pooled) + n_copies))] if n_copies else said
 
 
 def gain_in_words(method: str, gold: Sequence[str], answers: Mapping[tuple[str, str], Sequence[str]], steps: int) -> list[Said]:

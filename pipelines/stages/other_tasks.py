@@ -18,6 +18,7 @@ from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
 from pipelines.config.label_settings import EvaluateConfig
 from pipelines.stages.contract import Workshop
+from pipelines.stages.copied_rows import copies
 from pipelines.stages.evaluated_model import Measuring, evaluated_model_of
 from pipelines.stages.rows import TaskData, labelled_rows_of_other
 from pipelines.stages.scores import scores_of
@@ -80,7 +81,7 @@ def _right(
     model: Artifact,
     rows_by_split: Mapping[str, list[TaskRow]],
 ) -> FloatArray:
-    """Return which rows a model answers rightly [N], 1 or 0."""
+    """Return which rows a model answers rightly [N], 1 or 0; of copies the first counts."""
     method, task = model_method(how.evaluate), data.task
     evaluated = evaluated_model_of(shop, how, data, name, model, [method])
     decision = evaluated.decisions[method]
@@ -88,8 +89,10 @@ def _right(
         evaluated.scoring.pairs(task, decision.prompts), evaluated.scoring.form, with_groups=evaluated.scoring.with_groups
     )
     right: list[bool] = []
+    copied = {split: set(places) for split, places in copies(rows_by_split).items()}
     for split, rows in rows_by_split.items():
         scored = scores_of(shop, how.scorer, data, model, split, rows, passes)
         scores = decision.scores(evaluated.scoring.keys(scored.passes, task, decision.prompts), task)
-        right += [guess == row.label for guess, row in zip(predictions(scores, rows, task), rows, strict=True)]
+        given = zip(predictions(scores, rows, task), rows, strict=True)
+        right += [guess == row.label for place, (guess, row) in enumerate(given) if place not in copied[split]]
     return np.asarray(right, dtype=np.float64)

@@ -39,6 +39,7 @@ from pipelines.stages.contract import Files, Reads, Stage, Workshop, unkeyed
 from pipelines.stages.models import open_model_artifact
 from pipelines.stages.run import Run
 from pipelines.stages.scores import ScorerReads
+from pipelines.stages.up_to_date import older_export
 from pseudo_label.cut_rows import counts_of_cut, said_of_cut
 from pseudo_label.predictor import PREDICTOR_FILE, Prediction, Predictor, load, read_spec
 from pseudo_label.tasks import TaskConfig, has_id, refuse_headless, row_from, split_path
@@ -98,6 +99,8 @@ class Predict(Stage[PredictReads]):
                 raise ConfigError(f"checkpoint: {config.checkpoint} is an export of task '{own}', not of {named}; leave task= out")
         else:
             export = run.require("export", task)
+            if task is not None and "export" not in config.stages and (older := older_export(run, task.name)):
+                run.workshop.say_once(older)
         kept = ExitStack()
         source = source_of(run, task, kept)
         return PredictReads(

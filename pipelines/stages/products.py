@@ -219,12 +219,16 @@ class Adaptation(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Product):
-    """Of `evaluate`: lines of accuracies, of criteria beside each other, of coarse-to-fine's losses, and of other tasks."""
+    """Of `evaluate`: lines of accuracies, of criteria beside each other, of coarse-to-fine's losses, and of other tasks.
+
+    `findings` say which labelled rows are copies of others, and which texts have several labels.
+    """
 
     table: list[dict[str, Any]] = field(default_factory=list)
     criteria: list[dict[str, Any]] = field(default_factory=list)
     coarse_to_fine: list[dict[str, Any]] = field(default_factory=list)
     other_tasks: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
 
 
 def _token_loss(parts: Mapping[str, Part]) -> float:

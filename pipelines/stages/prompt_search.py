@@ -29,6 +29,7 @@ from pipelines.config.schema import PromptSearchConfig
 from pipelines.report_page.charts import Chart, Point, bar_chart, scatter_chart
 from pipelines.report_page.page import Section, note, page, table
 from pipelines.stages.contract import Reads, Stage, Workshop, unkeyed
+from pipelines.stages.copied_rows import findings, without_copies
 from pipelines.stages.models import weights_of
 from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, TaskData, adaptation_rows, labelled_part, labelled_rows, sample_rows
 from pipelines.stages.run import Run
@@ -86,7 +87,7 @@ class PromptSearch(Stage[PromptSearchReads]):
     """Judge the prompts of `prompt_search.file`, or the task's own."""
 
     name = NAME
-    version = 4  # charts are drawn in the browser when they come into view
+    version = 5  # labelled rows that are copies of others count once
 
     def reads(self, run: Run, task: TaskConfig | None) -> PromptSearchReads:
         """Raise ConfigError where an entry of the file is malformed."""
@@ -189,8 +190,11 @@ def _labelled_rows(shop: Workshop, reads: PromptSearchReads) -> dict[str, list[T
         found = {split: labelled_part(shop, task, split, data.read(split))}
         if not found[split]:
             raise DataError(f"{data.path(split)}: no row has a label; leave split= out or name another")
+    for line in findings(found):
+        shop.say_once(f"{task.name}: {line}")
+    found = without_copies(found)
     if limit is None:
-        return found
+        return {name: rows for name, rows in found.items() if rows}
     sampled = {name: sample_rows(rows, task, limit, data.seed)[0] for name, rows in found.items()}
     for name, rows in sampled.items():
         shop.say_once(f"{task.name} {name}: measured on {len(rows):,} of {len(found[name]):,} labelled rows")

@@ -19,6 +19,7 @@ from adapt.core.typed import to_plain
 from adapt.text.corpus import is_held_out
 from pipelines.config.label_settings import PseudoLabelConfig, Teacher
 from pipelines.stages.contract import Files, Stage, Workshop, unkeyed
+from pipelines.stages.copied_rows import copies
 from pipelines.stages.criteria_table import criteria_pairs
 from pipelines.stages.disagreement import TOGETHER, LabelFigures, NoiseBin, TeacherViews, noise_bins
 from pipelines.stages.products import Labels, TeacherRecord
@@ -56,7 +57,7 @@ class PseudoLabelStage(Stage[PseudoLabelReads]):
 
     name = NAME
     # labels name the order that they follow; a file of labels is measured on rows that it names by their texts; an empty id is none
-    version = 9
+    version = 10  # labelled rows that are copies of others count once
 
     def reads(self, run: Run, task: TaskConfig | None) -> PseudoLabelReads:
         assert task is not None
@@ -190,7 +191,7 @@ def _measured(
     """Add how many selected labels are wrong: by agreement, and on labelled rows that would be selected too.
 
     The accuracy of each teacher is measured on all labelled rows, and so is how right labels of a confidence are. A file of labels
-    is measured on the rows that it names; rows of which no teacher says anything are left out.
+    is measured on the rows that it names; rows of which no teacher says anything, and copies of others, are left out.
     """
     selected = [label for label in labels if label.is_selected]
     n_voters = len(panel.ask) if panel.model is None else len(panel.ask) - 1 + len(panel.model.keys)
@@ -201,10 +202,11 @@ def _measured(
     gold: list[str] = []
     right: dict[str, list[float]] = {}
     confidences: list[float] = []
+    copied = copies(labelled)
     for split, rows in labelled.items():
         views = panel.views(split, rows)
         said = {name: _says_N(name, view) for name, view in views.scores.items()}
-        known_N = np.any(list(said.values()), axis=0)
+        known_N = np.any(list(said.values()), axis=0) & ~np.isin(np.arange(len(rows)), copied[split])
         if not known_N.any():
             continue
         rows = [row for row, is_known in zip(rows, known_N, strict=True) if is_known]

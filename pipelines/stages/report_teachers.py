@@ -79,6 +79,14 @@ def _said(row: DisputedRow, name: str) -> str:
     return row.labels[name] if sure is None else f"{row.labels[name]} ({sure:.2f})"
 
 
+def has_changed_rows(artifact: Artifact, data: TaskData) -> bool:
+    """Say whether rows that the page lists as disputed have other texts by now, in the file of unlabeled rows that is there."""
+    views = label_figures(artifact).views
+    if views is None or not views.disputed or not data.existing([UNLABELED]):
+        return False
+    return len(texts_of(data, views.disputed)) < len(views.disputed)
+
+
 def texts_of(data: TaskData, wanted: Sequence[DisputedRow]) -> Mapping[int, str]:
     """Return the texts of rows by line, those whose file holds another text there left out."""
     if not data.existing([UNLABELED]):

@@ -45,7 +45,8 @@ def show(config: PipelineConfig, point: str | None) -> None:
     found = found if baseline is None else against(found, baseline)
     tables = task_tables(found)
     left_out = [*found.left_out, *(f"{point.run} ({point.error or 'not reached'})" for point in points if not point.is_done)]
-    text = markdown(tables, [f"Left out, not finished: {'; '.join(left_out)}."] if left_out else [])
+    notes = [*found.said_of_copies, *([f"Left out, not finished: {'; '.join(left_out)}."] if left_out else [])]
+    text = markdown(tables, notes)
     if target is not None:
         with writable(target.parent):
             shown_page = comparison_page("Study", found, root, target.parent.absolute(), tables=tables)

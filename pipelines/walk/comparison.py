@@ -12,6 +12,7 @@ from pathlib import Path
 
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.registry import suggest
+from pipelines.stages.copied_rows import said_of_copies
 from pipelines.walk.finished_runs import read_result, settings_of, some_of, tasks_of
 from pipelines.walk.paired_statistics import RunResult, Summary, apart, check_comparable, summarise, variant_of
 from pipelines.walk.sweep_record import PointRecord
@@ -36,6 +37,12 @@ class Comparison:
     @property
     def variants(self) -> list[str]:
         return list(dict.fromkeys(result.variant for found in self.results.values() for result in found))
+
+    @property
+    def said_of_copies(self) -> list[str]:
+        """A line for each task of whose measured rows some are copies of others; all results of a task are over the same rows."""
+        counts = {task: (found[0].n_copies, len(found[0].all_gold)) for task, found in self.results.items()}
+        return [f"{task}: {said_of_copies(n, n + n_kept)}." for task, (n, n_kept) in counts.items() if n]
 
     def variant_of(self, run: str) -> str:
         """Return the variant that a run counts for."""

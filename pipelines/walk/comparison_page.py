@@ -103,7 +103,7 @@ def lead_of(found: Comparison) -> list[str]:
             ends = [100 * end for end in gain.ci95]
             text += f", {100 * gain.value:+.1f} points over the baseline [{ends[0]:+.1f}, {ends[1]:+.1f}]"
         lines.append(f"{text}; it was chosen on the rows that are measured, which favours it.")
-    return lines
+    return lines + found.said_of_copies
 
 
 def differing_settings(points: Sequence[PointRecord]) -> list[str]:

@@ -18,10 +18,11 @@ from adapt.core.registry import suggest
 from pipelines.config.commands import STAGES
 from pipelines.config.described import keys
 from pipelines.stages import continue_pretrain, evaluate, pseudo_label
-from pipelines.stages.answers import pool_splits
+from pipelines.stages.answers import copies_in, pool_splits
 from pipelines.stages.criteria_table import CRITERIA_FILE
 from pipelines.stages.products import Adaptation, Evaluation, Labels
 from pipelines.stages.rows import LABELLED_SPLITS
+from pipelines.stages.up_to_date import out_of_date
 from pipelines.walk.paired_statistics import ADAPTED_RAW, HeldOutLoss, RunResult, mean_entropy, seed_in
 
 _MOST_NAMED = 30
@@ -108,26 +109,22 @@ def read_result(directory: Path, run: str, task: str) -> RunResult:
     if evaluated is None:
         raise CheckpointError(f"no {evaluate.NAME}")
     adapted, labels = (artifact_at(directory / stage / task) for stage in (continue_pretrain.NAME, pseudo_label.NAME))
-    used = evaluated.inputs.get("continue_pretrain")
-    if (used.digest if used else None) != (adapted.digest if adapted else None):
-        raise CheckpointError(
-            f"{evaluate.NAME} is of another adapted model than {continue_pretrain.NAME}; run {evaluate.NAME} again"
-        )
-    if adapted is not None and labels is not None and continue_pretrain.labels_digest(adapted, task) != labels.digest:
-        raise CheckpointError(
-            f"{continue_pretrain.NAME} is of other labels than {pseudo_label.NAME}; run {continue_pretrain.NAME} again"
-        )
+    made = {pseudo_label.NAME: labels, continue_pretrain.NAME: adapted, evaluate.NAME: evaluated}
+    old = out_of_date({stage: artifact for stage, artifact in made.items() if artifact is not None}, task)
+    if old is not None:
+        raise CheckpointError(f"{old.why}; run {old.stages} again")
     if not (evaluated.path / evaluate.ANSWERS_FILE).is_file():
         raise CheckpointError(f"no {evaluate.ANSWERS_FILE}: no labelled rows, or evaluated by an older version")
-    gold, answers = pool_splits(_json(evaluated, evaluate.ANSWERS_FILE))
+    given = _json(evaluated, evaluate.ANSWERS_FILE)
+    gold, answers = pool_splits(given)
     if not gold:
         raise CheckpointError(f"evaluated on no labelled {' or '.join(LABELLED_SPLITS)}")
     lines = [
         line for line in Evaluation.of(evaluated).table if (line["model"], line["method"]) == ADAPTED_RAW and line["split"] in gold
     ]
-    seeds = [made.config.get("seed") for made in (adapted, labels, evaluated) if made is not None]
+    seeds = [artifact.config.get("seed") for artifact in (adapted, labels, evaluated) if artifact is not None]
     seed = next((found for found in seeds if found is not None), None)
-    made = None if labels is None else Labels.of(labels)
+    labelling = None if labels is None else Labels.of(labels)
     return RunResult(
         run=run,
         seed=seed_in(run) if seed is None else seed,
@@ -135,12 +132,13 @@ def read_result(directory: Path, run: str, task: str) -> RunResult:
         answers=answers,
         entropy=mean_entropy(lines),
         held_out=_held_out(adapted) if adapted else None,
-        selected=made.selected if made else None,
-        labelled_rows=made.rows if made else None,
-        label_accuracy=made.labelled.accuracy if made and made.labelled else None,
+        selected=labelling.selected if labelling else None,
+        labelled_rows=labelling.rows if labelling else None,
+        label_accuracy=labelling.labelled.accuracy if labelling and labelling.labelled else None,
         training_s=_training_s(adapted) if adapted else None,
         scoring_s=sum(line["seconds"] for line in lines) if lines else None,
         method=str(evaluated.config["evaluate"]["method"]) if "evaluate" in evaluated.config else "raw",
+        n_copies=sum(map(len, copies_in(given).values())),
         criteria=[line for line in _json(evaluated, CRITERIA_FILE) if line["model"] == "base"],
     )
 

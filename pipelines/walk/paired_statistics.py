@@ -43,7 +43,8 @@ class RunResult:
 
     `gold` are the right answers by split, `answers` those given by (model, method), all splits in turn. `label_accuracy` is the
     accuracy on labelled rows as sure as the selected ones; `training_s` and `scoring_s` are seconds. `method` is the one that
-    decides. `is_seed` says whether the run is one seed of the variant that its name says.
+    decides. `is_seed` says whether the run is one seed of the variant that its name says. `n_copies` rows were left out, as copies
+    of others.
     """
 
     run: str
@@ -60,6 +61,7 @@ class RunResult:
     criteria: Sequence[Mapping[str, Any]] = ()
     method: str = "raw"
     is_seed: bool = True
+    n_copies: int = 0
 
     @property
     def decides(self) -> tuple[str, str] | None:

@@ -20,6 +20,7 @@ from pipelines.stages.answers import Answers
 from pipelines.stages.products import REPORT_FILE, Adaptation, Evaluation, Labels
 from pipelines.stages.run import Run
 from pipelines.stages.training import HISTORY_FILE, tracked_name
+from pipelines.stages.up_to_date import belonging
 from pipelines.walk.verdict import verdict_on
 
 _ACCURACY_COLUMNS = ("split", "model", "method", "n", "accuracy", "low", "high")
@@ -34,8 +35,9 @@ def track(current: Run) -> str:
 
 
 def _track_task(current: Run, task: str) -> str:
-    stages = (pseudo_label.NAME, continue_pretrain.NAME, evaluate.NAME, export.NAME)
-    found = {stage: artifact for stage in stages if (artifact := current.linked(stage, task)) is not None}
+    found, left_out = belonging(current, task)
+    if left_out:
+        current.workshop.say_once(left_out)
     made = next((found[stage] for stage in (continue_pretrain.NAME, evaluate.NAME, pseudo_label.NAME) if stage in found), None)
     if made is None:
         return ""
@@ -50,7 +52,7 @@ def _track_task(current: Run, task: str) -> str:
     history = made.path / HISTORY_FILE
     with open_tracker(current.config.tracker, identity, is_main=True) as tracker:
         tracker.follow(read_lines(history) if history.is_file() else [])
-        tracker.conclude(_summary(current, found, verdict_on(current, task)), _tables(task, found))
+        tracker.conclude(_summary(current, found, verdict_on(found)), _tables(task, found))
     return tracker.hint
 
 

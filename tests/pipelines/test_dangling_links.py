@@ -13,6 +13,7 @@ from adapt.core.errors import CheckpointError
 from pipelines.stages import report
 from pipelines.stages.models import input_place, open_model_artifact
 from pipelines.stages.run import Run
+from pipelines.stages.up_to_date import belonging
 from pipelines.walk.tables import accuracy_table, teachers_table
 from pipelines.walk.verdict import verdict_on
 from tests.support.command_line import composed
@@ -44,9 +45,10 @@ def test_the_end_of_a_walk_leaves_out_what_is_gone_and_says_so_once(tmp_path: Pa
         shutil.rmtree(made_in(tmp_path, stage, link=f"news/{stage}/demo_reviews").path)
     run = run_at(tmp_path)
     with caplog.at_level("INFO", logger="pipelines"):
-        assert accuracy_table(run) == ""
-        assert teachers_table(run) == ""
-        assert verdict_on(run, "demo_reviews") is None
+        found, left_out = belonging(run, "demo_reviews")
+        assert (accuracy_table({"demo_reviews": found}), teachers_table({"demo_reviews": found})) == ("", "")
+        assert verdict_on(found) is None
+        assert not left_out
     said = [record.message for record in caplog.records if "its artifact is gone" in record.message]
     assert len(said) == 3
     assert any(line.endswith("run `python -m pipelines.evaluate run.name=news task=demo_reviews` again") for line in said)

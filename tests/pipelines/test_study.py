@@ -197,7 +197,10 @@ def test_unfinished_runs_are_named_at_the_end(tmp_path: Path, study: Study) -> N
     assert list(table_of(text)) == ["good"]
     last = text.splitlines()[-1]
     assert last.startswith("Left out, not finished: stopped (reviews: no evaluate); damaged (reviews: ")
-    assert "older (reviews: evaluate is of another adapted model than continue_pretrain; run evaluate again)" in last
+    assert (
+        "older (reviews: continue_pretrain is of other labels than pseudo_label; run continue_pretrain, then evaluate again)"
+        in last
+    )
     assert "begun (nothing evaluated)" in last
 
 

@@ -18,6 +18,7 @@ from pipelines.config.commands import COMMANDS
 from pipelines.config.schema import MomentsStart, PipelineConfig
 from pipelines.stages.delivery import check_deliveries
 from pipelines.stages.models import open_model_artifact, weights_of
+from pipelines.stages.rows import UNLABELED, TaskData
 from pipelines.stages.run import Run
 from pipelines.stages.scoring_choice import chosen_prompts
 from pipelines.walk.ahead import Ahead
@@ -139,7 +140,8 @@ def check_teachers(ahead: Ahead) -> None:
     for task in ahead.tasks:
         check_teachers(settings, task)
         if file is not None:
-            read_label_file(file, task)
+            data = TaskData.of(ahead.run, task, [UNLABELED])
+            read_label_file(file, task).fitted((), data.iterate(UNLABELED) if data.existing([UNLABELED]) else ())
 
 
 def check_optimizers(ahead: Ahead) -> None:

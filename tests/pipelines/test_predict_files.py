@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,28 @@ def test_every_row_and_column_comes_out(tmp_path: Path, predict_here: Predict, o
     assert [list(row)[-2:] for row in rows] == [ADDED, ADDED]
     assert {row["prediction"] for row in rows} <= {"Positive", "Negative"}
     assert all(0.5 <= float(str(row["probability"])) <= 1 for row in rows)
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused_and_poisons_nothing(
+    tmp_path: Path, tiny_export: Path, predict_here: Predict, monkeypatch: Patch, capsys: Capture
+) -> None:
+    source, output = planted(tmp_path / "rows.csv", "sentence\n菜不错\n很慢\n"), tmp_path / "o.jsonl"
+    survey_of = predict.survey_of
+
+    def grows(*arguments: Any) -> Any:
+        found = survey_of(*arguments)
+        with source.open("a", encoding="utf-8") as stream:
+            stream.write("还行\n")
+        return found
+
+    monkeypatch.setattr(predict, "survey_of", grows)
+    arguments = [f"checkpoint={tiny_export}", f"input={source}", f"output={output}", f"run.dir={tmp_path}/runs"]
+    code, text = in_process("predict", arguments, monkeypatch, capsys)
+    assert code == 2 and "rows.csv: changed while it was read" in text and not output.exists()
+    monkeypatch.setattr(predict, "survey_of", survey_of)
+    planted(source, "sentence\n菜不错\n很慢\n")
+    predict_here(source, output)
+    assert [row["sentence"] for row in read(output)] == ["菜不错", "很慢"]
 
 
 def test_rows_are_answered_in_parts_alike_and_go_on_after_a_kill(

@@ -19,7 +19,7 @@ from adapt.core.errors import ConfigError, DataError
 from adapt.text.rows.reading import open_rows, rows_of
 from pipelines.command_line.points import refuse_one_output
 from pipelines.stages import predict
-from pseudo_label.predictor import read_spec
+from pseudo_label.predictor import load, read_spec
 from tests.support.command_line import in_process, refused
 
 ADDED = ["prediction", "probability"]
@@ -239,6 +239,12 @@ def test_an_output_that_its_file_system_does_not_take_is_refused_before_anything
     refused("predict", arguments, ["output=/proc/answers: cannot be written"], monkeypatch, capsys)
     assert scorings == []
     assert not (tmp_path / "runs" / "store" / "predict").exists()
+
+
+def test_an_answer_says_whether_its_row_was_cut(tiny_export: Path) -> None:
+    predictor = load(tiny_export)
+    rows = [predictor.read({"sentence": text}, "rows", 1) for text in ("好", "好" * 8000, "坏" * 8000, "坏")]
+    assert [answer.is_cut for answer in predictor.predict_rows(rows)] == [False, True, True, False]
 
 
 def test_cut_rows_repeated_ids_and_unknown_characters_are_said(tmp_path: Path, predict_here: Predict, tiny_export: Path) -> None:

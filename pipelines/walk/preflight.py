@@ -35,6 +35,7 @@ from pseudo_label.criteria.contract import get_criterion
 from pseudo_label.decision import Method
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.prompts import Prompt, parse_template
+from pseudo_label.task_checks import unread_fields
 from pseudo_label.tasks import TaskConfig
 from pseudo_label.teachers.file import read_label_file
 
@@ -96,6 +97,9 @@ def check_prompts(ahead: Ahead) -> None:
     for task in ahead.tasks:
         for name in task.prompts:
             parse_template(task, name)
+        if unread := unread_fields(task):
+            fields = ", ".join(unread)
+            logger.warning("task '%s': no prompt reads %s; only rules and the lexical labeller may use it", task.name, fields)
         if ahead.has(*_LABELLING, "evaluate"):
             chosen_prompts(ahead.config.pseudo_label.prompts, task)
         if ahead.has("continue_pretrain"):

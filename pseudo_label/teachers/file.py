@@ -222,7 +222,7 @@ def _given(record: Mapping[str, Any], task: TaskConfig, where: str) -> Any:
 def _by_label(said: Said, task: TaskConfig, candidates: Sequence[str] | None) -> Mapping[str, float] | None:
     """Return what is said as probabilities by label. Raises DataError for a label that is none of the row's."""
     if said.given is None or (isinstance(said.given, dict) and candidates is None and set(said.given) <= set(task.label_words)):
-        return said.given  # type: ignore[no-any-return]
+        return said.given
     shares = said.given if isinstance(said.given, dict) else {said.given: 1.0}
     found = {}
     for name, share in shares.items():

@@ -8,7 +8,7 @@ This is where the library is put together, and the only file of this package tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +48,14 @@ class PredictorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The answer for one row: its label, and a probability for every label by the decision's scores."""
+    """The answer for one row: its label, and a probability for every label by the decision's scores.
+
+    `is_cut` says that the row was longer than the model's context, and that the model read a part of it.
+    """
 
     label: str
     probabilities: dict[str, float]
+    is_cut: bool = False
 
 
 class Predictor:
@@ -109,9 +113,13 @@ class Predictor:
         else:
             scores_NC = self._scorer.scores(rows, self.spec.decision, lexical_NC)
         names = [labels_of(row, task) for row in rows]
+        cut = self.cut_rows([replace(row, line=place) for place, row in enumerate(rows)])
+        places = set() if cut is None else set(cut.lines)
         return [
-            Prediction(label=label, probabilities=dict(zip(ns, probs[: len(ns)].tolist(), strict=True)))
-            for label, ns, probs in zip(predictions(scores_NC, rows, task), names, softmax(scores_NC), strict=True)
+            Prediction(label=label, probabilities=dict(zip(ns, probs[: len(ns)].tolist(), strict=True)), is_cut=place in places)
+            for place, (label, ns, probs) in enumerate(
+                zip(predictions(scores_NC, rows, task), names, softmax(scores_NC), strict=True)
+            )
         ]
 
     def cut_rows(self, rows: Sequence[TaskRow]) -> CutRows | None:

@@ -17,7 +17,7 @@ from adapt.text.contract import TextTokenizer
 from pseudo_label.candidates import Candidates
 from pseudo_label.criteria.contract import get_criterion
 from pseudo_label.tasks import TaskConfig, TaskRow
-from pseudo_label.templates import LABEL_SLOT, template_pieces
+from pseudo_label.templates import LABEL_SLOT, no_field, template_pieces
 from pseudo_label.whole_text import TextPart, fitted, label_shares_tokens, longest_of, shorten, spanned_texts
 
 
@@ -294,7 +294,7 @@ def parse_template(task: TaskConfig, name: str) -> list[Part]:
     """Split a template into parts.
 
     Raises:
-        ConfigError: an unknown field, no place for the label, or more than one.
+        ConfigError: an unknown field, none at all, no place for the label, or more than one.
     """
     where = f"task '{task.name}', prompts.{name}.template"
     parts: list[Part] = []
@@ -313,4 +313,6 @@ def parse_template(task: TaskConfig, name: str) -> list[Part]:
         raise ConfigError(f"{where}: {error}") from error
     if slots != 1:
         raise ConfigError(f"{where}: needs exactly one place for the label, has {slots}")
+    if not any(part.field is not None for part in parts):
+        raise ConfigError(f"{where}: {no_field(task.fields)}")
     return parts

@@ -13,7 +13,7 @@ from pseudo_label.lexical_config import Measure
 from pseudo_label.patterns import problem_of
 from pseudo_label.splits import refuse_no_name
 from pseudo_label.task_config import PromptConfig, TaskConfig
-from pseudo_label.templates import LABEL_SLOT, template_pieces
+from pseudo_label.templates import LABEL_SLOT, no_field, template_pieces
 
 _ROUNDED = 0.005  # by how much shares may miss 1
 
@@ -29,6 +29,7 @@ def problems_of(task: TaskConfig) -> list[str]:
         problems.append("label_tree: rows bring candidates of their own, which no tree can group; leave one of the two out")
     if LABEL_SLOT in task.fields:
         problems.append("fields.label: {label} is the place of the answer in templates; give the field another name")
+    problems.extend(_field_problems(task))
     if task.reference not in task.prompts:
         problems.append(f"reference: there is no prompt '{task.reference}'")
     if not 0 < task.ensemble_scale < math.inf:
@@ -48,6 +49,22 @@ def problems_of(task: TaskConfig) -> list[str]:
         problems.extend(
             f"label_tree: label '{label}' is in several groups" for label in {x for x in grouped if grouped.count(x) > 1}
         )
+    return problems
+
+
+def unread_fields(task: TaskConfig) -> list[str]:
+    """Return the fields that no prompt reads; rules and the lexical labeller may."""
+    read = {field for prompt in task.prompts.values() for _, field in template_pieces(prompt.template, task.fields)}
+    return [name for name in task.fields if name not in read]
+
+
+def _field_problems(task: TaskConfig) -> list[str]:
+    problems = []
+    for name, spec in task.fields.items():
+        if spec.blank == "":
+            problems.append(f"fields.{name}.blank: is empty; give the mark that the label fills, or leave it out")
+        if spec.path == task.label_path:
+            problems.append(f"label_path: '{task.label_path}' is the text of field '{name}'; give the column of the labels")
     return problems
 
 
@@ -88,6 +105,8 @@ def _prompt_problems(task: TaskConfig, name: str, prompt: PromptConfig) -> list[
         blanks = [field for field in slots if field != LABEL_SLOT and task.fields[field].blank is not None]
         if len(blanks) + slots.count(LABEL_SLOT) != 1:
             problems.append(f"{where}.template: needs exactly one place for the label, has {len(blanks) + slots.count(LABEL_SLOT)}")
+        if not set(slots) - {LABEL_SLOT}:
+            problems.append(f"{where}.template: {no_field(task.fields)}")
     except ConfigError as error:
         problems.append(f"{where}.template: {error}")
     words = prompt.label_words or task.label_words

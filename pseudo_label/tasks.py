@@ -273,6 +273,8 @@ def _text_at(record: Mapping[str, Any], spec: FieldConfig, name: str, where: str
     text = text.replace(spec.drop, "") if spec.drop else text
     if spec.blank is not None and spec.blank not in text:
         raise DataError(f"{where}: '{spec.path}' has no blank {spec.blank}")
+    if spec.blank is not None and (count := text.count(spec.blank)) > 1:
+        raise DataError(f"{where}: '{spec.path}' has {count} blanks {spec.blank}, and the label fills one; make a row of each")
     return text
 
 

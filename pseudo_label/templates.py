@@ -29,3 +29,8 @@ def template_pieces(template: str, fields: Collection[str]) -> Iterator[tuple[st
             known = ", ".join(fields)
             raise ConfigError(f"unknown field '{name}'{suggest(name, [*fields, LABEL_SLOT])}; there are: {known}")
         yield literal, name
+
+
+def no_field(fields: Collection[str]) -> str:
+    """Return what is wrong with a template that reads no field: the model would answer without the row."""
+    return f"has no text of the row; write a field in braces ({', '.join(f'{{{name}}}' for name in fields)})"

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.errors import ChangedInput, CheckpointError, ConfigError
 from adapt.core.faults import faults_in_words, refuse_closed, writable
 from adapt.core.json_files import json_text, parsed_json
 from adapt.core.store_locks import hold, locked
@@ -86,13 +86,17 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True)
 class StageKey:
-    """What decides whether a stage's result can be taken as it is; `version` is that of the stage's algorithm."""
+    """What decides whether a stage's result can be taken as it is; `version` is that of the stage's algorithm.
+
+    `refuse_changed` raises ChangedInput where `files` are no longer what was counted.
+    """
 
     stage: str
     config: Any
     inputs: Mapping[str, Artifact] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # user files by name -> sha256
     version: int = 1
+    refuse_changed: Callable[[], None] = field(default=lambda: None, compare=False)
 
     def digest(self) -> str:
         inputs = {name: artifact.digest for name, artifact in self.inputs.items()}
@@ -316,10 +320,12 @@ class ArtifactStore:
             try:
                 with faults_in_words(scratch):
                     started = time.monotonic()
-                    metrics = build(scratch, work)
+                    metrics = _built(key, build, scratch, work)
                     write_manifest(scratch, key, metrics, created(), round(time.monotonic() - started, 3))
                     swap_in(scratch, final)
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, ChangedInput):
+                    shutil.rmtree(work, ignore_errors=True)
                 tidy(scratch, work)
                 raise
             shutil.rmtree(work, ignore_errors=True)
@@ -354,6 +360,17 @@ class ArtifactStore:
                 final.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(beside(final, LOCK), f"waiting for another to build {final.parent.name} {final.name}"))
             yield
+
+
+def _built(key: StageKey, build: Callable[[Path, Path], Mapping[str, Any]], scratch: Path, work: Path) -> Mapping[str, Any]:
+    """Build, and raise ChangedInput where files that the key counts changed meanwhile, whatever else came of it."""
+    try:
+        metrics = build(scratch, work)
+    except Exception:
+        key.refuse_changed()  # it may have stumbled over that
+        raise
+    key.refuse_changed()
+    return metrics
 
 
 def _versions() -> dict[str, str]:

@@ -42,6 +42,10 @@ class DataError(AdaptError):
     """A data file is missing, malformed, or does not fit its task."""
 
 
+class ChangedInput(DataError):
+    """A file changed while it was read: what was made of it is of no use, and nothing of it is kept."""
+
+
 class CheckpointError(AdaptError):
     """A checkpoint, export or artifact is incomplete, damaged, or of another model."""
 

@@ -50,6 +50,7 @@ class Labelled(BaseModel):
     probability: float
     alternatives: list[Alternative]
     probabilities: dict[str, float] = Field(description="The probability of every label.")
+    cut: bool = Field(description="Whether the row is longer than the model's context, so that the model read a part of it.")
 
 
 class Answer(BaseModel):
@@ -166,6 +167,7 @@ def _labelled(answer: Prediction, most: int) -> Labelled:
         probability=answer.probabilities[answer.label],
         alternatives=[Alternative(label=label, probability=probability) for label, probability in others[:most]],
         probabilities=answer.probabilities,
+        cut=answer.is_cut,
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from adapt.core.artifacts import Artifact, ArtifactStore, StageKey, sha256_of_file
+from adapt.core.errors import ChangedInput
 from adapt.core.typed import to_plain
 from pseudo_label.tasks import TaskConfig
 
@@ -37,13 +38,38 @@ def unkeyed(reason: str, **options: Any) -> Any:
 
 @dataclass(frozen=True)
 class Files:
-    """User files that a stage reads: paths by the names under which the key counts their content."""
+    """User files that a stage reads: paths by the names under which the key counts their content.
+
+    `counted` is each file's stamp (what changes when it is written) and sha256 when it was last counted.
+    """
 
     paths: Mapping[str, Path] = field(default_factory=dict)
+    counted: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def digests(self) -> dict[str, str]:
         """Return sha256 by name."""
-        return {name: sha256_of_file(path) for name, path in self.paths.items()}
+        for name, path in self.paths.items():
+            stamp = _stamp(path)  # before the sum: what is written meanwhile shows
+            self.counted[name] = stamp, sha256_of_file(path)
+        return {name: self.counted[name][1] for name in self.paths}
+
+    def refuse_changed(self) -> None:
+        """Raise ChangedInput where a file is no longer what was counted; one that is gone since cannot be compared."""
+        for name, (stamp, digest) in self.counted.items():
+            path = self.paths[name]
+            try:
+                found = _stamp(path)
+                is_same = found == stamp or sha256_of_file(path) == digest
+            except FileNotFoundError:
+                continue
+            if not is_same:
+                raise ChangedInput(f"{path}: changed while it was read, and nothing was kept of it; run the command again")
+            self.counted[name] = found, digest
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev
 
 
 @dataclass(frozen=True)
@@ -63,11 +89,17 @@ def key_of(stage: str, version: int, reads: Reads) -> StageKey:
     config: dict[str, Any] = {}
     inputs: dict[str, Artifact] = {}
     files: dict[str, str] = {}
-    _count(reads, config, inputs, files)
-    return StageKey(stage=stage, version=version, config=config, inputs=inputs, files=files)
+    sources: list[Files] = []
+    _count(reads, config, inputs, files, sources)
+
+    def refuse_changed() -> None:
+        for source in sources:
+            source.refuse_changed()
+
+    return StageKey(stage=stage, version=version, config=config, inputs=inputs, files=files, refuse_changed=refuse_changed)
 
 
-def _count(reads: Reads, config: dict[str, Any], inputs: dict[str, Artifact], files: dict[str, str]) -> None:
+def _count(reads: Reads, config: dict[str, Any], inputs: dict[str, Artifact], files: dict[str, str], sources: list[Files]) -> None:
     """Add what counts of `reads` to three mappings. A name that is there already would hide one of the two: it is refused."""
 
     def add(place: dict[str, Any], new: Mapping[str, Any]) -> None:
@@ -80,9 +112,10 @@ def _count(reads: Reads, config: dict[str, Any], inputs: dict[str, Artifact], fi
         if _UNKEYED in one.metadata:
             continue
         if isinstance(value, Reads):
-            _count(value, config, inputs, files)
+            _count(value, config, inputs, files, sources)
         elif isinstance(value, Files):
             add(files, value.digests())
+            sources.append(value)
         elif isinstance(value, Artifact):
             add(inputs, {one.name: value})
         elif isinstance(value, Mapping) and value and all(isinstance(inner, Artifact) for inner in value.values()):
@@ -90,7 +123,7 @@ def _count(reads: Reads, config: dict[str, Any], inputs: dict[str, Artifact], fi
         elif isinstance(value, tuple) and value and all(isinstance(inner, Reads) for inner in value):
             nested: list[dict[str, Any]] = [{} for _ in value]
             for place, inner in zip(nested, value, strict=True):
-                _count(inner, place, inputs, files)
+                _count(inner, place, inputs, files, sources)
             add(config, {one.name: nested})
         else:
             add(config, {one.name: to_plain(value)})

@@ -122,7 +122,7 @@ class Predict(Stage[PredictReads]):
         for finding in predictor.text_findings(reads.source.name, survey.sample):
             logger.info("%s: %s", finding.level.value, finding, extra=ONCE)
         parts = [work / f"part-{number:06d}.jsonl" for number in range(math.ceil(survey.n_rows / _PART_ROWS))]
-        _answer(reads.source, predictor, survey, parts, reads.added)
+        _answer(reads, predictor, survey, parts)
         need_room(result, sum(part.stat().st_size for part in parts), "joining the answers")
         with writable(result), (result / PREDICTIONS_FILE).open("wb") as joined:
             for part in parts:
@@ -249,8 +249,12 @@ def repeated_places(values: array[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.flatnonzero(is_repeat)
 
 
-def _answer(source: RowsFile, predictor: Predictor, survey: Survey, parts: list[Path], added: list[str]) -> None:
-    """Write the answers part by part, but for those that are there."""
+def _answer(reads: PredictReads, predictor: Predictor, survey: Survey, parts: list[Path]) -> None:
+    """Write the answers part by part, but for those that are there.
+
+    A part is kept only while the rows are those that the key counts: after a kill, a run of the same key goes on from it.
+    """
+    source = reads.source
     rows = rows_of(source)
     for part in progress(parts, f"predicting {survey.n_rows:,} rows", total=len(parts), unit="part"):
         some = list(islice(rows, _PART_ROWS))
@@ -258,10 +262,11 @@ def _answer(source: RowsFile, predictor: Predictor, survey: Survey, parts: list[
             continue
         read = [predictor.read(row.record, source.name, row.number, row.unit) for row in some]
         answers, cut = predictor.predict_rows(read), predictor.cut_rows(read)
+        reads.files.refuse_changed()
         with writable(part.parent):
             if cut is not None and cut.lines:
                 write_atomically(part.with_suffix(".cut"), json_text(cut))
-            write_atomically(part, "".join(_lines(some, answers, added)))
+            write_atomically(part, "".join(_lines(some, answers, reads.added)))
 
 
 def _is_infinite(value: Any) -> bool:

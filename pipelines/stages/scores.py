@@ -128,6 +128,7 @@ def scores_of(
             _score_chunks(whole, rows, range(whole.n_chunks))
         else:
             launch({"stage": NAME, "job": to_plain(whole)}, work, how.engine, n_ranks)
+            data.files.refuse_changed()  # ranks read the rows again
         places = [whole.place(chunk) for chunk in range(whole.n_chunks)]
         need_room(result, sum(place.stat().st_size for place in places), "joining the scores")
         join_scores(result / SCORES_FILE, places)

@@ -237,7 +237,10 @@ def _fit_other(shop: Workshop, reads: TeacherReads, teacher: Teacher, rows: Sequ
         rules = fit_rules(task, rows)
         return rules, rules.scores(rows)
     if teacher is Teacher.FILE:
-        file = read_label_file(reads.teacher_file.paths["teacher_file"], task).fitted(rows)
+        every = reads.data.iterate(UNLABELED)
+        file = read_label_file(reads.teacher_file.paths["teacher_file"], task).fitted(rows, every)
+        for finding in file.findings:
+            logger.info("pseudo_label %s: the file of labels: %s", task.name, finding)
         logger.info("pseudo_label %s: the file of labels names %.0f %% of the rows", task.name, 100 * file.coverage(rows))
         return file, file.scores(rows)
     return fit_embedding(task, rows, _encoder(reads).encode, reads.data.seed)

@@ -19,6 +19,7 @@ from pipelines.config.commands import COMMANDS
 from pipelines.config.schema import PipelineConfig
 from pipelines.stages.delivery import check_deliveries
 from pipelines.stages.models import open_model_artifact, weights_of
+from pipelines.stages.rows import UNLABELED, TaskData
 from pipelines.stages.run import Run
 from pipelines.stages.scoring_choice import chosen_prompts
 from pipelines.walk.ahead import Ahead
@@ -35,6 +36,7 @@ from pseudo_label.criteria.contract import get_criterion
 from pseudo_label.decision import Method
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.prompts import Prompt, parse_template
+from pseudo_label.task_checks import unread_fields
 from pseudo_label.tasks import TaskConfig
 from pseudo_label.teachers.file import read_label_file
 
@@ -96,6 +98,9 @@ def check_prompts(ahead: Ahead) -> None:
     for task in ahead.tasks:
         for name in task.prompts:
             parse_template(task, name)
+        if unread := unread_fields(task):
+            fields = ", ".join(unread)
+            logger.warning("task '%s': no prompt reads %s; only rules and the lexical labeller may use it", task.name, fields)
         if ahead.has(*_LABELLING, "evaluate"):
             chosen_prompts(ahead.config.pseudo_label.prompts, task)
         if ahead.has("continue_pretrain"):
@@ -140,7 +145,8 @@ def check_teachers(ahead: Ahead) -> None:
     for task in ahead.tasks:
         check_teachers(settings, task)
         if file is not None:
-            read_label_file(file, task)
+            data = TaskData.of(ahead.run, task, [UNLABELED])
+            read_label_file(file, task).fitted((), data.iterate(UNLABELED) if data.existing([UNLABELED]) else ())
 
 
 def check_optimizers(ahead: Ahead) -> None:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from adapt.core.errors import ConfigError, DataError
 from adapt.text.rows.reading import open_rows, rows_of
 from pipelines.command_line.points import refuse_one_output
 from pipelines.stages import predict
-from pseudo_label.predictor import read_spec
+from pseudo_label.predictor import load, read_spec
 from tests.support.command_line import in_process, refused
 
 ADDED = ["prediction", "probability"]
@@ -58,6 +59,28 @@ def test_every_row_and_column_comes_out(tmp_path: Path, predict_here: Predict, o
     assert [list(row)[-2:] for row in rows] == [ADDED, ADDED]
     assert {row["prediction"] for row in rows} <= {"Positive", "Negative"}
     assert all(0.5 <= float(str(row["probability"])) <= 1 for row in rows)
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused_and_poisons_nothing(
+    tmp_path: Path, tiny_export: Path, predict_here: Predict, monkeypatch: Patch, capsys: Capture
+) -> None:
+    source, output = planted(tmp_path / "rows.csv", "sentence\n菜不错\n很慢\n"), tmp_path / "o.jsonl"
+    survey_of = predict.survey_of
+
+    def grows(*arguments: Any) -> Any:
+        found = survey_of(*arguments)
+        with source.open("a", encoding="utf-8") as stream:
+            stream.write("还行\n")
+        return found
+
+    monkeypatch.setattr(predict, "survey_of", grows)
+    arguments = [f"checkpoint={tiny_export}", f"input={source}", f"output={output}", f"run.dir={tmp_path}/runs"]
+    code, text = in_process("predict", arguments, monkeypatch, capsys)
+    assert code == 2 and "rows.csv: changed while it was read" in text and not output.exists()
+    monkeypatch.setattr(predict, "survey_of", survey_of)
+    planted(source, "sentence\n菜不错\n很慢\n")
+    predict_here(source, output)
+    assert [row["sentence"] for row in read(output)] == ["菜不错", "很慢"]
 
 
 def test_rows_are_answered_in_parts_alike_and_go_on_after_a_kill(
@@ -216,6 +239,12 @@ def test_an_output_that_its_file_system_does_not_take_is_refused_before_anything
     refused("predict", arguments, ["output=/proc/answers: cannot be written"], monkeypatch, capsys)
     assert scorings == []
     assert not (tmp_path / "runs" / "store" / "predict").exists()
+
+
+def test_an_answer_says_whether_its_row_was_cut(tiny_export: Path) -> None:
+    predictor = load(tiny_export)
+    rows = [predictor.read({"sentence": text}, "rows", 1) for text in ("好", "好" * 8000, "坏" * 8000, "坏")]
+    assert [answer.is_cut for answer in predictor.predict_rows(rows)] == [False, True, True, False]
 
 
 def test_cut_rows_repeated_ids_and_unknown_characters_are_said(tmp_path: Path, predict_here: Predict, tiny_export: Path) -> None:

@@ -135,7 +135,7 @@ def test_labels_of_a_file_are_read_first(tmp_path: Path, stays_empty: Callable[[
     file = tmp_path / "labels.jsonl"
     file.write_text('{"id": 0, "label": "Positive"}\n{"id": 1, "label": "Positiv"}\n', encoding="utf-8")
     arguments = ["task=demo_reviews", "pseudo_label.teachers=[model,file]", f"pseudo_label.teacher_file={file}"]
-    stays_empty([*FROM_SCRATCH, *arguments], ["labels.jsonl", "line 2", "no label 'Positiv'", "'Positive'"])
+    stays_empty([*FROM_SCRATCH, *arguments], ["labels.jsonl", "line 2", "label 'Positiv' has no label word", "'Positive'"])
 
 
 def test_candidates_of_the_rows_own_are_refused_to_the_embedding_teacher(

@@ -59,7 +59,7 @@ class Recorder:
 def _answer(text: str) -> Prediction:
     likeliest = LABELS[len(text) % len(LABELS)]
     rest = {label: 0.2 / (len(LABELS) - 1) for label in LABELS if label != likeliest}
-    return Prediction(label=likeliest, probabilities={**rest, likeliest: 0.8})
+    return Prediction(label=likeliest, probabilities={**rest, likeliest: 0.8}, is_cut=len(text) > 20)
 
 
 def with_client(
@@ -110,6 +110,8 @@ def test_rows_and_texts_get_labels_with_the_likeliest_alternatives() -> None:
     assert set(first["probabilities"]) == set(LABELS)
     assert [one["label"] for one in first["alternatives"]] == [label for label in LABELS if label != first["label"]][:1]
     assert done[1].json() == {"task": TASK.name, "predictions": []}
+    long = post_all([{"rows": ["ab", "a" * 30]}], Recorder())[0].json()["predictions"]
+    assert [one["cut"] for one in long] == [False, True]
 
 
 def test_a_wrong_row_is_one_line_that_names_it_and_repeats_no_text() -> None:
@@ -304,6 +306,8 @@ def test_health_metrics_and_description() -> None:
             assert line in text.splitlines()
         assert all(re.fullmatch(r"# (HELP|TYPE) .+|[a-z_]+(\{[^{}]+\})? [\d.]+", line) for line in text.splitlines())
         described = (await client.get("/openapi.json")).json()["paths"]["/predict"]["post"]
+        answered = (await client.get("/openapi.json")).json()["components"]["schemas"]["Labelled"]
+        assert "cut" in answered["required"] and "context" in answered["properties"]["cut"]["description"]
         assert {"200", "400", "413", "422", "503", "504"} <= set(described["responses"])
         assert (await client.get("/docs")).status_code == 404  # its page would ask elsewhere for scripts
         batches.__exit__(None, None, None)
@@ -324,6 +328,7 @@ def test_the_page_asks_nobody_else_and_writes_text_only() -> None:
         assert "default-src 'none'" in html
         assert not re.search(r"https?://|//[a-z]+\.|@import|url\(|innerHTML|insertAdjacentHTML|document\.write", html)
         assert 'name="viewport"' in html
+        assert "if (answer.cut)" in html
         assert "prefers-color-scheme:dark" in html
 
     with_client(act, Recorder(), hostile)

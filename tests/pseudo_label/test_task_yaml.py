@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from adapt.core.errors import ConfigError
+from pseudo_label.task_checks import unread_fields
 from pseudo_label.tasks import TaskConfig, load_task
 
 TASK = """
@@ -97,6 +98,7 @@ def test_settings_that_are_no_text_keep_their_types(tmp_path: Path) -> None:
         ("{sentence:.20}{label}", "'{sentence:.20}': a field is put in as it is; write '{sentence}'"),
         ("{sentence!r}{label}", "'{sentence!r}': a field is put in as it is"),
         ("{sentence}{label:>5}", "'{label:>5}'"),
+        ("sentence，{label}", "has no text of the row; write a field in braces ({sentence})"),
         ("{sentence}", "needs exactly one place for the label, has 0"),
         ("{label}{sentence}{label}", "needs exactly one place for the label, has 2"),
         ("{sentence}{label", "expected '}' before end of string"),
@@ -111,6 +113,17 @@ def test_templates_are_checked_on_loading(tmp_path: Path, template: str, problem
     text = TASK.replace("{s: {path: s}}", "{sentence: {path: s}}").replace("{s}，{label}", template)
     message = refusal(tmp_path, text)
     assert "prompts.reference.template: " in message and problem in message
+
+
+def test_a_label_is_no_text_and_a_blank_is_a_mark(tmp_path: Path) -> None:
+    assert "label_path: 's' is the text of field 's'" in refusal(tmp_path, f"{TASK}label_path: s\n")
+    text = TASK.replace("{s: {path: s}}", "{s: {path: s, blank: ''}}")
+    assert "fields.s.blank: is empty; give the mark that the label fills" in refusal(tmp_path, text)
+
+
+def test_fields_that_no_prompt_reads_are_known(tmp_path: Path) -> None:
+    task = load(tmp_path, TASK.replace("{s: {path: s}}", "{s: {path: s}, more: {path: m}}"))
+    assert unread_fields(task) == ["more"]
 
 
 def test_braces_that_are_text_are_doubled(tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ def test_a_blank_has_candidates_of_its_own_row(tmp_path: Path) -> None:
     assert (row.texts["content"], row.label, row.id) == ("他#idiom#了", "1", 0)
     with pytest.raises(DataError, match="line 7: 'content' has no blank #idiom#"):
         row_of(task, content="他了", candidates=["a"])
+    with pytest.raises(DataError, match="line 7: 'content' has 2 blanks #idiom#, and the label fills one"):
+        row_of(task, content="他#idiom#了#idiom#", candidates=["a"])
     without: list[dict[str, Any]] = [{}, {"candidates": []}, {"candidates": "画龙点睛"}]
     for candidates in without:
         with pytest.raises(DataError, match="line 7: has no list 'candidates'"):
@@ -196,9 +198,9 @@ def test_the_first_directory_that_has_a_task_wins(tmp_path: Path) -> None:
 
 
 def test_a_mark_is_dropped_from_a_text_wherever_it_stands(tmp_path: Path) -> None:
-    task = task_from(tmp_path, CLOZE.replace("fields: {", 'fields: {around: {path: content, drop: "#idiom#"}, '))
-    row = row_of(task, content="他#idiom#了，#idiom#", candidates=["好"])
-    assert row.texts == {"around": "他了，", "content": "他#idiom#了，#idiom#"}
+    task = task_from(tmp_path, CLOZE.replace("fields: {", 'fields: {around: {path: more, drop: "#idiom#"}, '))
+    row = row_of(task, content="他#idiom#了", more="他#idiom#了，#idiom#", candidates=["好"])
+    assert row.texts == {"around": "他了，", "content": "他#idiom#了"}
 
 
 @pytest.mark.parametrize("scale", ["0", "-1", ".nan", ".inf"])

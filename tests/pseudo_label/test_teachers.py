@@ -141,7 +141,7 @@ def test_a_file_of_labels_is_joined_by_id_or_by_texts_and_leaves_other_rows_open
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ({"id": 1, "label": "2"}, ["line 2", "no label '2'"]),
+        ({"id": 1, "label": "2"}, ["line 2", "label '2' has no label word"]),
         ({"id": 1}, ["line 2", "neither a label"]),
         ({"label": "1"}, ["line 2", "names no row"]),
         ({"id": 0, "label": "1"}, ["line 2", "named before"]),

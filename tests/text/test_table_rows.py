@@ -72,6 +72,9 @@ def test_empty_lines_are_no_rows_and_a_header_alone_is_a_table(tmp_path: Path) -
         ('id,s\n0,x\n1,"y\n2,"z"\n', ", line 3: a quoted cell goes on behind its closing quote (found out in line 4)"),
         ('id,s\n1,x\n2,"y\n3,z\n4,w"\n', ", line 3: a quoted cell runs on to line 5, over what look like rows"),
         ('id,s\n1,x\n2,"y\n3,w"\n', ", line 3: a quoted cell runs on to line 4, over what look like rows"),
+        ('id,s,label\nx1,"好的，pos\nx9,不行",neg\n', ", line 2: a quoted cell runs on to line 3, over what look like rows"),
+        ('id,s\nr-07,"x\nr-12,y\nr-03,z"\n', ", line 2: a quoted cell runs on to line 4, over what look like rows"),
+        ('id,s\n0007,"x\n0008,y"\n', ", line 2: a quoted cell runs on to line 3, over what look like rows"),
         ("id,s\n0,x\r1,y\n", ", line 2: ends in another way"),
     ],
 )
@@ -89,6 +92,12 @@ def test_glued_rows_of_a_tsv_and_of_many_lines_are_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize("cell", ["Dear all,\nit was good, mostly.\nBye", "1,cheap\n2,fast", "a\nb", "3\n4,5"])
 def test_texts_of_several_lines_are_not_taken_for_glued_rows(tmp_path: Path, cell: str) -> None:
     path = planted(tmp_path / "a.csv", f'id,s\n0,"{cell}"\n1,y\n')
+    assert [row["s"] for row in records(path)] == [cell, "y"]
+
+
+@pytest.mark.parametrize("cell", ["第一行\n第二行，x2,很好", "see\ny2,no", "x2\nx3", "好\nx2,b,c"])
+def test_texts_of_several_lines_beside_ids_of_letters_stay(tmp_path: Path, cell: str) -> None:
+    path = planted(tmp_path / "a.csv", f'id,s\nx1,"{cell}"\nx2,y\n')
     assert [row["s"] for row in records(path)] == [cell, "y"]
 
 

@@ -30,6 +30,8 @@ _NAMES = {
 _ENDINGS = {"\t": ".tsv", ",": ".csv"}
 _NOTE = re.compile(r"sep=(.)", re.IGNORECASE)
 _GLUED_LINES = 5
+_LONGEST_ID = 40  # characters
+_DIGITS = re.compile("[0-9]+")
 _QUOTES = 'close it and double the quotes ("") inside quoted cells, or set data.quotes=text (init: quotes=text) if they are letters'
 _AS_MEANT = "data.quotes=cells takes it as it is, data.quotes=text takes every line as a row"
 
@@ -177,6 +179,7 @@ class _Table:
         inner = further[:-1]
         has_tabs = self._delimiter == "\t" and (not width or any("\t" in cell and ("\n" in cell or "\r" in cell) for cell in cells))
         goes_on = width and cells[0].isdecimal() and _numbers_on(int(cells[0][:18]), further, self._delimiter)
+        goes_on = goes_on or (width and _are_of_one_form(cells[0], further, self._delimiter, width))
         are_alike = len(inner) >= _GLUED_LINES and width > 0 and all(line.count(self._delimiter) == width for line in inner)
         if has_tabs or goes_on or are_alike:
             raise DataError(
@@ -193,6 +196,15 @@ def refuse_repeats(header: list[str], where: str) -> None:
         raise DataError(f"{where}: {what}; rename or remove one")
 
 
+def _are_of_one_form(first: str, lines: list[str], delimiter: str, width: int) -> bool:
+    """Say whether lines have a row's columns and begin like the id `first`, which has letters and digits: `x1`, then `x9`."""
+    form = _DIGITS.sub("0", first)
+    if len(first) > _LONGEST_ID or form == "0" or "0" not in form:
+        return False
+    return all(line.count(delimiter) == width and _DIGITS.sub("0", line.split(delimiter, 1)[0]) == form for line in lines)
+
+
 def _numbers_on(first: int, lines: list[str], delimiter: str) -> bool:
     """Say whether lines begin with the numbers that follow `first`, as the next rows would."""
-    return all(line.split(delimiter, 1)[0] == str(first + step) and delimiter in line for step, line in enumerate(lines, start=1))
+    heads = [line.split(delimiter, 1)[0] if delimiter in line else "" for line in lines]
+    return all(head.isdecimal() and int(head[:18]) == first + step for step, head in enumerate(heads, start=1))

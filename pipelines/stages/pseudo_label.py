@@ -57,7 +57,7 @@ class PseudoLabelStage(Stage[PseudoLabelReads]):
 
     name = NAME
     # labels name the order that they follow; a file of labels is measured on rows that it names by their texts; an empty id is none
-    # since 10: a file's labels are those of `gold.py`, its texts name rows where its ids name none
+    # a file's labels are those of `gold.py`, its texts name rows where its ids name none; copies of labelled rows count once
     version = 11
 
     def reads(self, run: Run, task: TaskConfig | None) -> PseudoLabelReads:

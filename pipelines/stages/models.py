@@ -23,10 +23,6 @@ def open_model_artifact(path: Path, key: str = "checkpoint") -> Artifact:
     from adapt.checkpoint.weights import is_bare_checkpoint, open_bare_checkpoint
 
     refuse_dangling(path, "run its stage again")
-    if path.suffix == ".gguf" and path.is_file():
-        raise CheckpointError(
-            f"{path}: is a GGUF file; turn it into a Hugging Face directory with `python -m pipelines.import_gguf`"
-        )
     if not path.is_dir():
         raise CheckpointError(
             f"{path}: no such directory; {key}= takes an artifact or export that holds a model, or a Hugging Face directory"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from adapt.checkpoint.extended_base import open_extendable
 from adapt.checkpoint.vocabulary import tokenizer_of
 from adapt.checkpoint.weights import load_model
 from adapt.core.artifacts import open_artifact
@@ -100,6 +101,8 @@ def test_foreign_bases_that_cannot_be_extended_are_refused_in_a_line(
     tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = make_base(tmp_path / "base", BYTE_LEVEL, 2)
+    open_extendable(base)  # packages are imported, and have said what they say then
+    capsys.readouterr()
     arguments = [f"checkpoint={base}", f"data.corpus={text_file}", f"run.dir={tmp_path}/runs", "run.name=m"]
 
     def refuse(words: list[str], *others: str) -> None:

@@ -88,6 +88,12 @@ class HFModel(ExactBuffers):
     def logits(self, hidden_NH: Tensor) -> Tensor:
         return self.causal.get_output_embeddings()(hidden_NH)
 
+    def vocabulary_tables(self) -> dict[str, Tensor]:
+        """Return the tensors with a row for each token by their names in checkpoints; tied ones are one tensor of two names."""
+        ends = (self.causal.get_input_embeddings(), self.causal.get_output_embeddings())
+        modules = self.causal.named_modules(remove_duplicate=False)
+        return {f"{name}.weight": module.weight for name, module in modules if any(module is end for end in ends)}
+
     def gates(self) -> list[list[Tensor]]:
         return [list(gate.parameters()) for gate in self._gates()]
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     ENCODING_FILE,
 )
+_OTHER_FORMS = ("added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model")
 _END_OF_TEXT = "<|endoftext|>"
 _MASK = "<mask>"
 _ANCHORS = ("\n", "。", ".", "0", "a")
@@ -56,6 +58,7 @@ class HFTokenizer:
     ) -> None:
         self.source = source
         self._files = dict(files)
+        self._model_config = dict(model_config)
         described = _parsed(files[TOKENIZER_FILE], source)
         original, self._tokenizer = _built(described, source), _built(without_prefix(described), source)
         _check_continuation(original, self._tokenizer, source)
@@ -122,6 +125,32 @@ class HFTokenizer:
     def encode_documents(self, texts: list[str]) -> list[list[int]]:
         tokenizer = self._document or self._tokenizer
         return [list(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+    def encode_words(self, texts: list[str]) -> list[list[list[int]]]:
+        """Return the tokens of documents as `encode_documents` does, cut where no merge reaches over."""
+        found = []
+        for encoding in (self._document or self._tokenizer).encode_batch(texts, add_special_tokens=False):
+            words = groupby(zip(encoding.word_ids, encoding.ids, strict=True), key=lambda one: one[0])
+            found.append([[token for _, token in word] for _, word in words])
+        return found
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The content of `tokenizer.json`."""
+        return _parsed(self._files[TOKENIZER_FILE], self.source)
+
+    def described_as(self, description: Mapping[str, Any]) -> HFTokenizer:
+        """Return the tokenizer with another `tokenizer.json`; files that repeat its vocabulary in other forms are left out."""
+        kept = {name: content for name, content in self._files.items() if name not in _OTHER_FORMS}
+        text = json.dumps(description, ensure_ascii=False)
+        is_recorded = ENCODING_FILE not in kept
+        return HFTokenizer({**kept, TOKENIZER_FILE: text.encode()}, self._model_config, self.source, is_recorded=is_recorded)
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token, added ones included, as it is written in the files."""
+        found: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return found
 
     @property
     def whole(self) -> WholeEncoder | None:

@@ -1,15 +1,16 @@
-"""New pieces for a trained SentencePiece BPE model: merging goes on, on domain text, from where its training ended.
+"""New pieces for a trained BPE model: merging goes on, on domain text, from where its training ended.
 
 The tokens of the domain's texts are merged pair by pair, the most frequent first, as in training (Sennrich et al. 2016,
 arXiv:1508.07909), but starting from the old tokens. New pieces score below all old ones. So text is first cut as before, and its
 old tokens are then joined: every new piece is made of old ones, of which its embedding can be the mean (as Gee et al. 2022,
 arXiv:2210.05271, set them). Pieces are of Chinese characters only, or of Latin letters only. The most frequent pairs of a round are
-merged together where they share no token: some dozen rounds do what thousands would. Legend: N tokens of all texts, V tokens known.
+merged together where they share no token: some dozen rounds do what thousands would. `extend` is for SentencePiece models,
+`hf_vocabulary_extension` for a `tokenizer.json`. Legend: N tokens of all texts, V tokens known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 
 from adapt.core.errors import ConfigError
 from adapt.core.settings import Settings, setting
+from adapt.text.contract import TextTokenizer
 from adapt.text.tokenizer import Tokenizer
 
-_HAN, _LATIN = 1, 2
+NEVER, HAN, LATIN = 0, 1, 2
 _ROUND_SHARE, _ROUND_FALL = 0.05, 0.5
 _ENCODE_BATCH = 512
 Ids = NDArray[np.int64]
@@ -41,9 +43,36 @@ class ExtensionConfig(Settings):
 class Extension:
     """A tokenizer with new pieces behind its old ones; for each new one the old tokens that it is made of."""
 
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     pieces: list[str]
     old_tokens: list[list[int]]
+
+    @property
+    def first(self) -> int:
+        """The first new token; the others follow."""
+        return self.tokenizer.vocab_size - len(self.pieces)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenTable:
+    """What joining has to know of tokens, by their ids; joined ones are added behind.
+
+    `kinds` join with their own kind, `NEVER` with none. `lengths` are in characters. A token can `lead` a new piece, or `follow`
+    in one.
+    """
+
+    pieces: list[str]
+    kinds: list[int]
+    lengths: list[int]
+    leads: list[bool]
+    follows: list[bool]
+
+    def join(self, one: int, other: int) -> None:
+        self.pieces.append(self.pieces[one] + self.pieces[other])
+        self.kinds.append(self.kinds[one])
+        self.lengths.append(self.lengths[one] + self.lengths[other])
+        self.leads.append(self.leads[one])
+        self.follows.append(self.follows[one])
 
 
 def extend(tokenizer: Tokenizer, texts: Iterable[str], config: ExtensionConfig) -> Extension:
@@ -52,52 +81,77 @@ def extend(tokenizer: Tokenizer, texts: Iterable[str], config: ExtensionConfig) 
     Raises:
         ConfigError: no pair of tokens is frequent enough.
     """
-    known = tokenizer.pieces(range(tokenizer.vocab_size))
-    kinds = [_kind_of(piece) for piece in known]
-    made_of = [[token] for token in range(len(known))]
-    taken = set(known)
-    ids_N = _tokens(tokenizer, texts)
-    while len(known) - tokenizer.vocab_size < config.pieces:
-        left = config.pieces - (len(known) - tokenizer.vocab_size)
-        chosen = _frequent_pairs(ids_N, known, np.asarray(kinds), taken, config, left)
+    table = table_of(tokenizer.pieces(range(tokenizer.vocab_size)))
+    pairs = join_pairs(table, tokens_between(texts, tokenizer.encode_documents), config)
+    new = table.pieces[tokenizer.vocab_size :]
+    return Extension(tokenizer.with_pieces(new), new, made_of(pairs, tokenizer.vocab_size))
+
+
+def join_pairs(table: TokenTable, ids_N: Ids, config: ExtensionConfig) -> list[tuple[int, int]]:
+    """Join the most frequent pairs of the texts' tokens, add them to the table, and return them in their order.
+
+    Raises:
+        ConfigError: no pair of tokens is frequent enough.
+    """
+    taken = set(table.pieces)
+    pairs: list[tuple[int, int]] = []
+    while len(pairs) < config.pieces:
+        chosen = _frequent_pairs(ids_N, table, taken, config, config.pieces - len(pairs))
         if not chosen:
             break
-        first = len(known)
+        first = len(table.pieces)
         for one, other in chosen:
-            known.append(known[one] + known[other])
-            kinds.append(kinds[one])
-            made_of.append(made_of[one] + made_of[other])
-            taken.add(known[-1])
+            table.join(one, other)
+        taken.update(table.pieces[first:])
+        pairs += chosen
         ids_N = _merged(ids_N, chosen, first)
-    new = known[tokenizer.vocab_size :]
-    if not new:
+    if not pairs:
         raise ConfigError(
             f"extend_vocabulary.min_count: no pair of tokens occurs {config.min_count} times; lower it, or give more text"
         )
-    return Extension(tokenizer.with_pieces(new), new, made_of[tokenizer.vocab_size :])
+    return pairs
 
 
-def _tokens(tokenizer: Tokenizer, texts: Iterable[str]) -> Ids:
-    """Return all texts' tokens, -1 between texts."""
+def made_of(pairs: Sequence[tuple[int, int]], first: int) -> list[list[int]]:
+    """Return for each pair, of which the first is token `first`, the tokens before `first` that it consists of."""
+    found: list[list[int]] = []
+    for pair in pairs:
+        found.append([old for token in pair for old in ([token] if token < first else found[token - first])])
+    return found
+
+
+def tokens_between(texts: Iterable[str], encode: Callable[[list[str]], Iterable[Sequence[int]]]) -> Ids:
+    """Return all texts' tokens in one row, -1 between texts; `encode` gives those of a batch of texts."""
     parts: list[Ids] = []
     rest = iter(texts)
     while batch := list(islice(rest, _ENCODE_BATCH)):
-        parts += [np.asarray([*ids, -1], np.int64) for ids in tokenizer.encode_documents(batch)]
+        parts += [np.asarray([*ids, -1], np.int64) for ids in encode(batch)]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-def _kind_of(piece: str) -> int:
+def table_of(pieces: Sequence[str]) -> TokenTable:
+    """Return the table of pieces that are written as text, U+2581 for the space."""
+    return TokenTable(
+        pieces=list(pieces),
+        kinds=[kind_of(piece) for piece in pieces],
+        lengths=[len(piece) for piece in pieces],
+        leads=[True] * len(pieces),
+        follows=[not piece.startswith("\u2581") for piece in pieces],
+    )
+
+
+def kind_of(piece: str) -> int:
+    """Return the kind of a piece that is written as text."""
     if all("\u4e00" <= sign <= "\u9fff" for sign in piece):
-        return _HAN
-    return _LATIN if piece.removeprefix("\u2581").isascii() and piece.removeprefix("\u2581").isalpha() else 0
+        return HAN
+    return LATIN if piece.removeprefix("\u2581").isascii() and piece.removeprefix("\u2581").isalpha() else NEVER
 
 
-def _frequent_pairs(
-    ids_N: Ids, known: Sequence[str], kinds_V: Ids, taken: set[str], config: ExtensionConfig, most: int
-) -> list[tuple[int, int]]:
+def _frequent_pairs(ids_N: Ids, table: TokenTable, taken: set[str], config: ExtensionConfig, most: int) -> list[tuple[int, int]]:
     """Return the most frequent pairs that may be pieces, no token in two of them, the most frequent first."""
     if len(ids_N) < 2:
         return []
+    known, kinds_V = table.pieces, np.asarray(table.kinds)
     left_N, right_N = ids_N[:-1], ids_N[1:]
     fits_N = (left_N >= 0) & (right_N >= 0)
     fits_N &= (kinds_V[left_N] > 0) & (kinds_V[left_N] == kinds_V[right_N])
@@ -113,7 +167,8 @@ def _frequent_pairs(
             break
         one, other = divmod(int(pairs[place]), size)
         piece = known[one] + known[other]
-        is_new = piece not in taken and len(piece) <= config.max_characters and not known[other].startswith("\u2581")
+        is_short = table.lengths[one] + table.lengths[other] <= config.max_characters
+        is_new = piece not in taken and is_short and table.leads[one] and table.follows[other]
         if is_new and not used & {one, other}:
             top = top or int(counts[place])
             chosen.append((one, other))

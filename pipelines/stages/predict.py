@@ -88,7 +88,7 @@ class Predict(Stage[PredictReads]):
     """Label `input` with the export at `checkpoint`, or with the run's own export of the task."""
 
     name = NAME
-    version = 2  # an empty id is none; times of day keep their nanoseconds
+    version = 3  # an empty id is none; times of day keep their nanoseconds; a file that changes while it is read is refused
 
     def reads(self, run: Run, task: TaskConfig | None) -> PredictReads:
         config = run.config

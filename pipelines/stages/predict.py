@@ -99,7 +99,7 @@ class Predict(Stage[PredictReads]):
                 raise ConfigError(f"checkpoint: {config.checkpoint} is an export of task '{own}', not of {named}; leave task= out")
         else:
             export = run.require("export", task)
-            if task is not None and "export" not in config.stages and (older := older_export(run, task.name)):
+            if task is not None and (older := older_export(run, task.name)):
                 run.workshop.say_once(older)
         kept = ExitStack()
         source = source_of(run, task, kept)

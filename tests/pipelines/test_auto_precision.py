@@ -80,7 +80,7 @@ def test_keys_hold_what_auto_came_to(copied_run: Path, machine: Machine, precisi
         task = auto.tasks()[0] if stage.is_per_task else None
         key = stage.key(stage.reads(auto, task))
         assert key.digest() == stage.key(stage.reads(given, task)).digest(), stage.name
-        if "precision" in key.config:
+        if key.config.get("precision") is not None:  # cleaning a corpus computes only where a base is asked
             assert key.config["precision"] == precision.value
             with_precision.add(stage.name)
     assert with_precision >= {"pretrain", "pseudo_label", "continue_pretrain", "evaluate", "predict", "label_tree", "prompt_search"}

@@ -4,7 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # Each process begins with its share of the tests in their order, and takes from others what they have not begun: none waits at the end.
-PARALLEL := -n auto --maxprocesses 4 --dist worksteal
+# There is one process more than cores, up to four: many tests wait for others that they started.
+PARALLEL := -n $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n + 1 : 4))) --dist worksteal
 # Processes that tests start find compiled what others compiled; a surrounding that forbids it has every one compile all anew.
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -65,7 +65,7 @@ COMMANDS = (
     ),
     _stage(
         "extend_vocabulary",
-        "A base, of this project or from Hugging Face, and domain text to the base with more pieces.",
+        "A base and domain text to the same base with more pieces.",
         (*_BASE, "data.corpus", "data.encoding", "data.quotes", "extend_vocabulary"),
         "checkpoint=runs/base/pretrain data.corpus=/medical.jsonl",
         "data.corpus=/law.txt extend_vocabulary.pieces=500",

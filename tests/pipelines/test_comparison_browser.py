@@ -129,12 +129,7 @@ def test_the_table_sorts_by_values_with_intervals_by_mouse_and_keyboard(wide: Se
     ],
 )
 def test_values_show_on_hover_and_stand_in_a_table_under_a_name(wide: Seen, caption: str, words: str) -> None:
-    figure = wide.page.locator("figure", has=wide.page.locator("figcaption", has_text=re.compile(caption))).first
-    figure.scroll_into_view_if_needed()
-    canvas = figure.locator(".bk-Canvas").first
-    canvas.wait_for()
-    box = canvas.bounding_box()
-    assert box is not None
+    figure, box = wide.drawn(caption)
     tooltip = wide.page.locator(".bk-tooltip-content", has_text=re.compile(words)).first
     for place in [0.01 * step for step in range(15, 75)]:  # all in a row, or above and below each other, show
         wide.page.mouse.move(box["x"] + place * box["width"], box["y"] + 0.4 * place * box["height"])

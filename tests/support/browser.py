@@ -15,6 +15,7 @@ must not call `asyncio.run` in the same process while it is open.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from urllib.parse import urlsplit
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Route
+    from playwright.sync_api import Browser, FloatRect, Locator, Page, Route
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _HEIGHT = 900
@@ -44,6 +45,16 @@ class Seen:
     def overflow(self) -> int:
         """How many pixels the page is wider than its window."""
         return int(self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+
+    def drawn(self, caption: str) -> tuple[Locator, FloatRect]:
+        """Scroll a chart into view by its caption, a pattern; return its figure, and the canvas's place once it is drawn."""
+        found = self.page.locator("figure", has=self.page.locator("figcaption", has_text=re.compile(caption))).first
+        found.scroll_into_view_if_needed()
+        canvas = found.locator(".bk-Canvas").first
+        canvas.wait_for()
+        box = canvas.bounding_box()
+        assert box is not None
+        return found, box
 
     def colour(self, selector: str, name: str) -> tuple[int, int, int]:
         """Return a colour of the first element that matches, as it is computed."""

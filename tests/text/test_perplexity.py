@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +61,6 @@ def test_histograms_of_files_add_up(tmp_path: Path) -> None:
         ({"tokens": 1}, "2 or more"),
     ],
 )
-def test_bounds_that_leave_nothing_are_refused(settings: dict[str, float], words: str) -> None:
+def test_bounds_that_leave_nothing_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        PerplexityConfig(**settings)  # type: ignore[arg-type]
+        PerplexityConfig(**settings)

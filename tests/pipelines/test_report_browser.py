@@ -77,7 +77,7 @@ def test_a_page_has_its_parts_and_each_can_be_reached_and_is_named(wide: Seen) -
     ],
 )
 def test_values_show_on_hover(wide: Seen, caption: str, words: str) -> None:
-    figure, box = wide.drawn(caption)
+    _, box = wide.drawn(caption)
     wide.page.mouse.move(0, 0)
     wide.page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.7 * box["height"], steps=3)
     tooltip = wide.page.locator(".bk-tooltip-content", has_text=re.compile(words)).first

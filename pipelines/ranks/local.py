@@ -40,6 +40,11 @@ class Meeting:
     world_size: int
 
 
+def share_of_cores(n_ranks: int) -> int:
+    """Return how many CPU threads a rank gets where nobody says, of so many ranks on this machine."""
+    return max((os.cpu_count() or 1) // n_ranks, 1)
+
+
 def rank_environment(rank: int, local_rank: int, meeting: Meeting, threads: int) -> dict[str, str]:
     """Return a rank's environment: its place among the ranks, where they meet, its threads, and who its parent is.
 
@@ -102,7 +107,7 @@ class LocalRanks:
         self._frozen, self._work = frozen, frozen.parent
         self._meeting = meeting
         self._first_local = first_local
-        self._threads = threads or max((os.cpu_count() or 1) // (on_host or count), 1)
+        self._threads = threads or share_of_cores(on_host or count)
         self._numbers = range(first, first + count)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._told: list[int] = []

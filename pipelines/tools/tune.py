@@ -10,7 +10,6 @@ the memory that is free, is not run. In the end the fastest is timed in turn wit
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from adapt.objective_config import ObjectiveConfig
 from adapt.train.engine_config import EngineConfig, check_optimizer
 from adapt.train.train_config import Trained
 from pipelines.config.schema import PipelineConfig
+from pipelines.ranks.local import share_of_cores
 from pipelines.stages.models import weights_of
 from pipelines.stages.run import Run
 
@@ -125,7 +125,7 @@ class Tuner:
         return [
             lambda trial: self._engines(trial, "zero_stage", tune.zero_stages),
             lambda trial: self._engines(trial, "micro_batch", self._micro_batches(trial)),
-            lambda trial: self._engines(trial, "threads", tune.threads or sorted({1, _share_of_cores(trial.engine.world_size)})),
+            lambda trial: self._engines(trial, "threads", tune.threads or sorted({1, share_of_cores(trial.engine.world_size)})),
             lambda trial: self._engines(trial, "activation_checkpointing", tune.activation_checkpointing),
             lambda trial: _offloads(trial, tune.optimizers),
         ]
@@ -199,7 +199,7 @@ def show(config: PipelineConfig, point: str | None) -> None:
     """
     say_precision(config.engine.auto_precision())
     engine = config.engine.resolved()
-    start = Trial(engine=replace(engine, threads=engine.threads or _share_of_cores(engine.world_size)), offload=config.offload)
+    start = Trial(engine=replace(engine, threads=engine.threads or share_of_cores(engine.world_size)), offload=config.offload)
     if engine.hostfile is not None:
         raise ConfigError("engine.hostfile: settings are tried on this machine; leave it out, and take the ranks of one host")
     if config.tune.batch_rows < engine.world_size:
@@ -275,10 +275,6 @@ def _offloads(trial: Trial, values: Sequence[OptimizerIn]) -> Iterator[Trial]:
     for value in values:
         moments = trial.offload.moments if value is OptimizerIn.PAGED else MomentFormat.FP32
         yield replace(trial, offload=replace(trial.offload, optimizer=value, moments=moments))
-
-
-def _share_of_cores(n_ranks: int) -> int:
-    return max(len(os.sched_getaffinity(0)) // n_ranks, 1)
 
 
 def _room(engine: EngineConfig) -> float | None:

@@ -82,6 +82,7 @@ ONE_FILE = {
 }
 # A benchmark's baseline is another package's own code; Parquet is written in one place and read from users in another.
 ALSO_IN = {
+    ("sentencepiece", "adapt/text/sentencepiece_child.py"),
     ("pyarrow", "adapt/text/rows/arrow_rows.py"),
     ("pyarrow", "adapt/text/rows/parquet_rows.py"),
     ("datatrove", "adapt/text/cleaning/executors.py"),

@@ -178,7 +178,7 @@ class RayConfig(Settings):
         None,
         "Address of the cluster's head.",
         form="host:port",
-        hint="null takes the one of this machine or of RAY_ADDRESS, and starts one here where there is none",
+        hint="null takes that of RAY_ADDRESS, and starts a cluster on this machine where there is none",
     )
     cpus_per_task: int = setting(1, "Cores of a file; only a base that is asked for losses uses several.", least=1, unit="cores")
     memory_gb_per_cpu: int = setting(1, "Memory of each core.", least=1, unit="GB")

@@ -35,12 +35,13 @@ _ANSWERS_S = 10.0
 
 @contextlib.contextmanager
 def cluster(config: RayConfig) -> Iterator[None]:
-    """Join a Ray cluster, or start one on this machine where none is named or found, and leave it at the end.
+    """Join a Ray cluster, or start one on this machine where none is named, and leave it at the end.
 
     Raises:
         ConfigError: there is no cluster at the address, or no node is large enough for a task.
     """
-    address = config.address or os.environ.get("RAY_ADDRESS") or None
+    # Ray would look for a cluster of this machine too, and try one that is long gone for many minutes.
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     _check_answers(address)
     path = ":".join(entry or str(Path.cwd()) for entry in sys.path)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster started here tells nobody
@@ -129,10 +130,10 @@ def _memory(config: RayConfig) -> int:
     return config.memory_gb_per_cpu * config.cpus_per_task * _GB
 
 
-def _check_answers(address: str | None) -> None:
+def _check_answers(address: str) -> None:
     """Refuse an address at which nothing listens: Ray itself would try for many minutes."""
-    host, colon, port = (address or "").rpartition(":")
-    if not colon or "/" in host:  # `auto`, or Ray's own client
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host:  # `local`, `auto`, or Ray's own client
         return
     try:
         socket.create_connection((host, int(port)), timeout=_ANSWERS_S).close()
@@ -140,9 +141,9 @@ def _check_answers(address: str | None) -> None:
         raise _no_cluster(address, str(error)) from error
 
 
-def _no_cluster(address: str | None, reason: str) -> ConfigError:
+def _no_cluster(address: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"corpus.ray.address={address or 'null'}: no Ray cluster answers there ({reason}); start one with `ray start --head`, "
+        f"corpus.ray.address={address}: no Ray cluster answers there ({reason}); start one with `ray start --head`, "
         "set RAY_AUTH_MODE=token for one that asks for its token, or leave the address and RAY_ADDRESS out to have one started here"
     )
 

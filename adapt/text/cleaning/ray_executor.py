@@ -142,9 +142,13 @@ def _check_answers(address: str) -> None:
 
 
 def _no_cluster(address: str, reason: str) -> ConfigError:
+    if address == "local":
+        return ConfigError(
+            f"corpus.executor=ray: no Ray cluster can be started on this machine ({reason}); use corpus.executor=local"
+        )
     return ConfigError(
-        f"corpus.ray.address={address}: no Ray cluster answers there ({reason}); start one with `ray start --head`, "
-        "set RAY_AUTH_MODE=token for one that asks for its token, or leave the address and RAY_ADDRESS out to have one started here"
+        f"corpus.ray.address={address}: no Ray cluster answers there ({reason}); start one with `ray start --head`, set "
+        "RAY_AUTH_MODE=token for one that asks for its token, or leave the address and RAY_ADDRESS out to have one started here"
     )
 
 

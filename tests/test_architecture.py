@@ -71,6 +71,7 @@ ONE_FILE = {
     "gguf": "adapt/checkpoint/gguf_files.py",
     "datatrove": "adapt/text/cleaning/passes.py",
     "loguru": "adapt/text/cleaning/executors.py",
+    "ray": "adapt/text/cleaning/ray_executor.py",
     "opencc": "adapt/text/cleaning/characters.py",
     "warcio": "adapt/text/warc.py",
     "zstandard": "adapt/text/rows/zstd_files.py",
@@ -81,9 +82,11 @@ ONE_FILE = {
 }
 # A benchmark's baseline is another package's own code; Parquet is written in one place and read from users in another.
 ALSO_IN = {
+    ("sentencepiece", "adapt/text/sentencepiece_child.py"),
     ("pyarrow", "adapt/text/rows/arrow_rows.py"),
     ("pyarrow", "adapt/text/rows/parquet_rows.py"),
     ("datatrove", "adapt/text/cleaning/executors.py"),
+    ("datatrove", "adapt/text/cleaning/ray_executor.py"),
     ("transformers", "pipelines/bench/lm_eval_baseline.py"),
     ("tokenizers", "pipelines/bench/lm_eval_baseline.py"),
     ("deepspeed", "pipelines/bench/moe_peers.py"),

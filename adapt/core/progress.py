@@ -18,6 +18,7 @@ from tqdm import tqdm
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 SAY_EVERY_S = 60.0
+_BAR_BY_COST = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +47,10 @@ def told_to(listener: Listener) -> Iterator[None]:
 
 
 class TimeLeft:
-    """Estimates when items of equal cost will be done; `afterwards_s` are seconds of work that follow the last one.
+    """Estimates when items will be done; `afterwards_s` are seconds of work that follow the last one.
 
-    The first item pays for what is made once, so the time per item is that of the others. The first line comes after `first_s`
-    seconds and two items, further ones every minute.
+    Items are of equal cost, or the first n of them cost what `cost(n)` says, in whatever unit. The first item pays for what is made
+    once, so it is not timed. The first line comes after `first_s` seconds and two items, further ones every minute.
     """
 
     def __init__(
@@ -61,11 +62,12 @@ class TimeLeft:
         done: int = 0,
         first_s: float = SAY_EVERY_S,
         afterwards_s: float = 0.0,
+        cost: Callable[[int], float] = float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._what, self._total, self._unit = what, total, unit
         self._begun, self._done = done, done
-        self._afterwards_s, self._clock = afterwards_s, clock
+        self._afterwards_s, self._cost, self._clock = afterwards_s, cost, clock
         self._started = self._first_done = clock()
         self._due = self._started + first_s
         self.left_s: float | None = None  # from the second item on
@@ -78,7 +80,9 @@ class TimeLeft:
         if made == 1:
             self._first_done = now
         else:
-            self.left_s = (self._total - self._done) * (now - self._first_done) / (made - 1) + self._afterwards_s
+            to_do = self._cost(self._total) - self._cost(self._done)
+            timed = self._cost(self._done) - self._cost(self._begun + 1)
+            self.left_s = to_do * (now - self._first_done) / timed + self._afterwards_s
         for listener in _LISTENERS:
             listener(HowFar(what=self._what, done=self._done, total=self._total, unit=self._unit, left_s=self.left_s))
         if now < self._due or self.left_s is None or self._done >= self._total:
@@ -87,16 +91,25 @@ class TimeLeft:
         return f"{self._what}: {self._done:,} of {self._total:,} {self._unit}s, about {spelled(self.left_s)} left"
 
 
-def progress(items: Iterable[T], what: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
-    """Iterate with a bar that appears after two seconds; without a terminal, with log lines if the total is known."""
-    bar = tqdm(items, desc=what, total=total, unit=unit, delay=2.0, disable=None, leave=False)
+def progress(
+    items: Iterable[T], what: str, total: int | None = None, unit: str = "it", cost: Callable[[int], float] | None = None
+) -> Iterator[T]:
+    """Iterate with a bar that appears after two seconds; without a terminal, with log lines if the total is known.
+
+    Where items differ in `cost`, which says what the first n of them take, the bar has the time left that follows from it.
+    """
+    form = None if cost is None else _BAR_BY_COST
+    bar = tqdm(items, desc=what, total=total, unit=unit, delay=2.0, disable=None, leave=False, bar_format=form)
     if total is None:
         yield from bar
         return
-    left, has_bar = TimeLeft(what, total, unit), sys.stderr.isatty()
+    left = TimeLeft(what, total, unit) if cost is None else TimeLeft(what, total, unit, cost=cost)
+    has_bar = sys.stderr.isatty()
     for item in bar:
         yield item
         said = left.advance()
+        if cost is not None and left.left_s is not None:
+            bar.set_postfix_str(f"about {spelled(left.left_s)} left", refresh=False)
         if said is not None and not has_bar:
             logger.info("%s", said)
 

@@ -9,7 +9,6 @@ is a control symbol: no text can produce it.
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import re
 import struct
@@ -21,9 +20,10 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from adapt.core.errors import AdaptError, CheckpointError, ConfigError
+from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.runtime import generator_for
 from adapt.core.settings import Settings, setting
+from adapt.text.tokenizer_training import TrainerRefusal, trained_model
 
 PAD, UNK, BOS, EOS, MASK = "<pad>", "<unk>", "<s>", "</s>", "<mask>"
 MODEL_FILE = "tokenizer.model"
@@ -135,55 +135,40 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, where: str) -
     """Train a BPE tokenizer; the same texts and settings give the same model.
 
     Raises:
-        ConfigError: the corpus is too small for the vocabulary.
+        ConfigError: the corpus is too small for the vocabulary, or memory ran out.
     """
-    writer = io.BytesIO()
-    failures: list[AdaptError] = []
-
-    def lines() -> Iterator[str]:
-        try:
-            drawn, n_lines = _sample((piece for text in texts for piece in _pieces(text)), config.max_sentences)
-            yield from _within(drawn, n_lines, config.memory_gb)
-        except AdaptError as error:  # SentencePiece would wrap it in an error of its own
-            failures.append(error)
-            raise
-
+    options = {
+        "model_type": "bpe",
+        "vocab_size": config.vocab_size,
+        "character_coverage": config.character_coverage,
+        "normalization_rule_name": "identity",
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+        "byte_fallback": True,
+        "split_digits": True,
+        "required_chars": "\u2581",  # the space: without it, a corpus without spaces could not spell one
+        "input_sentence_size": 0,
+        "shuffle_input_sentence": False,
+        "max_sentence_length": _MAX_SENTENCE_BYTES,
+        "num_threads": config.threads,
+        "control_symbols": [MASK],
+        "pad_id": 0,
+        "unk_id": 1,
+        "bos_id": 2,
+        "eos_id": 3,
+        "pad_piece": PAD,
+        "unk_piece": UNK,
+        "bos_piece": BOS,
+        "eos_piece": EOS,
+    }
+    drawn = _sample((piece for text in texts for piece in _pieces(text)), config.max_sentences)
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines(),
-            model_writer=writer,
-            model_type="bpe",
-            vocab_size=config.vocab_size,
-            character_coverage=config.character_coverage,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            byte_fallback=True,
-            split_digits=True,
-            required_chars="\u2581",  # the space: without it, a corpus without spaces could not spell one
-            input_sentence_size=0,
-            shuffle_input_sentence=False,
-            max_sentence_length=_MAX_SENTENCE_BYTES,
-            num_threads=config.threads,
-            control_symbols=[MASK],
-            pad_id=0,
-            unk_id=1,
-            bos_id=2,
-            eos_id=3,
-            pad_piece=PAD,
-            unk_piece=UNK,
-            bos_piece=BOS,
-            eos_piece=EOS,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        if failures:
-            raise failures[0] from None
+        return Tokenizer(trained_model(_within(*drawn, config.memory_gb), options), where)
+    except TrainerRefusal as error:
         reason = str(error).rsplit("]", 1)[-1].strip() or "no usable text"
         raise ConfigError(
             f"{where}: cannot train a vocabulary of {config.vocab_size} ({reason}); change tokenizer.vocab_size or give more text"
         ) from error
-    return Tokenizer(writer.getvalue(), where)
 
 
 def _pieces(text: str) -> Iterator[str]:

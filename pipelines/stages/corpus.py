@@ -20,6 +20,7 @@ from adapt.text.cleaning.config import (
     PerplexityConfig,
     Personal,
     QualityConfig,
+    RayConfig,
     SlurmConfig,
 )
 from adapt.text.cleaning.config import DuplicatesConfig as Duplicates
@@ -58,12 +59,13 @@ class CleaningReads(Reads):
     workers: int = unkeyed("a file is cleaned the same way beside others")
     executor: Executor = unkeyed("a file is cleaned the same way wherever it is")
     slurm: SlurmConfig = unkeyed("a file is cleaned the same way wherever it is")
+    ray: RayConfig = unkeyed("a file is cleaned the same way wherever it is")
 
     def settings(self) -> CorpusConfig:
         return CorpusConfig(
             normalise=self.normalise, quality=self.quality, personal_data=self.personal_data, overlap=self.overlap,
             duplicates=self.duplicates, perplexity=self.perplexity, samples=self.samples,
-            shard_mb=self.shard_mb, workers=self.workers, executor=self.executor, slurm=self.slurm,
+            shard_mb=self.shard_mb, workers=self.workers, executor=self.executor, slurm=self.slurm, ray=self.ray,
         )  # fmt: skip
 
 
@@ -77,6 +79,8 @@ class CorpusStage(Stage[CleaningReads]):
         config = run.config.corpus
         if importlib.util.find_spec("datatrove") is None:
             raise ConfigError("corpus: cleaning text needs datatrove; pip install 'moe-adapt[corpus]'")
+        if config.executor is Executor.RAY and importlib.util.find_spec("ray") is None:
+            raise ConfigError("corpus.executor=ray needs ray; pip install 'moe-adapt[corpus-ray]', or use corpus.executor=local")
         check_normalising(config.normalise, wants_scripts=config.quality.max_mixed_script is not None)
         base = None if config.perplexity.checkpoint is None else open_model_artifact(
             Path(config.perplexity.checkpoint), "corpus.perplexity.checkpoint"
@@ -98,6 +102,7 @@ class CorpusStage(Stage[CleaningReads]):
             workers=config.workers,
             executor=config.executor,
             slurm=config.slurm,
+            ray=config.ray,
         )
 
     def build(self, reads: CleaningReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:

@@ -53,3 +53,12 @@ def test_a_log_says_how_far_a_loop_has_come(monkeypatch: pytest.MonkeyPatch, cap
     with caplog.at_level(logging.INFO):
         assert list(progress(rows(), "scoring demo", total=4, unit="row")) == [0, 1, 2, 3]
     assert [record.getMessage() for record in caplog.records] == ["scoring demo: 2 of 4 rows, about 0 s left"]
+
+
+def test_items_that_cost_less_and_less_are_timed_by_their_cost() -> None:
+    clock = Clock()
+    left = TimeLeft("merging", 100, "hundred", cost=lambda n: n**0.5, clock=clock)
+    for item in range(1, 5):
+        clock.now = item**0.5
+        left.advance()
+    assert left.left_s == pytest.approx(8.0), "the work is done after 10 s, of which 2 have passed"

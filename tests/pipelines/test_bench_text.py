@@ -19,6 +19,7 @@ from tests.support.merged_tokenizers import make_base
         (["corpus", "text=/no/such.txt"], "/no/such.txt"),
         (["extension"], "needs text="),
         (["extension", "text=/no/such.txt", "steps=0"], "steps=0: give a whole number"),
+        (["extension", "text=/no/such.txt", "precision=fp8"], "precision=fp8: give one of: fp32, bf16"),
     ],
 )
 def test_a_wrong_call_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,5 +55,9 @@ def test_an_extended_base_is_measured_beside_the_base(tmp_path: Path) -> None:
     options = {"text": f"{tmp_path}/a.txt", "steps": "2", "documents": "4", "held_out": "4", "pieces": "10", "new_rows": "3"}
     rows = all_benchmarks().get("extension").run(options)
     assert [row["pieces"] for row in rows] == [8000, 8010, 8010]
+    in_bf16 = all_benchmarks().get("extension").run({**options, "precision": "bf16"})
+    for row, other in zip(rows, in_bf16, strict=True):
+        assert row["nats/character before"] == other["nats/character before"]
+        assert row["after 2 steps"] != other["after 2 steps"] == pytest.approx(row["after 2 steps"], rel=0.01)
     assert rows[1]["tokens/document"] < rows[0]["tokens/document"]
     assert rows[1]["nats/character before"] == rows[2]["nats/character before"]

@@ -18,11 +18,17 @@ from adapt.text.corpus import is_held_out
 from adapt.text.tokenizer import Tokenizer
 from pipelines.bench.extension import grown, loss_per_character
 from pipelines.config.locations import demo_dir
-from tests.support.command_line import refused
+from tests.support.command_line import SMALL_DEMO, refused
 from tests.support.hf_checkpoints import BYTE_LEVEL
 from tests.support.merged_tokenizers import make_base
 
 TEXTS = ["患者入院后行腹腔镜胆囊切除术，术后恢复良好。", "腹腔镜胆囊切除术的并发症包括胆漏和出血，术后应当观察。"]
+
+ADAPTATION = [
+    "task=demo_reviews", f"data.root={SMALL_DEMO}", "stages=[pseudo_label,continue_pretrain,evaluate]", "pseudo_label.max_rows=40",
+    "pseudo_label.prompts=[reference]", "evaluate.fit_rows=20", "evaluate.splits=[dev]", "continue_pretrain.epochs=3",
+    "continue_pretrain.batch_rows=8", "continue_pretrain.optimizer.lr=0.003", "gate.action=warn", "engine.threads=1",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -95,6 +101,28 @@ def test_a_hugging_face_base_is_extended_and_is_a_base_again(
     assert all("\u4e00" <= sign[0] <= "\u9fff" for sign in m["first_pieces"] if sign.isalpha())
     run_here("extend_vocabulary", [f"checkpoint={place}", "run.name=again", *arguments])
     assert open_artifact((tmp_path / "runs" / "again" / "extend_vocabulary").resolve()).metrics["vocab_size"] == old.vocab_size + 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
+def test_an_extended_hugging_face_base_is_adapted(
+    is_tied: bool, tmp_path: Path, text_file: Path, run_here: Callable[[str, list[str]], str]
+) -> None:
+    base = make_base(tmp_path / "base", BYTE_LEVEL, 2, max_position_embeddings=256, tie_word_embeddings=is_tied)
+    runs = f"run.dir={tmp_path}/runs"
+    extending = [f"checkpoint={base}", f"data.corpus={text_file}", runs, "run.name=m", "extend_vocabulary.pieces=20"]
+    run_here("extend_vocabulary", extending)
+    extended = tmp_path / "runs" / "m" / "extend_vocabulary"
+    said = run_here("run", [f"checkpoint={extended}", runs, "run.name=adapted", *ADAPTATION])
+    place = tmp_path / "runs" / "adapted" / "continue_pretrain" / "demo_reviews"
+    old, new = load_model(extended).state_dict(), load_model(place).state_dict()
+    assert {name: tensor.shape for name, tensor in new.items()} == {name: tensor.shape for name, tensor in old.items()}
+    assert not all(torch.equal(tensor, new[name]) for name, tensor in old.items())
+    assert tokenizer_of(place).digest == tokenizer_of(extended).digest != tokenizer_of(base).digest
+    held_out = json.loads((place / "held_out.json").read_text(encoding="utf-8"))["demo_reviews"]
+    for trained in ("context", "pseudo_label"):
+        assert held_out["after"][trained]["value"] < held_out["before"][trained]["value"]
+    assert "adapted" in said
 
 
 def test_foreign_bases_that_cannot_be_extended_are_refused_in_a_line(

@@ -109,6 +109,18 @@ def test_seeds_of_a_sweep_and_of_named_runs_are_one_variant(tmp_path: Path, stud
     assert rows["context"]["adapted raw"].startswith("50.0 [25.4, 74.6]"), "seeds that agree are one list of answers"
 
 
+def test_the_curriculums_of_the_documents_are_joined_over_seeds(tmp_path: Path, study: Study) -> None:
+    for seed in (0, 1):
+        for choice, bits in (("none", "0" * 12), ("near", "1" * 12), ("random", "111111000000")):
+            make_run(tmp_path, f"{choice}_s{seed}", {"raw": bits}, seed=seed)
+    code, text = study('study.runs=["none_*","near_*","random_*"]', "study.baseline=random", "tasks=[reviews]")
+    assert code == 0, text
+    rows = table_of(text)
+    assert {name: row["seeds"] for name, row in rows.items()} == {"none": "0, 1", "near": "0, 1", "random": "0, 1"}
+    assert rows["near"]["adapted raw - random"].startswith("+50.0 [")
+    assert rows["none"]["adapted raw - random"].startswith("-50.0 [")
+
+
 def test_seeds_stand_in_the_order_of_their_numbers(tmp_path: Path, study: Study) -> None:
     make_run(tmp_path, "x_s10", {"raw": "1" * 12}, seed=10)
     make_run(tmp_path, "x_s2", {"raw": "0" * 12}, seed=2)

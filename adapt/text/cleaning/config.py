@@ -152,10 +152,11 @@ class PerplexityConfig(Settings):
 
 
 class Executor(enum.Enum):
-    """Where passes run: on this machine, or as jobs of a Slurm cluster."""
+    """Where passes run: on this machine, as jobs of a Slurm cluster, or on a Ray cluster."""
 
     LOCAL = "local"
     SLURM = "slurm"
+    RAY = "ray"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +168,26 @@ class SlurmConfig(Settings):
     cpus_per_task: int = setting(1, "Cores of a file; only a base that is asked for losses uses several.", least=1, unit="cores")
     memory_gb_per_cpu: int = setting(2, "Memory of each core.", least=1, unit="GB")
     options: dict[str, str] = setting_of(dict, "Further options of sbatch, by name without dashes.", form="value")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig(Settings):
+    """Which Ray cluster is asked, and for what; each task is a file, or a bucket of MinHash."""
+
+    address: str | None = setting(
+        None,
+        "Address of the cluster's head.",
+        form="host:port",
+        hint="null takes that of RAY_ADDRESS, and starts a cluster on this machine where there is none",
+    )
+    cpus_per_task: int = setting(1, "Cores of a file; only a base that is asked for losses uses several.", least=1, unit="cores")
+    memory_gb_per_cpu: int = setting(1, "Memory of each core.", least=1, unit="GB")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        host, _, port = (self.address or "host:0").rpartition(":")
+        if not host or not port.isdecimal():
+            raise ConfigError(f"address: '{self.address}' is not host:port, as in 10.0.0.1:6379")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,5 +203,8 @@ class CorpusConfig(Settings):
     samples: int = setting(5, "Dropped documents of each filter that the page shows.", least=0, unit="documents")
     shard_mb: int = setting(64, "Text of a shard, before it is packed.", least=1, unit="MB")
     workers: int = setting(1, "Files that are cleaned side by side, each by a process of some 300 MB.", least=1)
-    executor: Executor = setting(Executor.LOCAL, "Where files are cleaned: on this machine, or as jobs of a Slurm cluster.")
+    executor: Executor = setting(
+        Executor.LOCAL, "Where files are cleaned: on this machine, as jobs of a Slurm cluster, or on a Ray cluster."
+    )
     slurm: SlurmConfig = setting_of(SlurmConfig, "What jobs of a cluster ask for, with corpus.executor=slurm.")
+    ray: RayConfig = setting_of(RayConfig, "Which cluster is asked, with corpus.executor=ray.")

@@ -1,4 +1,4 @@
-"""How passes over a corpus are run: tasks in this process, in several beside it, or as jobs of a Slurm cluster.
+"""Executors of passes over a corpus: tasks in this process, in several beside it, or as jobs of a Slurm cluster.
 
 The executors are datatrove's (Penedo et al. 2024), which records finished tasks below `work`; so a pass goes on where it was, on
 whichever executor, and ends in the same files. A Slurm job loads the pass from a file and imports this project, so `work` and the
@@ -29,34 +29,11 @@ from datatrove.pipeline.base import PipelineStep
 
 from adapt.core.artifacts import write_atomically
 from adapt.core.errors import AdaptError, DataError
-from adapt.text.cleaning.config import CorpusConfig, Executor, SlurmConfig
+from adapt.text.cleaning.config import SlurmConfig
 
 logger = logging.getLogger(__name__)
 _JOB, _SAID = "job", "said"
 _POLL_S = 2.0
-
-
-class Passes:
-    """Runs passes in turn; a finished task of one is not run again."""
-
-    def __init__(self, work: Path, config: CorpusConfig) -> None:
-        self._work, self._config = work.absolute(), config
-
-    def run(self, name: str, n_tasks: int, steps: list[PipelineStep]) -> None:
-        """Run a pass to its end.
-
-        Raises:
-            DataError: a task was refused, or a job of the cluster ended without finishing its tasks.
-        """
-        logger.info("corpus: pass %s, %d task%s", name, n_tasks, "s" if n_tasks > 1 else "")
-        started, spent = time.monotonic(), time.process_time()
-        place = self._work / "passes" / name
-        if self._config.executor is Executor.SLURM:
-            SlurmExecutor(steps, n_tasks, self._config.workers, place, self._config.slurm).finish()
-        else:
-            LocalExecutor(steps, tasks=n_tasks, workers=min(self._config.workers, n_tasks), logging_dir=str(place)).run()
-        seconds, own = time.monotonic() - started, time.process_time() - spent
-        logger.info("corpus: pass %s took %.1f s (%.1f s of this process's CPU)", name, seconds, own)
 
 
 class LocalExecutor(LocalPipelineExecutor):

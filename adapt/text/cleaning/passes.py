@@ -15,12 +15,15 @@ What a task writes depends on its input and the settings only; so shards are the
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +37,16 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 from adapt.core.errors import DataError
 from adapt.core.progress import progress
 from adapt.text.cleaning.characters import folded, shingles
-from adapt.text.cleaning.config import CorpusConfig, DuplicatesConfig
+from adapt.text.cleaning.config import CorpusConfig, DuplicatesConfig, Executor
 from adapt.text.cleaning.dropped import Dropped, write_whole
-from adapt.text.cleaning.executors import Passes
+from adapt.text.cleaning.executors import LocalExecutor, SlurmExecutor
 from adapt.text.cleaning.overlap import EvaluationIndex
 from adapt.text.cleaning.perplexity import Bounds, Losses, bounds_of, cells_in, counted
 from adapt.text.cleaning.sieve import Sieve, Tally
 from adapt.text.corpus import CorpusFile, document_batches, read_documents
 from adapt.text.shards import Shard, ShardWriter
 
+logger = logging.getLogger(__name__)
 _WEIGHED_TOGETHER = 512
 EXACT, NEAR = "exact repeat", "near repeat"
 _HASH = HashConfig(precision=64, hash_fc="sha1")  # of a whole document; the library's other hash wants xxhash before 4
@@ -54,6 +58,45 @@ class Cleaned:
 
     shards: list[Shard]
     tally: Tally
+
+
+class Passes:
+    """Runs passes in turn; a finished task of one is not run again. A block of it joins a Ray cluster, where one is asked for."""
+
+    def __init__(self, work: Path, config: CorpusConfig) -> None:
+        self._work, self._config, self._held = work, config, contextlib.ExitStack()
+
+    def __enter__(self) -> Passes:
+        if self._config.executor is Executor.RAY:
+            from adapt.text.cleaning.ray_executor import cluster  # an extra
+
+            self._held.enter_context(cluster(self._config.ray))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def run(self, name: str, n_tasks: int, steps: list[PipelineStep]) -> None:
+        """Run a pass to its end.
+
+        Raises:
+            DataError: a task was refused, or a job of the cluster ended without finishing its tasks.
+        """
+        logger.info("corpus: pass %s, %d task%s", name, n_tasks, "s" if n_tasks > 1 else "")
+        started, spent = time.monotonic(), time.process_time()
+        self._run_on(steps, n_tasks, min(self._config.workers, n_tasks), self._work / "passes" / name)
+        seconds, own = time.monotonic() - started, time.process_time() - spent
+        logger.info("corpus: pass %s took %.1f s (%.1f s of this process's CPU)", name, seconds, own)
+
+    def _run_on(self, steps: list[PipelineStep], n_tasks: int, workers: int, place: Path) -> None:
+        if self._config.executor is Executor.SLURM:
+            SlurmExecutor(steps, n_tasks, workers, place, self._config.slurm).finish()
+        elif self._config.executor is Executor.RAY:
+            from adapt.text.cleaning.ray_executor import RayExecutor  # an extra
+
+            RayExecutor(steps, n_tasks, workers, place, self._config.ray).run()
+        else:
+            LocalExecutor(steps, tasks=n_tasks, workers=workers, logging_dir=str(place)).run()
 
 
 def clean_corpus(
@@ -71,8 +114,25 @@ def clean_corpus(
     Raises:
         DataError: a file cannot be read, or nothing is left.
     """
+    files, work = [replace(file, path=file.path.absolute()) for file in files], work.absolute()
+    with Passes(work, config) as passes:
+        _run(passes, files, None if index is None else index.absolute(), config, work, losses)
+    tally = Tally()
+    for name in ("clean", "exact_dropped", "near_dropped", "perplexity_dropped"):
+        for place in sorted((work / name).glob("*.tally.json")):
+            tally.add(Tally(**json.loads(place.read_text(encoding="utf-8"))), config.samples)
+    shards = [Shard(**one) for place in sorted((work / "shards").glob("*.json")) for one in json.loads(place.read_text())]
+    if not shards:
+        raise DataError(f"{files[0].path} and {len(files) - 1} more: the filters drop every document ({_said(tally)})")
+    for shard in shards:
+        os.link(work / "output" / shard.file, result / shard.file)  # a kill leaves those of `work` where they are
+    return Cleaned(shards, tally)
+
+
+def _run(
+    passes: Passes, files: Sequence[CorpusFile], index: Path | None, config: CorpusConfig, work: Path, losses: Losses | None
+) -> None:
     n_files, repeats = len(files), config.duplicates
-    passes = Passes(work, config)
     exact = ExactDedupConfig(content_getter=_content, document_priority=_priority, hash_config=_HASH)
     clean, unique = work / "clean", work / "unique"
     signing: list[PipelineStep] = [ExactDedupSignature(str(work / "exact_signatures"), exact)] if repeats.exact else []
@@ -97,16 +157,6 @@ def clean_corpus(
         reading = [_Read(weighed), _Within(bounds, Dropped("", work / "perplexity_dropped", config.samples))]
     shards_step = _Shards(work / "output", work / "shards", config.shard_mb * 1_000_000)
     passes.run("shards", n_files, [*reading, shards_step])
-    tally = Tally()
-    for name in ("clean", "exact_dropped", "near_dropped", "perplexity_dropped"):
-        for place in sorted((work / name).glob("*.tally.json")):
-            tally.add(Tally(**json.loads(place.read_text(encoding="utf-8"))), config.samples)
-    shards = [Shard(**one) for place in sorted((work / "shards").glob("*.json")) for one in json.loads(place.read_text())]
-    if not shards:
-        raise DataError(f"{files[0].path} and {n_files - 1} more: the filters drop every document ({_said(tally)})")
-    for shard in shards:
-        os.link(work / "output" / shard.file, result / shard.file)  # a kill leaves those of `work` where they are
-    return Cleaned(shards, tally)
 
 
 def _said(tally: Tally) -> str:

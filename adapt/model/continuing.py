@@ -1,8 +1,8 @@
 """Continuations of rows of tokens: by a base on a kept past, whatever chooses the next token and says when a row is over.
 
-Rows that go on together cost little more than one. They need not have one length: shorter ones are padded at their end, the padding is
-hidden from what follows, and positions are counted by row. A row that is over leaves the batch. A greedy tie goes to the token of
-the smallest number.
+Rows that go on together cost little more than one. They need not have one length: shorter ones are padded at their end, what
+follows does not see the padding, and positions are counted by row. A row that is over leaves the batch. A greedy tie goes to the
+token of the smallest number.
 
 Legend: B rows, T positions, P positions of the past, V vocabulary.
 """

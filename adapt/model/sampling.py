@@ -3,8 +3,8 @@
 Their order is that of transformers: repetition penalty, temperature, top k, top p, draw. A draw needs one number in [0, 1) per row,
 which is a function of the row's key and of how many tokens it has so far: it does not depend on the rows beside it.
 
-Sources: Keskar et al. 2019 (arXiv:1909.05858, section 4.1) for the penalty, Fan et al. 2018 (arXiv:1805.04833) for top k, Holtzman et
-al. 2020 (arXiv:1904.09751) for top p.
+Sources: Keskar et al. 2019 (arXiv:1909.05858, section 4.1) for the penalty, Fan et al. 2018 (arXiv:1805.04833) for top k, Holtzman
+et al. 2020 (arXiv:1904.09751) for top p.
 
 Legend: B rows, V vocabulary.
 """
@@ -50,7 +50,7 @@ def among_top_p(logits_BV: Tensor, p: float) -> Tensor:
 
 
 def drawn(logits_BV: Tensor, numbers_B: Tensor) -> Tensor:
-    """Return one token per row: the first, in the order of the vocabulary, up to which the probabilities exceed the row's number."""
+    """Return one token per row: the first in the vocabulary at which the sum of probabilities exceeds the row's number."""
     reached_BV = logits_BV.double().softmax(dim=-1).cumsum(dim=-1)
     wanted_B1 = numbers_B.to(reached_BV.device).double().unsqueeze(-1) * reached_BV[:, -1:]
     return torch.searchsorted(reached_BV, wanted_B1, right=True).squeeze(-1)

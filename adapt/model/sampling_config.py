@@ -42,7 +42,9 @@ class GenerationConfig(SamplingConfig):
     """How texts go on: how tokens are chosen, where a text ends, and how many grow together."""
 
     max_tokens: int = setting(128, "Most tokens that are added to a prompt; the context may end before.", least=1, unit="tokens")
-    stop: list[str] = setting_of(list, "Texts before which a continuation ends; it ends at the end token in any case.", form="texts")
+    stop: list[str] = setting_of(
+        list, "Texts before which a continuation ends; it ends at the end token in any case.", form="texts"
+    )
     batch_rows: int = setting(
         16, "Most prompts, of about one length, that grow together: speed and memory.", least=1, unit="prompts"
     )

@@ -226,11 +226,22 @@ COMMANDS = (
     Command(
         name="generate",
         says="Prompts to texts that go on, by any model that this project opens.",
-        reads=("run", "seed", "checkpoint", "model.path", "input", "output", "data.encoding", "data.quotes", "scorer.precision",
-               "offload", "generate"),
+        reads=(
+            "run",
+            "seed",
+            "checkpoint",
+            "model.path",
+            "input",
+            "output",
+            "data.encoding",
+            "data.quotes",
+            "scorer.precision",
+            "offload",
+            "generate",
+        ),
         examples=(
             "checkpoint=pipelines/demo/base prompt=今天天气",
-            "checkpoint=/models/base input=prompts.txt output=texts.jsonl generate.temperature=0.8",
+            "checkpoint=/models/base input=prompts.txt output=texts.jsonl",
         ),
     ),
     Command(

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig as TheirConfig
+from transformers import AutoModelForCausalLM
+from transformers import GenerationConfig as TheirConfig
 
 from adapt.checkpoint.offload import OffloadConfig, WeightsIn
 from adapt.checkpoint.open_checkpoint import OpenCheckpoint, open_checkpoint

@@ -1,7 +1,8 @@
 """Latency of greedy generation on a cache: against full passes without one, and transformers' `generate` on a dense model.
 
 Options: models= (0.35b_dense,1.3b_dense; names of conf/model), input= (20), output= (128), rows= (1: prompts that grow together),
-precision= (bf16, fp32), ways= (transformers,no_cache), passes= (4: full passes that `no_cache` is timed by), rounds= (3), device=.
+precision= (bf16, fp32), ways= (transformers,no_cache), passes= (4: full passes that `no_cache` is timed by), rounds= (3),
+clock= (wall, cpu), device=.
 
 `transformers` is a GPT-2 of transformers with the weights of a dense model of the same layers, heads, width and feed-forward part,
 so that a token of a sparse model with one expert a token takes as much arithmetic there. Without a cache, a token costs a full pass
@@ -27,13 +28,13 @@ from adapt.model.config import GPTConfig
 from adapt.model.continuing import Growing, continue_rows
 from adapt.model.gpt import GPT
 from adapt.model.inputs import ModelInputs
-from pipelines.bench.contract import Benchmark, interleaved_medians, register
+from pipelines.bench.contract import Benchmark, Stopwatch, cpu_seconds, interleaved_medians, register, wall_seconds
 from pipelines.bench.lm_eval_baseline import gpt2_twin
-from pipelines.bench.options import device_of, number, one_of, only, some_of
+from pipelines.bench.options import device_of, is_cpu_time, number, one_of, only, some_of
 from pipelines.config.locations import conf_dir
 
 _NAME = "generate"
-_OPTIONS = ("models", "input", "output", "rows", "precision", "ways", "passes", "rounds", "device")
+_OPTIONS = ("models", "input", "output", "rows", "precision", "ways", "passes", "rounds", "device", "clock")
 _CACHE, _NO_CACHE, _TWIN = "cache", "no_cache", "transformers"
 _DEFAULT = ("0.35b_dense", "1.3b_dense")
 _DRAWN = 1 << 22  # random weights that are drawn; larger tensors repeat them
@@ -48,13 +49,21 @@ def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
     rounds, device = number(_NAME, options, "rounds", 3), device_of(_NAME, options)
     precision = Precision(one_of(_NAME, options, "precision", (Precision.BF16.value, Precision.FP32.value)))
     ways = some_of(_NAME, options, "ways", (_TWIN, _NO_CACHE), (_TWIN, _NO_CACHE))
+    stopwatch = cpu_seconds if is_cpu_time(_NAME, options, torch.get_num_threads(), device) else wall_seconds
     known = sorted(path.stem for path in (conf_dir() / "model").glob("*.yaml") if path.stem != "hf")
     names = some_of(_NAME, options, "models", known, _DEFAULT)
-    return [measured(name, _config(name), sizes, ways, rounds, precision, device) for name in names]
+    return [measured(name, _config(name), sizes, ways, rounds, precision, device, stopwatch) for name in names]
 
 
 def measured(
-    name: str, config: GPTConfig, sizes: Mapping[str, int], ways: list[str], rounds: int, precision: Precision, device: str
+    name: str,
+    config: GPTConfig,
+    sizes: Mapping[str, int],
+    ways: list[str],
+    rounds: int,
+    precision: Precision,
+    device: str,
+    stopwatch: Stopwatch = wall_seconds,
 ) -> dict[str, Any]:
     """Return the row of a model.
 
@@ -75,7 +84,7 @@ def measured(
     if _NO_CACHE in ways:
         timed[_NO_CACHE] = lambda: full_passes(model, sizes, device)
     with torch.inference_mode():
-        seconds = interleaved_medians(timed, rounds)
+        seconds = interleaved_medians(timed, rounds, stopwatch)
     if _NO_CACHE in ways:
         seconds[_NO_CACHE] *= sizes["output"] / sizes["passes"]
     n_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())

@@ -21,6 +21,7 @@ from adapt.model.continuing import Growing, continue_rows
 from adapt.model.generating import Ending, Generated, TextRules, generate, keys_of
 from adapt.model.gpt import GPT, materialize
 from adapt.model.hf import HFModel
+from adapt.model.hf_families import FAMILIES
 from adapt.model.hf_generating import continue_by_generate
 from adapt.model.inputs import CausalBase, ModelInputs
 from adapt.model.sampling_config import GenerationConfig
@@ -87,7 +88,7 @@ def test_a_model_that_reads_its_weights_from_disk_says_the_same(way: WeightsIn, 
     assert paged.added == held.added == [one_by_one(model, row, _N) for row in beginnings()]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "olmo2", "mixtral", "olmoe", "qwen2_moe"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_foreign_model_grows_by_its_own_generate_as_on_our_past(family: str, tmp_path: Path) -> None:
     place = make_model(tmp_path, family, 60)
     model = load_model(place)

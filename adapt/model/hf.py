@@ -27,6 +27,7 @@ from adapt.model.experts import count_pairs
 from adapt.model.hf_families import FAMILIES, attention_of, check_family, family_named
 from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past, RouterTraits
 from adapt.model.lora_config import LoraLayout
+from adapt.text.hf_commands import command_to_merge
 from adapt.text.hf_tokenizer import asks_for_code
 
 _NOISE = ("dropout", "pdrop", "jitter_noise")
@@ -312,8 +313,7 @@ def refuse_code(directory: Path) -> None:
             )
     if (directory / _ADAPTER_FILE).is_file():
         raise CheckpointError(
-            f"{directory / _ADAPTER_FILE}: an adapter over another base; give the merged model (in peft, merge_and_unload and then "
-            "save_pretrained)"
+            f"{directory / _ADAPTER_FILE}: an adapter over another base, and no model by itself; {command_to_merge(directory)}"
         )
     for key, value in config.items():
         if "_implementation" in key and "/" in str(value):

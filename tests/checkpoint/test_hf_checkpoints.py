@@ -170,7 +170,7 @@ def add_a_tensor(base: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (only_pickles, "convert to safetensors"),
+        (only_pickles, "pickled weights only.*save_pretrained"),
         (cut_a_shard, "missing or damaged"),
         (lose_a_shard, "missing or damaged"),
         (lose_a_tensor, "is missing"),

@@ -47,7 +47,7 @@ _OF_FAMILY: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 96, "final_logit_softcapping": 3.0},
     "glm4": {"head_dim": 8},
     "olmo3": {"sliding_window": 96},
-    "smollm3": {"no_rope_layers": [1, 0]},
+    "smollm3": {"no_rope_layer_interval": 2},
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 96},
     "deepseek_v2": _LATENT | {"topk_method": "group_limited_greedy", "norm_topk_prob": False},
     "deepseek_v3": _LATENT | {"norm_topk_prob": True},

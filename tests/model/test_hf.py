@@ -274,8 +274,9 @@ def test_training_mode_has_no_dropout_and_no_router_noise(tmp_path: Path) -> Non
     torch.testing.assert_close(logits_of(wrapped.train(), inputs), logits_of(wrapped.eval(), inputs), **CLOSE)
 
 
-def test_a_sliding_window_bounds_the_context(tmp_path: Path) -> None:
-    assert load_model(make_model(tmp_path, "mistral", VOCAB, sliding_window=24)).context_length == 24
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text", "olmo3", "gpt_oss"])
+def test_a_sliding_window_bounds_the_context(family: str, tmp_path: Path) -> None:
+    assert load_model(make_model(tmp_path, family, VOCAB, sliding_window=24)).context_length == 24
 
 
 def test_the_pad_token_is_trained_like_any_other(tmp_path: Path) -> None:

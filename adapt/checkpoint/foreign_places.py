@@ -32,8 +32,8 @@ def mend_of(path: Path, key: str) -> str | None:
 
 def _mend_of_file(path: Path, key: str) -> str:
     if path.suffix == _GGUF:
-        return f"is a GGUF file; `python -m pipelines.import_gguf source={path} output=DIR` makes a directory for {key}=DIR"
-    return f"is a file; give {key}= the directory of a model, which for a file of it is {path.parent}"
+        return f"is no directory but a file, in GGUF; {_from_gguf(path, key)}"
+    return f"is no directory but a file; give {key}= a model's directory, such as {path.parent}"
 
 
 def _mend_of_name(path: Path, key: str) -> str | None:
@@ -41,7 +41,7 @@ def _mend_of_name(path: Path, key: str) -> str | None:
     if path.is_absolute() or not _HUB_NAME.fullmatch(name) or path.parent.exists():
         return None
     fetched = f"`hf download {name} --local-dir {path.name}`"
-    return f"no such directory; if it is a model on the Hugging Face hub, {fetched} fetches it, to be given as {key}={path.name}"
+    return f"is no directory; if it is a model on the Hugging Face hub, {fetched} fetches it, to be given as {key}={path.name}"
 
 
 def _mend_of_directory(path: Path, key: str) -> str | None:
@@ -56,10 +56,14 @@ def _mend_of_directory(path: Path, key: str) -> str | None:
         return f"is a PEFT adapter over {_base_of(path)}, and no model by itself; {command_to_merge(path)}"
     files = sorted(file.name for file in path.glob(f"*{_GGUF}"))
     if files:
-        return _mend_of_file(path / files[0], key).replace("is a GGUF file", "holds a GGUF file")
+        return f"holds a GGUF file; {_from_gguf(path / files[0], key)}"
     if any(path.glob(_SHARDS)) or any(file for pattern in PICKLES for file in path.glob(pattern)):
         return f"has weights, but no {CONFIG_FILE}; fetch that file from where they came"
     return None
+
+
+def _from_gguf(file: Path, key: str) -> str:
+    return f"`python -m pipelines.import_gguf source={file} output=DIR` makes a Hugging Face directory for {key}=DIR"
 
 
 def _base_of(path: Path) -> str:

@@ -68,7 +68,7 @@ def test_a_name_on_the_hub_is_told_how_to_be_fetched(tmp_path: Path, monkeypatch
     with pytest.raises(CheckpointError) as refused:
         open_model_artifact(Path("Qwen/Qwen3-0.6B"), "model.path")
     assert str(refused.value) == (
-        "Qwen/Qwen3-0.6B: no such directory; if it is a model on the Hugging Face hub, `hf download Qwen/Qwen3-0.6B --local-dir "
+        "Qwen/Qwen3-0.6B: is no directory; if it is a model on the Hugging Face hub, `hf download Qwen/Qwen3-0.6B --local-dir "
         "Qwen3-0.6B` fetches it, to be given as model.path=Qwen3-0.6B"
     )
     (tmp_path / "runs").mkdir()
@@ -103,8 +103,8 @@ def test_a_directory_without_a_configuration_is_told_apart(files: list[str], wor
 
 def test_a_file_is_told_from_a_directory(tmp_path: Path) -> None:
     for name, words in (
-        ("m.gguf", "is a GGUF file; `python -m pipelines.import_gguf"),
-        ("m.safetensors", f"which .* is {tmp_path}"),
+        ("m.gguf", "but a file, in GGUF; `python -m pipelines.import_gguf"),
+        ("m.safetensors", f"such as {tmp_path}"),
     ):
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(CheckpointError, match=words):

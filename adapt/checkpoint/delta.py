@@ -88,7 +88,8 @@ class Delta:
             with safe_open(place, framework="pt") as stream:
                 for name, target in self.record.targets.items():
                     a, b = (stream.get_tensor(stored).float() for stored in (target.a, target.b))
-                    yield name, LowRankUpdate(shape=tuple(target.shape), a=a, b=b, scale=self.record.scale)
+                    shape, scale = tuple(target.shape), self.record.scale
+                    yield name, LowRankUpdate(shape=shape, a=a, b=b, scale=scale, is_transposed=target.is_transposed)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{place}: missing or damaged ({error})") from error
 

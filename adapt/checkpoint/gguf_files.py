@@ -28,7 +28,8 @@ from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.faults import need_room
 from adapt.core.json_files import read_object, write_json
 from adapt.core.precision import Precision
-from adapt.model.hf import FAMILIES, HFModel, import_transformers
+from adapt.model.hf import HFModel, import_transformers
+from adapt.model.hf_families import family_named
 from adapt.text.hf_tokenizer import TOKENIZER_FILE
 
 ENDING = ".gguf"
@@ -84,8 +85,7 @@ def convert_gguf(file: Path, directory: Path, precision: Precision = Precision.F
     place: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     try:
         config = transformers.AutoConfig.from_pretrained(str(file.parent), **place)
-        if config.model_type not in FAMILIES:
-            raise CheckpointError(f"{file}: model_type '{config.model_type}' is not served; there are: {', '.join(FAMILIES)}")
+        family_named(str(config.model_type), str(file))
         causal = transformers.AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **place)
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(file.parent), **place)
     except CheckpointError:

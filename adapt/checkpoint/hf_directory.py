@@ -19,6 +19,7 @@ from adapt.core.artifacts import Artifact, sha256_of_file
 from adapt.core.errors import CheckpointError
 from adapt.core.json_files import read_object
 from adapt.core.progress import progress
+from adapt.text.hf_commands import command_from_pickles
 from adapt.text.hf_tokenizer import TOKENIZER_FILES
 
 CONFIG_FILE = "config.json"
@@ -30,7 +31,8 @@ DELTA_FILE = "delta.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 STAGE = "hugging_face"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+SNAPSHOTS = "snapshots"  # in Hugging Face's cache: a directory for each state of a model, of links to its blobs
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def is_hf_directory(directory: Path) -> bool:
@@ -59,10 +61,9 @@ def shards_of(directory: Path) -> list[Path]:
         return [directory / SINGLE_FILE]
     index = directory / INDEX_FILE
     if not index.is_file():
-        if any(file for pattern in _PICKLES for file in directory.glob(pattern)):
+        if any(file for pattern in PICKLES for file in directory.glob(pattern)):
             raise CheckpointError(
-                f"{directory}: holds pickled weights only, which are never loaded; convert to safetensors (in transformers, "
-                "from_pretrained and then save_pretrained)"
+                f"{directory}: holds pickled weights only, which are never loaded here; {command_from_pickles(directory)}"
             )
         raise CheckpointError(f"{directory}: has a config.json, but neither {SINGLE_FILE} nor {INDEX_FILE}")
     weight_map = read_object(index).get("weight_map")

@@ -12,8 +12,11 @@ from adapt.core.artifacts import MANIFEST
 from adapt.core.errors import CheckpointError
 from adapt.core.json_files import read_object
 from adapt.text.contract import TextTokenizer
+from adapt.text.hf_commands import command_for_tokenizer
 from adapt.text.hf_tokenizer import TOKENIZER_FILE, TOKENIZER_FILES, HFTokenizer
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
+
+_OLDER_FORMS = ("vocab.json", "merges.txt", "vocab.txt", "spiece.model")
 
 
 class HasVocabulary(Protocol):
@@ -82,7 +85,7 @@ def _refuse_prefix(tokenizer: Tokenizer) -> None:
     if tokenizer.pieces(tokenizer.encode("a"))[0].startswith("▁"):
         raise CheckpointError(
             f"{tokenizer.source}: puts a space before every text, so parts of a prompt could not be joined; give a "
-            f"{TOKENIZER_FILE} (in transformers, AutoTokenizer's from_pretrained and then save_pretrained)"
+            f"{TOKENIZER_FILE}: {command_for_tokenizer(Path(tokenizer.source).parent)}"
         )
 
 
@@ -94,7 +97,9 @@ def _load_foreign_tokenizer(directory: Path, model: HasVocabulary) -> TextTokeni
     elif (directory / MODEL_FILE).is_file():
         tokenizer = open_tokenizer(directory / MODEL_FILE)
     else:
-        raise CheckpointError(f"{directory}: has neither {TOKENIZER_FILE} nor {MODEL_FILE}")
+        is_older = any((directory / name).is_file() for name in _OLDER_FORMS)
+        mend = command_for_tokenizer(directory) if is_older else f"fetch {TOKENIZER_FILE} from where the model came"
+        raise CheckpointError(f"{directory}: has neither {TOKENIZER_FILE} nor {MODEL_FILE}; {mend}")
     if tokenizer.vocab_size > model.vocab_size:
         raise CheckpointError(
             f"{tokenizer.source}: has {tokenizer.vocab_size} tokens, but the model's vocabulary is {model.vocab_size}; "

@@ -22,7 +22,9 @@ class ExactBuffers(nn.Module):
 
 
 def saved_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, buffer) of the buffers that belong to a model's state."""
+    """Yield (name, buffer) of the buffers that belong to a model's state; those of a frozen base are the base's."""
+    if getattr(model, "has_frozen_base", False):
+        return iter(())
     kept = model.state_dict(keep_vars=True)
     return ((name, buffer) for name, buffer in model.named_buffers() if name in kept)
 

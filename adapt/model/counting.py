@@ -47,13 +47,13 @@ def hf_kind_of(name: str) -> str:
     """Return the kind of a Hugging Face model's parameter by its name; shared experts are part of the dense MLP."""
     if ".experts." in name:
         return "experts"
-    if name.endswith(".mlp.gate.weight"):
+    if ".mlp.gate." in name or ".mlp.router." in name:
         return "router"
-    if "norm" in name:
+    if "norm" in name or ".ln_" in name:
         return "norm"
-    if "embed_tokens" in name or "lm_head" in name:
+    if any(part in name for part in ("embed_tokens", "lm_head", ".wte.", ".wpe.")):
         return "embedding"
-    return "attention" if ".self_attn." in name else "mlp"
+    return "attention" if ".self_attn." in name or ".attn." in name else "mlp"
 
 
 def count_parameters(config: GPTConfig) -> ParameterCounts:

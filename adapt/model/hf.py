@@ -3,15 +3,16 @@
 Legend: B rows, T positions, W positions of past and row, H hidden size, N real tokens, K routed (token, expert) pairs, E experts.
 
 A model of `FAMILIES` is wrapped so that it takes `ModelInputs` and gives `ModelOutput`: attention masks are given in full
-whenever documents, trees or a past are involved, expert loads are read off the router logits of real tokens, and dropout and
-router noise are off, so that nothing depends on how a batch was cut. Other families may scale logits, cap attention or carry a
-recurrent state, which this wrapper would get wrong without a sign; so they are refused.
+whenever documents, trees or a past are involved, expert loads are what the family's routers decided for real tokens, and dropout
+and router noise are off, so that nothing depends on how a batch was cut. Other families may scale logits, cap attention or carry a
+recurrent state, which this wrapper would get wrong without a sign; so they are refused (`hf_families.py`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,12 @@ from adapt.core.json_files import read_object
 from adapt.model.attention import attention_mask
 from adapt.model.buffers import ExactBuffers
 from adapt.model.experts import count_pairs
+from adapt.model.hf_families import FAMILIES, attention_of, check_family, family_named
 from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past, RouterTraits
 from adapt.model.lora_config import LoraLayout
+from adapt.text.hf_commands import command_to_merge
 from adapt.text.hf_tokenizer import asks_for_code
 
-DENSE_FAMILIES = ("llama", "mistral", "olmo2", "qwen2", "qwen3")
-SPARSE_FAMILIES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
-FAMILIES = (*DENSE_FAMILIES, *SPARSE_FAMILIES)
 _NOISE = ("dropout", "pdrop", "jitter_noise")
 PREFIX = "causal."
 _MOST_LAYERS, _MOST_COUNT = 10_000, 1 << 20
@@ -54,6 +54,8 @@ class HFModel(ExactBuffers):
         self.lora: LoraLayout | None = None
         self.stored_dtypes: dict[str, torch.dtype] = {}
         config = causal.config
+        self._family = family_named(str(config.model_type), str(directory or "model"))
+        self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
         self.vocab_size = int(causal.get_output_embeddings().weight.shape[0])
         self.hidden_size = int(config.hidden_size)
         # Within its window, a sliding window hides nothing.
@@ -70,23 +72,24 @@ class HFModel(ExactBuffers):
             from transformers import DynamicCache
 
             cache = DynamicCache(inputs.past.layers if inputs.past is not None else None)
-        decoded = self.causal.get_decoder()(
-            input_ids=inputs.ids_BT,
-            attention_mask=_full_mask(inputs),
-            position_ids=_positions(inputs, self.context_length),
-            past_key_values=cache,
-            use_cache=cache is not None,
-            **({"output_router_logits": True} if self.expert_counts else {}),
-        )
+        with self._watched_gates() as decided:
+            decoded = self.causal.get_decoder()(
+                input_ids=inputs.ids_BT,
+                attention_mask=self._mask(inputs),
+                position_ids=_positions(inputs, self.context_length),
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
         kept = tuple((layer.keys, layer.values) for layer in cache.layers) if cache is not None and inputs.keeps_past else None
         return ModelOutput(
             hidden_BTH=decoded.last_hidden_state,
-            routing=self._routing(decoded.router_logits, inputs) if self.expert_counts else (),
+            routing=self._routing(decided, inputs) if self.expert_counts else (),
             past=None if kept is None else Past(layers=kept),
         )
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        return self.causal.get_output_embeddings()(hidden_NH)
+        logits: Tensor = self.causal.get_output_embeddings()(hidden_NH)
+        return logits if self._logit_cap is None else torch.tanh(logits / self._logit_cap) * self._logit_cap
 
     def vocabulary_tables(self) -> dict[str, Tensor]:
         """Return the tensors with a row for each token by their names in checkpoints; tied ones are one tensor of two names."""
@@ -120,10 +123,30 @@ class HFModel(ExactBuffers):
         return found
 
     def _gates(self) -> list[Any]:
-        return [layer.mlp.gate for layer in self.causal.get_decoder().layers if hasattr(layer.mlp, "experts")]
+        name, layers = self._family.gate, getattr(self.causal.get_decoder(), "layers", ())
+        return [] if name is None else [getattr(layer.mlp, name) for layer in layers if hasattr(layer.mlp, "experts")]
 
-    def _routing(self, router_logits: tuple[Tensor, ...], inputs: ModelInputs) -> tuple[LayerRouting, ...]:
-        """Report per layer, for real tokens only, what the family's rule (the top k of a softmax in fp32) decided."""
+    @contextmanager
+    def _watched_gates(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Give what each router says in a forward pass: its logits, and the experts that it chose."""
+        decided: list[tuple[Tensor, Tensor]] = []
+        hooks = [gate.register_forward_hook(lambda _, given, said: decided.append((said[0], said[2]))) for gate in self._gates()]
+        try:
+            yield decided
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _mask(self, inputs: ModelInputs) -> Tensor | None:
+        """Return the full mask, as numbers to be added where attention is made of plain products."""
+        mask = _full_mask(inputs)
+        if mask is None or attention_of(self.causal.config) != "eager":
+            return mask
+        dtype = self.causal.get_input_embeddings().weight.dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+    def _routing(self, decided: Sequence[tuple[Tensor, Tensor]], inputs: ModelInputs) -> tuple[LayerRouting, ...]:
+        """Report per layer, for real tokens only, what the family's routers decided."""
         documents = inputs.documents_BT.flatten()
         real_N = inputs.token_places().real_N
         rows, positions = inputs.ids_BT.shape
@@ -132,13 +155,12 @@ class HFModel(ExactBuffers):
         k = self.router_traits.experts_per_token
         token_K = torch.arange(len(real_N), device=documents.device).repeat_interleave(k)
         reports = []
-        for logits, n_experts in zip(router_logits, self.expert_counts, strict=True):
+        for (logits, experts), n_experts in zip(decided, self.expert_counts, strict=True):
             logits_NE = logits.flatten(0, -2)[real_N].float()
-            probs_NE = logits_NE.softmax(dim=-1)
-            expert_K = probs_NE.topk(k, dim=-1).indices.flatten()
+            expert_K = experts.flatten(0, -2)[real_N].flatten()
             reports.append(
                 LayerRouting(
-                    probs_NE=probs_NE,
+                    probs_NE=self._probs(logits_NE),
                     logits_NE=logits_NE,
                     counts_E=count_pairs(expert_K, n_experts),
                     dropped=torch.zeros((), dtype=torch.int64, device=documents.device),
@@ -149,6 +171,13 @@ class HFModel(ExactBuffers):
                 )
             )
         return tuple(reports)
+
+    def _probs(self, logits_NE: Tensor) -> Tensor:
+        """Return what the balance loss spreads; of single scores their shares (DeepSeek-AI 2024, arXiv:2412.19437, eq. 19)."""
+        if not self._family.is_sigmoid:
+            return logits_NE.softmax(dim=-1)
+        scores_NE = logits_NE.sigmoid()
+        return scores_NE / scores_NE.sum(dim=-1, keepdim=True)
 
 
 def load_hf_model(
@@ -179,7 +208,7 @@ def load_hf_model(
             str(directory),
             config=config,
             dtype=dtype or torch.float32,
-            attn_implementation="sdpa",
+            attn_implementation=attention_of(config),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -223,7 +252,7 @@ def shapes_of(directory: Path) -> tuple[dict[str, torch.Size], int]:
 
 
 def _frame(directory: Path, config: Any, transformers: Any) -> HFModel:
-    settings = {"dtype": torch.float32, "attn_implementation": "sdpa", "trust_remote_code": False}
+    settings = {"dtype": torch.float32, "attn_implementation": attention_of(config), "trust_remote_code": False}
     try:
         with torch.device("meta"):
             return HFModel(transformers.AutoModelForCausalLM.from_config(config, **settings), {})
@@ -260,15 +289,7 @@ def _config_of(directory: Path, transformers: Any) -> Any:
         config = transformers.AutoConfig.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise CheckpointError(f"{directory / 'config.json'}: transformers cannot read it ({_first_line(error)})") from error
-    if config.model_type not in FAMILIES:
-        raise CheckpointError(
-            f"{directory / 'config.json'}: model_type '{config.model_type}' is not served; there are: {', '.join(FAMILIES)}"
-        )
-    if getattr(config, "quantization_config", None) is not None:
-        raise CheckpointError(f"{directory}: is quantized, and only plain weights can be trained; give the checkpoint it came from")
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") == "longrope":
-        raise CheckpointError(f"{directory}: longrope turns all rows of a batch by the longest one's angles; it is not served")
+    check_family(config, str(directory / "config.json"))
     for name, value in vars(config).items():
         if any(noise in name for noise in _NOISE) and isinstance(value, float) and value > 0:
             setattr(config, name, 0.0)
@@ -292,8 +313,7 @@ def refuse_code(directory: Path) -> None:
             )
     if (directory / _ADAPTER_FILE).is_file():
         raise CheckpointError(
-            f"{directory / _ADAPTER_FILE}: an adapter over another base; give the merged model (in peft, merge_and_unload and then "
-            "save_pretrained)"
+            f"{directory / _ADAPTER_FILE}: an adapter over another base, and no model by itself; {command_to_merge(directory)}"
         )
     for key, value in config.items():
         if "_implementation" in key and "/" in str(value):

@@ -22,6 +22,8 @@ from adapt.model.low_rank import layer_free, targeted, trained_by_group
 _ADAPTER = "default"
 _STORED_PREFIX = "base_model.model."
 _PARAMETERS = (LoraTarget.EXPERTS, LoraTarget.ROUTER)
+# PEFT takes modules of these names in some families for experts from before transformers fused them, and would rename the targets.
+_TAKEN_FOR_EXPERTS = ("deepseek_v2", "deepseek_v3", "glm4_moe")
 
 
 def import_peft() -> Any:
@@ -48,13 +50,14 @@ def add_lora(model: HFModel, config: LoraConfig, seed: int) -> dict[LoraTarget, 
     peft = import_peft()
     shapes = {name.removeprefix(PREFIX): tuple(p.shape) for name, p in model.named_parameters()}
     groups = targeted(shapes, config, "this model")
-    modules = [name.removesuffix(".weight") for name, group in groups.items() if group not in _PARAMETERS]
+    bare = {*_PARAMETERS, *([LoraTarget.MLP] if model.causal.config.model_type in _TAKEN_FOR_EXPERTS else [])}
+    modules = [name.removesuffix(".weight") for name, group in groups.items() if group not in bare]
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
         lora_dropout=0.0,  # a step must not depend on how its batch was cut
         target_modules=layer_free(modules),
-        target_parameters=layer_free(name for name, group in groups.items() if group in _PARAMETERS),
+        target_parameters=layer_free(name for name, group in groups.items() if group in bare),
         task_type="CAUSAL_LM",
     )
     peft.inject_adapter_in_model(settings, model.causal, adapter_name=_ADAPTER)
@@ -75,7 +78,12 @@ def _layout(model: HFModel, shapes: Mapping[str, tuple[int, ...]], config: LoraC
             inner = inner.removesuffix(".base_layer")
         tensor = f"{inner}.{getattr(module, 'parameter_name', 'weight')}"
         stored = f"{_STORED_PREFIX}{place}"
-        targets[tensor] = TargetFactors(shape=shapes[tensor], a=f"{stored}.lora_A.weight", b=f"{stored}.lora_B.weight")
+        targets[tensor] = TargetFactors(
+            shape=shapes[tensor],
+            a=f"{stored}.lora_A.weight",
+            b=f"{stored}.lora_B.weight",
+            is_transposed=len(shapes[tensor]) == 3 and bool(getattr(module.get_base_layer(), "is_transposed", False)),
+        )
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     stored_as = {name: _STORED_PREFIX + name.removeprefix(PREFIX).replace(f".{_ADAPTER}.", ".") for name in trained}
     return LoraLayout(scale=config.scale, targets=targets, stored_as=stored_as, peft=peft)

@@ -49,11 +49,15 @@ class LoraConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class TargetFactors:
-    """A targeted tensor's shape, and the names of its two factors as a delta stores them (PEFT's names)."""
+    """A targeted tensor's shape, and the names of its two factors as a delta stores them (PEFT's names).
+
+    `is_transposed`: the tensor has inputs before outputs, as gpt-oss keeps its experts, and the factors' product has not.
+    """
 
     shape: tuple[int, ...]
     a: str
     b: str
+    is_transposed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

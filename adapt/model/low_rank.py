@@ -19,6 +19,7 @@ from adapt.core.errors import ConfigError
 from adapt.model.counting import hf_kind_of
 from adapt.model.lora_config import DEFAULT_TARGETS, LoraConfig, LoraTarget
 
+_TRANSPOSED = ".attn.c_attn.weight"
 _OF_KIND = {
     "attention": LoraTarget.ATTENTION,
     "mlp": LoraTarget.MLP,
@@ -29,12 +30,16 @@ _OF_KIND = {
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankUpdate:
-    """What is added to a tensor: `scale` times B A, for each expert where the tensor stacks experts. Factors are fp32."""
+    """What is added to a tensor: `scale` times B A, for each expert where the tensor stacks experts. Factors are fp32.
+
+    `is_transposed`: the tensor stacks experts with inputs before outputs.
+    """
 
     shape: tuple[int, ...]
     a: Tensor
     b: Tensor
     scale: float
+    is_transposed: bool = False
 
     def product(self) -> Tensor:
         """Return the change in full, fp32, in the tensor's shape."""
@@ -43,12 +48,13 @@ class LowRankUpdate:
         n_experts = self.shape[0]
         a_ERI = self.a.reshape(n_experts, -1, self.a.shape[1])
         b_EOR = self.b.reshape(self.b.shape[0], -1, n_experts).permute(2, 0, 1)
-        return torch.bmm(b_EOR, a_ERI) * self.scale
+        change_EOI = torch.bmm(b_EOR, a_ERI) * self.scale
+        return change_EOI.transpose(1, 2) if self.is_transposed else change_EOI
 
 
 def group_of(name: str, shape: Sequence[int]) -> LoraTarget | None:
     """Return the group of a Hugging Face model's parameter; None of what can have no low-rank update: vectors, embeddings."""
-    is_matrix = len(shape) >= 2 and min(shape[-2:]) > 1
+    is_matrix = len(shape) >= 2 and min(shape[-2:]) > 1 and not name.endswith("bias")
     return _OF_KIND.get(hf_kind_of(name)) if is_matrix else None
 
 
@@ -58,6 +64,10 @@ def targeted(shapes: Mapping[str, Sequence[int]], config: LoraConfig, where: str
     Raises:
         ConfigError: a group that the settings name has no parameter in this model, which `where` names.
     """
+    if any(name.endswith(_TRANSPOSED) for name in shapes):
+        raise ConfigError(
+            f"trains=lora: {where} keeps its matrices with inputs first, as GPT-2 does, which deltas do not know; use all or dense"
+        )
     groups = {name: group for name, shape in shapes.items() if (group := group_of(name, shape)) is not None}
     there = set(groups.values())
     for group in config.targets or ():

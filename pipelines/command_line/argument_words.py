@@ -16,7 +16,7 @@ _QUOTES = ("'", '"')
 _SWEEP = ("-m", "--multirun")
 _WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
                "--experimental-rerun")  # fmt: skip
-_IMPORT = "import_checkpoint"
+_SHORT = {"import_checkpoint": "tokenizer", "generate": "prompt"}  # a command's own short form of <command>.<word>
 _LETTERS = "__name_"  # begins a name in letters that Hydra takes
 _LONGEST_NAME = 120
 _UNNAMED = re.compile(r"[^\w.,=+-]")  # what a point's name leaves out
@@ -67,13 +67,13 @@ def as_typed(word: str, texts: Mapping[str, bool], *, sweeps: bool, reads: Calla
 
 
 def long_form(argument: str, config_name: str, *, sweeps: bool) -> str:
-    """Turn `task=NAME` into `tasks=[NAME]`, in a sweep `task=A,B` into one over both; at an import, `tokenizer` is a file.
+    """Turn `task=NAME` into `tasks=[NAME]`, in a sweep `task=A,B` into one over both, and a command's own short form into the key.
 
     Hydra itself would take `task` for the configuration group of that name.
     """
     key, equals, value = argument.partition("=")
-    if key == "tokenizer" and config_name == _IMPORT:
-        return f"{_IMPORT}.{argument}"
+    if key == _SHORT.get(config_name):
+        return f"{config_name}.{argument}"
     if key != "task" or not equals:
         return argument
     names = split_at_commas(value) if sweeps else [value]

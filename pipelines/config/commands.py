@@ -224,6 +224,27 @@ COMMANDS = (
         examples=("checkpoint=runs/news/export/tnews", "checkpoint=/exports/tnews serve.port=0 scorer.precision=fp32"),
     ),
     Command(
+        name="generate",
+        says="Prompts to texts that go on, by any model that this project opens.",
+        reads=(
+            "run",
+            "seed",
+            "checkpoint",
+            "model.path",
+            "input",
+            "output",
+            "data.encoding",
+            "data.quotes",
+            "scorer.precision",
+            "offload",
+            "generate",
+        ),
+        examples=(
+            "checkpoint=pipelines/demo/base prompt=今天天气",
+            "checkpoint=/models/base input=prompts.txt output=texts.jsonl",
+        ),
+    ),
+    Command(
         name="random_checkpoint",
         says="An untrained model of any size as a checkpoint, for measuring speed.",
         reads=("run", "seed", "force", "output", "model", "tokenizer.vocab_size", "pretrain.save_precision"),

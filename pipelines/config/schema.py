@@ -27,6 +27,7 @@ from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.tracking import TrackerConfig
 from pipelines.config.adapt_settings import AdaptConfig
+from pipelines.config.generate_settings import GenerateConfig
 from pipelines.config.label_settings import EvaluateConfig, PseudoLabelConfig
 from pipelines.config.serve_settings import ServeConfig
 from pipelines.config.sweep_settings import StudyConfig, SweepConfig
@@ -334,6 +335,7 @@ class PipelineConfig:
     evaluate: EvaluateConfig = setting_of(EvaluateConfig, "Zero-shot evaluation and what decides answers.")
     export: ExportConfig = setting_of(ExportConfig, "Exporting an adapted model: what an export holds, and where it goes.")
     predict: PredictConfig = setting_of(PredictConfig, "Labelling rows of one's own.")
+    generate: GenerateConfig = setting_of(GenerateConfig, "Continuing prompts: how tokens are chosen, and where texts end.")
     label_tree: LabelTreeConfig = setting_of(LabelTreeConfig, "Proposing groups for a task's labels.")
     prompt_search: PromptSearchConfig = setting_of(PromptSearchConfig, "Judging a task's prompts.")
     study: StudyConfig = setting_of(StudyConfig, "Comparing finished runs.")

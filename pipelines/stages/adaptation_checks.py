@@ -82,7 +82,8 @@ def moments_of(base: Artifact, settings: AdaptConfig) -> Path | None:
 
 def _check_foreign_trained(base: Artifact, settings: AdaptConfig) -> None:
     """Raise ConfigError where a Hugging Face base has none of the parameters that are to be trained."""
-    from adapt.model.hf import SPARSE_FAMILIES, shapes_of  # these import torch
+    from adapt.model.hf import shapes_of  # imports torch
+    from adapt.model.hf_families import SPARSE_FAMILIES
     from adapt.model.lora import import_peft
     from adapt.model.low_rank import said_of_groups, targeted, trained_by_group
 

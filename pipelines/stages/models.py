@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from adapt.checkpoint.foreign_places import mend_of
 from adapt.checkpoint.hf_directory import CONFIG_FILE, open_hf_directory
 from adapt.core.artifacts import Artifact, is_artifact, open_artifact, read_manifest, refuse_dangling
 from adapt.core.errors import CheckpointError
@@ -23,6 +24,8 @@ def open_model_artifact(path: Path, key: str = "checkpoint") -> Artifact:
     from adapt.checkpoint.weights import is_bare_checkpoint, open_bare_checkpoint
 
     refuse_dangling(path, "run its stage again")
+    if not is_artifact(path) and (mend := mend_of(path, key)) is not None:
+        raise CheckpointError(f"{path}: {mend}")
     if not path.is_dir():
         raise CheckpointError(
             f"{path}: no such directory; {key}= takes an artifact or export that holds a model, or a Hugging Face directory"

@@ -33,7 +33,7 @@ from adapt.model.config import HFConfig
 from adapt.text.rows.contract import Kind, Quotes, Row, RowsFile
 from adapt.text.rows.directories import files_of, is_rows
 from adapt.text.rows.reading import ENDINGS, endings_of, header_of, open_rows, rows_of
-from adapt.text.rows.writing import STANDARD, check_writable, kind_of_output, write_rows
+from adapt.text.rows.writing import STANDARD, check_writable, kind_of_output, without_nan, write_rows
 from pipelines.config.schema import PipelineConfig
 from pipelines.stages.contract import Files, Reads, Stage, Workshop, unkeyed
 from pipelines.stages.models import open_model_artifact
@@ -281,16 +281,7 @@ def _is_infinite(value: Any) -> bool:
 def _lines(rows: list[Row], answers: list[Prediction], added: list[str]) -> Iterator[str]:
     for row, answer in zip(rows, answers, strict=True):
         mine = dict(zip(added, (answer.label, round(answer.probabilities[answer.label], 6)), strict=True))
-        yield json.dumps({**_plain(row.record), **mine}, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    """Return a value with null for NaN, which is how tables say that nothing is there."""
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list) else value
+        yield json.dumps({**without_nan(row.record), **mine}, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _source(run: Run, task: TaskConfig | None, kept: ExitStack) -> RowsFile:

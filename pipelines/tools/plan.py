@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapt.checkpoint.foreign_places import mend_of
 from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.precision import say_precision
@@ -35,6 +36,8 @@ def show(config: PipelineConfig, point: str | None) -> None:
         check_memory(config.model, engine, config.offload)
         return
     place, settings = Path(config.model.path), config.continue_pretrain
+    if (mend := mend_of(place, "model.path")) is not None:
+        raise CheckpointError(f"{place}: {mend}")
     if not is_hf_directory(place):
         raise CheckpointError(f"{place}: is not a Hugging Face directory (no config.json with a model_type)")
     try:

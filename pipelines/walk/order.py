@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from adapt.checkpoint.foreign_places import mend_of
 from adapt.core.errors import ConfigError
 from adapt.core.registry import suggest
 from adapt.model.config import HFConfig
@@ -75,13 +76,18 @@ def _check_directories(config: PipelineConfig) -> None:
         "data.root": (config.data.root, DATA_ROOT_ADVICE),
         "checkpoint": (config.checkpoint, "give an artifact or export that holds a model, or a Hugging Face directory"),
     }
-    wrong = [
-        f"{key}: {place} is no directory{' but a file' if Path(place).is_file() else ''}; {advice}"
-        for key, (place, advice) in given.items()
-        if place is not None and not Path(place).is_dir()
-    ]
+    wrong = []
+    for key, (place, advice) in given.items():
+        if place is None or Path(place).is_dir():
+            continue
+        mend = mend_of(Path(place), key) if key == "checkpoint" else None
+        wrong.append(f"{key}: {place} {mend or f'is no directory{_or_a_file(Path(place))}; {advice}'}")
     if wrong:
         raise ConfigError("; ".join(wrong))
+
+
+def _or_a_file(place: Path) -> str:
+    return " but a file" if place.is_file() else ""
 
 
 def _without_base_stages(current: Run, wanted: list[str]) -> list[str]:

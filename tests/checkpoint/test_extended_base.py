@@ -123,6 +123,6 @@ def test_a_base_that_cannot_be_extended_is_refused_by_name(tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match=r"tensor lm_head\.weight is missing"):
         open_extendable(base)
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    (base / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="'gpt2' is not served"):
+    (base / "config.json").write_text(json.dumps({**config, "model_type": "cohere"}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="'cohere' is not served"):
         open_extendable(base)

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from adapt.checkpoint.weights import load_model
 from adapt.core.spans import NO_TARGET, LabelForm, Reading, Span, SpannedText, join_parts, read_with_targets
 from adapt.model.batches import collate
-from adapt.model.hf import FAMILIES, SPARSE_FAMILIES, HFModel
+from adapt.model.hf import HFModel
+from adapt.model.hf_families import FAMILIES, SPARSE_FAMILIES
 from adapt.model.inputs import ModelInputs
 from adapt.objective import contribution, part_counts
 from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig
@@ -205,7 +206,7 @@ def rows_of_readings(lengths: Sequence[int]) -> list[list[Reading]]:
 
 def test_routing_reports_what_the_gates_did_with_real_tokens(sparse: HFModel) -> None:
     seen: list[torch.Tensor] = []
-    gates = [layer.mlp.gate for layer in sparse.causal.get_decoder().layers]
+    gates = [module for name, module in sparse.named_modules() if name.endswith((".mlp.gate", ".mlp.router"))]
     hooks = [gate.register_forward_hook(lambda module, given, result: seen.append(result[2])) for gate in gates]
     inputs = laid_out([[ids_of(5), ids_of(4, seed=1)], [ids_of(7, seed=2)]], width=12)
     with torch.no_grad():
@@ -273,8 +274,9 @@ def test_training_mode_has_no_dropout_and_no_router_noise(tmp_path: Path) -> Non
     torch.testing.assert_close(logits_of(wrapped.train(), inputs), logits_of(wrapped.eval(), inputs), **CLOSE)
 
 
-def test_a_sliding_window_bounds_the_context(tmp_path: Path) -> None:
-    assert load_model(make_model(tmp_path, "mistral", VOCAB, sliding_window=24)).context_length == 24
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text", "olmo3", "gpt_oss"])
+def test_a_sliding_window_bounds_the_context(family: str, tmp_path: Path) -> None:
+    assert load_model(make_model(tmp_path, family, VOCAB, sliding_window=24)).context_length == 24
 
 
 def test_the_pad_token_is_trained_like_any_other(tmp_path: Path) -> None:

@@ -95,8 +95,9 @@ def run_inside(stage: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def _main(stage: str, arguments: Sequence[str]) -> int:
     from pipelines.command_line import compose as compose_module
-    from pipelines.tools.plan import show
+    from pipelines.tools import generate, plan
 
+    acts = {"plan": plan.show, "generate": generate.show}
     GlobalHydra.instance().clear()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr(sys, "argv", [f"pipelines.{stage}", *in_fp32(arguments)])
@@ -105,7 +106,7 @@ def _main(stage: str, arguments: Sequence[str]) -> int:
             patch.setattr(Hydra, "get_mode", lambda *_, **__: RunMode.RUN)
         patch.setattr(compose_module, "_register", lambda: _registered(*RouterConfig.choices()))
         fork_ranks(patch)
-        compose_module.main(stage, show if stage == "plan" else None)
+        compose_module.main(stage, acts.get(stage))
     return int(left.value.code or 0)
 
 

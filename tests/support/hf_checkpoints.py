@@ -29,13 +29,33 @@ _SIZES = {
     "eos_token_id": 0,
 }
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "output_router_logits": False}
+_LATENT: dict[str, Any] = {
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 16,
+    "first_k_dense_replace": 0, "n_shared_experts": 1, "q_lora_rank": 12, "kv_lora_rank": 16, "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4,
+}  # fmt: skip
 _OF_FAMILY: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 8},
     "qwen3_moe": {**_EXPERTS, "moe_intermediate_size": 16, "head_dim": 8, "mlp_only_layers": []},
     "qwen2_moe": {**_EXPERTS, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
     "olmoe": {**_EXPERTS, "intermediate_size": 16},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-}
+    "gemma2": {
+        "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 96, "attn_logit_softcapping": 0.5,
+        "final_logit_softcapping": 2.0,
+    },
+    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 96, "final_logit_softcapping": 3.0},
+    "glm4": {"head_dim": 8},
+    "olmo3": {"sliding_window": 96},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 96},
+    "deepseek_v2": _LATENT | {"topk_method": "group_limited_greedy", "norm_topk_prob": False},
+    "deepseek_v3": _LATENT | {"norm_topk_prob": True},
+    "glm4_moe": {
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 16, "head_dim": 8,
+        "first_k_dense_replace": 0, "n_shared_experts": 1, "use_qk_norm": True,
+    },
+}  # fmt: skip
 
 
 def tiny_hf_config(family: str, vocab_size: int, **changes: Any) -> Any:
@@ -50,8 +70,11 @@ def make_model(place: Path, family: str, vocab_size: int, max_shard_size: str = 
     model = AutoModelForCausalLM.from_config(tiny_hf_config(family, vocab_size, **changes))
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # biases and norms that do something, if they are read
-            if name.endswith("bias") or "norm" in name:
+            if name.endswith(("bias", "sinks")) or "norm" in name or ".ln_" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(torch.randn_like(buffer) * 0.1)
     model.save_pretrained(place, max_shard_size=max_shard_size)
     return place
 

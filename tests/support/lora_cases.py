@@ -18,11 +18,21 @@ from tests.support.hf_checkpoints import make_checkpoint
 A, M, E, R = LoraTarget.ATTENTION, LoraTarget.MLP, LoraTarget.EXPERTS, LoraTarget.ROUTER
 # Each family with all groups that it has.
 ALL_GROUPS: dict[str, list[LoraTarget]] = {
+    "gemma2": [A, M],
+    "gemma3_text": [A, M],
+    "glm4": [A, M],
     "llama": [A, M],
     "mistral": [A, M],
     "olmo2": [A, M],
     "qwen2": [A, M],
+    "olmo3": [A, M],
+    "phi3": [A, M],
     "qwen3": [A, M],
+    "smollm3": [A, M],
+    "deepseek_v2": [A, M, E, R],
+    "deepseek_v3": [A, M, E, R],
+    "glm4_moe": [A, M, E, R],
+    "gpt_oss": [A, E, R],
     "mixtral": [A, E, R],
     "olmoe": [A, E, R],
     "qwen2_moe": [A, M, E, R],

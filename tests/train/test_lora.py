@@ -68,6 +68,13 @@ def test_bf16_trains_the_factors_in_fp32_and_leaves_the_base(results: dict[int, 
     assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in rounded["weights"].values())
 
 
+def test_matrices_with_inputs_first_are_refused(tmp_path: Path) -> None:
+    model = opened(make_model(tmp_path / "base", "gpt2", 120))
+    with pytest.raises(ConfigError, match="keeps its matrices with inputs first, as GPT-2 does") as refused:
+        add_lora(model, LoraConfig(), seed=0)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("family", ALL_GROUPS)
 def test_every_targeted_tensor_gets_a_gradient_and_nothing_else_does(family: str, tmp_path: Path) -> None:
     model = base_with_lora(family, tmp_path / "base")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ import torch
 from adapt.checkpoint.weights import load_model
 from adapt.core.errors import ConfigError
 from adapt.core.precision import Precision
+from adapt.model.hf import HFModel
+from adapt.model.hf_families import DENSE_FAMILIES
 from adapt.model.lora_config import LoraConfig, LoraTarget
 from adapt.train.engine_config import EngineConfig
 from adapt.train.hf_memory_plan import check_foreign_memory, plan_foreign
@@ -38,18 +41,28 @@ def kept_bytes(base: Path, trains: Trained) -> int:
 
     ids = torch.zeros(ROWS, TOKENS, dtype=torch.int64)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = model.get_submodule("causal.model")(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = cast(HFModel, model).causal.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
     kept[hidden.untyped_storage().data_ptr()] = hidden.untyped_storage().nbytes()
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("trains", [Trained.ALL, Trained.HEAD, Trained.LORA])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+OTHERS = [family for family in DENSE_FAMILIES if family not in ("llama", "qwen3")]
+
+
+@pytest.mark.parametrize(
+    ("family", "trains"),
+    [
+        *((family, trains) for family in ("llama", "qwen3") for trains in (Trained.ALL, Trained.HEAD, Trained.LORA)),
+        *((family, Trained.ALL) for family in OTHERS),
+    ],
+)
 def test_a_trace_counts_what_a_real_forward_keeps(family: str, trains: Trained, tmp_path: Path) -> None:
     base = make_model(tmp_path / "base", family, VOCAB, num_hidden_layers=4)
     traced = trace_memory(base, lambda model: train_only(model, trains, LORA), ROWS, TOKENS, torch.float32)
     logits = ROWS * TOKENS * VOCAB * 4
-    assert traced.kept - logits == pytest.approx(kept_bytes(base, trains), rel=0.05, abs=20_000)
+    # A plan is to be within 10 %; families whose code was looked at are closer.
+    rel = 0.1 if family in OTHERS else 0.05
+    assert traced.kept - logits == pytest.approx(kept_bytes(base, trains), rel=rel, abs=20_000)
     assert traced.backward >= logits
 
 

@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -78,6 +79,15 @@ def write_rows(place: str, lines: Path, columns: Sequence[str], quotes: Quotes |
                 stream.write(table.row(json.loads(line)))
         if stream is not target:
             stream.close()
+
+
+def without_nan(value: Any) -> Any:
+    """Return a value with null for NaN, which is how tables say that nothing is there."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    return [without_nan(inner) for inner in value] if isinstance(value, list) else value
 
 
 class _Table:

@@ -27,6 +27,9 @@ CASES = {
     "mixtral": ("mixtral", 4, 2, Precision.FP32),
     "mixtral, ZeRO-0": ("mixtral", 4, 0, Precision.FP32),
     "qwen2_moe, ZeRO-1": ("qwen2_moe", 5, 1, Precision.FP32),
+    "deepseek_v3": ("deepseek_v3", 4, 2, Precision.FP32),
+    "gpt_oss, ZeRO-0": ("gpt_oss", 4, 0, Precision.FP32),
+    "gemma2, ZeRO-1": ("gemma2", 3, 1, Precision.FP32),
 }
 RESUMED = ("mixtral", "llama, ZeRO-0")
 IN_BF16 = "llama in bf16"

@@ -1,8 +1,8 @@
 """Prompts that begin alike, read together, against one reading for each prompt, on real rows.
 
-Options: checkpoint=, root= (CLUE layout), task= (agnews), rows= (64), rounds=, clock=. The task's ensemble is asked, but not prompts
-whose label comes first. lm-evaluation-harness, where it is installed, reads a text once for each prompt. Before anything is timed
-all ways have to agree on every label's sum.
+Options: checkpoint=, root= (CLUE layout), task= (agnews), rows= (64), rounds=, clock=. The task's ensemble is asked, less
+prompts whose label comes first. lm-evaluation-harness, where it is installed, reads a text once for each prompt. Before
+anything is timed all ways have to agree on every label's sum.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from adapt.scoring.tree import PrefixTree
 # Measured by `python -m pipelines.bench scoring_layouts`: attending to this many positions for each unit of hidden size takes
 # about as long as all other work on a token.
 _POSITIONS_PER_HIDDEN_UNIT = 3.0
+_WORTH_CUTTING = 0.75  # of the cost of one row: smaller gains go into padding
 
 
 def best_layout(tree: PrefixTree, layout: Layout, hidden_size: int) -> Layout:
@@ -45,16 +46,16 @@ def best_layout(tree: PrefixTree, layout: Layout, hidden_size: int) -> Layout:
 
 
 def best_cuts(tree: PrefixTree, hidden_size: int) -> int:
-    """Return into how many rows a packed tree is best cut, its trunk in each of them."""
+    """Return into how many rows a packed tree is cut, its trunk in each of them: one, unless more cost far less."""
     lead, tail = tree.trunk, len(tree) - tree.trunk
     if tail == 0:
         return 1
     positions_per_token = _POSITIONS_PER_HIDDEN_UNIT * hidden_size
     # Each further row costs a trunk; n rows cost tail^2 / n attended positions.
     trunk_cost = lead + lead * lead / 2 / positions_per_token
-    nearest = math.sqrt(tail * tail / positions_per_token / max(trunk_cost, 1.0))
-    counts = {min(max(count, 1), tree.n_candidates) for count in (math.floor(nearest), math.ceil(nearest))}
-    return min(sorted(counts), key=lambda count: _packed_cost(lead, tail, count, positions_per_token))
+    cuts = min(round(math.sqrt(tail * tail / positions_per_token / max(trunk_cost, 1.0))), tree.n_candidates)
+    costs = [_packed_cost(lead, tail, count, positions_per_token) for count in (1, max(cuts, 1))]
+    return cuts if costs[1] < _WORTH_CUTTING * costs[0] else 1
 
 
 def cut_candidates(tree: PrefixTree, cuts: int) -> list[np.ndarray]:

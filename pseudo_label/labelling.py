@@ -29,6 +29,7 @@ from pseudo_label.zero_shot import (
     keys_from,
     passes_for,
     score_pass,
+    score_passes,
 )
 
 CONTENT_FREE_TEXTS = ("", "无", "……")
@@ -88,8 +89,10 @@ class TaskScorer:
         return cut_rows(rows, self._prompt(prompt))
 
     def score(self, rows: Sequence[TaskRow], passes: Iterable[ScoringPass]) -> list[PassScores]:
-        """Read rows once for each pass."""
-        return [score_pass(self._scorer, self._prompt(what.prompt), rows, what, self.config.domain) for what in passes]
+        """Read rows under each pass; passes whose prompts begin alike read a text once."""
+        wanted = list(passes)
+        prompts = {what.prompt: self._prompt(what.prompt) for what in wanted}
+        return score_passes(self._scorer, prompts, rows, wanted, self.config.domain)
 
     def keys(self, rows: Sequence[TaskRow], prompts: Sequence[str] | None = None) -> list[PromptKeys]:
         """Return the ranking keys of rows, under every prompt or those named."""

@@ -72,6 +72,17 @@ class Prompt:
         """Whether no field stands before the label."""
         return label_stands_first(self.task, self.name)
 
+    @property
+    def opening(self) -> tuple[Part, ...] | None:
+        """Return the parts up to the first field; None where the label stands before it.
+
+        Prompts of one opening begin alike in every row.
+        """
+        if self.is_label_first:
+            return None
+        first = next(place for place, part in enumerate(self._parts) if part.field is not None)
+        return tuple(self._parts[: first + 1])
+
     def words(self, row: TaskRow, *, with_groups: bool = False) -> list[str]:
         """Return the words of a row's candidates, in the order of `readings`."""
         if row.candidates is not None:

@@ -2,8 +2,8 @@
 
 Legend: N rows, C candidates, G groups of the label tree.
 
-A pass reads rows once under one prompt and keeps sums by kind of token, from which every criterion that reads those kinds makes
-its keys: several criteria cost one pass.
+A pass reads rows under one prompt and keeps sums by kind of token, from which every criterion that reads those kinds makes
+its keys: several criteria cost one pass. Passes of prompts that begin alike share the reading of what they begin with.
 """
 
 from __future__ import annotations
@@ -97,24 +97,32 @@ def passes_for(wanted: Iterable[tuple[str, Criterion]], form: LabelForm, *, with
 def score_pass(
     scorer: Scorer, prompt: Prompt, rows: Sequence[TaskRow], what: ScoringPass, domain: Sequence[Mapping[str, str]] = ()
 ) -> PassScores:
-    """Read rows once, and their null context: once for all rows that share their candidates, else row by row.
+    """Read rows once, and their null context; see `score_passes`."""
+    return score_passes(scorer, {what.prompt: prompt}, rows, [what], domain)[0]
 
-    `domain` are the texts, by field, that a null context of the domain is the mean over.
+
+def score_passes(
+    scorer: Scorer,
+    prompts: Mapping[str, Prompt],
+    rows: Sequence[TaskRow],
+    passes: Sequence[ScoringPass],
+    domain: Sequence[Mapping[str, str]] = (),
+) -> list[PassScores]:
+    """Read rows under each pass, and their null contexts: once for all rows that share their candidates, else row by row.
+
+    Passes whose prompts begin alike are read together: a row's text is read once for all of them. `prompts` are the passes' by
+    name. `domain` are the texts, by field, that a null context of the domain is the mean over.
 
     Raises:
         DataError: such a null context is asked for and there are no texts.
     """
-    found = list(_score_rows(scorer, prompt, rows, what))
-    nulls: list[CandidateScores | None] = [None] * len(rows)
-    if what.null is Null.DOMAIN and rows:
-        nulls = [*_domain_nulls(scorer, prompt, rows, what, domain)]
-    elif what.null is Null.EMPTY and rows:
-        empty = [prompt.null_row(row) for row in rows]
-        if rows[0].candidates is None:
-            nulls = [*_score_rows(scorer, prompt, empty[:1], what)] * len(rows)
-        else:
-            nulls = [*_score_rows(scorer, prompt, empty, what)]
-    return PassScores(what=what, rows=found, nulls=nulls)
+    rows_of: dict[ScoringPass, list[CandidateScores]] = {}
+    for together in _read_together(prompts, passes):
+        scored = list(_score_rows(scorer, [(prompts[what.prompt], what) for what in together], rows))
+        rows_of.update({what: [found[place] for found in scored] for place, what in enumerate(together)})
+    return [
+        PassScores(what=what, rows=rows_of[what], nulls=_nulls(scorer, prompts[what.prompt], rows, what, domain)) for what in passes
+    ]
 
 
 def keys_from(
@@ -147,6 +155,29 @@ def _keys(scores: PassScores, criterion: Criterion, task: TaskConfig) -> PromptK
     return PromptKeys(prompt=scores.what.prompt, criterion=criterion.name, labels_NC=labels, groups_NG=groups)
 
 
+def _read_together(prompts: Mapping[str, Prompt], passes: Sequence[ScoringPass]) -> list[list[ScoringPass]]:
+    """Put passes together that ask for the same kinds of tokens and begin alike; a label that comes first begins its own."""
+    groups: dict[object, list[ScoringPass]] = {}
+    for what in passes:
+        opening = prompts[what.prompt].opening
+        groups.setdefault(what if opening is None else (opening, frozenset(what.kinds)), []).append(what)
+    return list(groups.values())
+
+
+def _nulls(
+    scorer: Scorer, prompt: Prompt, rows: Sequence[TaskRow], what: ScoringPass, domain: Sequence[Mapping[str, str]]
+) -> Sequence[CandidateScores | None]:
+    """Return the scores of each row's null context."""
+    if what.null is Null.NONE or not rows:
+        return [None] * len(rows)
+    if what.null is Null.DOMAIN:
+        return _domain_nulls(scorer, prompt, rows, what, domain)
+    empty = [prompt.null_row(row) for row in rows]
+    if rows[0].candidates is None:
+        return [*_score_one(scorer, prompt, empty[:1], what)] * len(rows)
+    return [*_score_one(scorer, prompt, empty, what)]
+
+
 def _domain_nulls(
     scorer: Scorer, prompt: Prompt, rows: Sequence[TaskRow], what: ScoringPass, domain: Sequence[Mapping[str, str]]
 ) -> list[CandidateScores]:
@@ -161,7 +192,7 @@ def _domain_nulls(
         )
 
     def mean_of(row: TaskRow) -> CandidateScores:
-        return CandidateScores.mean_of([*_score_rows(scorer, prompt, [prompt.domain_row(row, texts) for texts in domain], what)])
+        return CandidateScores.mean_of([*_score_one(scorer, prompt, [prompt.domain_row(row, texts) for texts in domain], what)])
 
     if rows[0].candidates is None:
         return [mean_of(rows[0])] * len(rows)
@@ -172,19 +203,31 @@ def _domain_nulls(
     return [CandidateScores.joined([means[at].only([i]) for at, i in map(place.__getitem__, row.candidates or ())]) for row in rows]
 
 
-def _score_rows(scorer: Scorer, prompt: Prompt, rows: Sequence[TaskRow], what: ScoringPass) -> Iterator[CandidateScores]:
-    in_flight: deque[list[Reading]] = deque()
+def _score_one(scorer: Scorer, prompt: Prompt, rows: Sequence[TaskRow], what: ScoringPass) -> Iterator[CandidateScores]:
+    return (scores for (scores,) in _score_rows(scorer, [(prompt, what)], rows))
+
+
+def _score_rows(
+    scorer: Scorer, asked: Sequence[tuple[Prompt, ScoringPass]], rows: Sequence[TaskRow]
+) -> Iterator[list[CandidateScores]]:
+    """Yield a row's scores under each pass; all of its readings are one example of the scorer."""
+    in_flight: deque[list[list[Reading]]] = deque()
 
     def examples() -> Iterator[list[Reading]]:
         for row in rows:
-            in_flight.append(prompt.readings(row, what.form, with_groups=what.with_groups))
-            yield in_flight[-1]
+            in_flight.append([prompt.readings(row, what.form, with_groups=what.with_groups) for prompt, what in asked])
+            yield [reading for readings in in_flight[-1] for reading in readings]
 
-    title = f"scoring {prompt.task.name} ({prompt.name})"
-    sums = progress(scorer.score(examples(), frozenset(what.kinds)), title, total=len(rows), unit="row")
+    title = f"scoring {asked[0][0].task.name} ({', '.join(dict.fromkeys(what.prompt for _, what in asked))})"
+    sums = progress(scorer.score(examples(), frozenset(asked[0][1].kinds)), title, total=len(rows), unit="row")
     for row, sums_C3 in zip(rows, sums, strict=True):
-        scores = candidate_scores(sums_C3, in_flight.popleft(), prompt.words(row, with_groups=what.with_groups))
-        yield scores if row.shortlist is None else _spread_out(scores, row, prompt)
+        read = in_flight.popleft()
+        parts = np.split(sums_C3, np.cumsum([len(readings) for readings in read])[:-1])
+        found = []
+        for (prompt, what), readings, part_C3 in zip(asked, read, parts, strict=True):
+            scores = candidate_scores(part_C3, readings, prompt.words(row, with_groups=what.with_groups))
+            found.append(scores if row.shortlist is None else _spread_out(scores, row, prompt))
+        yield found
 
 
 def _spread_out(scores: CandidateScores, row: TaskRow, prompt: Prompt) -> CandidateScores:

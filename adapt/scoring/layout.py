@@ -6,10 +6,14 @@ Legend: B rows, T positions, P leading positions (of a row or of its past), S ta
 `rows`: every candidate in a row of its own: reads shared text again, but attends to its own tokens only, which wins where
 candidates share little (labels before their text). `cache`: the leading nodes in one pass that keeps keys and values, the
 tail in a second one: the same work in two passes, for what is decided between them.
+
+A packed tail attends to all of itself, masked or not, so that its cost grows with its square. Where that is more than reading the
+trunk again, its candidates are cut into several rows.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +26,7 @@ from adapt.scoring.tree import PrefixTree
 # Measured by `python -m pipelines.bench scoring_layouts`: attending to this many positions for each unit of hidden size takes
 # about as long as all other work on a token.
 _POSITIONS_PER_HIDDEN_UNIT = 3.0
+_WORTH_CUTTING = 0.75  # of the cost of one row: smaller gains go into padding
 
 
 def best_layout(tree: PrefixTree, layout: Layout, hidden_size: int) -> Layout:
@@ -34,11 +39,37 @@ def best_layout(tree: PrefixTree, layout: Layout, hidden_size: int) -> Layout:
     if layout is not Layout.AUTO:
         return layout
     positions_per_token = _POSITIONS_PER_HIDDEN_UNIT * hidden_size
-    lead, tail = tree.trunk, len(tree) - tree.trunk
-    packed = len(tree) + (lead * lead / 2 + tail * (lead + tail)) / positions_per_token
+    packed = _packed_cost(tree.trunk, len(tree) - tree.trunk, best_cuts(tree, hidden_size), positions_per_token)
     lengths = tree.lengths_C
     rows = float(lengths.sum()) + float((lengths * lengths).sum()) / 2 / positions_per_token
     return Layout.ROWS if rows < packed else Layout.PACKED
+
+
+def best_cuts(tree: PrefixTree, hidden_size: int) -> int:
+    """Return into how many rows a packed tree is cut, its trunk in each of them: one, unless more cost far less."""
+    lead, tail = tree.trunk, len(tree) - tree.trunk
+    if tail == 0:
+        return 1
+    positions_per_token = _POSITIONS_PER_HIDDEN_UNIT * hidden_size
+    # Each further row costs a trunk; n rows cost tail^2 / n attended positions.
+    trunk_cost = lead + lead * lead / 2 / positions_per_token
+    cuts = min(round(math.sqrt(tail * tail / positions_per_token / max(trunk_cost, 1.0))), tree.n_candidates)
+    costs = [_packed_cost(lead, tail, count, positions_per_token) for count in (1, max(cuts, 1))]
+    return cuts if costs[1] < _WORTH_CUTTING * costs[0] else 1
+
+
+def cut_candidates(tree: PrefixTree, cuts: int) -> list[np.ndarray]:
+    """Return each row's candidates by place: neighbours in the tree, in at most `cuts` rows of about as many nodes."""
+    last_C = np.zeros(tree.n_candidates, np.int64)
+    np.maximum.at(last_C, tree.query_candidates_Q, tree.query_nodes_Q)
+    row_C = np.maximum(last_C - tree.trunk, 0) * cuts // max(len(tree) - tree.trunk, 1)
+    return [np.flatnonzero(row_C == row) for row in np.unique(row_C)]
+
+
+def _packed_cost(lead: int, tail: int, cuts: int, positions_per_token: float) -> float:
+    """Return the cost of a packed tree in tokens, cut into rows of equal tails."""
+    attended = cuts * lead * lead / 2 + tail * (lead + tail / cuts)
+    return cuts * lead + tail + attended / positions_per_token
 
 
 def packed_inputs(trees: Sequence[PrefixTree], starts: Sequence[int]) -> ModelInputs:

@@ -22,7 +22,7 @@ from adapt.core.scorer import FloatArray, TwoStepScores
 from adapt.core.spans import IntArray, Reading, Span
 from adapt.model.inputs import CausalBase, Past
 from adapt.model.paging import PassesTogether
-from adapt.scoring.layout import best_layout, columns_of, leading_inputs, packed_inputs, tail_inputs
+from adapt.scoring.layout import best_cuts, best_layout, columns_of, cut_candidates, leading_inputs, packed_inputs, tail_inputs
 from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree import PrefixTree, build_tree
 
@@ -145,7 +145,8 @@ class TreeScorer:
     def _jobs(self, example: int, readings: Sequence[Reading], kinds: frozenset[Span]) -> list[_Job]:
         tree = self._tree(readings, kinds)
         layout = self._layout(tree)
-        if layout is not Layout.ROWS:
+        cuts = self._cuts(tree, layout)
+        if layout is not Layout.ROWS and cuts == 1:
             return [_Job(tree=tree, example=example, candidates=np.arange(len(readings)), layout=layout)]
         return [
             _Job(
@@ -154,8 +155,13 @@ class TreeScorer:
                 candidates=np.asarray(places),
                 layout=Layout.PACKED,
             )
-            for places in _rows_of(readings)
+            for places in (_rows_of(readings) if layout is Layout.ROWS else cut_candidates(tree, cuts))
         ]
+
+    def _cuts(self, tree: PrefixTree, layout: Layout) -> int:
+        """Return into how many rows a tree is cut; only where the scorer chooses the layout."""
+        is_free = layout is Layout.PACKED and self._config.layout is Layout.AUTO
+        return best_cuts(tree, self._model.hidden_size) if is_free else 1
 
     def _batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
         batch: list[_Job] = []

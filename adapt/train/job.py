@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from torch import Tensor
 
 from adapt.checkpoint.offload import OffloadConfig, OptimizerIn
 from adapt.checkpoint.weights import save_trained
@@ -24,12 +27,14 @@ from adapt.objective_config import ObjectiveConfig
 from adapt.text.contract import TextTokenizer
 from adapt.text.packing import FirstRows, InTurn, RowSource
 from adapt.train.cost_estimate import estimate
+from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.expert_loads import ExpertLoads, Shares, compared
 from adapt.train.live import LiveFile
 from adapt.train.loop import Trainer
 from adapt.train.measured_cost import peak_bytes, planned_bytes
 from adapt.train.paged_adamw import Paging
+from adapt.train.shrinking import ppl_increase, shrink
 from adapt.train.trackers import open_tracker
 from adapt.train.tracking import RunIdentity, TrackerConfig
 from adapt.train.train_config import TrainConfig
@@ -44,6 +49,7 @@ DEEPSPEED_FILE = "deepspeed.json"
 GENERAL_FILE = "general.json"
 GENERAL_TEXT = "general text"
 _BEGUN_TOKENS, _CONTINUED_TOKENS = 12, 24
+Losses = list[list[float]]  # by row: the sum of NLL, the number of targets
 _SAID = ("beginning", "before", "after")
 
 logger = logging.getLogger(__name__)
@@ -53,7 +59,8 @@ logger = logging.getLogger(__name__)
 class TrainJob:
     """Settings of a job and where it writes: `result` becomes the artifact, `work` outlives a kill.
 
-    `moments_from` is a checkpoint's directory whose optimizer moments are taken; absent, they start at 0.
+    `moments_from` is a checkpoint's directory whose optimizer moments are taken; absent, they start at 0. Where perplexity on
+    general text rose by more than the share `most_increase`, only a part of the change is kept; absent, all of it is.
     """
 
     engine: EngineConfig
@@ -69,6 +76,7 @@ class TrainJob:
     tracking_dir: str
     offload: OffloadConfig = field(default_factory=OffloadConfig)
     moments_from: str | None = None
+    most_increase: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +84,7 @@ class TrainData:
     """Rows to train on, held-out rows by name (a domain, a task), and rows of general text that must not be forgotten.
 
     Of so many of the last, `continuations`, the beginning is continued greedily, before and after. Rows to read `first`
-    have steps of their own.
+    have steps of their own. `start` reads the weights again that training started from.
     """
 
     training: RowSource
@@ -84,6 +92,7 @@ class TrainData:
     general: RowSource | None = None
     continuations: int = 0
     first: FirstRows | None = None
+    start: Callable[[], Mapping[str, Tensor]] | None = None
 
 
 def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData, job: TrainJob, rank: RankInfo) -> None:
@@ -114,6 +123,9 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
         live = LiveFile(work) if rank.is_main else None
         outcome = trainer.train(data.training, job.train, work, tracker, time.monotonic() - started, live, data.first)
         after = _measured(trainer, data)
+        kept = _shrunk(engine, trainer, data, job, before.general, after.general)
+        if kept < 1:
+            after = _measured(trainer, data)
         said_after = trainer.continuations(beginnings, _CONTINUED_TOKENS)
         tracker.conclude(_held_out_values(before.ledgers, after.ledgers), {})
     if rank.is_main:
@@ -135,7 +147,7 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
             write_json(result / DEEPSPEED_FILE, deepspeed_config(job.engine, job.train.optimizer))
             said = {
                 "tokens_per_s": outcome.tokens_per_s, "attempts": attempt, "skipped_steps": outcome.skipped_steps,
-                "peak_bytes": peak_bytes(), "planned_bytes": planned_bytes(model, job.engine, job.offload),
+                "kept_change": kept, "peak_bytes": peak_bytes(), "planned_bytes": planned_bytes(model, job.engine, job.offload),
             }  # fmt: skip
             write_json(work / OUTCOME_FILE, said)
     else:
@@ -146,6 +158,24 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
             save_moments(result, engine)
     engine.barrier()
     engine.close()
+
+
+def _shrunk(engine: Engine, trainer: Trainer, data: TrainData, job: TrainJob, before: Losses, after: Losses) -> float:
+    """Keep as much of the change as general text allows, and return that share."""
+    limit, general = job.most_increase, data.general
+    if limit is None or general is None:
+        return 1.0
+    before_R2 = np.asarray(before)
+    whole = ppl_increase(before_R2, np.asarray(after))
+    if whole <= limit:
+        return 1.0
+    trained = {name: weight.detach().clone() for name, weight in engine.named_weights()}
+    start = data.start() if data.start is not None else {}
+
+    def measure() -> float:
+        return ppl_increase(before_R2, trainer.row_losses(general)[0])
+
+    return shrink(engine, trained, start, measure, whole, limit)
 
 
 def _paging(job: TrainJob, work: Path, rank: RankInfo) -> Paging | None:
@@ -161,14 +191,14 @@ class _Measured:
     """The ledgers of the held-out rows by name, the losses of the rows of general text, and experts' loads on all of these."""
 
     ledgers: dict[str, dict[str, PartValue]]
-    general: list[list[float]]
+    general: Losses
     loads: dict[str, Shares]
 
 
 def _measured(trainer: Trainer, data: TrainData) -> _Measured:
     found = {name: trainer.measure(rows) for name, rows in data.held_out.items()}
     loads = {name: shares for name, (_, shares) in found.items()}
-    general: list[list[float]] = []
+    general: Losses = []
     if data.general is not None:
         losses_R2, loads[GENERAL_TEXT] = trainer.row_losses(data.general)
         general = losses_R2.tolist()

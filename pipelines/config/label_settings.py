@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapt.core.errors import ConfigError
 from adapt.core.settings import Settings, setting, setting_of
@@ -57,8 +57,10 @@ class PseudoLabelConfig(Settings):
         lambda: [Teacher.MODEL, Teacher.LEXICAL],
         "Who scores the rows: the model, the lexical labeller, the task's rules, embeddings, or a file; each once.",
     )
-    weighting: Weighting = setting(
-        Weighting.FIXED, "How teachers are weighed: the lexical one four times, or all by accuracies estimated without labels."
+    weighting: Weighting | None = setting(
+        None,
+        "How teachers are weighed: the lexical one four times (fixed), or all by accuracies estimated without labels (estimated).",
+        hint="null is estimated for a Hugging Face base, and fixed for any other",
     )
     teacher_weights: dict[str, float] | None = setting(
         None,
@@ -122,6 +124,12 @@ class PseudoLabelConfig(Settings):
         if self.prompts is not None and not self.prompts:
             raise ConfigError("prompts: an empty list; name prompts of the task, or null for its own choice")
 
+    def settled(self, *, is_foreign: bool) -> PseudoLabelConfig:
+        """Return the settings with nothing left open, for a Hugging Face base or another one; weights that are given stay fixed."""
+        if self.weighting is not None:
+            return self
+        return replace(self, weighting=Weighting.ESTIMATED if is_foreign and not self.teacher_weights else Weighting.FIXED)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Settings):
@@ -137,8 +145,8 @@ class EvaluateConfig(Settings):
     )
     lexical_weight: float | None = setting(
         None,
-        "Weight of the lexical scores in `combined`; the model's scores have weight 1, at equal spread; null is 2 for a model that "
-        "several teachers taught, and 4 for any other.",
+        "Weight of the lexical scores in `combined`; the model's scores have weight 1, at equal spread; null is 4, or estimated "
+        "without labels beside a Hugging Face base, and half of that for a model that several teachers taught.",
         above=0,
         hint="leave `combined` out of methods instead of giving 0",
     )

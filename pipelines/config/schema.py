@@ -129,9 +129,13 @@ class PretrainConfig(Settings):
 
 
 class GateAction(enum.Enum):
-    """What happens to an adaptation that forgets too much: the run stops, the base stands for the task, or it is only said."""
+    """What happens to an adaptation that forgets too much.
+
+    The run stops, a part of the change is kept, the base stands for the task, or it is only said.
+    """
 
     STOP = "stop"
+    SHRINK = "shrink"
     ROLL_BACK = "roll_back"
     WARN = "warn"
 
@@ -148,12 +152,13 @@ class GateConfig(Settings):
         None,
         "Largest share by which perplexity on general text may rise.",
         above=-1,
-        hint="null allows any rise, and 0.1 for a Hugging Face base",
+        hint="null allows any rise, and 0.03 for a Hugging Face base",
     )
     action: GateAction | None = setting(
         None,
-        "What a larger rise does: end the run with an error (stop), keep the base for the task (roll_back), or be said (warn); "
-        "null stops where the largest share is set, and keeps the base elsewhere.",
+        "What a larger rise does: end the run with an error (stop), keep only as much of the change as the largest share allows "
+        "(shrink), keep the base for the task (roll_back), or be said (warn); null stops where the largest share is set, and "
+        "shrinks elsewhere.",
     )
     general_rows: int = setting(64, "Held-out rows of general text that perplexity is measured on.", least=1, unit="rows")
     continuations: int = setting(
@@ -161,9 +166,9 @@ class GateConfig(Settings):
     )
 
     def settled(self, limit: float | None) -> GateConfig:
-        """Return the gate with what was left open; a limit that was set stops the run, that of the base's kind rolls back."""
+        """Return the gate with what was left open; a limit that was set stops the run, that of the base's kind shrinks."""
         is_set = self.max_general_ppl_increase is not None
-        action = self.action or (GateAction.STOP if is_set else GateAction.ROLL_BACK)
+        action = self.action or (GateAction.STOP if is_set else GateAction.SHRINK)
         return replace(self, max_general_ppl_increase=self.max_general_ppl_increase if is_set else limit, action=action)
 
 

@@ -22,7 +22,7 @@ _LORA_LR = 3e-4
 _SMALL_OWN = 100_000_000
 # (weights up to, learning rate, epochs) of pretrained bases: tried at 135M, larger ones by the usual settings of fine-tuning.
 _PRETRAINED = ((300_000_000, 3e-5, 2.0), (3_000_000_000, 2e-5, 2.0), (None, 1e-5, 1.0))
-_LARGEST_RISE = 0.1  # of perplexity
+_LARGEST_RISE = 0.03  # of perplexity
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from adapt.text.mixing import Ingredient, RowList, mixed
 from adapt.text.near_documents import CurriculumConfig, When
 from adapt.text.packing import FirstRows, RowSource
 from pipelines.config.adapt_settings import AdaptConfig
-from pipelines.config.schema import GateConfig, PipelineConfig
+from pipelines.config.schema import GateAction, GateConfig, PipelineConfig
 from pipelines.ranks.launch import launch
 from pipelines.stages.adaptation_checks import check_training, moments_of
 from pipelines.stages.base_defaults import BaseDefaults, said
@@ -102,7 +102,7 @@ class ContinuePretrain(Stage[AdaptReads]):
     """Continue pretraining on the selected rows under the whole objective."""
 
     name = NAME
-    version = 7  # soft labels go by the names of labels, and so does the lexical labeller that was taught
+    version = 8  # a change may be shrunk
 
     def reads(self, run: Run, task: TaskConfig | None) -> AdaptReads:
         assert task is not None
@@ -166,6 +166,7 @@ class ContinuePretrain(Stage[AdaptReads]):
             "text_steps": n_first,
             "job": {
                 **reads.training.job(NAME, reads.objective, train, result, work),
+                "most_increase": _most_increase(reads.gate),
                 "moments_from": None if reads.moments is None else str(reads.moments.resolve()),
             },
         }
@@ -181,6 +182,11 @@ class ContinuePretrain(Stage[AdaptReads]):
 
 
 STAGE = ContinuePretrain()
+
+
+def _most_increase(gate: GateConfig | None) -> float | None:
+    """Return what general text allows of a change that is to be shrunk; None where none is."""
+    return gate.max_general_ppl_increase if gate is not None and gate.action is GateAction.SHRINK else None
 
 
 def _general(shop: Workshop, reads: AdaptReads) -> Artifact | None:
@@ -275,7 +281,7 @@ def _finished(gate: GateConfig | None, result: Path, work: Path) -> Adaptation:
     content = read_object(losses)
     general = general_perplexity(np.asarray(content["before"]), np.asarray(content["after"]))
     continuations = continuations_of(content["continuations"])
-    is_taken_back = gate is not None and is_rolled_back(gate, general, continuations)
+    is_taken_back = gate is not None and (not trained["kept_change"] or is_rolled_back(gate, general, continuations))
     if is_taken_back:
         for file in result.iterdir():
             shutil.rmtree(file) if file.is_dir() else file.unlink()
@@ -285,6 +291,7 @@ def _finished(gate: GateConfig | None, result: Path, work: Path) -> Adaptation:
 def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     """Adapt on one rank."""
     from adapt.checkpoint.weights import load_model
+    from adapt.model.buffers import named_state
     from adapt.train.job import TrainData, TrainJob, run_training  # imports DeepSpeed, which parents do without
 
     spec: TrainJob = from_plain(TrainJob, job["job"], "job.yaml")
@@ -322,5 +329,6 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
         held_out=held_out,
         general=general if general else None,
         continuations=int(job["continuations"]),
+        start=lambda: dict(named_state(load_model(base))),
     )
     run_training(model, tokenizer, data, spec, rank)

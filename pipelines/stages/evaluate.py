@@ -22,6 +22,7 @@ from pipelines.stages.copied_rows import copies, findings
 from pipelines.stages.criteria_table import CRITERIA_FILE, compare_criteria, criteria_pairs, pooled
 from pipelines.stages.evaluated_model import ADAPTED, BASE, EvaluatedModel, Measuring, evaluated_model_of, prompts_of
 from pipelines.stages.lexical_answers import LexicalAnswers
+from pipelines.stages.lexical_weight import lexical_weights
 from pipelines.stages.other_tasks import OTHER_TASKS_FILE, other_tasks, say_other_task
 from pipelines.stages.products import Adaptation, Evaluation
 from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, TaskData, is_labelled, labelled_part
@@ -67,7 +68,7 @@ class Evaluate(Stage[EvaluateReads]):
     """Evaluate the base, and the adapted model where the run has one."""
 
     name = NAME
-    version = 8  # rows that are copies of others are named beside the answers, and count once where splits are put together
+    version = 9  # beside a Hugging Face base the lexical scores' weight is estimated
 
     def reads(self, run: Run, task: TaskConfig | None) -> EvaluateReads:
         assert task is not None
@@ -99,12 +100,13 @@ class Evaluate(Stage[EvaluateReads]):
         found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": [], "answers": []}
         methods = list(dict.fromkeys([*settings.methods, settings.method]))
         lexical = LexicalAnswers.of(shop, reads.data) if any(method.needs_lexical for method in methods) else None
+        weights = lexical_weights(shop, reads, reads.data, reads.models, lexical) if Method.COMBINED in methods else {}
         for name, model in reads.models.items():
             asked = lexical if lexical is None or name == BASE else lexical.as_taught(model, task)
             if asked is not None and Method.LEXICAL in methods and (name == BASE or asked is not lexical):
                 for part, lines in asked.measure(task, measured).items():
                     found[part] += lines
-            evaluated = evaluated_model_of(shop, reads, reads.data, name, model, methods, settings.criteria)
+            evaluated = evaluated_model_of(shop, reads, reads.data, name, model, methods, settings.criteria, weights.get(name, 1.0))
             for part, lines in _measure(shop, reads, evaluated, measured, copied, asked).items():
                 found[part] += lines
         # The last model is the one that counts: it predicts, and its decision is exported with the labeller that it asks.

@@ -10,11 +10,10 @@ from adapt.core.spans import LabelForm
 from pipelines.config.label_settings import EvaluateConfig
 from pipelines.stages.contract import Reads, Workshop
 from pipelines.stages.criteria_table import criteria_pairs
-from pipelines.stages.products import Adaptation
 from pipelines.stages.rows import UNLABELED, TaskData, adaptation_rows, domain_texts
 from pipelines.stages.scores import Scored, ScorerReads, content_free_keys, scores_of
 from pipelines.stages.scoring_choice import chosen_prompts, coarse_of
-from pseudo_label.decision import LEXICAL_WEIGHT, STUDENT_LEXICAL_WEIGHT, Decision, Method, fit_combined, fit_decision
+from pseudo_label.decision import LEXICAL_WEIGHT, Decision, Method, fit_combined, fit_decision
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.zero_shot import passes_for
@@ -51,10 +50,11 @@ def evaluated_model_of(
     model: Artifact,
     methods: Sequence[Method],
     criteria: Sequence[str] = (),
+    lexical_weight: float = LEXICAL_WEIGHT,
 ) -> EvaluatedModel:
     """Fit each method's decision for a model, on unlabeled rows; those rows are scored for the criteria too.
 
-    Methods that ask no model are left out.
+    Methods that ask no model are left out. In `combined` the lexical scores have `lexical_weight`.
     """
     task, settings = data.task, how.evaluate
     methods = [method for method in methods if method.needs_model]
@@ -66,7 +66,7 @@ def evaluated_model_of(
         with_groups=settings.coarse_to_fine and task.label_tree is not None,
     )
     wants_rows = any(method.needs_rows for method in methods) or bool(criteria)
-    fit_rows = _fit_rows(shop, data, settings.fit_rows) if wants_rows else []
+    fit_rows = fit_rows_of(shop, data, settings.fit_rows) if wants_rows else []
     if wants_rows and not fit_rows:
         unfitted = ", ".join(method.value for method in methods if method.needs_rows)
         shop.say_once(
@@ -86,7 +86,7 @@ def evaluated_model_of(
                 keys,
                 task,
                 is_trained=is_trained,
-                lexical_weight=_lexical_weight(settings, model, is_trained=is_trained),
+                lexical_weight=lexical_weight,
                 shortlist=settings.shortlist,
                 coarse_to_fine=coarse,
             )
@@ -103,14 +103,6 @@ def prompts_of(task: TaskConfig, scoring: ScoringConfig, methods: Sequence[Metho
     return scoring.names(task) if reads_all else [task.reference]
 
 
-def _fit_rows(shop: Workshop, data: TaskData, limit: int) -> list[TaskRow]:
+def fit_rows_of(shop: Workshop, data: TaskData, limit: int) -> list[TaskRow]:
     """Return the unlabeled rows that calibration is fitted on; none where the task has no such file."""
     return adaptation_rows(shop, data, limit).rows if data.existing([UNLABELED]) else []
-
-
-def _lexical_weight(settings: EvaluateConfig, model: Artifact, *, is_trained: bool) -> float:
-    """Return how often the lexical scores count: as set, else by who taught the model."""
-    if settings.lexical_weight is not None:
-        return settings.lexical_weight
-    is_taught_by_several = is_trained and len(Adaptation.of(model).teachers) > 1
-    return STUDENT_LEXICAL_WEIGHT if is_taught_by_several else LEXICAL_WEIGHT

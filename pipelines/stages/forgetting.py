@@ -160,7 +160,9 @@ def is_rolled_back(gate: GateConfig, found: GeneralPerplexity, continuations: Co
         said = f"{continuations}: the model says the same words whatever it is asked"
     advice = "lower continue_pretrain.optimizer.lr or epochs, or raise continue_pretrain.replay_share"
     if gate.action in (None, GateAction.STOP):
-        raise TrainingError(f"{said}; {advice}, or set gate.action=roll_back to keep the base")
+        raise TrainingError(
+            f"{said}; {advice}, or set gate.action=shrink to keep a part of the change, gate.action=roll_back to keep the base"
+        )
     is_kept = gate.action is GateAction.WARN
     logger.warning("%s; %s%s", said, advice, "" if is_kept else "; the base stands for the task, gate.action=warn would not")
     return not is_kept

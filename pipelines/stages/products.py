@@ -111,7 +111,8 @@ class HeldOut:
 class Training(Product):
     """Of training stages: held-out losses by domain or task, and how the job went; `attempts` counts starts.
 
-    `peak_bytes` is the most memory that rank 0 held, `planned_bytes` what a rank was planned to take.
+    `peak_bytes` is the most memory that rank 0 held, `planned_bytes` what a rank was planned to take. `kept_change` is the share of
+    the weights' change that general text allowed.
     """
 
     held_out: dict[str, HeldOut] = field(default_factory=dict)
@@ -120,6 +121,7 @@ class Training(Product):
     tokens_per_s: float = 0.0
     attempts: int = 1
     skipped_steps: int = 0
+    kept_change: float = 1.0
     peak_bytes: int | None = None
     planned_bytes: int | None = None
 
@@ -210,7 +212,8 @@ class Adaptation(Training):
         if not self.is_adapted:
             return "no pseudo-labels to train on: the base model stands"
         read = "" if self.text is None else f"; read {self.text}"
-        return super().__str__() + read + ("" if self.general is None else f"; {self._forgotten}")
+        kept = f"; {100 * self.kept_change:.0f} % of the change kept" if self.kept_change < 1 else ""
+        return super().__str__() + read + kept + ("" if self.general is None else f"; {self._forgotten}")
 
     @property
     def _forgotten(self) -> str:

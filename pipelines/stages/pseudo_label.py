@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.core.artifacts import FIGURES_FILE, Artifact
 from adapt.core.json_files import write_json
 from adapt.core.scorer import FloatArray
@@ -22,6 +23,7 @@ from pipelines.stages.contract import Files, Stage, Workshop, unkeyed
 from pipelines.stages.copied_rows import copies
 from pipelines.stages.criteria_table import criteria_pairs
 from pipelines.stages.disagreement import TOGETHER, LabelFigures, NoiseBin, TeacherViews, noise_bins
+from pipelines.stages.models import weights_of
 from pipelines.stages.products import Labels, TeacherRecord
 from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, AdaptationRows, TaskData, adaptation_rows, labelled_rows
 from pipelines.stages.run import Run
@@ -62,7 +64,8 @@ class PseudoLabelStage(Stage[PseudoLabelReads]):
 
     def reads(self, run: Run, task: TaskConfig | None) -> PseudoLabelReads:
         assert task is not None
-        config, settings = run.config, run.config.pseudo_label
+        config, base = run.config, run.base()
+        settings = config.pseudo_label.settled(is_foreign=is_hf_directory(weights_of(base)))
         measured_on = LABELLED_SPLITS if settings.estimates_noise else ()
         file = teacher_file(settings)
         return PseudoLabelReads(
@@ -70,7 +73,7 @@ class PseudoLabelStage(Stage[PseudoLabelReads]):
             pseudo_label=settings,
             form=label_form(config),
             scorer=ScorerReads.of(run),
-            base=run.base(),
+            base=base,
             labeller=run.labeller(task),
             encoder=encoder_artifact(settings),
             teacher_file=Files() if file is None else Files({"teacher_file": file}),

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from adapt.checkpoint.delta import write_empty_delta
 from adapt.checkpoint.weights import count_weights
@@ -42,8 +44,8 @@ def test_a_hugging_face_base_gets_small_steps_no_prompt_loss_and_a_gate(tmp_path
     assert 1e-5 <= (settings.optimizer.lr or 0) <= 5e-5
     assert objective.weights.prompt == 0.0
     gate = found.gate(GateConfig())
-    assert gate.max_general_ppl_increase == 0.1
-    assert gate.action is GateAction.ROLL_BACK
+    assert gate.max_general_ppl_increase == 0.03
+    assert gate.action is GateAction.SHRINK
     assert "prompt words not trained" in said(settings, objective)
 
 
@@ -76,7 +78,7 @@ def test_what_is_set_stays_set(tmp_path: Path) -> None:
     assert found.settings(own) == own
     assert found.objective(ObjectiveConfig(weights=PartWeights(prompt=0.5))).weights.prompt == 0.5
     assert found.gate(GateConfig(max_general_ppl_increase=0.5)).action is GateAction.STOP
-    assert found.gate(GateConfig(action=GateAction.WARN)).max_general_ppl_increase == 0.1
+    assert found.gate(GateConfig(action=GateAction.WARN)).max_general_ppl_increase == 0.03
 
 
 def test_an_open_learning_rate_never_trains() -> None:
@@ -130,6 +132,40 @@ def test_a_base_without_a_corpus_is_measured_on_what_it_says_itself(
     metrics = json.loads((place / "continue_pretrain" / "demo_reviews" / "manifest.json").read_text(encoding="utf-8"))["metrics"]
     assert metrics["general"]["after"] > 1.1 * metrics["general"]["before"]
     assert metrics["continuations"]["count"] == 4
+
+
+@pytest.mark.parametrize("trains", ["all", "lora"])
+def test_a_change_is_shrunk_to_what_general_text_allows(
+    trains: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weights that are written lie on the line between the base and those of a run that keeps all of the change."""
+    base = make_checkpoint(tmp_path / "base", "llama")
+    found = {}
+    for action in ("shrink", "warn"):
+        arguments = [
+            "model=hf", f"model.path={base}", f"run.dir={tmp_path}/{action}", *TASK, "pseudo_label.max_rows=40",
+            "gate.general_rows=8", "pseudo_label.estimates_noise=false", "gate.continuations=0", "continue_pretrain.epochs=2",
+            "continue_pretrain.batch_rows=8", "continue_pretrain.optimizer.lr=0.02", "gate.max_general_ppl_increase=0.05",
+            f"continue_pretrain.trains={trains}", f"gate.action={action}", "stages=[pseudo_label,continue_pretrain]",
+        ]  # fmt: skip
+        code, text = in_process("run", arguments, monkeypatch, capsys)
+        assert code == 0, text
+        place = tmp_path / action / "default" / "continue_pretrain" / "demo_reviews"
+        metrics = json.loads((place / "manifest.json").read_text(encoding="utf-8"))["metrics"]
+        weights = load_file(next(iter(sorted(place.glob("*.safetensors")))))
+        found[action] = (metrics["kept_change"], metrics["general"]["increase"], weights, text)
+    share, increase, shrunk, text = found["shrink"]
+    assert 0 < share < 1
+    assert 0 < increase <= 0.05 < found["warn"][1]
+    assert f"{100 * share:.0f} % of the change kept" in text
+    assert found["warn"][0] == 1
+    start = load_file(next(iter(sorted(base.glob("*.safetensors")))))
+    for name, whole in found["warn"][2].items():
+        if ".lora_A." in name:
+            assert torch.equal(shrunk[name], whole)
+        else:
+            origin = torch.zeros_like(whole) if trains == "lora" else start[name]
+            torch.testing.assert_close(shrunk[name], origin.lerp(whole, share), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

@@ -1,0 +1,101 @@
+"""Weights on the line between a base and what training made of it, as far from the base as general text allows.
+
+What an adaptation costs in general text grows about with the square of the change, what it gains on its task sooner: so a part
+of the change has most of the gain (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", arXiv 2109.01903, section 3).
+The share is searched by measuring, so that the bound holds for the weights that are written.
+
+Where LoRA's factors are trained, only B is scaled: the change of a matrix is a multiple of B A.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from adapt.core.scorer import FloatArray
+
+_MOST_TRIALS = 5
+_NEAR_ENOUGH = 0.04  # between the largest share that is known to do and the smallest that is known not to
+_EDGE = 0.15  # of a bracket: a trial nearer to an end would say little
+_LORA_B = ".lora_B."
+
+logger = logging.getLogger(__name__)
+
+
+class Shrinkable(Protocol):
+    """Trained weights that can be set by name: an engine's."""
+
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None: ...
+
+
+def ppl_increase(before_R2: FloatArray, after_R2: FloatArray) -> float:
+    """Return by which share perplexity rose, of losses by row [R, 2]: (sum of NLL, number of targets)."""
+    return float(math.expm1((after_R2[:, 0].sum() - before_R2[:, 0].sum()) / before_R2[:, 1].sum()))
+
+
+def largest_share(increase_at: Callable[[float], float], whole: float, limit: float) -> float:
+    """Return the largest share of a change, of those tried, whose increase stays within `limit`; 0 if none does.
+
+    `whole` is the increase of all of the change, and above `limit`. At most five shares are tried, none for a limit below 0.
+    """
+    if limit < 0:
+        return 0.0
+    low, high, at_high = 0.0, 1.0, whole
+    for _ in range(_MOST_TRIALS):
+        if high - low < _NEAR_ENOUGH:
+            break
+        guess = high * math.sqrt(limit / at_high)  # were the increase a square
+        edge = _EDGE * (high - low)
+        share = min(max(guess, low + edge), high - edge)
+        found = increase_at(share)
+        if found <= limit:
+            low = share
+        else:
+            high, at_high = share, found
+    return low
+
+
+def shrink(
+    engine: Shrinkable,
+    trained: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
+    measure: Callable[[], float],
+    whole: float,
+    limit: float,
+) -> float:
+    """Set an engine's weights to as much of the change from `start` to `trained` as `limit` allows, and return the share kept.
+
+    Both have every tensor of the engine's state by name; they stay as they are. `measure` returns the increase of perplexity on
+    general text with the engine's weights, `whole` is that of `trained`. On several ranks all have to call this.
+    """
+    set_to = -1.0
+
+    def increase_at(share: float) -> float:
+        nonlocal set_to
+        engine.set_weights(weights_between(start, trained, share))
+        set_to = share
+        found = measure()
+        logger.info("general text: %.0f %% of the change, perplexity %+.1f %%", 100 * share, 100 * found)
+        return found
+
+    share = largest_share(increase_at, whole, limit)
+    if share != set_to:
+        engine.set_weights(weights_between(start, trained, share))
+    return share
+
+
+def weights_between(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return the weights that have made a share of the way; of LoRA's factors only B goes it, from 0."""
+    return {name: _between(name, start, end, share) for name, end in trained.items()}
+
+
+def _between(name: str, start: Mapping[str, Tensor], end: Tensor, share: float) -> Tensor:
+    if _LORA_B in name:
+        return end * share
+    if name not in start or not end.is_floating_point():
+        return end
+    return start[name].to(end).lerp(end, share)

@@ -1,0 +1,55 @@
+"""How often the lexical scores count in `combined`: by who taught the model, or by how right both seem to be.
+
+A small base of this project is asked beside a lexical labeller that mostly knows more; a fixed weight, found on such bases, serves
+them. A pretrained base may know more than the labeller. So its weight follows from both ones' accuracies, estimated without labels
+by how often they agree on unlabeled rows: each counts as its vote is worth (`pseudo_label.teachers.label_model`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adapt.checkpoint.hf_directory import is_hf_directory
+from adapt.core.artifacts import Artifact
+from pipelines.stages.contract import Workshop
+from pipelines.stages.evaluated_model import BASE, Measuring, evaluated_model_of, fit_rows_of
+from pipelines.stages.lexical_answers import LexicalAnswers
+from pipelines.stages.models import weights_of
+from pipelines.stages.products import Adaptation
+from pipelines.stages.rows import TaskData
+from pseudo_label.decision import LEXICAL_WEIGHT, STUDENT_LEXICAL_WEIGHT, Method
+from pseudo_label.teachers.contract import row_centred, spread_of
+from pseudo_label.teachers.label_model import fit_combination
+
+_MODEL, _LEXICAL = "model", "lexical"
+
+
+def lexical_weights(
+    shop: Workshop, how: Measuring, data: TaskData, models: Mapping[str, Artifact], lexical: LexicalAnswers | None
+) -> dict[str, float]:
+    """Return the weight of the lexical scores beside each model: as set, by the base's kind, or estimated.
+
+    A student that several teachers taught has the lexical labeller's view in its own: beside it the weight is half.
+    """
+    set_to = how.evaluate.lexical_weight
+    if set_to is not None:
+        return dict.fromkeys(models, set_to)
+    weight = _estimated(shop, how, data, models[BASE], lexical) if is_hf_directory(weights_of(models[BASE])) else None
+    if weight is None:
+        weight = LEXICAL_WEIGHT
+    student = weight * STUDENT_LEXICAL_WEIGHT / LEXICAL_WEIGHT
+    return {name: student if name != BASE and len(Adaptation.of(model).teachers) > 1 else weight for name, model in models.items()}
+
+
+def _estimated(shop: Workshop, how: Measuring, data: TaskData, base: Artifact, lexical: LexicalAnswers | None) -> float | None:
+    """Return what a vote of the labeller is worth in votes of the base's ensemble; None without unlabeled rows."""
+    rows = fit_rows_of(shop, data, how.evaluate.fit_rows)
+    if lexical is None or not rows:
+        return None
+    asked = evaluated_model_of(shop, how, data, BASE, base, [Method.ENSEMBLE])
+    decision = asked.decisions[Method.ENSEMBLE]
+    keys = asked.scoring.keys(asked.fitted_on.passes, data.task, decision.prompts)
+    scores_NC = decision.scores(keys, data.task)
+    views = {_MODEL: row_centred(scores_NC) / spread_of(scores_NC), _LEXICAL: lexical.labeller.scores(rows)}
+    weights = fit_combination(views).weights
+    return weights[_LEXICAL] / weights[_MODEL]

@@ -71,7 +71,7 @@ def parts_of(model: CausalBase) -> tuple[str, ...]:
 def part_weights(model: CausalBase, config: ObjectiveConfig) -> Tensor:
     """Return the coefficient of every part, in the order of `parts_of`."""
     w, own = config.weights, model.router_traits.loss_weights.values()
-    return torch.tensor([w.context, w.of("prompt"), w.pseudo_label, config.balance.weight, *own], dtype=torch.float64)
+    return torch.tensor([w.of("context"), w.of("prompt"), w.pseudo_label, config.balance.weight, *own], dtype=torch.float64)
 
 
 def part_counts(model: CausalBase, batch: Batch) -> Tensor:

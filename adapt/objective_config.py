@@ -24,7 +24,13 @@ class BalanceScope(enum.Enum):
 class PartWeights(Settings):
     """Coefficients of the token losses."""
 
-    context: float = setting(1.0, "Weight of the text's own next-token loss.", least=0, hint=_NO_PART)
+    context: float | None = setting(
+        None,
+        "Weight of the text's own next-token loss; null is 1, and 0.1 for a Hugging Face base, which otherwise takes over the "
+        "texts' style before it learns their labels.",
+        least=0,
+        hint=_NO_PART,
+    )
     prompt: float | None = setting(
         None,
         "Weight of the loss on the prompt's constant tokens; null is 1, and 0 for a Hugging Face base, so that it "
@@ -102,11 +108,15 @@ class ObjectiveConfig(Settings):
         0, "How often each part's share in the gradient is measured.", least=0, unit="steps", hint="0 never measures"
     )
 
-    def settled(self, prompt_weight: float) -> ObjectiveConfig:
-        """Return the objective with the prompt's weight where it was left open."""
-        if self.weights.prompt is not None:
-            return self
-        return replace(self, weights=replace(self.weights, prompt=prompt_weight))
+    def settled(self, *, context: float, prompt: float) -> ObjectiveConfig:
+        """Return the objective with the weights of these parts where they were left open."""
+        given = self.weights
+        weights = replace(
+            given,
+            context=context if given.context is None else given.context,
+            prompt=prompt if given.prompt is None else given.prompt,
+        )
+        return replace(self, weights=weights)
 
     def at(self, done: float) -> ObjectiveConfig:
         """Return the objective as it is where the share `done` of the run's steps lies behind, without schedules."""

@@ -34,7 +34,7 @@ def test_a_shipped_base_keeps_its_large_steps() -> None:
     found = BaseDefaults.of(open_model_artifact(demo_dir() / "base"))
     settings, objective = found.settings(AdaptConfig()), found.objective(ObjectiveConfig())
     assert (settings.optimizer.lr, settings.optimizer.warmup_share, settings.epochs) == (3e-4, 0.1, 2.0)
-    assert objective.weights.prompt == 1.0
+    assert (objective.weights.context, objective.weights.prompt) == (1.0, 1.0)
     assert found.gate(GateConfig()).max_general_ppl_increase is None
 
 
@@ -42,7 +42,7 @@ def test_a_hugging_face_base_gets_small_steps_no_prompt_loss_and_a_gate(tmp_path
     found = BaseDefaults.of(open_model_artifact(make_model(tmp_path, "llama", 70)))
     settings, objective = found.settings(AdaptConfig()), found.objective(ObjectiveConfig())
     assert 1e-5 <= (settings.optimizer.lr or 0) <= 5e-5
-    assert objective.weights.prompt == 0.0
+    assert (objective.weights.context, objective.weights.prompt) == (0.1, 0.0)
     gate = found.gate(GateConfig())
     assert gate.max_general_ppl_increase == 0.03
     assert gate.action is GateAction.SHRINK

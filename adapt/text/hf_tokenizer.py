@@ -107,6 +107,11 @@ class HFTokenizer:
         parsed = _parsed(config.read_bytes(), str(config)) if config.is_file() else {}
         return cls(files, parsed, source, is_recorded=(directory / MANIFEST).is_file())
 
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The files that `save` writes, by name."""
+        return dict(self._files)
+
     def save(self, directory: Path) -> None:
         for name, content in self._files.items():
             (directory / name).write_bytes(content)

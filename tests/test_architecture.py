@@ -79,7 +79,8 @@ ONE_FILE = {
     "pydantic": "pipelines/serving/application.py",
     "uvicorn": "pipelines/serving/server.py",
 }
-# What exports bring along runs in transformers; a benchmark's baseline is another package's own code; Parquet is written in one place and read from users in another.
+# What exports bring along runs in transformers; a benchmark's baseline is another package's own code; Parquet is written in one
+# place and read from users in another.
 ALSO_IN = {
     ("pyarrow", "adapt/text/rows/arrow_rows.py"),
     ("pyarrow", "adapt/text/rows/parquet_rows.py"),

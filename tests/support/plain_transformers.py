@@ -44,7 +44,8 @@ def computed(model: Any, rows: list[list[int]], domains: torch.Tensor, steps: in
         for at in range(len(rows)):
             found[f"{side}_{at}"] = logits[at][mask[at].bool()].float().numpy()
     ids, mask = padded(rows, "left", pad)
-    past, pieces = None, []
+    past: Any = None
+    pieces: list[torch.Tensor] = []
     for place in range(ids.shape[1]):
         output = model(input_ids=ids[:, place : place + 1], attention_mask=mask[:, : place + 1], past_key_values=past,
                        use_cache=True, **known)  # fmt: skip

@@ -20,7 +20,7 @@ from pipelines.config.schema import ExportForm
 from pipelines.stages.contract import Reads, Stage, Workshop, order_of, unkeyed
 from pipelines.stages.delivery import Delivery
 from pipelines.stages.evaluate import DECISION_FILE, adapted_artifact
-from pipelines.stages.export_card import card
+from pipelines.stages.export_card import ForTransformers, card
 from pipelines.stages.gain import gain_of, in_a_sentence
 from pipelines.stages.harness_tasks import write_harness_tasks
 from pipelines.stages.models import weights_of
@@ -29,6 +29,7 @@ from pipelines.stages.rows import TaskData
 from pipelines.stages.run import Run
 from pipelines.stages.up_to_date import ADAPTED, BASE, EVALUATED, out_of_date
 from pseudo_label.decision import Decision
+from pseudo_label.harnesses.lm_eval import FOLDER
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.predictor import PredictorSpec, save_spec
 from pseudo_label.tasks import TaskConfig
@@ -105,7 +106,7 @@ class Export(Stage[ExportReads]):
         }
         write_json(result / "provenance.json", provenance)
         gain = None if is_base else in_a_sentence(gain_of(model, evaluated))
-        text = card(spec, Evaluation.of(evaluated).table, gain, reads.base, model)
+        text = card(spec, Evaluation.of(evaluated).table, gain, reads.base, model, _for_transformers(reads, result))
         (result / README_FILE).write_text(text, encoding="utf-8")
         size = sum(p.stat().st_size for p in result.rglob("*") if p.is_file())
         return {"task": task.name, "bytes": size, "method": spec.decision.method.value}
@@ -186,6 +187,19 @@ def _write_model(weights: Path, form: ExportForm, result: Path, task: TaskConfig
         tokenizer_of(weights).save(result)  # with the record of how a Hugging Face base reads texts
     if (result / INDEX_FILE).is_file():
         record_sums(result)  # a base from elsewhere may have none
+
+
+def _for_transformers(reads: ExportReads, result: Path) -> ForTransformers | None:
+    """Return how transformers opens what was written; None where it does not."""
+    has_tasks = (result / FOLDER).is_dir()
+    if reads.form is ExportForm.HUGGING_FACE and not is_hf_directory(result):
+        from adapt.checkpoint.own_form import family_note  # these import torch
+        from adapt.checkpoint.weights import load_config
+
+        return ForTransformers(has_code=True, has_tasks=has_tasks, family=family_note(load_config(result)))
+    if is_delta(result) or not is_hf_directory(result):
+        return None
+    return ForTransformers(has_code=False, has_tasks=has_tasks)
 
 
 def _write_for_transformers(weights: Path, result: Path, task: TaskConfig) -> None:

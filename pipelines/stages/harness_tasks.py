@@ -8,7 +8,7 @@ from pathlib import Path
 from adapt.core.errors import ConfigError, DataError
 from pipelines.stages.models import context_of
 from pipelines.stages.rows import TaskData
-from pseudo_label.harnesses.lm_eval import row_notes, write_lm_eval
+from pseudo_label.harnesses.lm_eval import all_notes, write_lm_eval
 from pseudo_label.harnesses.opencompass import write_opencompass
 from pseudo_label.harnesses.prompt_text import TextForm, harness_rows, prompt_text
 from pseudo_label.predictor import PredictorSpec
@@ -38,7 +38,7 @@ def write_harness_tasks(directory: Path, spec: PredictorSpec, data: TaskData, sp
     rows = harness_rows(spec.task, prompt, labelled)
     write_lm_eval(directory, prompt, rows)
     not_written = write_opencompass(directory, prompt, rows)
-    for note in [*prompt.notes, *row_notes(rows), *([not_written] if not_written else [])]:
+    for note in [*all_notes(prompt, rows), *([not_written] if not_written else [])]:
         logger.info("%s for other programs: %s", spec.task.name, note)
 
 

@@ -37,7 +37,7 @@ def write_lm_eval(directory: Path, prompt: PromptText, rows: HarnessRows) -> Non
     counted = prompt.after if prompt.counts_after else ()
     has_own_choices = bool(counted) or not prompt.words
     lines = [
-        *(f"# {' '.join(note.split())}" for note in [*prompt.notes, *row_notes(rows)]),
+        *(f"# {' '.join(note.split())}" for note in all_notes(prompt, rows)),
         f"task: {_quoted(PREFIX + prompt.name)}",
         f"custom_dataset: !function {_READER_NAME}.load",
         f"dataset_kwargs: {{file: {_quoted(prompt.name + '.jsonl')}}}",
@@ -58,6 +58,11 @@ def write_lm_eval(directory: Path, prompt: PromptText, rows: HarnessRows) -> Non
                 behind = filled(counted, row.slots, prompt.form.separator)
                 record["choices"] = [prompt.form.separator.join([word, behind]) if behind else word for word in row.choices]
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def all_notes(prompt: PromptText, rows: HarnessRows) -> list[str]:
+    """Return what the YAML leaves out, and what is to be said of its rows."""
+    return [*([prompt.other_ranking] if prompt.other_ranking else []), *prompt.notes, *row_notes(rows)]
 
 
 def row_notes(rows: HarnessRows) -> list[str]:

@@ -17,8 +17,6 @@ _SIMILAR = "perplexity"
 _TEXT = '''"""{title}
 {notes}"""
 
-from pathlib import Path
-
 from opencompass.datasets import HFDataset
 from opencompass.models import HuggingFaceBaseModel
 from opencompass.openicl.icl_evaluator import AccEvaluator
@@ -26,8 +24,8 @@ from opencompass.openicl.icl_inferencer import PPLInferencer
 from opencompass.openicl.icl_prompt_template import PromptTemplate
 from opencompass.openicl.icl_retriever import ZeroRetriever
 
-HERE = str(Path(__file__).resolve().parent)
-MODEL = str(Path(__file__).resolve().parent.parent)
+HERE = __file__.replace("\\\\", "/").rpartition("/")[0]
+MODEL = HERE.rpartition("/")[0]
 
 datasets = [
     dict(

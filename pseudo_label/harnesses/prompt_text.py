@@ -47,7 +47,8 @@ class PromptText:
     """A prompt for other programs: what stands before the label and after it, and whether the latter counts in the ranking.
 
     `criterion` is this project's ranking, `metric` what lm-evaluation-harness calls it; `words` are the labels' (none: each row
-    brings its own). `notes` say what is left out, a line each.
+    brings its own). `notes` say what is left out, a line each; `other_ranking` how lm-evaluation-harness ranks where it cannot rank
+    by the criterion.
     """
 
     name: str
@@ -59,6 +60,7 @@ class PromptText:
     metric: str
     words: tuple[str, ...]
     notes: tuple[str, ...]
+    other_ranking: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,8 @@ def prompt_text(task: TaskConfig, scoring: ScoringConfig, decision: Decision, fo
         criterion=criterion.name,
         metric=_EXACT.get(criterion.name, "acc"),
         words=tuple(words[label] for label in task.labels) if task.candidates is None else (),
-        notes=tuple(_left_out(task, scoring, decision, criterion.name)),
+        notes=tuple(_left_out(task, decision)),
+        other_ranking=_other_ranking(criterion.name),
     )
 
 
@@ -148,11 +151,15 @@ def _pieces(task: TaskConfig) -> Iterator[Piece | None]:
             yield from (slot(f"{part.field}_before"), None, slot(f"{part.field}_after"))
 
 
-def _left_out(task: TaskConfig, scoring: ScoringConfig, decision: Decision, criterion: str) -> Iterator[str]:
+def _other_ranking(criterion: str) -> str | None:
+    if criterion in _EXACT:
+        return None
+    what = "the log-likelihood of all from the label on" if criterion in _WHOLE_TEXT else "the label's log-likelihood"
+    return f"criterion {criterion} is left out: ranked by {what}"
+
+
+def _left_out(task: TaskConfig, decision: Decision) -> Iterator[str]:
     """Yield a line for each thing that a task file cannot say."""
-    if criterion not in _EXACT:
-        what = "the log-likelihood of all from the label on" if criterion in _WHOLE_TEXT else "the label's log-likelihood"
-        yield f"criterion {criterion} is left out: ranked by {what}"
     others = [name for name in task.prompts if name != task.reference]
     if others:
         yield f"prompts left out: {', '.join(others)}"

@@ -24,8 +24,8 @@ from datasets import Dataset
 
 
 def load(file: str, **others: object) -> dict[str, Dataset]:
-    lines = (Path(__file__).parent / file).read_text(encoding="utf-8").splitlines()
-    return {"test": Dataset.from_list([json.loads(line) for line in lines])}
+    with (Path(__file__).parent / file).open(encoding="utf-8", newline="\n") as lines:
+        return {"test": Dataset.from_list([json.loads(line) for line in lines])}
 '''
 
 

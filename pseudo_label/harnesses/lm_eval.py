@@ -24,7 +24,7 @@ from datasets import Dataset
 
 
 def load(file: str, **others: object) -> dict[str, Dataset]:
-    with (Path(__file__).parent / file).open(encoding="utf-8", newline="\n") as lines:
+    with (Path(__file__).parent / file).open(encoding="utf-8", newline="\\n") as lines:
         return {"test": Dataset.from_list([json.loads(line) for line in lines])}
 '''
 

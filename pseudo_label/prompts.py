@@ -9,7 +9,7 @@ candidates of a row are cut alike.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.spans import LabelForm, Reading, Span, SpannedText, join_parts, read_bidirectionally, read_with_targets
@@ -120,6 +120,28 @@ class Prompt:
     def kept(self, row: TaskRow) -> bytes:
         """Return the tokens of a row as its first candidate is scored, cut where it is too long."""
         return self._render(row, self.words(row)[:1])[0].ids_T.tobytes()
+
+    def fitted_parts(self, row: TaskRow) -> tuple[list[TextPart], bool]:
+        """Return a row's parts as texts, cut as they are for scoring, and whether they have the same tokens there.
+
+        They have not where parts are encoded on their own and one is cut inside a character. Raises DataError as `readings` does.
+        """
+        parts = self._text_parts(row)
+        if self._tokenizer.whole is not None:
+            fitting = fitted(parts, self._all_words(row), self._tokenizer.whole, self.context_length - 1)
+            if fitting is None:
+                raise self._does_not_fit(row)
+            return fitting, True
+        pieces = self._pieces(row)
+        found, is_same = [], True
+        for part, whole, kept in zip(
+            parts, pieces, self._fit(pieces, self.context_length - 1 - self._longest(row), row), strict=True
+        ):
+            if kept.ids != whole.ids:
+                part = replace(part, text=self._tokenizer.decode(kept.ids).strip("\ufffd"))
+                is_same = is_same and self._encode(part.text) == kept.ids
+            found.append(part)
+        return found, is_same
 
     def odd_words(self) -> list[str]:
         """Return the label words that share a token with other text than spaces, fields being a letter.

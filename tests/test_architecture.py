@@ -80,13 +80,16 @@ ONE_FILE = {
     "pydantic": "pipelines/serving/application.py",
     "uvicorn": "pipelines/serving/server.py",
 }
-# A benchmark's baseline is another package's own code; Parquet is written in one place and read from users in another.
+# What exports bring along runs in transformers; a benchmark's baseline is another package's own code; Parquet is written in one
+# place and read from users in another.
 ALSO_IN = {
     ("sentencepiece", "adapt/text/sentencepiece_child.py"),
     ("pyarrow", "adapt/text/rows/arrow_rows.py"),
     ("pyarrow", "adapt/text/rows/parquet_rows.py"),
     ("datatrove", "adapt/text/cleaning/executors.py"),
     ("datatrove", "adapt/text/cleaning/ray_executor.py"),
+    ("transformers", "adapt/checkpoint/own_in_transformers/configuration_moe_adapt.py"),
+    ("transformers", "adapt/checkpoint/own_in_transformers/modeling_moe_adapt.py"),
     ("transformers", "pipelines/bench/lm_eval_baseline.py"),
     ("tokenizers", "pipelines/bench/lm_eval_baseline.py"),
     ("deepspeed", "pipelines/bench/moe_peers.py"),

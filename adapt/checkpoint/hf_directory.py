@@ -1,6 +1,7 @@
 """Hugging Face directories as files: what belongs to a checkpoint, whether it is whole, and what it is called by content.
 
-A directory is one if its `config.json` names a `model_type`. Only safetensors are read. Nothing here needs transformers.
+A directory is one if its `config.json` names a `model_type`, but for this project's own models in that form, which have their own
+settings in a section there (`own_form.py`). Only safetensors are read. Nothing here needs transformers.
 """
 
 from __future__ import annotations
@@ -33,12 +34,22 @@ ADAPTER_CONFIG_FILE = "adapter_config.json"
 STAGE = "hugging_face"
 SNAPSHOTS = "snapshots"  # in Hugging Face's cache: a directory for each state of a model, of links to its blobs
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+OWN_SECTION = "moe_adapt"
 
 
 def is_hf_directory(directory: Path) -> bool:
-    """Whether `config.json` is there, readable, and names a `model_type`."""
+    """Whether `config.json` is there, readable, and names the `model_type` of a model that is not this project's own."""
     try:
-        return "model_type" in read_object(directory / CONFIG_FILE)
+        content = read_object(directory / CONFIG_FILE)
+    except CheckpointError:
+        return False
+    return "model_type" in content and OWN_SECTION not in content
+
+
+def is_own_form(directory: Path) -> bool:
+    """Whether a directory holds a model of this project in the form of a Hugging Face directory."""
+    try:
+        return OWN_SECTION in read_object(directory / CONFIG_FILE)
     except CheckpointError:
         return False
 

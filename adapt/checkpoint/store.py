@@ -9,14 +9,14 @@ tokenizer are always compared with the sums that the index records of them (`fil
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from adapt.checkpoint.file_sums import check_files, refuse_elsewhere, refuse_links_out
-from adapt.checkpoint.hf_directory import INDEX_FILE, SINGLE_FILE, refuse_two_sets
+from adapt.checkpoint.hf_directory import INDEX_FILE, SINGLE_FILE, is_own_form, refuse_two_sets
 from adapt.checkpoint.integrity import Sum, check_sums
 from adapt.checkpoint.offload import Verify
 from adapt.checkpoint.shard_bytes import read_range, stacked_rows
@@ -25,6 +25,7 @@ from adapt.core.errors import CheckpointError
 from adapt.core.json_files import read_object
 
 INDEX_SCHEMA = 1
+OWN_PREFIX = "model."  # before the names of this project's tensors in the form of a Hugging Face directory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,8 @@ class Store:
 def open_store(directory: Path, verify: Verify = Verify.SAMPLE) -> Store:
     """Open the tensors of a checkpoint directory after checking its shards' sizes and headers, and what `verify` asks for.
 
+    Those of this project's models have one name each, in whichever form the directory is.
+
     Raises:
         CheckpointError: a shard is missing, cut off, damaged, a pickle, or not what the index says; configuration or tokenizer are
             not those that it records; the index is damaged or of a newer schema.
@@ -74,12 +77,12 @@ def open_store(directory: Path, verify: Verify = Verify.SAMPLE) -> Store:
     refuse_links_out(directory)
     refuse_two_sets(directory)
     if not index.is_file() and (directory / SINGLE_FILE).is_file():
-        return Store(directory=directory, tensors=read_header(directory / SINGLE_FILE))
+        return _own_names(Store(directory=directory, tensors=read_header(directory / SINGLE_FILE)))
     content = read_object(index, "is this a checkpoint directory?")
     store = indexed_store(directory, content)
     check_files(index, content)
     check_sums([_sum_of(store, name) for name in store.sums], verify)
-    return store
+    return _own_names(store)
 
 
 def indexed_store(directory: Path, content: Mapping[str, Any]) -> Store:
@@ -132,6 +135,14 @@ def _sums(index: Path, content: Mapping[str, Any], tensors: Mapping[str, ByteRan
             raise CheckpointError(f"{index}: tensor {name} has {len(sums)} sums for shape {list(place.shape)}")
         found[name] = sums
     return found
+
+
+def _own_names(store: Store) -> Store:
+    """Return a store under this project's names, where it holds a model of this project."""
+    if not is_own_form(store.directory):
+        return store
+    tensors = {name.removeprefix(OWN_PREFIX): place for name, place in store.tensors.items()}
+    return replace(store, tensors=tensors, sums={name.removeprefix(OWN_PREFIX): sums for name, sums in store.sums.items()})
 
 
 def _sum_of(store: Store, name: str) -> Sum:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from adapt.checkpoint.file_sums import refuse_links_out
-from adapt.checkpoint.hf_directory import CONFIG_FILE, is_hf_directory
+from adapt.checkpoint.hf_directory import CONFIG_FILE, is_hf_directory, is_own_form
 from adapt.core.artifacts import MANIFEST
 from adapt.core.errors import CheckpointError
 from adapt.core.json_files import read_object
@@ -69,7 +69,9 @@ def open_tokenizer(place: Path) -> TextTokenizer:
         CheckpointError: there is none, it is damaged, or it puts a space before every text.
     """
     if place.is_dir():
-        place = place / (TOKENIZER_FILE if (place / TOKENIZER_FILE).is_file() else MODEL_FILE)
+        # A model of this project in the form of a Hugging Face directory has both; its own one is the one that it was trained with.
+        has_own = is_own_form(place) and (place / MODEL_FILE).is_file()
+        place = place / (TOKENIZER_FILE if (place / TOKENIZER_FILE).is_file() and not has_own else MODEL_FILE)
     if not place.is_file():
         raise CheckpointError(f"{place}: no such tokenizer; give a SentencePiece model or a {TOKENIZER_FILE}")
     if place.name == TOKENIZER_FILE:

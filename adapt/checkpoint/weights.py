@@ -16,7 +16,9 @@ from torch import Tensor
 from adapt.checkpoint.delta import load_changed, merged_tensors, open_delta, read_record, write_delta
 from adapt.checkpoint.hf_directory import (
     CONFIG_FILE,
+    CONFIG_FILES,
     INDEX_FILE,
+    OWN_SECTION,
     SINGLE_FILE,
     artifact_of_files,
     check_shards,
@@ -24,6 +26,7 @@ from adapt.checkpoint.hf_directory import (
     config_files_of,
     is_delta,
     is_hf_directory,
+    is_own_form,
 )
 from adapt.checkpoint.offload import OffloadConfig, Verify
 from adapt.checkpoint.paged_weights import PagedWeights
@@ -49,6 +52,7 @@ from adapt.text.contract import TextTokenizer
 from adapt.text.hf_tokenizer import TOKENIZER_FILES
 
 BARE_STAGE = "checkpoint"
+CODE_PATTERN = "*_moe_adapt.py"  # what transformers runs of a model of this project in the form of a Hugging Face directory
 SHARD_SUFFIX = ".safetensors"
 
 
@@ -66,16 +70,16 @@ def checkpoint_files(directory: Path) -> list[Path]:
     """Return the files that make a checkpoint: configuration, weights and tokenizer."""
     if is_hf_directory(directory):
         return checkpoint_files_of(directory)
-    return sorted(
-        file
-        for file in directory.iterdir()
-        if file.name.startswith(("model", CONFIG_FILE, "tokenizer")) or file.name in TOKENIZER_FILES
-    )
+    starts = ("model.", "model-", CONFIG_FILE, "tokenizer")
+    names = {*TOKENIZER_FILES, *(CONFIG_FILES if is_own_form(directory) else ())}
+    code = directory.glob(CODE_PATTERN) if is_own_form(directory) else ()
+    return sorted([*(file for file in directory.iterdir() if file.name.startswith(starts) or file.name in names), *code])
 
 
 def is_bare_checkpoint(directory: Path) -> bool:
     """Whether a directory holds a checkpoint of this project, judged by its files only, with or without a manifest."""
-    is_whole = all((directory / name).is_file() for name in (INDEX_FILE, CONFIG_FILE)) and has_tokenizer(directory)
+    has_tensors = (directory / INDEX_FILE).is_file() or (is_own_form(directory) and (directory / SINGLE_FILE).is_file())
+    is_whole = has_tensors and (directory / CONFIG_FILE).is_file() and has_tokenizer(directory)
     return is_whole and not is_hf_directory(directory)
 
 
@@ -197,7 +201,8 @@ def load_config(directory: Path) -> GPTConfig:
     """
     place = directory / CONFIG_FILE
     try:
-        config: GPTConfig = from_plain(GPTConfig, read_object(place, "is this a checkpoint directory?"), str(place))
+        content = read_object(place, "is this a checkpoint directory?")
+        config: GPTConfig = from_plain(GPTConfig, content.get(OWN_SECTION, content), str(place))
         config.validate()
     except ConfigError as error:
         raise CheckpointError(f"{place}: not a model configuration ({error})") from error

@@ -107,6 +107,11 @@ class HFTokenizer:
         parsed = _parsed(config.read_bytes(), str(config)) if config.is_file() else {}
         return cls(files, parsed, source, is_recorded=(directory / MANIFEST).is_file())
 
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The files that `save` writes, by name."""
+        return dict(self._files)
+
     def save(self, directory: Path) -> None:
         for name, content in self._files.items():
             (directory / name).write_bytes(content)
@@ -177,17 +182,30 @@ class HFTokenizer:
             if not isinstance(token, str) or token not in vocabulary:
                 raise CheckpointError(f"{place}: start is {token!r}, which is no token of {self.source}; name one that is")
             return vocabulary[token]
-        lead = _tokens_put_before(_built(described, self.source))
-        if any(one.get("add_bos_token") is False for one in settings):
-            lead = []
-        elif not lead and bos_id is not None and any(one.get("add_bos_token") is True for one in settings):
-            lead = [bos_id]
+        lead = self._lead(described, settings, bos_id)
         if len(lead) > 1:
             raise CheckpointError(f"{self.source}: puts {len(lead)} tokens before a text; only one can start a document")
         start = lead[0] if lead else vocabulary.get(_END_OF_TEXT, self.bos_id)
         token = next(token for token, number in vocabulary.items() if number == start)
         self._files[ENCODING_FILE] = (json.dumps({"start": token}, ensure_ascii=False) + "\n").encode()
         return start
+
+    def _lead(self, described: Mapping[str, Any], settings: Sequence[Mapping[str, Any]], bos_id: int | None) -> list[int]:
+        """Return the tokens that the tokenizer, as other programs open it, puts before a text."""
+        if any(one.get("add_bos_token") is False for one in settings):
+            return []
+        lead = _tokens_put_before(_built(described, self.source))
+        if not lead and bos_id is not None and any(one.get("add_bos_token") is True for one in settings):
+            return [bos_id]
+        return lead
+
+    @property
+    def start_as_text(self) -> str:
+        """What must be written before a text for other programs to start it as here; nothing where they do by themselves."""
+        settings = [_parsed(self._files[name], self.source) for name in _SETTINGS_FILES if name in self._files]
+        special = _SpecialTokens(self.vocabulary, settings, self._model_config)
+        is_put = self._lead(self.description, settings, special.id_of("bos")) == [self.bos_id]
+        return "" if is_put else next(token for token, number in self.vocabulary.items() if number == self.bos_id)
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))

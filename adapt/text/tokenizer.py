@@ -55,6 +55,22 @@ class TokenizerConfig(Settings):
     threads: int = setting(2, "CPU threads that train the tokenizer.", least=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class VocabularyEntry:
+    """A token as it is written; its score, by which SentencePiece joins the better piece first; whether it is a mark or a byte."""
+
+    piece: str
+    score: float
+    is_mark: bool
+    is_byte: bool
+    is_unused: bool
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether text is cut into it by joining."""
+        return not (self.is_mark or self.is_byte or self.is_unused)
+
+
 class Tokenizer:
     """A SentencePiece model with this project's special tokens."""
 
@@ -99,6 +115,20 @@ class Tokenizer:
         """The control symbols, and the unknown token, as they are written."""
         ids = [i for i in range(self.vocab_size) if self._processor.is_control(i) or self._processor.is_unknown(i)]
         return frozenset(str(self._processor.id_to_piece(i)) for i in ids)
+
+    def vocabulary(self) -> list[VocabularyEntry]:
+        """Return every token in the order of ids."""
+        model = self._processor
+        return [
+            VocabularyEntry(
+                piece=str(model.id_to_piece(i)),
+                score=float(model.get_score(i)),
+                is_mark=bool(model.is_control(i) or model.is_unknown(i)),
+                is_byte=bool(model.is_byte(i)),
+                is_unused=bool(model.is_unused(i)),
+            )
+            for i in range(self.vocab_size)
+        ]
 
     def save(self, directory: Path) -> None:
         (directory / MODEL_FILE).write_bytes(self._bytes)

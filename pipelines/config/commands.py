@@ -142,7 +142,7 @@ COMMANDS = (
     _stage(
         "export",
         "An adapted model with all that answering needs, in one directory.",
-        (*_TASKS, *_BASE, "export", "tracker"),
+        ("seed", *_TASKS, *_BASE, "export", "tracker"),
         "task=tnews run.name=news export.output=/models/tnews",
         "tasks=[tnews,eprstmt] run.name=both force=true",
     ),

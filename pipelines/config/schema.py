@@ -173,10 +173,14 @@ class GateConfig(Settings):
 
 
 class ExportForm(enum.Enum):
-    """What an export holds of a model: all weights, or what a light adaptation changed of a base that stays where it is."""
+    """What an export holds of a model: all weights, in this project's form or in one that transformers opens, or only changes.
+
+    Changes are those of a light adaptation, to a base that stays where it is. A Hugging Face base has transformers' form already.
+    """
 
     MERGED = "merged"
     DELTA = "delta"
+    HUGGING_FACE = "hugging_face"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,13 +196,20 @@ class ExportConfig(Settings):
 
     form: ExportForm = setting(
         ExportForm.MERGED,
-        "What an export holds: the whole model (merged), or only what continue_pretrain.trains=lora changed of the base (delta).",
+        "What an export holds: the whole model (merged); the same as a directory that transformers opens without this package "
+        "(hugging_face); or only what continue_pretrain.trains=lora changed of the base (delta).",
     )
     output: str | None = setting(
         None,
         "Directory of one's own for the export: real files, no links; with several tasks one directory in it for each.",
         form="directory",
         hint="null leaves it in the run",
+    )
+    harness_split: str | None = setting(
+        None,
+        "Split whose labelled rows the export brings along as tasks for lm-evaluation-harness and OpenCompass.",
+        form="name",
+        hint="null brings none; a model of this project needs export.form=hugging_face",
     )
 
 

@@ -20,13 +20,16 @@ from pipelines.config.schema import ExportForm
 from pipelines.stages.contract import Reads, Stage, Workshop, order_of, unkeyed
 from pipelines.stages.delivery import Delivery
 from pipelines.stages.evaluate import DECISION_FILE, adapted_artifact
-from pipelines.stages.export_card import card
+from pipelines.stages.export_card import ForTransformers, card
 from pipelines.stages.gain import gain_of, in_a_sentence
+from pipelines.stages.harness_tasks import write_harness_tasks
 from pipelines.stages.models import weights_of
 from pipelines.stages.products import Adaptation, Evaluation
+from pipelines.stages.rows import TaskData
 from pipelines.stages.run import Run
 from pipelines.stages.up_to_date import ADAPTED, BASE, EVALUATED, out_of_date
 from pseudo_label.decision import Decision
+from pseudo_label.harnesses.lm_eval import FOLDER
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.predictor import PredictorSpec, save_spec
 from pseudo_label.tasks import TaskConfig
@@ -38,13 +41,17 @@ logger = logging.getLogger("pipelines")
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReads(Reads):
-    """The task, its evaluation, and the model: the adapted one, or the base where nothing was adapted."""
+    """The task, its evaluation, and the model: the adapted one, or the base where nothing was adapted.
 
-    task: TaskConfig
+    `harness_split` are rows that go into task files for other programs.
+    """
+
+    data: TaskData
     base: Artifact
     model: Artifact
     evaluate: Artifact
     form: ExportForm
+    harness_split: str | None
     delivery: Delivery | None = unkeyed("where the export is copied to")
 
 
@@ -52,7 +59,7 @@ class Export(Stage[ExportReads]):
     """Export the adapted model (or the base, where nothing was adapted) with the decision that evaluation fitted."""
 
     name = NAME
-    version = 3  # its metrics name the method
+    version = 4  # it has the form of transformers too, task files for other programs, and a card with prompts and data
 
     def reads(self, run: Run, task: TaskConfig | None) -> ExportReads:
         assert task is not None
@@ -60,16 +67,23 @@ class Export(Stage[ExportReads]):
         evaluated = run.require("evaluate", task)
         adapted = adapted_artifact(run, task, base)
         _refuse_stale(task, {EVALUATED: evaluated, BASE: base, **({} if adapted is None else {ADAPTED: adapted})})
-        form = run.config.export.form
+        form, split = run.config.export.form, run.config.export.harness_split
         refuse_form(form, _trained(adapted), weights_of(base))
+        refuse_harness(form, split, weights_of(base))
         return ExportReads(
-            task=task, base=base, model=adapted or base, evaluate=evaluated, form=form, delivery=Delivery.of(run, task.name)
+            data=TaskData.of(run, task, [] if split is None else [split]),
+            base=base,
+            model=adapted or base,
+            evaluate=evaluated,
+            form=form,
+            harness_split=split,
+            delivery=Delivery.of(run, task.name),
         )
 
     def build(self, reads: ExportReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
-        task, evaluated, model = reads.task, reads.evaluate, reads.model
+        task, evaluated, model = reads.data.task, reads.evaluate, reads.model
         is_base = model.digest == reads.base.digest or not Adaptation.of(model).is_adapted
-        _write_model(weights_of(reads.base if is_base else model), reads.form, result)
+        _write_model(weights_of(reads.base if is_base else model), reads.form, result, task)
         content = read_object(evaluated.file(DECISION_FILE))
         spec = PredictorSpec(
             task=task,
@@ -79,6 +93,8 @@ class Export(Stage[ExportReads]):
         save_spec(result, spec)
         if spec.decision.needs_lexical:
             lexical_files.copy(evaluated.path, result)
+        if reads.harness_split is not None:
+            write_harness_tasks(result, spec, reads.data, reads.harness_split)
         shutil.copyfile(evaluated.file(METRICS_FILE), result / METRICS_FILE)
         provenance = {
             "task": task.name,
@@ -90,9 +106,9 @@ class Export(Stage[ExportReads]):
         }
         write_json(result / "provenance.json", provenance)
         gain = None if is_base else in_a_sentence(gain_of(model, evaluated))
-        text = card(spec, Evaluation.of(evaluated).table, gain, reads.base, model)
+        text = card(spec, Evaluation.of(evaluated).table, gain, reads.base, model, _for_transformers(reads, result))
         (result / README_FILE).write_text(text, encoding="utf-8")
-        size = sum(p.stat().st_size for p in result.iterdir())
+        size = sum(p.stat().st_size for p in result.rglob("*") if p.is_file())
         return {"task": task.name, "bytes": size, "method": spec.decision.method.value}
 
     def describe(self, artifact: Artifact) -> str:
@@ -102,17 +118,23 @@ class Export(Stage[ExportReads]):
         if reads.delivery is not None:
             is_new = reads.delivery.make(artifact)
             said = "written to" if is_new else "unchanged at"
-            logger.info("export %s: %s %s", reads.task.name, said, reads.delivery.place)
+            logger.info("export %s: %s %s", reads.data.task.name, said, reads.delivery.place)
 
 
 STAGE = Export()
 
 
 def refuse_form(form: ExportForm, trains: Trained | None, base: Path | None = None) -> None:
-    """Raise ConfigError where an export cannot be a delta: what was or will be trained changes all of a model, or it is an own one.
+    """Raise ConfigError where an export cannot have its form.
 
-    `trains` is None where nothing was adapted.
+    It is no delta where what was or will be trained changes all of a model, or the model is an own one. `trains` is None where
+    nothing was adapted. Transformers' form needs a router whose rule is in the code that goes with it.
     """
+    if form is ExportForm.HUGGING_FACE and base is not None and not is_hf_directory(base):
+        from adapt.checkpoint.own_form import refuse_unknown_router  # these import torch
+        from adapt.checkpoint.weights import load_config
+
+        refuse_unknown_router(load_config(base))
     if form is not ExportForm.DELTA:
         return
     if trains not in (None, Trained.LORA):
@@ -124,6 +146,16 @@ def refuse_form(form: ExportForm, trains: Trained | None, base: Path | None = No
         raise ConfigError(f"export.form=delta: is for Hugging Face bases, and {base} is none; use export.form=merged")
 
 
+def refuse_harness(form: ExportForm, split: str | None, base: Path | None) -> None:
+    """Raise ConfigError where other programs could not open an export for which they are to get task files."""
+    if split is None:
+        return
+    if form is ExportForm.DELTA:
+        raise ConfigError("export.harness_split: other programs open whole models; use export.form=merged")
+    if form is ExportForm.MERGED and base is not None and not is_hf_directory(base):
+        raise ConfigError("export.harness_split: other programs open a model of this project with export.form=hugging_face only")
+
+
 def _trained(adapted: Artifact | None) -> Trained | None:
     """Return what an adaptation trained; None where the base stands."""
     if adapted is None or not Adaptation.of(adapted).is_adapted:
@@ -131,15 +163,18 @@ def _trained(adapted: Artifact | None) -> Trained | None:
     return Trained(adapted.config["continue_pretrain"]["trains"])
 
 
-def _write_model(weights: Path, form: ExportForm, result: Path) -> None:
+def _write_model(weights: Path, form: ExportForm, result: Path, task: TaskConfig) -> None:
     """Write a model with its tokenizer: its files, a delta merged into its base, or a base as the delta that changes nothing."""
     from adapt.checkpoint.delta import read_record, write_empty_delta  # these import torch
     from adapt.checkpoint.vocabulary import has_tokenizer, tokenizer_of
     from adapt.checkpoint.weights import checkpoint_files, record_sums, write_merged
 
+    if form is ExportForm.HUGGING_FACE and not is_hf_directory(weights):
+        _write_for_transformers(weights, result, task)
+        return
     if form is ExportForm.DELTA and not is_delta(weights):
         write_empty_delta(result, weights)
-    elif form is ExportForm.MERGED and is_delta(weights):
+    elif form is not ExportForm.DELTA and is_delta(weights):
         sizes = (entry.size for entry in read_record(weights).base_files.values())
         need_room(result, sum(sizes), "the export")
         write_merged(result, weights)
@@ -152,6 +187,30 @@ def _write_model(weights: Path, form: ExportForm, result: Path) -> None:
         tokenizer_of(weights).save(result)  # with the record of how a Hugging Face base reads texts
     if (result / INDEX_FILE).is_file():
         record_sums(result)  # a base from elsewhere may have none
+
+
+def _for_transformers(reads: ExportReads, result: Path) -> ForTransformers | None:
+    """Return how transformers opens what was written; None where it does not."""
+    has_tasks = (result / FOLDER).is_dir()
+    if reads.form is ExportForm.HUGGING_FACE and not is_hf_directory(result):
+        from adapt.checkpoint.own_form import family_note  # these import torch
+        from adapt.checkpoint.weights import load_config
+
+        return ForTransformers(has_code=True, has_tasks=has_tasks, family=family_note(load_config(result)))
+    if is_delta(result) or not is_hf_directory(result):
+        return None
+    return ForTransformers(has_code=False, has_tasks=has_tasks)
+
+
+def _write_for_transformers(weights: Path, result: Path, task: TaskConfig) -> None:
+    """Write a model of this project as transformers opens it; its tokenizer is compared on the task's words and prompts."""
+    from adapt.checkpoint.own_form import family_note, write_own_form  # these import torch
+    from adapt.checkpoint.weights import checkpoint_files, load_config
+
+    need_room(result, sum(file.stat().st_size for file in checkpoint_files(weights)), "the export")
+    texts = [*task.label_words.values(), *(prompt.template for prompt in task.prompts.values())]
+    write_own_form(result, weights, texts)
+    logger.info("export %s: in the form of transformers. %s", task.name, family_note(load_config(weights)))
 
 
 def _refuse_stale(task: TaskConfig, found: Mapping[str, Artifact]) -> None:

@@ -235,9 +235,11 @@ def check_adaptation(ahead: Ahead) -> None:
 
 def check_export(ahead: Ahead) -> None:
     """An export holds only changes where only changes will be made; the place of one's own that it is copied to can take it."""
-    from pipelines.stages.export import refuse_form
+    from pipelines.stages.export import refuse_form, refuse_harness
 
     check_deliveries(ahead.run, ahead.tasks if ahead.has("export") else ())
+    if ahead.has("export"):
+        refuse_harness(ahead.config.export.form, ahead.config.export.harness_split, None)
     if ahead.has("export") and ahead.has("continue_pretrain"):
         refuse_form(ahead.config.export.form, ahead.config.continue_pretrain.trains)
 

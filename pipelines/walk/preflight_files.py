@@ -25,7 +25,7 @@ logger = logging.getLogger("pipelines")
 def check_file_names(ahead: Ahead) -> None:
     """The splits that data.files names are ones that a stage reads."""
     config = ahead.config
-    asked = [*config.evaluate.splits, *([config.split] if config.split is not None else [])]
+    asked = [*config.evaluate.splits, *(split for split in (config.split, config.export.harness_split) if split is not None)]
     known = list(dict.fromkeys([UNLABELED, *LABELLED_SPLITS, *asked]))
     for task, files in files_by_task(config.data.files, config.tasks).items():
         for split in files:
@@ -62,7 +62,8 @@ def _needed_splits(ahead: Ahead) -> list[str]:
     reads_unlabeled = ahead.has("pseudo_label", "prompt_search")
     reads_unlabeled |= ahead.has("label_tree") and config.label_tree.source is TreeSource.CONFUSIONS
     named = [config.split] if ahead.has("prompt_search") and config.split is not None else []
-    return [*([UNLABELED] if reads_unlabeled else []), *named]
+    brought = [config.export.harness_split] if ahead.has("export") and config.export.harness_split is not None else []
+    return [*([UNLABELED] if reads_unlabeled else []), *named, *brought]
 
 
 def _read_where_there(ahead: Ahead) -> list[str]:

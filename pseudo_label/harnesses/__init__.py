@@ -1,0 +1,1 @@
+"""A task in the forms of other evaluation programs."""

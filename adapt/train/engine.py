@@ -119,7 +119,7 @@ class Engine:
         self._create_moments(0)
         if is_rounded:
             # DeepSpeed made its fp32 masters from rounded weights; give it the exact ones.
-            self._set_own_weights(exact)
+            self._set_own_weights(exact.__getitem__)
 
     @property
     def module(self) -> nn.Module:
@@ -221,14 +221,14 @@ class Engine:
 
     def set_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Set master weights and routers' state by name, then what forward reads; tensors are full."""
-        self._set_own_weights({name: own_part(name, weights[name], self._share) for name, _ in named_state(self._model)})
+        self._set_own_weights(lambda name: own_part(name, weights[name], self._share))
 
-    def _set_own_weights(self, weights: Mapping[str, Tensor]) -> None:
+    def _set_own_weights(self, weight: Callable[[str], Tensor]) -> None:
         for name, parameter in self._trained():
-            deepspeed.utils.safe_set_full_fp32_param(parameter, weights[name].to(self.device, torch.float32))
+            deepspeed.utils.safe_set_full_fp32_param(parameter, weight(name).to(self.device, torch.float32))
         self._zero.update_lp_params()
         for name, buffer in saved_buffers(self._model):
-            buffer.copy_(weights[name])
+            buffer.copy_(weight(name))
 
     def set_moments(self, moments: Mapping[str, Mapping[str, Tensor]], steps_done: int) -> None:
         """Set the optimizer's moments by name, as after `steps_done` updates."""

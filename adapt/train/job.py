@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from adapt.core.faults import writable
 from adapt.core.json_files import write_json
 from adapt.core.runtime import RankInfo, seed_for
 from adapt.core.typed import to_plain
+from adapt.model.buffers import named_state
 from adapt.model.gpt import GPT
 from adapt.model.hf import HFModel
 from adapt.objective import PartValue
@@ -34,7 +35,8 @@ from adapt.train.live import LiveFile
 from adapt.train.loop import Trainer
 from adapt.train.measured_cost import peak_bytes, planned_bytes
 from adapt.train.paged_adamw import Paging
-from adapt.train.shrinking import ppl_increase, shrink
+from adapt.train.shrinking import TensorsOnDisk, ppl_increase, shrink
+from adapt.train.tensor_stream import save_one_by_one
 from adapt.train.trackers import open_tracker
 from adapt.train.tracking import RunIdentity, TrackerConfig
 from adapt.train.train_config import TrainConfig
@@ -92,7 +94,7 @@ class TrainData:
     general: RowSource | None = None
     continuations: int = 0
     first: FirstRows | None = None
-    start: Callable[[], Mapping[str, Tensor]] | None = None
+    start: Callable[[], Iterable[tuple[str, Tensor]]] | None = None
 
 
 def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData, job: TrainJob, rank: RankInfo) -> None:
@@ -169,13 +171,27 @@ def _shrunk(engine: Engine, trainer: Trainer, data: TrainData, job: TrainJob, be
     whole = ppl_increase(before_R2, np.asarray(after))
     if whole <= limit:
         return 1.0
-    trained = {name: weight.detach().clone() for name, weight in engine.named_weights()}
-    start = data.start() if data.start is not None else {}
+    place = Path(job.work)
+    places = {"trained": place / ".trained.safetensors", "start": place / ".start.safetensors"}
+    names = [name for name, _ in named_state(engine.module)]
+    if engine.rank.is_main:
+        with writable(place):
+            save_one_by_one(places["trained"], engine.named_weights(), names)
+            save_one_by_one(places["start"], () if data.start is None else data.start(), names)
+    else:
+        for _ in engine.named_weights():  # gathering is a collective
+            pass
+    engine.barrier()
 
     def measure() -> float:
         return ppl_increase(before_R2, trainer.row_losses(general)[0])
 
-    return shrink(engine, trained, start, measure, whole, limit)
+    share = shrink(engine, TensorsOnDisk(places["trained"]), TensorsOnDisk(places["start"]), measure, whole, limit)
+    engine.barrier()
+    if engine.rank.is_main:
+        for file in places.values():
+            file.unlink()
+    return share
 
 
 def _paging(job: TrainJob, work: Path, rank: RankInfo) -> Paging | None:

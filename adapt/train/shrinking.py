@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol, cast
 
+from safetensors import safe_open
 from torch import Tensor
 
 from adapt.core.scorer import FloatArray
@@ -76,7 +78,7 @@ def shrink(
 
     def increase_at(share: float) -> float:
         nonlocal set_to
-        engine.set_weights(weights_between(start, trained, share))
+        engine.set_weights(WeightsBetween(start, trained, share))
         set_to = share
         found = measure()
         logger.info("general text: %.0f %% of the change, perplexity %+.1f %%", 100 * share, 100 * found)
@@ -84,18 +86,48 @@ def shrink(
 
     share = largest_share(increase_at, whole, limit)
     if share != set_to:
-        engine.set_weights(weights_between(start, trained, share))
+        engine.set_weights(WeightsBetween(start, trained, share))
     return share
 
 
-def weights_between(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Return the weights that have made a share of the way; of LoRA's factors only B goes it, from 0."""
-    return {name: _between(name, start, end, share) for name, end in trained.items()}
+class WeightsBetween(Mapping[str, Tensor]):
+    """The weights that have made a share of the way, each computed when asked for; of LoRA's factors only B goes it, from 0."""
+
+    def __init__(self, start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> None:
+        self._start, self._trained, self._share = start, trained, share
+
+    def __getitem__(self, name: str) -> Tensor:
+        end = self._trained[name]
+        if _LORA_B in name:
+            return end * self._share
+        if name not in self._start or not end.is_floating_point():
+            return end
+        return self._start[name].to(end).lerp(end, self._share)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._trained)
+
+    def __len__(self) -> int:
+        return len(self._trained)
 
 
-def _between(name: str, start: Mapping[str, Tensor], end: Tensor, share: float) -> Tensor:
-    if _LORA_B in name:
-        return end * share
-    if name not in start or not end.is_floating_point():
-        return end
-    return start[name].to(end).lerp(end, share)
+class TensorsOnDisk(Mapping[str, Tensor]):
+    """The tensors of a safetensors file, each read when it is asked for, so that two models fit beside a training's state."""
+
+    def __init__(self, place: Path) -> None:
+        self._file = safe_open(place, "pt")
+        self._names = list(self._file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self:
+            raise KeyError(name)
+        return cast(Tensor, self._file.get_tensor(name))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

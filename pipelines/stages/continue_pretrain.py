@@ -26,6 +26,7 @@ from adapt.objective_config import ObjectiveConfig
 from adapt.text.mixing import Ingredient, RowList, mixed
 from adapt.text.near_documents import CurriculumConfig, When
 from adapt.text.packing import FirstRows, RowSource
+from adapt.train.train_config import Trained
 from pipelines.config.adapt_settings import AdaptConfig
 from pipelines.config.schema import GateAction, GateConfig, PipelineConfig
 from pipelines.ranks.launch import launch
@@ -329,6 +330,6 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
         held_out=held_out,
         general=general if general else None,
         continuations=int(job["continuations"]),
-        start=lambda: dict(named_state(load_model(base))),
+        start=None if spec.train.trains is Trained.LORA else lambda: named_state(load_model(base)),
     )
     run_training(model, tokenizer, data, spec, rank)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapt.train.shrinking import largest_share, ppl_increase, shrink, weights_between
+from adapt.train.shrinking import WeightsBetween, largest_share, ppl_increase, shrink
 
 
 @pytest.mark.parametrize("power", [1.0, 1.5, 2.0, 3.0])
@@ -55,6 +55,6 @@ def test_the_weights_that_stay_are_those_of_the_share_that_was_kept() -> None:
 
 def test_of_lora_only_b_is_scaled() -> None:
     trained = {"x.lora_A.default.weight": torch.ones(2), "x.lora_B.default.weight": torch.ones(2)}
-    found = weights_between({}, trained, 0.25)
+    found = WeightsBetween({}, trained, 0.25)
     assert torch.equal(found["x.lora_A.default.weight"], torch.ones(2))
     assert torch.equal(found["x.lora_B.default.weight"], torch.full((2,), 0.25))

@@ -74,7 +74,8 @@ def shards_of(directory: Path) -> list[Path]:
     if not index.is_file():
         if any(file for pattern in PICKLES for file in directory.glob(pattern)):
             raise CheckpointError(
-                f"{directory}: holds pickled weights only, which are never loaded here; {command_from_pickles(directory)}"
+                f"{directory}: holds pickled weights only, which are never loaded here (safetensors are); "
+                f"{command_from_pickles(directory)}"
             )
         raise CheckpointError(f"{directory}: has a config.json, but neither {SINGLE_FILE} nor {INDEX_FILE}")
     weight_map = read_object(index).get("weight_map")

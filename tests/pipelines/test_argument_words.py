@@ -19,7 +19,9 @@ Patch = pytest.MonkeyPatch
 Capture = pytest.CaptureFixture[str]
 HARD = "/数据 库/a=b, c(1)[2]{3}/它's:100%~x"
 TEXTS = [
-    path for path, is_list in text_keys().items() if not is_list and path not in ("model.path", "data.encoding", "tracker.mode")
+    path
+    for path, is_list in text_keys().items()
+    if not is_list and path not in ("model.path", "data.encoding", "tracker.mode", "corpus.ray.address")
 ]
 LISTS = [path for path, is_list in text_keys().items() if is_list]
 

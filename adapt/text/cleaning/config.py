@@ -180,8 +180,10 @@ class RayConfig(Settings):
         form="host:port",
         hint="null takes that of RAY_ADDRESS, and starts a cluster on this machine where there is none",
     )
-    cpus_per_task: int = setting(1, "Cores of a file; only a base that is asked for losses uses several.", least=1, unit="cores")
-    memory_gb_per_cpu: int = setting(1, "Memory of each core.", least=1, unit="GB")
+    cpus_per_task: int = setting(
+        1, "Cores that a task on Ray asks for; only a base that is asked for losses uses several.", least=1, unit="cores"
+    )
+    memory_gb_per_cpu: int = setting(1, "Memory that a task on Ray asks for, for each core.", least=1, unit="GB")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -74,7 +74,7 @@ class Prompt:
 
     @property
     def opening(self) -> tuple[Part, ...] | None:
-        """Return the parts up to the first field; None where the label stands before it.
+        """Return the parts up to the first field; None where the label comes before it.
 
         Prompts of one opening begin alike in every row.
         """

@@ -159,7 +159,7 @@ def _rows_of(place: ByteRange) -> Iterator[torch.Tensor]:
 
 
 def _write_tokenizer(directory: Path, tokenizer: TextTokenizer, context_length: int, texts: Iterable[str]) -> None:
-    """Write a tokenizer for transformers, and beside it the one that this project opens.
+    """Write a tokenizer for transformers, and the one that this project opens.
 
     Raises:
         CheckpointError: a text gets other tokens from what would be written.
@@ -184,7 +184,7 @@ def _write_tokenizer(directory: Path, tokenizer: TextTokenizer, context_length: 
 
 
 def _settings_of(tokenizer: HFTokenizer, context_length: int) -> dict[str, Any]:
-    """Return the settings beside a `tokenizer.json`, which transformers needs for a model that it does not know."""
+    """Return the settings that transformers needs next to a `tokenizer.json`, for a model that it does not know."""
     settings = json.loads(tokenizer.files.get(_SETTINGS_FILE, b"{}"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **settings, _CONTEXT_NAME: context_length}
     for role, number in (("bos", tokenizer.bos_id), ("eos", tokenizer.eos_id), ("pad", tokenizer.pad_id)):

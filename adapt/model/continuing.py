@@ -20,7 +20,7 @@ from adapt.model.inputs import CausalBase, ModelInputs, Past
 
 @dataclass(kw_only=True)
 class Growing:
-    """Rows under way: what stands at their beginning, what was added to each, and which of them go on.
+    """Rows under way: their beginnings, the tokens added to each, and which of them go on.
 
     `choose` returns the next tokens of the rows that go on from their logits. `most` says per row how many tokens may be added.
     `is_over` is asked after each token of a row, by the row's number.

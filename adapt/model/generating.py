@@ -2,7 +2,7 @@
 
 Prompts of about one length grow together (`continuing.py`; a Hugging Face model by its own `generate`). A text ends at a token that
 ends or starts a document, before a text of `stop`, after `max_tokens`, or with the context. Draws follow from the seed and the
-prompt, so that a prompt's text is the same whatever stands beside it; a prompt that comes again gets draws of its own.
+prompt, so that a prompt's text is the same whatever its batch holds; a prompt that comes again gets draws of its own.
 
 Legend: B rows, V vocabulary.
 """

@@ -1,7 +1,7 @@
 """The rules by which a next token is chosen from logits, one function each.
 
 Their order is that of transformers: repetition penalty, temperature, top k, top p, draw. A draw needs one number in [0, 1) per row,
-which is a function of the row's key and of how many tokens it has so far: it does not depend on the rows beside it.
+which is a function of the row's key and of how many tokens it has so far: it does not depend on the other rows.
 
 Sources: Keskar et al. 2019 (arXiv:1909.05858, section 4.1) for the penalty, Fan et al. 2018 (arXiv:1805.04833) for top k, Holtzman
 et al. 2020 (arXiv:1904.09751) for top p.

@@ -62,7 +62,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def tokenizer_settings(tokenizer: Tokenizer, context_length: int) -> dict[str, Any]:
-    """Return the content of the `tokenizer_config.json` beside it: special tokens, which no text produces."""
+    """Return the content of its `tokenizer_config.json`: special tokens, which no text produces."""
     entries = tokenizer.vocabulary()
     special = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
     if tokenizer.mask_id is not None:

@@ -112,7 +112,7 @@ class WeightsBetween(Mapping[str, Tensor]):
 
 
 class TensorsOnDisk(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, each read when it is asked for, so that two models fit beside a training's state."""
+    """The tensors of a safetensors file, each read when it is asked for, so that two models take no memory during training."""
 
     def __init__(self, place: Path) -> None:
         self._file = safe_open(place, "pt")

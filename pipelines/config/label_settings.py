@@ -146,7 +146,7 @@ class EvaluateConfig(Settings):
     lexical_weight: float | None = setting(
         None,
         "Weight of the lexical scores in `combined`; the model's scores have weight 1, at equal spread; null is 4, or estimated "
-        "without labels beside a Hugging Face base, and half of that for a model that several teachers taught.",
+        "without labels for a Hugging Face base, and half of that for a model that several teachers taught.",
         above=0,
         hint="leave `combined` out of methods instead of giving 0",
     )

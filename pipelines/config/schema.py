@@ -131,7 +131,7 @@ class PretrainConfig(Settings):
 class GateAction(enum.Enum):
     """What happens to an adaptation that forgets too much.
 
-    The run stops, a part of the change is kept, the base stands for the task, or it is only said.
+    The run stops, a part of the change is kept, the base is used for the task, or it is only said.
     """
 
     STOP = "stop"

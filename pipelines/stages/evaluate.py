@@ -68,7 +68,7 @@ class Evaluate(Stage[EvaluateReads]):
     """Evaluate the base, and the adapted model where the run has one."""
 
     name = NAME
-    version = 9  # beside a Hugging Face base the lexical scores' weight is estimated
+    version = 9  # for a Hugging Face base the lexical scores' weight is estimated
 
     def reads(self, run: Run, task: TaskConfig | None) -> EvaluateReads:
         assert task is not None

@@ -27,7 +27,7 @@ _MARKS = re.compile(r"([\\`*_\[\]|~@]|:(?=//)|(?<=www)\.)")
 
 @dataclass(frozen=True, kw_only=True)
 class ForTransformers:
-    """An export that transformers opens: by code that lies beside the weights or not, with task files for other programs or not.
+    """An export that transformers opens: by code that lies next to the weights or not, with task files for other programs or not.
 
     `family` says whether servers know the family of a model of this project.
     """
@@ -134,7 +134,7 @@ def _for_transformers(task: TaskConfig, how: ForTransformers) -> list[str]:
         f'tokenizer = AutoTokenizer.from_pretrained("DIR"{trusted})',
         f'pipeline("text-generation", model=model, tokenizer=tokenizer{trusted})("...", max_new_tokens=20)',
     ]
-    code = "transformers 5 opens it by the code that lies beside the weights." if how.has_code else "transformers opens it."
+    code = "transformers 5 opens it by the code next to the weights." if how.has_code else "transformers opens it."
     found = [
         "## In transformers",
         " ".join([code, *([how.family] if how.family else [])]),
@@ -144,7 +144,7 @@ def _for_transformers(task: TaskConfig, how: ForTransformers) -> list[str]:
         arguments = "pretrained=DIR,trust_remote_code=True" if how.has_code else "pretrained=DIR"
         found += [
             "The folders `lm_eval` and `opencompass` have the task for lm-evaluation-harness and OpenCompass: the reference prompt "
-            "with labelled rows. What they leave out stands on top of their files.",
+            "with labelled rows. Comments at the top of their files say what they leave out.",
             f"    lm_eval --model hf --model_args {arguments} --tasks {PREFIX}{task.name} --include_path DIR",
         ]
     return found

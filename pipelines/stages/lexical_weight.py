@@ -1,8 +1,8 @@
 """How often the lexical scores count in `combined`: by who taught the model, or by how right both seem to be.
 
-A small base of this project is asked beside a lexical labeller that mostly knows more; a fixed weight, found on such bases, serves
-them. A pretrained base may know more than the labeller. So its weight follows from both ones' accuracies, estimated without labels
-by how often they agree on unlabeled rows: each counts as its vote is worth (`pseudo_label.teachers.label_model`).
+A small base of this project answers together with a lexical labeller that mostly knows more; a fixed weight, found on such bases,
+serves them. A pretrained base may know more than the labeller. So its weight follows from the accuracies of both, estimated without
+labels by how often they agree on unlabeled rows: each counts as its vote is worth (`pseudo_label.teachers.label_model`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _MODEL, _LEXICAL = "model", "lexical"
 def lexical_weights(
     shop: Workshop, how: Measuring, data: TaskData, models: Mapping[str, Artifact], lexical: LexicalAnswers | None
 ) -> dict[str, float]:
-    """Return the weight of the lexical scores beside each model: as set, by the base's kind, or estimated.
+    """Return the weight of the lexical scores for each model: as set, by the base's kind, or estimated.
 
-    A student that several teachers taught has the lexical labeller's view in its own: beside it the weight is half.
+    A student that several teachers taught has the lexical labeller's view in its own: for it the weight is half.
     """
     set_to = how.evaluate.lexical_weight
     if set_to is not None:

@@ -1,4 +1,4 @@
-"""A task for lm-evaluation-harness: YAML of kind multiple_choice, rows beside it, and the few lines of Python that read them.
+"""A task for lm-evaluation-harness: YAML of kind multiple_choice, its rows, and the few lines of Python that read them.
 
 Gao et al., "A framework for few-shot language model evaluation"; the form is that of lm_eval 0.4.13. Rows are read by a function,
 since a path in the YAML would be one of the directory that the program is started in.
@@ -15,7 +15,7 @@ from pseudo_label.harnesses.prompt_text import HarnessRows, Piece, PromptText
 FOLDER = "lm_eval"
 PREFIX = "moe_adapt_"
 _READER_NAME = "local_rows"
-_READER = '''"""Rows that lie beside this file, for lm-evaluation-harness."""
+_READER = '''"""The rows next to this file, for lm-evaluation-harness."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,7 @@ def filled(pieces: Sequence[Piece], slots: dict[str, str], separator: str) -> st
 
 
 def _template(prompt: PromptText) -> str:
-    """Return what stands before the label as a Jinja template."""
+    """Return the text before the label as a Jinja template."""
     texts = [_literal(piece.text) if piece.slot is None else f"{{{{{piece.slot}}}}}" for piece in prompt.before]
     return _literal(prompt.form.start) + "".join(text + prompt.form.separator for text in texts)
 

@@ -1,4 +1,4 @@
-"""A task for OpenCompass: a configuration in Python (data set and model), and the rows beside it.
+"""A task for OpenCompass: a configuration in Python (data set and model), and its rows.
 
 The fields are those of its own configurations (github.com/open-compass/opencompass, `opencompass/configs/datasets/FewCLUE_*_ppl`).
 Its PPLInferencer ranks by the mean loss of the whole filled prompt, this project's criterion `perplexity`, whatever the task says.

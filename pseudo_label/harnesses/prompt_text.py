@@ -44,7 +44,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptText:
-    """A prompt for other programs: what stands before the label and after it, and whether the latter counts in the ranking.
+    """A prompt for other programs: the text before the label and after it, and whether the latter counts in the ranking.
 
     `criterion` is this project's ranking, `metric` what lm-evaluation-harness calls it; `words` are the labels' (none: each row
     brings its own). `notes` say what is left out, a line each; `other_ranking` how lm-evaluation-harness ranks where it cannot rank

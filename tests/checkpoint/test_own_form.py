@@ -68,8 +68,8 @@ def write_case(place: Path, model: GPT, tokenizer: Tokenizer, dtype: str = "floa
     save_model(source, model.config, rounded(named_state(model), precision), tokenizer)
     (place / "model").mkdir()
     write_own_form(place / "model", source)
-    rows = {f"row_{at}": np.asarray(row) for at, row in enumerate(rows_of(model.config))}
-    np.savez(place / "rows.npz", n_rows=N_ROWS, steps=STEPS, domains=np.asarray(DOMAINS), dtype=dtype, **rows)  # type: ignore[arg-type]
+    rows: dict[str, Any] = {f"row_{at}": np.asarray(row) for at, row in enumerate(rows_of(model.config))}
+    np.savez(place / "rows.npz", n_rows=N_ROWS, steps=STEPS, domains=np.asarray(DOMAINS), dtype=dtype, **rows)
 
 
 @torch.no_grad()

@@ -10,32 +10,19 @@ import torch
 from adapt.checkpoint.weights import load_model
 from adapt.model.continuing import drawn_tokens, greedy_tokens
 from adapt.model.gpt import GPT, materialize
-from adapt.model.hf import HFModel
 from adapt.model.inputs import ModelInputs
+from tests.support.full_passes import one_by_one
 from tests.support.hf_checkpoints import make_model
 from tests.support.tiny_models import tiny_config
 
 _BEGINNINGS = [[5, 6, 7], [8, 9], [3, 4, 5], [11]]
 
 
-def _one_by_one(model: GPT | HFModel, beginning: list[int], n_tokens: int) -> list[int]:
-    ids = list(beginning)
-    for _ in range(n_tokens):
-        row = torch.tensor([ids])
-        inputs = ModelInputs(
-            ids_BT=row, positions_BT=torch.arange(len(ids))[None], documents_BT=torch.ones_like(row),
-            domains_BT=torch.zeros_like(row), is_packed=False,
-        )  # fmt: skip
-        with torch.no_grad():
-            ids.append(int(model.logits(model(inputs).hidden_BTH[:, -1]).argmax()))
-    return ids[len(beginning) :]
-
-
 @pytest.mark.parametrize("kind", ["own", "foreign"])
 def test_greedy_continuations_are_those_of_full_passes(kind: str, tmp_path: Path) -> None:
     model = materialize(GPT(tiny_config()), seed=0).eval() if kind == "own" else load_model(make_model(tmp_path, "llama", 70))
     found = greedy_tokens(model, _BEGINNINGS, 6)
-    assert found == [_one_by_one(model, beginning, 6) for beginning in _BEGINNINGS]
+    assert found == [one_by_one(model, beginning, 6) for beginning in _BEGINNINGS]
     assert len({tuple(one) for one in found}) > 1
 
 

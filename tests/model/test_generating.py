@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,9 +24,9 @@ from adapt.model.gpt import GPT, materialize
 from adapt.model.hf import HFModel
 from adapt.model.hf_families import FAMILIES
 from adapt.model.hf_generating import continue_by_generate
-from adapt.model.inputs import CausalBase, ModelInputs
 from adapt.model.sampling_config import GenerationConfig
 from adapt.scoring.scorer_config import ScorerConfig
+from tests.support.full_passes import one_by_one
 from tests.support.hf_checkpoints import make_checkpoint, make_model
 from tests.support.router_variants import VARIANTS
 from tests.support.tiny_models import DEMO, tiny_config
@@ -41,27 +42,13 @@ def beginnings() -> list[list[int]]:
     return [*found, found[2]]
 
 
-@torch.no_grad()
-def one_by_one(model: CausalBase, beginning: Sequence[int], n_tokens: int) -> list[int]:
-    """Return the likeliest tokens, each from a full pass over a row of its own."""
-    ids = list(beginning)
-    for _ in range(n_tokens):
-        row = torch.tensor([ids])
-        inputs = ModelInputs(
-            ids_BT=row, positions_BT=torch.arange(len(ids))[None], documents_BT=torch.ones_like(row),
-            domains_BT=torch.zeros_like(row), is_packed=False,
-        )  # fmt: skip
-        ids.append(int(model.logits(model(inputs).hidden_BTH[:, -1]).argmax()))
-    return ids[len(beginning) :]
-
-
 def greedy(rows: Sequence[Sequence[int]], most: Sequence[int]) -> Growing:
     return Growing(beginnings=rows, most=most, choose=lambda logits_BV, _: logits_BV.argmax(dim=-1))
 
 
-def random_gpt(**changes: object) -> GPT:
+def random_gpt(**changes: Any) -> GPT:
     """Return a model in which biases, norms and states are random too."""
-    model = materialize(GPT(tiny_config(vocab_size=60, **changes)), seed=2)  # type: ignore[arg-type]
+    model = materialize(GPT(tiny_config(vocab_size=60, **changes)), seed=2)
     torch.manual_seed(2)
     with torch.no_grad():
         for _, tensor in named_state(model):

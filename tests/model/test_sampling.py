@@ -1,8 +1,10 @@
-"""Rules for a next token: each is that of transformers, and draws are those of the row's key, whatever stands beside it."""
+"""Rules for a next token: each is that of transformers, and draws are those of the row's key, whatever the other rows are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -31,17 +33,20 @@ def logits(seed: int) -> Tensor:
     return torch.where(found > 1, found.round(), found)
 
 
+def _own(rule: Callable[[Tensor, Any], Tensor], setting: Any, x: Tensor) -> Tensor:
+    return rule(x, setting)
+
+
+def _theirs(rule: Any, x: Tensor) -> Tensor:
+    found: Tensor = rule(IDS, x)
+    return found
+
+
 RULES: dict[str, tuple[Rule, Rule]] = {
     "penalty 1.3": (lambda x: penalized(x, ROWS, 1.3), lambda x: RepetitionPenaltyLogitsProcessor(1.3)(IDS, x)),
     "penalty 0.7": (lambda x: penalized(x, ROWS, 0.7), lambda x: RepetitionPenaltyLogitsProcessor(0.7)(IDS, x)),
-    **{
-        f"top k {k}": (lambda x, k=k: among_top_k(x, k), lambda x, k=k: TopKLogitsWarper(k)(IDS, x))  # type: ignore[misc]
-        for k in (1, 2, 10, VOCAB, 500)
-    },
-    **{
-        f"top p {p}": (lambda x, p=p: among_top_p(x, p), lambda x, p=p: TopPLogitsWarper(p)(IDS, x))  # type: ignore[misc]
-        for p in (1e-6, 0.3, 0.9, 0.999)
-    },
+    **{f"top k {k}": (partial(_own, among_top_k, k), partial(_theirs, TopKLogitsWarper(k))) for k in (1, 2, 10, VOCAB, 500)},
+    **{f"top p {p}": (partial(_own, among_top_p, p), partial(_theirs, TopPLogitsWarper(p))) for p in (1e-6, 0.3, 0.9, 0.999)},
 }
 
 
@@ -114,6 +119,6 @@ def test_without_a_temperature_the_likeliest_token_follows_after_the_penalty() -
         ({"stop": ["a", ""]}, "stop: has an empty text"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(settings: dict[str, object], words: str) -> None:
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        GenerationConfig(**settings)  # type: ignore[arg-type]
+        GenerationConfig(**settings)

@@ -1,4 +1,4 @@
-"""The reference of the tree scorer: one full forward pass per candidate."""
+"""References by full forward passes: a pass for each candidate of the tree scorer, a pass for each token of a continuation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import NO_TARGET, Reading, Span
 from adapt.model.gpt import GPT
-from adapt.model.inputs import ModelInputs
+from adapt.model.inputs import CausalBase, ModelInputs
 
 SMALL, MASK, BOS = 60, 59, 2
 EVERY = frozenset(Span)
@@ -42,3 +42,17 @@ def assert_equal(found: Sequence[FloatArray], wanted: Sequence[FloatArray]) -> N
     assert len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def one_by_one(model: CausalBase, beginning: Sequence[int], n_tokens: int) -> list[int]:
+    """Return the likeliest tokens, each from a full pass over a row of its own."""
+    ids = list(beginning)
+    for _ in range(n_tokens):
+        row = torch.tensor([ids])
+        inputs = ModelInputs(
+            ids_BT=row, positions_BT=torch.arange(len(ids))[None], documents_BT=torch.ones_like(row),
+            domains_BT=torch.zeros_like(row), is_packed=False,
+        )  # fmt: skip
+        ids.append(int(model.logits(model(inputs).hidden_BTH[:, -1]).argmax()))
+    return ids[len(beginning) :]

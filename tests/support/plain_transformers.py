@@ -76,7 +76,8 @@ def main(cases: Path, writes_again: bool) -> None:
             model.save_pretrained(case / "again")
             model = AutoModelForCausalLM.from_pretrained(case / "again", trust_remote_code=True, dtype=str(given["dtype"]))
         model.eval()
-        np.savez(case / "found.npz", **computed(model, rows, torch.from_numpy(given["domains"]), int(given["steps"])))  # type: ignore[arg-type]
+        found: dict[str, Any] = {**computed(model, rows, torch.from_numpy(given["domains"]), int(given["steps"]))}
+        np.savez(case / "found.npz", **found)
     assert not {"adapt", "pseudo_label", "pipelines"} & {name.split(".")[0] for name in sys.modules}
 
 

@@ -1,1 +1,1 @@
-"""Files that are copied into exports, where transformers runs them without this package: each imports only the one beside it."""
+"""Files that are copied into exports. Transformers runs them there without this package: each imports only the others."""

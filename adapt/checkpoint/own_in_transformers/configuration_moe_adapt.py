@@ -1,6 +1,6 @@
 """Configuration of a causal language model with a mixture of experts, as moe-adapt writes it, for transformers 5.
 
-This file lies beside the weights and needs only transformers.
+This file lies next to the weights and needs only transformers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Routers, experts and feed-forward parts of a model that moe-adapt writes, for transformers 5.
 
-This file lies beside the weights and needs only torch. A token's experts follow from that token only, whatever the router did in
+This file lies next to the weights and needs only torch. A token's experts follow from that token only, whatever the router did in
 training: capacity, noise, margins and balance losses are for training, and are not here.
 
 Legend: B rows, T positions, N tokens that are not padding, H hidden size, E experts, k experts per token.
@@ -25,7 +25,7 @@ Picked = tuple[Tensor, Tensor, Tensor]  # experts [N, k], their weights [N, k], 
 
 
 class Tokens:
-    """What experts are picked by, beside the hidden states: ids, positions and domains of the N tokens that are not padding."""
+    """What experts are picked by, besides the hidden states: ids, positions and domains of the N tokens that are not padding."""
 
     def __init__(self, real_BT: Tensor | None, ids_BT: Tensor | None, positions_BT: Tensor, domains_BT: Tensor) -> None:
         self.real_N = None if real_BT is None or bool(real_BT.all()) else real_BT.flatten().nonzero().squeeze(-1)
@@ -222,7 +222,7 @@ class DenseMLP(nn.Module):
 
 
 class MoELayer(nn.Module):
-    """A router and its experts; beside them a dense MLP, behind them a residual network, where the configuration says so."""
+    """A router and its experts, with a parallel dense MLP and a residual network after them where the configuration says so."""
 
     def __init__(self, config: MoEAdaptConfig, layer: int, n_experts: int) -> None:
         super().__init__()

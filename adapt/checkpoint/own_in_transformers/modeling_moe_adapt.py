@@ -1,6 +1,6 @@
 """A causal language model with a mixture of experts, as moe-adapt writes it, for transformers 5.
 
-This file lies beside the weights and needs only torch, transformers and the two files beside it. It computes what moe-adapt does at
+This file lies next to the weights and needs only torch, transformers and the two other files. It computes what moe-adapt does at
 inference, in training mode too (`experts_moe_adapt.py` says what is left out). Tests of moe-adapt compare both, for every router.
 
 Legend: B rows, T positions, H hidden size.

@@ -1,4 +1,4 @@
-"""Executors of passes over a corpus: tasks in this process, in several beside it, or as jobs of a Slurm cluster.
+"""Executors of passes over a corpus: tasks in this process, in several others, or as jobs of a Slurm cluster.
 
 The executors are datatrove's (Penedo et al. 2024), which records finished tasks below `work`; so a pass goes on where it was, on
 whichever executor, and ends in the same files. A Slurm job loads the pass from a file and imports this project, so `work` and the

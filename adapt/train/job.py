@@ -35,8 +35,9 @@ from adapt.train.live import LiveFile
 from adapt.train.loop import Trainer
 from adapt.train.measured_cost import peak_bytes, planned_bytes
 from adapt.train.paged_adamw import Paging
-from adapt.train.shrinking import TensorsOnDisk, ppl_increase, shrink
-from adapt.train.tensor_stream import save_one_by_one
+from adapt.train.perplexity import ppl_increase
+from adapt.train.shrinking import shrink
+from adapt.train.tensor_stream import TensorsOnDisk, save_one_by_one
 from adapt.train.trackers import open_tracker
 from adapt.train.tracking import RunIdentity, TrackerConfig
 from adapt.train.train_config import TrainConfig

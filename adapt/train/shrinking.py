@@ -12,13 +12,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
-from safetensors import safe_open
 from torch import Tensor
-
-from adapt.core.scorer import FloatArray
 
 _MOST_TRIALS = 5
 _NEAR_ENOUGH = 0.04  # between the largest share that is known to do and the smallest that is known not to
@@ -32,11 +28,6 @@ class Shrinkable(Protocol):
     """Trained weights that can be set by name: an engine's."""
 
     def set_weights(self, weights: Mapping[str, Tensor]) -> None: ...
-
-
-def ppl_increase(before_R2: FloatArray, after_R2: FloatArray) -> float:
-    """Return by which share perplexity rose, of losses by row [R, 2]: (sum of NLL, number of targets)."""
-    return float(math.expm1((after_R2[:, 0].sum() - before_R2[:, 0].sum()) / before_R2[:, 1].sum()))
 
 
 def largest_share(increase_at: Callable[[float], float], whole: float, limit: float) -> float:
@@ -109,25 +100,3 @@ class WeightsBetween(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._trained)
-
-
-class TensorsOnDisk(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, each read when it is asked for, so that two models take no memory during training."""
-
-    def __init__(self, place: Path) -> None:
-        self._file = safe_open(place, "pt")
-        self._names = list(self._file.keys())
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self:
-            raise KeyError(name)
-        return cast(Tensor, self._file.get_tensor(name))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)

@@ -1,12 +1,14 @@
-"""Writing a safetensors file tensor by tensor, with one tensor in memory at a time."""
+"""Writing and reading a safetensors file tensor by tensor, with one tensor in memory at a time."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
+from safetensors import safe_open
 from torch import Tensor
 
 from adapt.checkpoint.shard_bytes import view_of
@@ -38,3 +40,25 @@ def save_one_by_one(place: Path, tensors: Iterable[tuple[str, Tensor]], names: S
         stream.seek(0)
         stream.write(head)
         os.fsync(stream.fileno())
+
+
+class TensorsOnDisk(Mapping[str, Tensor]):
+    """The tensors of a safetensors file by name, each read when it is asked for."""
+
+    def __init__(self, place: Path) -> None:
+        self._file = safe_open(place, "pt")
+        self._names = list(self._file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self:
+            raise KeyError(name)
+        return cast(Tensor, self._file.get_tensor(name))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -32,7 +32,7 @@ from pipelines.stages.scoring_choice import say_if_treeless
 from pipelines.stages.task_versions import refuse_model_of_other_version
 from pseudo_label.accuracy import accuracy_of, balance_of
 from pseudo_label.coarse_to_fine import step_losses
-from pseudo_label.decision import Decision, Method, confidences, lexical_decision
+from pseudo_label.decision import LEXICAL_WEIGHT, Decision, Method, confidences, lexical_decision
 from pseudo_label.labelling import predictions
 from pseudo_label.submission import submission_name, write_submission
 from pseudo_label.tasks import TaskConfig, TaskRow, split_path
@@ -106,7 +106,9 @@ class Evaluate(Stage[EvaluateReads]):
             if asked is not None and Method.LEXICAL in methods and (name == BASE or asked is not lexical):
                 for part, lines in asked.measure(task, measured).items():
                     found[part] += lines
-            evaluated = evaluated_model_of(shop, reads, reads.data, name, model, methods, settings.criteria, weights.get(name, 1.0))
+            evaluated = evaluated_model_of(
+                shop, reads, reads.data, name, model, methods, settings.criteria, weights.get(name, LEXICAL_WEIGHT)
+            )
             for part, lines in _measure(shop, reads, evaluated, measured, copied, asked).items():
                 found[part] += lines
         # The last model is the one that counts: it predicts, and its decision is exported with the labeller that it asks.

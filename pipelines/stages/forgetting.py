@@ -26,6 +26,7 @@ from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.scorer import FloatArray
 from adapt.text.packing import PackedCorpus, RowSource, SomeRows
 from adapt.text.tokenized_corpus import TokenizedCorpus, open_tokenized, tokenize_corpus
+from adapt.train.perplexity import ppl_increase
 from pipelines.config.schema import GateAction, GateConfig, PipelineConfig
 from pipelines.stages.contract import Reads, Workshop, key_of
 from pipelines.stages.corpus_reads import CorpusReads
@@ -124,7 +125,7 @@ def general_perplexity(before_R2: FloatArray, after_R2: FloatArray) -> GeneralPe
     return GeneralPerplexity(
         before=float(np.exp(before_R2[:, 0].sum() / total)),
         after=float(np.exp(after_R2[:, 0].sum() / total)),
-        increase=float(np.expm1(rise_R.sum() / total)),
+        increase=ppl_increase(before_R2, after_R2),
         ci95=(float(low), float(high)),
         tokens=int(total),
     )

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapt.train.shrinking import WeightsBetween, largest_share, ppl_increase, shrink
+from adapt.train.perplexity import ppl_increase
+from adapt.train.shrinking import WeightsBetween, largest_share, shrink
 
 
 @pytest.mark.parametrize("power", [1.0, 1.5, 2.0, 3.0])

@@ -7,9 +7,10 @@ per class so that the mean posterior over the unlabeled rows is the task's prior
 centred per row, freed of its class means and scaled to unit spread, are averaged, and then prior-matched, multiplied by the task's
 `ensemble_scale` meanwhile. Both match the task's `prior`, which is even unless it is given; `raw` is always available
 beside them. `lexical` asks no model (`pseudo_label/teachers/lexical.py`); `combined` adds both: the model's scores, scaled to unit
-spread over the unlabeled rows, and the lexical ones. The model's are its ensemble's, or, where it was trained on labels, its
-reference prompt's as they are: training has calibrated them. `content_free` needs no unlabeled rows: its bias evens out what the
-reference prompt says of texts without content (contextual calibration, Zhao et al. 2021, arXiv:2102.09690).
+spread over the unlabeled rows, and the lexical ones. The model's are its ensemble's. Where it was trained on labels, they are its
+reference prompt's: as they are for a small model whose training has calibrated them, prior-matched for a pretrained one that
+took small steps. `content_free` needs no unlabeled rows: its bias evens out what the reference prompt says of texts without
+content (contextual calibration, Zhao et al. 2021, arXiv:2102.09690).
 """
 
 from __future__ import annotations
@@ -58,6 +59,14 @@ class Method(enum.Enum):
     def needs_rows(self) -> bool:
         """Whether the model's scores of unlabeled rows are fitted on."""
         return self in (Method.PRIOR, Method.ENSEMBLE, Method.COMBINED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combining:
+    """How `combined` joins a model with the lexical labeller: the method of the model's scores, and the other's weight."""
+
+    model: Method = Method.ENSEMBLE
+    lexical_weight: float = LEXICAL_WEIGHT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,17 +162,15 @@ def fit_combined(
     keys: Sequence[PromptKeys],
     task: TaskConfig,
     *,
-    is_trained: bool,
-    lexical_weight: float,
+    combining: Combining,
     shortlist: int | None = None,
     coarse_to_fine: CoarseToFine | None = None,
 ) -> Decision:
     """Fit a decision of model and lexical labeller together on the keys of unlabeled rows.
 
-    A model that was trained on labels brings its reference prompt as it is, another one its ensemble. Without unlabeled rows there
-    is no lexical labeller either: then the reference prompt decides as it is.
+    Without unlabeled rows there is no lexical labeller either: then the reference prompt decides as it is.
     """
-    part = fit_decision(Method.RAW if is_trained else Method.ENSEMBLE, keys, task, coarse_to_fine=coarse_to_fine)
+    part = fit_decision(combining.model, keys, task, coarse_to_fine=coarse_to_fine)
     n_rows = len(keys[0].labels_NC) if keys else 0
     if not n_rows:
         return replace(part, method=Method.COMBINED)
@@ -173,7 +180,7 @@ def fit_combined(
         method=Method.COMBINED,
         n_fitted=n_rows,
         model_spread=spread,
-        lexical_weight=lexical_weight,
+        lexical_weight=combining.lexical_weight,
         shortlist=shortlist if task.candidates is None else None,
     )
 

@@ -21,7 +21,7 @@ from pipelines.bench.contract import Benchmark, interleaved_medians, register
 from pipelines.bench.on_real_rows import opened, rows_asked_for
 from pipelines.bench.options import number, only
 from pseudo_label.accuracy import accuracy_of
-from pseudo_label.decision import LEXICAL_WEIGHT, fit_combined
+from pseudo_label.decision import Combining, Method, fit_combined
 from pseudo_label.labelling import ScoringConfig, TaskScorer, predictions
 from pseudo_label.prompts import Prompt
 from pseudo_label.shortlist import with_shortlists
@@ -41,7 +41,7 @@ def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
     model = opened(Path(options["checkpoint"]))
     scorer = TaskScorer(task, ScoringConfig(prompts=[task.reference]), model.scorer, model.tokenizer)
     lexical_NC = lexical_files.fit(task, data.unlabeled, seed=0).scores(data.labelled)
-    every = fit_combined(scorer.keys(data.unlabeled), task, is_trained=True, lexical_weight=LEXICAL_WEIGHT)
+    every = fit_combined(scorer.keys(data.unlabeled), task, combining=Combining(model=Method.RAW))
     decisions = {_EVERY_LABEL: every} | {f"the best {count}": replace(every, shortlist=count) for count in _COUNTS}
     scores: dict[str, FloatArray] = {}
 

@@ -17,12 +17,12 @@ from adapt.core.errors import DataError
 from adapt.core.json_files import write_json
 from adapt.core.scorer import FloatArray
 from adapt.core.typed import to_plain
+from pipelines.stages.combining import combining_of
 from pipelines.stages.contract import Stage, Workshop
 from pipelines.stages.copied_rows import copies, findings
 from pipelines.stages.criteria_table import CRITERIA_FILE, compare_criteria, criteria_pairs, pooled
 from pipelines.stages.evaluated_model import ADAPTED, BASE, EvaluatedModel, Measuring, evaluated_model_of, prompts_of
 from pipelines.stages.lexical_answers import LexicalAnswers
-from pipelines.stages.lexical_weight import lexical_weights
 from pipelines.stages.other_tasks import OTHER_TASKS_FILE, other_tasks, say_other_task
 from pipelines.stages.products import Adaptation, Evaluation
 from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, TaskData, is_labelled, labelled_part
@@ -32,7 +32,7 @@ from pipelines.stages.scoring_choice import say_if_treeless
 from pipelines.stages.task_versions import refuse_model_of_other_version
 from pseudo_label.accuracy import accuracy_of, balance_of
 from pseudo_label.coarse_to_fine import step_losses
-from pseudo_label.decision import LEXICAL_WEIGHT, Decision, Method, confidences, lexical_decision
+from pseudo_label.decision import Decision, Method, confidences, lexical_decision
 from pseudo_label.labelling import predictions
 from pseudo_label.submission import submission_name, write_submission
 from pseudo_label.tasks import TaskConfig, TaskRow, split_path
@@ -68,7 +68,7 @@ class Evaluate(Stage[EvaluateReads]):
     """Evaluate the base, and the adapted model where the run has one."""
 
     name = NAME
-    version = 9  # for a Hugging Face base the lexical scores' weight is estimated
+    version = 10  # a student of a Hugging Face base is prior-matched in `combined`
 
     def reads(self, run: Run, task: TaskConfig | None) -> EvaluateReads:
         assert task is not None
@@ -100,15 +100,13 @@ class Evaluate(Stage[EvaluateReads]):
         found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": [], "answers": []}
         methods = list(dict.fromkeys([*settings.methods, settings.method]))
         lexical = LexicalAnswers.of(shop, reads.data) if any(method.needs_lexical for method in methods) else None
-        weights = lexical_weights(shop, reads, reads.data, reads.models, lexical) if Method.COMBINED in methods else {}
+        combining = combining_of(shop, reads, reads.data, reads.models, lexical) if Method.COMBINED in methods else {}
         for name, model in reads.models.items():
             asked = lexical if lexical is None or name == BASE else lexical.as_taught(model, task)
             if asked is not None and Method.LEXICAL in methods and (name == BASE or asked is not lexical):
                 for part, lines in asked.measure(task, measured).items():
                     found[part] += lines
-            evaluated = evaluated_model_of(
-                shop, reads, reads.data, name, model, methods, settings.criteria, weights.get(name, LEXICAL_WEIGHT)
-            )
+            evaluated = evaluated_model_of(shop, reads, reads.data, name, model, methods, settings.criteria, combining.get(name))
             for part, lines in _measure(shop, reads, evaluated, measured, copied, asked).items():
                 found[part] += lines
         # The last model is the one that counts: it predicts, and its decision is exported with the labeller that it asks.

@@ -13,7 +13,7 @@ from pipelines.stages.criteria_table import criteria_pairs
 from pipelines.stages.rows import UNLABELED, TaskData, adaptation_rows, domain_texts
 from pipelines.stages.scores import Scored, ScorerReads, content_free_keys, scores_of
 from pipelines.stages.scoring_choice import chosen_prompts, coarse_of
-from pseudo_label.decision import LEXICAL_WEIGHT, Decision, Method, fit_combined, fit_decision
+from pseudo_label.decision import Combining, Decision, Method, fit_combined, fit_decision
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.zero_shot import passes_for
@@ -50,11 +50,11 @@ def evaluated_model_of(
     model: Artifact,
     methods: Sequence[Method],
     criteria: Sequence[str] = (),
-    lexical_weight: float = LEXICAL_WEIGHT,
+    combining: Combining | None = None,
 ) -> EvaluatedModel:
     """Fit each method's decision for a model, on unlabeled rows; those rows are scored for the criteria too.
 
-    Methods that ask no model are left out. In `combined` the lexical scores have `lexical_weight`.
+    Methods that ask no model are left out. `combining` says how `combined` joins the model with the lexical labeller.
     """
     task, settings = data.task, how.evaluate
     methods = [method for method in methods if method.needs_model]
@@ -85,8 +85,7 @@ def evaluated_model_of(
             decisions[method] = fit_combined(
                 keys,
                 task,
-                is_trained=is_trained,
-                lexical_weight=lexical_weight,
+                combining=combining or Combining(),
                 shortlist=settings.shortlist,
                 coarse_to_fine=coarse,
             )

@@ -12,6 +12,7 @@ from adapt.core.errors import DataError
 from adapt.core.typed import from_plain, to_plain
 from pseudo_label.coarse_to_fine import CoarseRule, CoarseToFine
 from pseudo_label.decision import (
+    Combining,
     Decision,
     FittedScores,
     Method,
@@ -282,8 +283,8 @@ def test_combined_adds_the_lexical_scores_to_the_models_at_unit_spread_with_weig
     n_labels = len(task.labels)
     keys = [PromptKeys(prompt=name, criterion="sum", labels_NC=7 * random.normal(size=(60, n_labels))) for name in task.prompts]
     lexical_NC = random.normal(size=(60, n_labels))
-    for is_trained, method in ((False, Method.ENSEMBLE), (True, Method.RAW)):
-        combined = fit_combined(keys, task, is_trained=is_trained, lexical_weight=0.5)
+    for method in (Method.ENSEMBLE, Method.RAW, Method.PRIOR):
+        combined = fit_combined(keys, task, combining=Combining(model=method, lexical_weight=0.5))
         own_NC = row_centred(fit_decision(method, keys, task).scores(keys, task))
         wanted_NC = (own_NC / own_NC.std() + 0.5 * lexical_NC) * 2 / 1.5
         np.testing.assert_allclose(combined.scores(keys, task, lexical_NC), wanted_NC)
@@ -292,7 +293,7 @@ def test_combined_adds_the_lexical_scores_to_the_models_at_unit_spread_with_weig
 
 
 def test_combined_without_unlabeled_rows_is_the_reference_prompt_as_it_is() -> None:
-    decision = fit_combined([], task_of(), is_trained=False, lexical_weight=1.0)
+    decision = fit_combined([], task_of(), combining=Combining())
     assert not decision.needs_lexical
     assert decision.prompts == [task_of().reference]
     assert decision.n_fitted == 0

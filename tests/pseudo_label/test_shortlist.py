@@ -13,7 +13,7 @@ from adapt.scoring.scorer_config import ScorerConfig
 from adapt.scoring.tree_scorer import TreeScorer
 from adapt.text.tokenizer import Tokenizer
 from pipelines.config.locations import conf_dir
-from pseudo_label.decision import fit_combined
+from pseudo_label.decision import Combining, fit_combined
 from pseudo_label.labelling import ScoringConfig, TaskScorer
 from pseudo_label.shortlist import with_shortlists, within_shortlists
 from pseudo_label.tasks import TaskRow, load_task
@@ -64,7 +64,7 @@ def test_a_shortlisted_decision_answers_as_the_same_one_on_all_labels_cut_afterw
     scorer = scorer_of(sparse_model, tokenizer, "sum")
     scorer = TaskScorer(scorer.task, replace(scorer.config, form=form), TreeScorer(sparse_model, ScorerConfig()), tokenizer)
     keys = scorer.keys(rows())
-    decision = fit_combined(keys, scorer.task, is_trained=False, lexical_weight=1.0, shortlist=2)
+    decision = fit_combined(keys, scorer.task, combining=Combining(lexical_weight=1.0), shortlist=2)
     wanted = decision.scores(keys, scorer.task, LEXICAL)
     assert (np.isfinite(wanted).sum(axis=1) == 2).all()
     assert scorer.scores(rows(), decision, LEXICAL) == pytest.approx(wanted, abs=1e-4)

@@ -1,8 +1,11 @@
-"""How often the lexical scores count in `combined`: by who taught the model, or by how right both seem to be.
+"""How `combined` joins each model with the lexical labeller: what of the model counts, and how often the lexical scores do.
 
 A small base of this project answers together with a lexical labeller that mostly knows more; a fixed weight, found on such bases,
 serves them. A pretrained base may know more than the labeller. So its weight follows from the accuracies of both, estimated without
 labels by how often they agree on unlabeled rows: each counts as its vote is worth (`pseudo_label.teachers.label_model`).
+
+A student of a small base is trained long enough that its reference prompt is calibrated. One of a pretrained base took small steps,
+and its change may have been shrunk to keep its language, so that it still leans to some answers: it is prior-matched.
 """
 
 from __future__ import annotations
@@ -17,28 +20,34 @@ from pipelines.stages.lexical_answers import LexicalAnswers
 from pipelines.stages.models import weights_of
 from pipelines.stages.products import Adaptation
 from pipelines.stages.rows import TaskData
-from pseudo_label.decision import LEXICAL_WEIGHT, STUDENT_LEXICAL_WEIGHT, Method
+from pseudo_label.decision import LEXICAL_WEIGHT, STUDENT_LEXICAL_WEIGHT, Combining, Method
 from pseudo_label.teachers.contract import row_centred, spread_of
 from pseudo_label.teachers.label_model import fit_combination
 
 _MODEL, _LEXICAL = "model", "lexical"
 
 
-def lexical_weights(
+def combining_of(
     shop: Workshop, how: Measuring, data: TaskData, models: Mapping[str, Artifact], lexical: LexicalAnswers | None
-) -> dict[str, float]:
-    """Return the weight of the lexical scores for each model: as set, by the base's kind, or estimated.
+) -> dict[str, Combining]:
+    """Return how each model goes into `combined`; the lexical scores' weight is as set, by the base's kind, or estimated.
 
-    A student that several teachers taught has the lexical labeller's view in its own: for it the weight is half.
+    A student that several teachers taught has the lexical labeller's view in its own: for it an estimated or fixed weight is half.
     """
-    set_to = how.evaluate.lexical_weight
-    if set_to is not None:
-        return dict.fromkeys(models, set_to)
-    weight = _estimated(shop, how, data, models[BASE], lexical) if is_hf_directory(weights_of(models[BASE])) else None
+    is_foreign = is_hf_directory(weights_of(models[BASE]))
+    weight = how.evaluate.lexical_weight
+    ratio = 1.0 if weight is not None else STUDENT_LEXICAL_WEIGHT / LEXICAL_WEIGHT
+    if weight is None and is_foreign:
+        weight = _estimated(shop, how, data, models[BASE], lexical)
     if weight is None:
         weight = LEXICAL_WEIGHT
-    student = weight * STUDENT_LEXICAL_WEIGHT / LEXICAL_WEIGHT
-    return {name: student if name != BASE and len(Adaptation.of(model).teachers) > 1 else weight for name, model in models.items()}
+    of_student = Method.PRIOR if is_foreign else Method.RAW
+    return {
+        name: Combining(lexical_weight=weight)
+        if name == BASE
+        else Combining(model=of_student, lexical_weight=weight * (ratio if len(Adaptation.of(model).teachers) > 1 else 1.0))
+        for name, model in models.items()
+    }
 
 
 def _estimated(shop: Workshop, how: Measuring, data: TaskData, base: Artifact, lexical: LexicalAnswers | None) -> float | None:

@@ -260,5 +260,6 @@ COMMANDS = (
     Command(name="bench", says="Benchmarks against named baselines."),
     Command(name="gpu_check", says="What wants a GPU: correctness against the CPU, then benchmarks."),
     Command(name="settings_page", says="The reference of all settings, docs/settings.md."),
+    Command(name="machines_page", says="Which model trains on which machine, docs/machines.md."),
 )
 STAGES = tuple(command.name for command in COMMANDS if command.is_stage)

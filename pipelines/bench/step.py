@@ -8,7 +8,9 @@ where it is not an H200, H100 or A100), device= (cuda where there is one).
 
 Steps of both models are timed in turn, in a process whose allocator keeps freed memory as ranks of a training run have it. On a
 CPU the optimizer step is timed apart, and the training loop itself is run on both models: `outside` is the share of its steps
-spent outside forward, backward and optimizer (rows, collation, ledger). Model FLOPs utilisation counts 6 x active parameters x
+spent outside forward, backward and optimizer (rows, collation, ledger). `plain` is the loop that one writes without this project:
+the dense model in plain PyTorch through `torch.compile` (where a C++ compiler is there), whole steps timed in turn with the
+others. Model FLOPs utilisation counts 6 x active parameters x
 tokens for forward and backward, of the peak given.
 """
 
@@ -121,6 +123,9 @@ def _row(case: StepCase, times: StepTimes, threads: int, peak: float | None) -> 
         "training tokens/s": None if loop is None else loop.tokens_per_s,
         "outside %": None if loop is None else 100 * loop.outside,
         "dense outside %": 100 * times.loops[DENSE].outside if times.loops else None,
+        "plain tokens/s": None if times.plain is None else times.plain.tokens_per_s,
+        "plain is": None if times.plain is None else times.plain.how,
+        "training/plain": None if times.plain is None or loop is None else loop.tokens_per_s / times.plain.tokens_per_s,
         "data tokens/s": data,
         "data/training": None if loop is None or data is None else data / loop.tokens_per_s,
         "TFLOP/s": times.flops / seconds[SPARSE] / 1e12,

@@ -39,9 +39,11 @@ from adapt.train.engine_config import EngineConfig
 from adapt.train.tracking import NoTracker
 from adapt.train.train_config import TrainConfig
 from pipelines.bench.contract import Stopwatch, cpu_seconds, cuda_seconds, interleaved_medians, wall_seconds
+from pipelines.bench.plain_loop import plain_step
 from pipelines.config.schema import PretrainConfig
 
 SPARSE, DENSE = "sparse", "dense"
+_PLAIN = "plain"
 _TOKENIZER_WORDS = 2400
 _MICRO_BATCHES = (32, 16, 8, 4, 2, 1)
 
@@ -74,6 +76,14 @@ class LoopShare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlainShare:
+    """The plain loop: tokens it predicts a second, and whether it was compiled."""
+
+    tokens_per_s: float
+    how: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepTimes:
     """Median seconds of forward + backward and of the optimizer step (none on CUDA), and what the loop adds."""
 
@@ -85,6 +95,7 @@ class StepTimes:
     data_tokens_per_s: float | None
     max_load: float
     flops: float
+    plain: PlainShare | None = None
 
 
 def time_steps(case: StepCase, repeats: int, loop_steps: int, corpus: str, is_cpu_time: bool) -> StepTimes:
@@ -119,6 +130,8 @@ def _on_cpu(case: StepCase, repeats: int, loop_steps: int, corpus: str, stopwatc
 
             steps[name] = accumulate
             steps[f"{name} optimizer"] = partial(engine.step, 0.0)
+        dense, rows = case.models[DENSE], max(round(_n_tokens(batch) / case.model.context_length), 1)
+        steps[_PLAIN], how = plain_step(dense, rows, case.precision, settings.optimizer)
         seconds = interleaved_medians(steps, repeats, stopwatch)
         loops = {}
         for name, engine in engines.items():
@@ -138,6 +151,7 @@ def _on_cpu(case: StepCase, repeats: int, loop_steps: int, corpus: str, stopwatc
         data_tokens_per_s=data_tokens_per_s,
         max_load=loads[SPARSE],
         flops=_flops(case.model, _n_tokens(batch)),
+        plain=PlainShare(tokens_per_s=rows * (case.model.context_length - 1) / seconds[_PLAIN], how=how),
     )
 
 

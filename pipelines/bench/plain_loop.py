@@ -36,7 +36,8 @@ class _PlainBlock(nn.Module):
     def forward(self, hidden_BTH: Tensor) -> Tensor:
         rows, tokens, hidden = hidden_BTH.shape
         heads = self.qkv(self.attention_norm(hidden_BTH)).view(rows, tokens, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(*heads.unbind(0), is_causal=True)
+        query, key, value = heads.unbind(0)
+        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         hidden_BTH = hidden_BTH + self.attended(attended.transpose(1, 2).reshape(rows, tokens, hidden))
         width = self.up(self.mlp_norm(hidden_BTH))
         return hidden_BTH + self.down(functional.gelu(width, approximate="tanh"))

@@ -27,6 +27,7 @@ from adapt.objective import PartValue
 from adapt.objective_config import ObjectiveConfig
 from adapt.text.contract import TextTokenizer
 from adapt.text.packing import FirstRows, InTurn, RowSource
+from adapt.train.chosen_experts import choose_experts, said_of_chosen, train_only_chosen
 from adapt.train.cost_estimate import estimate
 from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig, deepspeed_config
@@ -107,7 +108,7 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
     """
     result, work = Path(job.result), Path(job.work)
     train_only(model, job.train.trains, job.train.lora, job.seed)
-    engine = open_engine(model, job.engine, job.train.optimizer, rank, _paging(job, work, rank))
+    engine = open_engine(model, job.engine, job.train.decayed_optimizer, rank, _paging(job, work, rank))
     if job.moments_from is not None:
         load_moments(Path(job.moments_from), engine)
     trainer = Trainer(engine, job.engine, job.objective, job.seed)
@@ -119,6 +120,7 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
     with open_tracker(job.tracker, identity, rank.is_main) as tracker:
         started = time.monotonic()
         before = _measured(trainer, data)
+        _choose_experts(engine, before.loads, job)
         beginnings = _beginnings(data)
         said_before = trainer.continuations(beginnings, _CONTINUED_TOKENS)
         if rank.is_main:
@@ -161,6 +163,18 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
             save_moments(result, engine)
     engine.barrier()
     engine.close()
+
+
+def _choose_experts(engine: Engine, loads: Mapping[str, Shares], job: TrainJob) -> None:
+    """Train only the experts that the held-out rows are routed to, where the settings say so."""
+    coverage, model = job.train.expert_coverage, engine.module
+    if coverage is None:
+        return
+    assert isinstance(model, GPT | HFModel)
+    chosen = choose_experts([shares for name, shares in loads.items() if name != GENERAL_TEXT], coverage)
+    n_trained = train_only_chosen(model, chosen, model.expert_counts, job.engine.expert_share(engine.rank.rank))
+    if engine.rank.is_main:
+        logger.info("%s", said_of_chosen(chosen, model.expert_counts, n_trained))
 
 
 def _shrunk(engine: Engine, trainer: Trainer, data: TrainData, job: TrainJob, before: Losses, after: Losses) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from adapt.core.precision import Precision
 from adapt.model.lora_config import LoraConfig, LoraTarget
@@ -31,7 +31,8 @@ class TrainConfig:
     """Length and optimizer of a training run, what it trains, and what it keeps.
 
     `batch_rows` rows make one optimizer step, however they are cut. With `keeps_moments` the optimizer's moments are left beside
-    the finished checkpoint, in fp32. `lora` counts with `trains=lora` only.
+    the finished checkpoint, in fp32. `lora` counts with `trains=lora` only, `expert_coverage` with `trains=experts`: those
+    experts are trained that take this share of the held-out rows' routed pairs; absent, all of them.
     """
 
     steps: int
@@ -43,6 +44,12 @@ class TrainConfig:
     keeps_moments: bool = False
     trains: Trained = Trained.ALL
     lora: LoraConfig = field(default_factory=LoraConfig)
+    expert_coverage: float | None = None
+
+    @property
+    def decayed_optimizer(self) -> OptimizerConfig:
+        """Return the optimizer's settings, without weight decay where experts that are not chosen have to stay as they are."""
+        return self.optimizer if self.expert_coverage is None else replace(self.optimizer, weight_decay=0.0)
 
     @property
     def trains_routers(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 
+from adapt.core.errors import ConfigError
 from adapt.core.settings import setting, setting_of
 from adapt.model.lora_config import LoraConfig
 from adapt.text.near_documents import CurriculumConfig
@@ -42,6 +43,14 @@ class AdaptConfig(ReadingConfig):
         Trained.ALL,
         "Which parameters an adaptation changes; lora trains a low-rank update beside a frozen Hugging Face base.",
     )
+    expert_coverage: float | None = setting(
+        None,
+        "Share of the task's routed pairs that the trained experts of each layer take, the largest first; read with "
+        "continue_pretrain.trains=experts only.",
+        above=0,
+        most=1,
+        hint="null trains all experts",
+    )
     lora: LoraConfig = setting_of(LoraConfig, "The low-rank update, read with continue_pretrain.trains=lora only.")
     moments: MomentsStart = setting(
         MomentsStart.FRESH, "Where the optimizer's moments start: at 0, or as the base was trained with them."
@@ -56,6 +65,13 @@ class AdaptConfig(ReadingConfig):
         above=0,
         hint="leave a task out instead of giving it 0; null adapts each by itself",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.expert_coverage is not None and self.trains is not Trained.EXPERTS:
+            raise ConfigError(
+                f"expert_coverage: chooses among experts, and trains={self.trains.value}; set trains=experts, or null"
+            )
 
     def settled(self, lr: float, warmup_share: float, epochs: float) -> AdaptConfig:
         """Return these settings with what was left open."""

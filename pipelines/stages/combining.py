@@ -2,7 +2,8 @@
 
 A small base of this project answers together with a lexical labeller that mostly knows more; a fixed weight, found on such bases,
 serves them. A pretrained base may know more than the labeller. So its weight follows from the accuracies of both, estimated without
-labels by how often they agree on unlabeled rows: each counts as its vote is worth (`pseudo_label.teachers.label_model`).
+labels by how often they agree on unlabeled rows: each counts as its vote is worth (`pseudo_label.teachers.label_model`). Labelling
+has estimated them on all its rows; where nothing was labelled, the rows that calibration is fitted on have to do.
 
 A student of a small base is trained long enough that its reference prompt is calibrated. One of a pretrained base took small steps,
 and its change may have been shrunk to keep its language, so that it still leans to some answers: it is prior-matched.
@@ -14,21 +15,28 @@ from collections.abc import Mapping
 
 from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.core.artifacts import Artifact
+from pipelines.config.label_settings import Teacher
 from pipelines.stages.contract import Workshop
 from pipelines.stages.evaluated_model import BASE, Measuring, evaluated_model_of, fit_rows_of
 from pipelines.stages.lexical_answers import LexicalAnswers
 from pipelines.stages.models import weights_of
-from pipelines.stages.products import Adaptation
+from pipelines.stages.products import Adaptation, Labels
 from pipelines.stages.rows import TaskData
 from pseudo_label.decision import LEXICAL_WEIGHT, STUDENT_LEXICAL_WEIGHT, Combining, Method
+from pseudo_label.tasks import TaskConfig
 from pseudo_label.teachers.contract import row_centred, spread_of
-from pseudo_label.teachers.label_model import fit_combination
+from pseudo_label.teachers.label_model import fit_combination, vote_weight
 
 _MODEL, _LEXICAL = "model", "lexical"
 
 
 def combining_of(
-    shop: Workshop, how: Measuring, data: TaskData, models: Mapping[str, Artifact], lexical: LexicalAnswers | None
+    shop: Workshop,
+    how: Measuring,
+    data: TaskData,
+    models: Mapping[str, Artifact],
+    labels: Artifact | None,
+    lexical: LexicalAnswers | None,
 ) -> dict[str, Combining]:
     """Return how each model goes into `combined`; the lexical scores' weight is as set, by the base's kind, or estimated.
 
@@ -38,7 +46,7 @@ def combining_of(
     weight = how.evaluate.lexical_weight
     ratio = 1.0 if weight is not None else STUDENT_LEXICAL_WEIGHT / LEXICAL_WEIGHT
     if weight is None and is_foreign:
-        weight = _estimated(shop, how, data, models[BASE], lexical)
+        weight = _told(labels, data.task) or _estimated(shop, how, data, models[BASE], lexical)
     if weight is None:
         weight = LEXICAL_WEIGHT
     of_student = Method.PRIOR if is_foreign else Method.RAW
@@ -48,6 +56,14 @@ def combining_of(
         else Combining(model=of_student, lexical_weight=weight * (ratio if len(Adaptation.of(model).teachers) > 1 else 1.0))
         for name, model in models.items()
     }
+
+
+def _told(labels: Artifact | None, task: TaskConfig) -> float | None:
+    """Return what a vote of the labeller is worth by the estimates that labelling made; None where it did not ask both."""
+    teachers = {} if labels is None else Labels.of(labels).teachers
+    estimates = [teachers[name].estimated for name in (Teacher.LEXICAL.value, Teacher.MODEL.value) if name in teachers]
+    worth = [vote_weight(estimate, len(task.labels)) for estimate in estimates if estimate is not None]
+    return worth[0] / worth[1] if len(worth) == 2 else None
 
 
 def _estimated(shop: Workshop, how: Measuring, data: TaskData, base: Artifact, lexical: LexicalAnswers | None) -> float | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.core.artifacts import METRICS_FILE, Artifact
 from adapt.core.errors import DataError
 from adapt.core.json_files import write_json
@@ -23,6 +24,7 @@ from pipelines.stages.copied_rows import copies, findings
 from pipelines.stages.criteria_table import CRITERIA_FILE, compare_criteria, criteria_pairs, pooled
 from pipelines.stages.evaluated_model import ADAPTED, BASE, EvaluatedModel, Measuring, evaluated_model_of, prompts_of
 from pipelines.stages.lexical_answers import LexicalAnswers
+from pipelines.stages.models import weights_of
 from pipelines.stages.other_tasks import OTHER_TASKS_FILE, other_tasks, say_other_task
 from pipelines.stages.products import Adaptation, Evaluation
 from pipelines.stages.rows import LABELLED_SPLITS, UNLABELED, TaskData, is_labelled, labelled_part
@@ -55,6 +57,7 @@ class EvaluateReads(Measuring):
     other_tasks: tuple[TaskData, ...]
     base: Artifact
     continue_pretrain: Artifact | None
+    labels: Artifact | None
 
     @property
     def models(self) -> dict[str, Artifact]:
@@ -86,6 +89,7 @@ class Evaluate(Stage[EvaluateReads]):
             other_tasks=tuple(TaskData.of(run, other, [*LABELLED_SPLITS, UNLABELED]) for other in others),
             base=base,
             continue_pretrain=adapted_artifact(run, task, base),
+            labels=_estimating_labels(run, task, base),
         )
 
     def build(self, reads: EvaluateReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
@@ -100,7 +104,7 @@ class Evaluate(Stage[EvaluateReads]):
         found: dict[str, list[dict[str, Any]]] = {"table": [], "criteria": [], "coarse_to_fine": [], "answers": []}
         methods = list(dict.fromkeys([*settings.methods, settings.method]))
         lexical = LexicalAnswers.of(shop, reads.data) if any(method.needs_lexical for method in methods) else None
-        combining = combining_of(shop, reads, reads.data, reads.models, lexical) if Method.COMBINED in methods else {}
+        combining = combining_of(shop, reads, reads.data, reads.models, reads.labels, lexical) if Method.COMBINED in methods else {}
         for name, model in reads.models.items():
             asked = lexical if lexical is None or name == BASE else lexical.as_taught(model, task)
             if asked is not None and Method.LEXICAL in methods and (name == BASE or asked is not lexical):
@@ -173,6 +177,12 @@ def adapted_artifact(run: Run, task: TaskConfig, base: Artifact) -> Artifact | N
     if Adaptation.of(artifact).is_adapted:
         refuse_model_of_other_version(artifact, task)
     return artifact
+
+
+def _estimating_labels(run: Run, task: TaskConfig, base: Artifact) -> Artifact | None:
+    """Return the labels whose estimates of a Hugging Face base and of the lexical labeller count, if this base made them."""
+    labels = run.find("pseudo_label", task) if is_hf_directory(weights_of(base)) else None
+    return labels if labels is not None and labels.inputs["base"].digest == base.digest else None
 
 
 def refuse_repeated_ids(path: Path, rows: list[TaskRow]) -> None:

@@ -62,7 +62,7 @@ def fit_combination(
     estimates = estimated_accuracies(views) if estimates is None else dict(estimates)
     n_labels = max((np.isfinite(view).sum(axis=1).mean() for view in views.values() if len(view)), default=2.0)
     if weights is None:
-        raw = {name: _vote_weight(estimates[name], n_labels) if estimates else 1.0 for name in names}
+        raw = {name: vote_weight(estimates[name], n_labels) if estimates else 1.0 for name in names}
     else:
         raw = {name: float(weights.get(name, 1.0)) for name in names}
     mean = sum(raw.values()) / len(raw)
@@ -123,7 +123,8 @@ def _surest(scores_NC: FloatArray) -> FloatArray:
     return np.concatenate(chosen)
 
 
-def _vote_weight(accuracy: float, n_labels: float) -> float:
+def vote_weight(accuracy: float, n_labels: float) -> float:
+    """Return what a vote of a teacher is worth that is right so often."""
     return float(np.log(accuracy * (n_labels - 1) / (1 - accuracy)))
 
 

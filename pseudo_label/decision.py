@@ -7,10 +7,11 @@ per class so that the mean posterior over the unlabeled rows is the task's prior
 centred per row, freed of its class means and scaled to unit spread, are averaged, and then prior-matched, multiplied by the task's
 `ensemble_scale` meanwhile. Both match the task's `prior`, which is even unless it is given; `raw` is always available
 beside them. `lexical` asks no model (`pseudo_label/teachers/lexical.py`); `combined` adds both: the model's scores, scaled to unit
-spread over the unlabeled rows, and the lexical ones. The model's are its ensemble's. Where it was trained on labels, they are its
-reference prompt's: as they are for a small model whose training has calibrated them, prior-matched for a pretrained one that
-took small steps. `content_free` needs no unlabeled rows: its bias evens out what the reference prompt says of texts without
-content (contextual calibration, Zhao et al. 2021, arXiv:2102.09690).
+spread over the unlabeled rows, and the lexical ones. The model's are its ensemble's. Those of a model that was trained on labels
+are its reference prompt's as they are, if its training has calibrated them; a pretrained model that took small steps keeps its
+ensemble, in which the reference, the prompt that it was trained with, counts as often as all others together. `content_free` needs
+no unlabeled rows: its bias evens out what the reference prompt says of texts without content (contextual calibration, Zhao et al.
+2021, arXiv:2102.09690).
 """
 
 from __future__ import annotations
@@ -63,9 +64,13 @@ class Method(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Combining:
-    """How `combined` joins a model with the lexical labeller: the method of the model's scores, and the other's weight."""
+    """How `combined` joins a model with the lexical labeller: the method of the model's scores, and the other's weight.
+
+    With `reference_leads` the reference prompt counts in an ensemble as often as all others together.
+    """
 
     model: Method = Method.ENSEMBLE
+    reference_leads: bool = False
     lexical_weight: float = LEXICAL_WEIGHT
 
 
@@ -79,15 +84,20 @@ class Standard:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedScores:
-    """A frozen map from prompt keys to scores: standards by prompt (none: keys as they are) and a bias per class."""
+    """A frozen map from prompt keys to scores: standards by prompt (none: keys as they are) and a bias per class.
+
+    `weights` says how often each prompt counts in the mean; prompts count alike where it is empty.
+    """
 
     prompts: list[str]
     standards: dict[str, Standard] = field(default_factory=dict)
     biases: list[float] | None = None
+    weights: dict[str, float] = field(default_factory=dict)
 
     def apply(self, keys: Mapping[str, FloatArray]) -> FloatArray:
         """Return scores [N, C], larger is better."""
-        total = sum(self._standardised(name, keys[name]) for name in self.prompts) / len(self.prompts)
+        counts = [self.weights.get(name, 1.0) for name in self.prompts]
+        total = sum(n * self._standardised(name, keys[name]) for name, n in zip(self.prompts, counts, strict=True)) / sum(counts)
         return np.asarray(total if self.biases is None else total + np.asarray(self.biases))
 
     def _standardised(self, name: str, keys_NC: FloatArray) -> FloatArray:
@@ -170,7 +180,7 @@ def fit_combined(
 
     Without unlabeled rows there is no lexical labeller either: then the reference prompt decides as it is.
     """
-    part = fit_decision(combining.model, keys, task, coarse_to_fine=coarse_to_fine)
+    part = fit_decision(combining.model, keys, task, coarse_to_fine=coarse_to_fine, reference_leads=combining.reference_leads)
     n_rows = len(keys[0].labels_NC) if keys else 0
     if not n_rows:
         return replace(part, method=Method.COMBINED)
@@ -191,13 +201,19 @@ def lexical_decision(n_fitted: int) -> Decision:
 
 
 def fit_decision(
-    method: Method, keys: Sequence[PromptKeys], task: TaskConfig, *, coarse_to_fine: CoarseToFine | None = None
+    method: Method,
+    keys: Sequence[PromptKeys],
+    task: TaskConfig,
+    *,
+    coarse_to_fine: CoarseToFine | None = None,
+    reference_leads: bool = False,
 ) -> Decision:
     """Fit a decision on the keys of unlabeled rows (of content-free rows for `content_free`).
 
     `raw` and `prior` use the reference prompt, `ensemble` all prompts given. For tasks whose rows bring their own candidates there
     is no class to fit a bias for: their ensemble scales prompts only. Without unlabeled rows there is nothing to fit at all:
-    then the reference prompt decides as it is, and `n_fitted` is 0. For `combined` and `lexical` see the two functions above.
+    then the reference prompt decides as it is, and `n_fitted` is 0. For `combined` and `lexical` see the two functions above. With
+    `reference_leads` the reference counts in an ensemble as often as all its others together.
     """
     assert method not in (Method.COMBINED, Method.LEXICAL), "these have functions of their own"
     by_prompt = {k.prompt: k for k in keys}
@@ -205,12 +221,14 @@ def fit_decision(
     has_classes = task.candidates is None
     can_fit = n_rows > 0 and (has_classes or method is Method.ENSEMBLE)
     names = list(by_prompt) if method is Method.ENSEMBLE and can_fit else [task.reference]
+    leads = reference_leads and task.reference in names and len(names) > 2
+    weights = {task.reference: float(len(names) - 1)} if leads else {}
 
     def fitted(pick: Mapping[str, FloatArray], shares: Sequence[float]) -> FittedScores:
         if not can_fit or method is Method.RAW:
             return FittedScores(prompts=names)
         standards = {name: _standard(pick[name], has_classes) for name in names} if method is Method.ENSEMBLE else {}
-        unbiased = FittedScores(prompts=names, standards=standards)
+        unbiased = FittedScores(prompts=names, standards=standards, weights=weights)
         if not has_classes:
             return unbiased
         if method is Method.CONTENT_FREE:
@@ -219,7 +237,7 @@ def fit_decision(
         else:
             scale = task.ensemble_scale if method is Method.ENSEMBLE else 1.0
             biases = match_prior(unbiased.apply(pick) * scale, np.asarray(shares)) / scale
-        return FittedScores(prompts=names, standards=standards, biases=biases.tolist())
+        return FittedScores(prompts=names, standards=standards, biases=biases.tolist(), weights=weights)
 
     labels = fitted({n: by_prompt[n].labels_NC for n in names if n in by_prompt}, task.shares())
     groups = None

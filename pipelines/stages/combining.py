@@ -6,12 +6,14 @@ labels by how often they agree on unlabeled rows: each counts as its vote is wor
 has estimated them on all its rows; where nothing was labelled, the rows that calibration is fitted on have to do.
 
 A student of a small base is trained long enough that its reference prompt is calibrated. One of a pretrained base took small steps,
-and its change may have been shrunk to keep its language, so that it still leans to some answers: it is prior-matched.
+and its change may have been shrunk to keep its language, so that it still leans to some answers, and its other prompts know
+what this one does not: its ensemble counts, half of it the prompt that it was trained with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.core.artifacts import Artifact
@@ -49,13 +51,12 @@ def combining_of(
         weight = _told(labels, data.task) or _estimated(shop, how, data, models[BASE], lexical)
     if weight is None:
         weight = LEXICAL_WEIGHT
-    of_student = Method.PRIOR if is_foreign else Method.RAW
-    return {
-        name: Combining(lexical_weight=weight)
-        if name == BASE
-        else Combining(model=of_student, lexical_weight=weight * (ratio if len(Adaptation.of(model).teachers) > 1 else 1.0))
-        for name, model in models.items()
-    }
+    of_student = Combining(reference_leads=True) if is_foreign else Combining(model=Method.RAW)
+    found = {}
+    for name, model in models.items():
+        halved = name != BASE and len(Adaptation.of(model).teachers) > 1
+        found[name] = replace(Combining() if name == BASE else of_student, lexical_weight=weight * (ratio if halved else 1.0))
+    return found
 
 
 def _told(labels: Artifact | None, task: TaskConfig) -> float | None:

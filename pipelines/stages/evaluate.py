@@ -22,7 +22,7 @@ from pipelines.stages.combining import combining_of
 from pipelines.stages.contract import Stage, Workshop
 from pipelines.stages.copied_rows import copies, findings
 from pipelines.stages.criteria_table import CRITERIA_FILE, compare_criteria, criteria_pairs, pooled
-from pipelines.stages.evaluated_model import ADAPTED, BASE, EvaluatedModel, Measuring, evaluated_model_of, prompts_of
+from pipelines.stages.evaluated_model import ADAPTED, BASE, EvaluatedModel, Measuring, evaluated_model_of
 from pipelines.stages.lexical_answers import LexicalAnswers
 from pipelines.stages.models import weights_of
 from pipelines.stages.other_tasks import OTHER_TASKS_FILE, other_tasks, say_other_task
@@ -71,7 +71,7 @@ class Evaluate(Stage[EvaluateReads]):
     """Evaluate the base, and the adapted model where the run has one."""
 
     name = NAME
-    version = 10  # a student of a Hugging Face base is prior-matched in `combined`
+    version = 10  # a student of a Hugging Face base brings its ensemble to `combined`
 
     def reads(self, run: Run, task: TaskConfig | None) -> EvaluateReads:
         assert task is not None
@@ -229,7 +229,7 @@ def _measure(
     task, settings = reads.data.task, reads.evaluate
     if not evaluated.decisions and not settings.criteria:
         return {}
-    names = prompts_of(task, evaluated.scoring, list(evaluated.decisions), is_trained=evaluated.name == ADAPTED)
+    names = evaluated.prompts
     pairs = [*evaluated.scoring.pairs(task, names), *criteria_pairs(task, settings.criteria)]
     passes = passes_for(pairs, evaluated.scoring.form, with_groups=evaluated.scoring.with_groups)
     table, answers, coarse = [], [], []
@@ -315,7 +315,7 @@ def _write_predictions(
 ) -> None:
     """Write every split's predictions; a split without labels is scored only here, for the method that decides."""
     task = reads.data.task
-    names = prompts_of(task, evaluated.scoring, list(evaluated.decisions), is_trained=evaluated.name == ADAPTED)
+    names = evaluated.prompts
     for split, rows in rows_by_split.items():
         has_gold = is_labelled(rows)
         wanted = names if has_gold else decision.prompts

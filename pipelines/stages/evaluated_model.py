@@ -33,11 +33,15 @@ class Measuring(Reads):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedModel:
-    """A model under evaluation: `base` or `adapted`, its artifact, and how each method decides on its scores."""
+    """A model under evaluation: `base` or `adapted`, its artifact, and how each method decides on its scores.
+
+    `prompts` are all that its methods read.
+    """
 
     name: str
     model: Artifact
     scoring: ScoringConfig
+    prompts: list[str]
     decisions: Mapping[Method, Decision]
     fitted_on: Scored
 
@@ -58,7 +62,7 @@ def evaluated_model_of(
     """
     task, settings = data.task, how.evaluate
     methods = [method for method in methods if method.needs_model]
-    is_trained = name == ADAPTED
+    combining = combining or Combining()
     scoring = ScoringConfig(
         form=settings.form or how.form,
         prompts=chosen_prompts(how.prompts, task),
@@ -72,20 +76,21 @@ def evaluated_model_of(
         shop.say_once(
             f"{task.name}: no unlabeled rows to fit on, so {unfitted or 'criteria'} are the reference prompt as it is (raw)"
         )
-    pairs = [*scoring.pairs(task, prompts_of(task, scoring, methods, is_trained=is_trained)), *criteria_pairs(task, criteria)]
+    prompts = prompts_of(task, scoring, methods, combining)
+    pairs = [*scoring.pairs(task, prompts), *criteria_pairs(task, criteria)]
     scoring = replace(scoring, domain=domain_texts(shop, data, (criterion.null for _, criterion in pairs)))
     passes = passes_for(pairs, scoring.form, with_groups=scoring.with_groups)
     fitted_on = scores_of(shop, how.scorer, data, model, UNLABELED, fit_rows, passes)
     coarse = coarse_of(task, settings.coarse_to_fine, settings.coarse)
     decisions: dict[Method, Decision] = {}
     for method in methods:
-        names = prompts_of(task, scoring, [method], is_trained=is_trained)
+        names = prompts_of(task, scoring, [method], combining)
         keys = scoring.keys(fitted_on.passes, task, names) if fit_rows else []
         if method is Method.COMBINED:
             decisions[method] = fit_combined(
                 keys,
                 task,
-                combining=combining or Combining(),
+                combining=combining,
                 shortlist=settings.shortlist,
                 coarse_to_fine=coarse,
             )
@@ -93,12 +98,12 @@ def evaluated_model_of(
         if method is Method.CONTENT_FREE:
             keys = content_free_keys(shop, how.scorer, data, model, scoring)
         decisions[method] = fit_decision(method, keys, task, coarse_to_fine=coarse)
-    return EvaluatedModel(name=name, model=model, scoring=scoring, decisions=decisions, fitted_on=fitted_on)
+    return EvaluatedModel(name=name, model=model, scoring=scoring, prompts=prompts, decisions=decisions, fitted_on=fitted_on)
 
 
-def prompts_of(task: TaskConfig, scoring: ScoringConfig, methods: Sequence[Method], *, is_trained: bool) -> list[str]:
-    """Return the prompts that methods read; `combined` reads the ensemble of a model that was not trained on labels."""
-    reads_all = Method.ENSEMBLE in methods or (Method.COMBINED in methods and not is_trained)
+def prompts_of(task: TaskConfig, scoring: ScoringConfig, methods: Sequence[Method], combining: Combining) -> list[str]:
+    """Return the prompts that methods read: an ensemble reads all, and so does `combined` where it has one."""
+    reads_all = Method.ENSEMBLE in methods or (Method.COMBINED in methods and combining.model is Method.ENSEMBLE)
     return scoring.names(task) if reads_all else [task.reference]
 
 

@@ -65,12 +65,13 @@ def test_a_walk_labels_adapts_and_evaluates(walked: tuple[Path, Path, str]) -> N
     assert held_out["after"]["context"]["value"] < held_out["before"]["context"]["value"]
 
 
-def test_a_student_joins_the_lexical_labeller_prior_matched(walked: tuple[Path, Path, str]) -> None:
+def test_a_student_joins_the_lexical_labeller_with_its_ensemble_led_by_the_prompt_it_learnt(walked: tuple[Path, Path, str]) -> None:
     _, place, _ = walked
     decision = json.loads((place / "evaluate" / TASK / "decision.json").read_text(encoding="utf-8"))["decision"]
     assert decision["method"] == "combined"
-    assert decision["labels"]["prompts"] == ["reference"]
-    assert any(abs(bias) > 0 for bias in decision["labels"]["biases"])
+    labels = decision["labels"]
+    assert labels["weights"] == {"reference": float(len(labels["prompts"]) - 1)}
+    assert any(abs(bias) > 0 for bias in labels["biases"])
 
 
 def test_the_balance_loss_is_there_for_a_sparse_base_only(walked: tuple[Path, Path, str]) -> None:

@@ -292,6 +292,19 @@ def test_combined_adds_the_lexical_scores_to_the_models_at_unit_spread_with_weig
         np.testing.assert_array_equal(again.scores(keys, task, lexical_NC), combined.scores(keys, task, lexical_NC))
 
 
+def test_a_reference_that_leads_counts_as_often_as_all_other_prompts_together() -> None:
+    random = np.random.default_rng(1)
+    task = task_of()
+    keys = [PromptKeys(prompt=name, criterion="sum", labels_NC=random.normal(size=(50, len(task.labels)))) for name in task.prompts]
+    assert len(keys) > 2
+    fitted = fit_decision(Method.ENSEMBLE, keys, task, reference_leads=True).labels
+    by_prompt = {key.prompt: key.labels_NC for key in keys}
+    single = {name: replace(fitted, prompts=[name], weights={}, biases=None).apply(by_prompt) for name in by_prompt}
+    others = [scores for name, scores in single.items() if name != task.reference]
+    wanted = (single[task.reference] + np.mean(others, axis=0)) / 2 + np.asarray(fitted.biases)
+    np.testing.assert_allclose(fitted.apply(by_prompt), wanted)
+
+
 def test_combined_without_unlabeled_rows_is_the_reference_prompt_as_it_is() -> None:
     decision = fit_combined([], task_of(), combining=Combining())
     assert not decision.needs_lexical

@@ -16,7 +16,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-_MOST_TRIALS = 5
+_ENOUGH_TRIALS, _MOST_TRIALS = 5, 7  # where a share that does is known, and where none is
+_LEAST_POWER, _LARGEST_POWER = 0.5, 2.0  # of the share, with which the increase grows
 _NEAR_ENOUGH = 0.04  # between the largest share that is known to do and the smallest that is known not to
 _EDGE = 0.15  # of a bracket: a trial nearer to an end would say little
 _LORA_B = ".lora_B."
@@ -33,22 +34,24 @@ class Shrinkable(Protocol):
 def largest_share(increase_at: Callable[[float], float], whole: float, limit: float) -> float:
     """Return the largest share of a change, of those tried, whose increase stays within `limit`; 0 if none does.
 
-    `whole` is the increase of all of the change, and above `limit`. At most five shares are tried, none for a limit below 0.
+    `whole` is the increase of all of the change, and above `limit`. The increase is taken for a power of the share, the square at
+    first, then as the last two trials say, so that a share that does is found where the increase falls slowly or unevenly too. At most
+    seven shares are tried, none for a limit below 0.
     """
     if limit < 0:
         return 0.0
-    low, high, at_high = 0.0, 1.0, whole
-    for _ in range(_MOST_TRIALS):
-        if high - low < _NEAR_ENOUGH:
+    low, high, at_high, power = 0.0, 1.0, whole, _LARGEST_POWER
+    for trial in range(_MOST_TRIALS):
+        if high - low < _NEAR_ENOUGH or (low and trial >= _ENOUGH_TRIALS):
             break
-        guess = high * math.sqrt(limit / at_high)  # were the increase a square
         edge = _EDGE * (high - low)
-        share = min(max(guess, low + edge), high - edge)
+        share = min(max(high * (limit / at_high) ** (1 / power), low + edge), high - edge)
         found = increase_at(share)
         if found <= limit:
             low = share
-        else:
-            high, at_high = share, found
+            continue
+        grown = math.log(at_high / found) / math.log(high / share)
+        high, at_high, power = share, found, min(max(grown, _LEAST_POWER), _LARGEST_POWER)
     return low
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from types import EllipsisType
+from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -48,9 +49,17 @@ def own_experts(model: Model, share: ExpertShare) -> Model:
     return model
 
 
-def own_part(name: str, full: Tensor, share: ExpertShare) -> Tensor:
+class Rows(Protocol):
+    """A tensor, or one on a disk of which rows are read as they are asked for; `...` is all of it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: slice | EllipsisType, /) -> Tensor: ...
+
+
+def own_part(name: str, full: Rows, share: ExpertShare) -> Tensor:
     """Return what of a full tensor a rank with this share holds: its slice of stacked experts, all of anything else."""
-    return full[share.slice_of(len(full))] if is_stack(name) else full
+    return full[share.slice_of(len(full))] if is_stack(name) else full[...]
 
 
 def is_stack(name: str) -> bool:

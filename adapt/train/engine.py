@@ -21,7 +21,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state, saved_buffers, state_parameters
 from adapt.model.exchange import GroupPeers
-from adapt.model.expert_parallel import is_stack, own_experts, own_part
+from adapt.model.expert_parallel import Rows, is_stack, own_experts, own_part
 from adapt.model.experts import Experts
 from adapt.model.grouped_gemm import GroupedGemm, wants_brought
 from adapt.model.moe import MoELayer
@@ -43,6 +43,7 @@ from adapt.train.model_preparation import check_is_scaled, groups_by_format, kep
 from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments, make_optimizer, parameter_groups, set_learning_rate
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.paged_adamw import Paging
+from adapt.train.state_pieces import WEIGHTS, Piece, whole_pieces
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -219,7 +220,35 @@ class Engine:
         for name, parameter in self._trained():
             yield name, self._with_all_experts(name, deepspeed.utils.safe_get_full_optimizer_state(parameter, which))
 
-    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+    def own_pieces(self) -> Iterator[Piece]:
+        """Yield what this rank adds to a training state: its partition of masters and moments, and a part of what is frozen."""
+        for name, parameter in self._trained():
+            own = cast(Any, parameter)._hp_mapping  # DeepSpeed's: where this rank's partition holds the parameter
+            if own is not None:
+                start = self._first_of(name, parameter) + own.lp_fragment_address.start
+                yield Piece(which=WEIGHTS, name=name, start=start, values=own.get_hp_fragment())
+                for which in MOMENTS:
+                    yield Piece(which=which, name=name, start=start, values=own.get_hp_fragment(which))
+        for name, parameter in state_parameters(self._model):
+            is_shared = self._peers is not None and is_stack(name)
+            if not parameter.requires_grad and self.rank.rank < (self._share.of if is_shared else 1):
+                values = self._frozen.get(name, parameter).detach().reshape(-1)
+                yield Piece(which=WEIGHTS, name=name, start=self._first_of(name, parameter), values=values)
+        if self.rank.is_main:
+            yield from whole_pieces(WEIGHTS, saved_buffers(self._model))  # equal on every rank
+
+    def state_shapes(self) -> dict[str, list[int]]:
+        """Return the shapes of a training state's tensors by name, those of all ranks' experts together."""
+        shapes = {name: list(tensor.shape) for name, tensor in named_state(self._model)}
+        if self._peers is not None:
+            shapes = {name: [shape[0] * self._share.of, *shape[1:]] if is_stack(name) else shape for name, shape in shapes.items()}
+        return shapes
+
+    def _first_of(self, name: str, parameter: nn.Parameter) -> int:
+        """Return how many elements of the full tensor other ranks' experts take before this rank's part."""
+        return self._share.index * parameter.numel() if self._peers is not None and is_stack(name) else 0
+
+    def set_weights(self, weights: Mapping[str, Rows]) -> None:
         """Set master weights and routers' state by name, then what forward reads; tensors are full."""
         self._set_own_weights(lambda name: own_part(name, weights[name], self._share))
 
@@ -230,7 +259,7 @@ class Engine:
         for name, buffer in saved_buffers(self._model):
             buffer.copy_(weight(name))
 
-    def set_moments(self, moments: Mapping[str, Mapping[str, Tensor]], steps_done: int) -> None:
+    def set_moments(self, moments: Mapping[str, Mapping[str, Rows]], steps_done: int) -> None:
         """Set the optimizer's moments by name, as after `steps_done` updates."""
         self._create_moments(steps_done)
         for name, parameter in self._trained():

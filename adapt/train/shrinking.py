@@ -35,8 +35,8 @@ def largest_share(increase_at: Callable[[float], float], whole: float, limit: fl
     """Return the largest share of a change, of those tried, whose increase stays within `limit`; 0 if none does.
 
     `whole` is the increase of all of the change, and above `limit`. The increase is taken for a power of the share, the square at
-    first, then as the last two trials say, so that a share that does is found where the increase falls slowly or unevenly too. At most
-    seven shares are tried, none for a limit below 0.
+    first, then as the last two trials say, so that a share that does is found where the increase falls slowly or unevenly too. At
+    most seven shares are tried, none for a limit below 0.
     """
     if limit < 0:
         return 0.0

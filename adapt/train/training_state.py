@@ -1,11 +1,12 @@
 """Training states: everything that the next step reads, in a directory that is complete or absent.
 
-`<work>/step-00000100/` holds weights and moments by parameter name (safetensors), and `state.json` (step, updates, lagged shares,
-history, experts' loads at some steps, and in fp16 the loss scale).
-A state is a copy taken at the step boundary, which a thread writes while training goes on: every file and directory is on the
-disk before the directory is renamed into place, and older states go only after that. So whatever ends a process, or fills the disk,
-the newest complete state is whole. The copy takes as much memory on rank 0 as weights and moments do: 12 bytes a parameter. Where
-the optimizer's state lies in a file, memory is short: training waits, and tensors are written one by one without a copy.
+`<work>/step-00000100/` holds of each rank a file with its pieces of weights and moments (`state_pieces`), and `state.json` (step,
+updates, shapes, lagged shares, history, experts' loads at some steps, and in fp16 the loss scale). Any number of ranks goes on
+from it. A state is a copy taken at the step boundary, which a thread of every rank writes while training goes on: every file and
+directory is on the disk before rank 0 renames the directory into place, and older states go only after that. So whatever ends a
+process, or fills the disk, the newest complete state is whole. The copy takes as much memory on a rank as its part of weights and
+moments does, over all ranks 12 bytes a parameter. Where the optimizer's state lies in a file, memory is short: training waits,
+and pieces are written one by one without a copy.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,22 +24,24 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from adapt.core.errors import CheckpointError, ConfigError, TrainingError
 from adapt.core.faults import advice_on
 from adapt.core.typed import from_plain, to_plain
 from adapt.model.buffers import named_state
+from adapt.model.expert_parallel import Rows
 from adapt.train.engine import Engine
 from adapt.train.expert_loads import StepLoads
 from adapt.train.loss_scale import LossScale
 from adapt.train.optimizer import MOMENTS
+from adapt.train.state_pieces import WEIGHTS, Piece, StoredState, await_pieces, write_pieces
 from adapt.train.tensor_stream import save_one_by_one
 
 MOMENTS_DIRECTORY = "moments"
-_WEIGHTS = "weights"
 _STATE_FILE = "state.json"
+_PATIENCE_S, _LAST_PATIENCE_S = 600.0, 20.0
 
 
 @dataclass(kw_only=True)
@@ -54,7 +57,7 @@ class Progress:
 class StateWriter:
     """Saves states in the background, one at a time; used as a context, whose end waits for the last of them.
 
-    Every rank takes part in `save`; only rank 0 holds copies and writes.
+    Every rank takes part in `save` and writes its own pieces; rank 0 completes the state.
     """
 
     def __init__(self, work: Path, engine: Engine, keep: int) -> None:
@@ -64,6 +67,7 @@ class StateWriter:
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._failed_step = 0
+        self._patience_s = _PATIENCE_S
         if engine.rank.is_main:
             for scratch in work.glob(".step-*"):  # what a killed process was writing
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -75,23 +79,29 @@ class StateWriter:
             TrainingError: the state before could not be written.
         """
         self.wait()
-        is_main = self._engine.rank.is_main
+        engine, step = self._engine, progress.step
         content = {
-            "step": progress.step,
-            "updates": self._engine.updates_done,
-            "loss_scale": to_plain(self._engine.loss_scale),
+            "step": step,
+            "updates": engine.updates_done,
+            "ranks": engine.rank.world_size,
+            "shapes": engine.state_shapes(),
+            "loss_scale": to_plain(engine.loss_scale),
             "lagged_shares": [shares.tolist() for shares in progress.lagged_shares_LE],
             "history": list(progress.history),  # the loop goes on adding to its own
             "loads": to_plain(progress.loads),
         }
-        if self._engine.is_paged:
-            self._write_at_once(progress.step, content)
+        scratch = self._work / f".step-{step:08d}"
+        if engine.rank.is_main:
+            with self._noted(step):
+                _begin(scratch)
+        engine.barrier()
+        if engine.is_paged:
+            self._write(step, scratch, list(engine.own_pieces()), content)
             self.check()
             return
-        tensors = {name: _copied(walk, is_main) for name, walk in self._walks()}
-        if is_main:
-            self._thread = threading.Thread(target=self._write, args=(progress.step, tensors, content), daemon=True)
-            self._thread.start()
+        pieces = [piece.copied() for piece in engine.own_pieces()]
+        self._thread = threading.Thread(target=self._write, args=(step, scratch, pieces, content), daemon=True)
+        self._thread.start()
 
     def wait(self) -> None:
         """Wait until the last state is on the disk.
@@ -126,51 +136,32 @@ class StateWriter:
         if kind is None:
             self.wait()
         elif self._thread is not None:
+            self._patience_s = _LAST_PATIENCE_S  # another rank may be gone
             self._thread.join()  # what was copied is good, whatever came after
 
-    def _walks(self) -> Iterator[tuple[str, Iterator[tuple[str, Tensor]]]]:
-        """Yield a state's tensors, file by file; iterating is a collective."""
-        yield _WEIGHTS, self._engine.named_weights()
-        for which in MOMENTS:
-            yield which, self._engine.named_moments(which)
-
-    def _write(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], content: Mapping[str, Any]) -> None:
-        with self._state_of(step) as scratch:
-            write_state(self._work, scratch, tensors, content)
-
-    def _write_at_once(self, step: int, content: Mapping[str, Any]) -> None:
-        if not self._engine.rank.is_main:
-            for _, walk in self._walks():
-                _copied(walk, is_kept=False)
-            return
-        names = [name for name, _ in named_state(self._engine.module)]
-        with self._state_of(step) as scratch:
-            _begin(scratch)
-            for name, walk in self._walks():
-                save_one_by_one(scratch / f"{name}.safetensors", walk, names)
-            _complete(self._work, scratch, content)
+    def _write(self, step: int, scratch: Path, pieces: Sequence[Piece], content: Mapping[str, Any]) -> None:
+        rank = self._engine.rank
+        with self._noted(step):
+            try:
+                write_pieces(scratch, rank.rank, pieces)
+                if rank.is_main:
+                    await_pieces(scratch, rank.world_size, lambda: self._patience_s)
+                    complete_state(self._work, scratch, content)
+                    for old in _states(self._work)[: -self._keep]:
+                        shutil.rmtree(old)
+            except BaseException:
+                if rank.is_main:
+                    shutil.rmtree(scratch, ignore_errors=True)
+                raise
 
     @contextlib.contextmanager
-    def _state_of(self, step: int) -> Iterator[Path]:
-        """Give a directory to write a state in; remove older states after it, or this one after a failure."""
-        scratch = self._work / f".step-{step:08d}"
+    def _noted(self, step: int) -> Iterator[None]:
+        """Keep an error for the training thread."""
         try:
-            yield scratch
-            for old in _states(self._work)[: -self._keep]:
-                shutil.rmtree(old)
-        except BaseException as error:  # told to the training thread
-            shutil.rmtree(scratch, ignore_errors=True)
-            self._failed_step, self._failure = step, error
-
-
-def write_state(work: Path, scratch: Path, tensors: Mapping[str, Mapping[str, Tensor]], content: Mapping[str, Any]) -> None:
-    """Write a whole state into `scratch`, make sure that it is on the disk, and rename it into place below `work`."""
-    _begin(scratch)
-    for name, by_name in tensors.items():
-        place = scratch / f"{name}.safetensors"
-        save_file(dict(by_name), place)
-        _sync(place)
-    _complete(work, scratch, content)
+            yield
+        except BaseException as error:
+            if self._failure is None:
+                self._failed_step, self._failure = step, error
 
 
 def _begin(scratch: Path) -> None:
@@ -178,7 +169,8 @@ def _begin(scratch: Path) -> None:
     scratch.mkdir(parents=True)
 
 
-def _complete(work: Path, scratch: Path, content: Mapping[str, Any]) -> None:
+def complete_state(work: Path, scratch: Path, content: Mapping[str, Any]) -> None:
+    """Describe a state whose pieces are on the disk, and rename it into place below `work`."""
     state = scratch / _STATE_FILE
     state.write_text(json.dumps(content), encoding="utf-8")
     _sync(state)
@@ -229,7 +221,7 @@ def load_newest_state(work: Path, engine: Engine) -> Progress | None:
     newest = states[-1]
     try:
         content = json.loads((newest / _STATE_FILE).read_text(encoding="utf-8"))
-        weights, *moments = (load_file(newest / f"{name}.safetensors") for name in (_WEIGHTS, *MOMENTS))
+        tensors = _stored(newest, content)
         updates = content.get("updates", content["step"])  # states of older versions know neither skipped steps nor a scale
         scale = None if content.get("loss_scale") is None else from_plain(LossScale, content["loss_scale"], _STATE_FILE)
         progress = Progress(
@@ -238,13 +230,21 @@ def load_newest_state(work: Path, engine: Engine) -> Progress | None:
             history=content["history"],
             loads=[from_plain(StepLoads, one, _STATE_FILE) for one in content.get("loads", [])],  # older versions keep none
         )
+        engine.set_weights(tensors[WEIGHTS])
+        engine.set_moments({which: tensors[which] for which in MOMENTS}, updates)
     except (OSError, ValueError, KeyError, SafetensorError, ConfigError) as error:
         raise CheckpointError(f"{newest}: a damaged training state ({error}); remove it to go on from the one before") from error
-    engine.set_weights(weights)
-    engine.set_moments(dict(zip(MOMENTS, moments, strict=True)), updates)
     if scale is not None:
         engine.set_loss_scale(scale)
     return progress
+
+
+def _stored(state: Path, content: Mapping[str, Any]) -> Mapping[str, Mapping[str, Rows]]:
+    """Return a state's tensors by kind and name, read as they are asked for; older versions had a file of each kind."""
+    if "shapes" not in content:
+        return {which: load_file(state / f"{which}.safetensors") for which in (WEIGHTS, *MOMENTS)}
+    stored = StoredState(state, content["ranks"], content["shapes"])
+    return {which: stored.of(which) for which in (WEIGHTS, *MOMENTS)}
 
 
 def _states(work: Path) -> list[Path]:

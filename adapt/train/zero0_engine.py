@@ -6,6 +6,7 @@ are fp32: there are no masters beside them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 
 from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state
+from adapt.model.expert_parallel import Rows
 from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.paged_adamw import Paging
+from adapt.train.state_pieces import WEIGHTS, Piece, whole_pieces
 
 
 def open_engine(
@@ -47,16 +50,26 @@ class WholeEngine(Engine):
     def named_moments(self, which: str) -> Iterator[tuple[str, Tensor]]:
         return ((name, self._zero.state[parameter][which].float()) for name, parameter in self._trained())
 
-    @torch.no_grad()
-    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
-        for name, tensor in named_state(self.module):
-            tensor.copy_(weights[name])
+    def own_pieces(self) -> Iterator[Piece]:
+        """Yield every tensor that falls to this rank when they are given out in turn: all ranks hold all of them."""
 
-    def set_moments(self, moments: Mapping[str, Mapping[str, Tensor]], steps_done: int) -> None:
+        def mine(which: str, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[Piece]:
+            return whole_pieces(which, itertools.islice(tensors, self.rank.rank, None, self.rank.world_size))
+
+        yield from mine(WEIGHTS, self.named_weights())
+        for which in MOMENTS:
+            yield from mine(which, self.named_moments(which))
+
+    @torch.no_grad()
+    def set_weights(self, weights: Mapping[str, Rows]) -> None:
+        for name, tensor in named_state(self.module):
+            tensor.copy_(weights[name][...])
+
+    def set_moments(self, moments: Mapping[str, Mapping[str, Rows]], steps_done: int) -> None:
         self._create_moments(steps_done)
         for name, parameter in self._trained():
             for which in MOMENTS:
-                self._zero.state[parameter][which].copy_(moments[which][name])
+                self._zero.state[parameter][which].copy_(moments[which][name][...])
 
     def _optimizer_states(self) -> Iterator[Mapping[str, Any]]:
         return (self._zero.state[parameter] for _, parameter in self._trained())

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state
+from adapt.model.expert_parallel import Rows
 from adapt.model.gpt import GPT
-from adapt.train.optimizer import StepOutcome, parameter_groups
+from adapt.train.optimizer import MOMENTS, StepOutcome, parameter_groups
 from adapt.train.optimizer_config import OptimizerConfig
+from adapt.train.state_pieces import WEIGHTS, Piece, whole_pieces
 
 
 class PlainEngine:
@@ -49,16 +51,24 @@ class PlainEngine:
     def named_moments(self, which: str) -> Iterator[tuple[str, Tensor]]:
         return ((name, self._adamw.state[p][which]) for name, p in self.module.named_parameters() if p.requires_grad)
 
-    @torch.no_grad()
-    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
-        for name, tensor in named_state(self.module):
-            tensor.copy_(weights[name])
+    def own_pieces(self) -> Iterator[Piece]:
+        yield from whole_pieces(WEIGHTS, self.named_weights())
+        for which in MOMENTS:
+            yield from whole_pieces(which, self.named_moments(which))
 
-    def set_moments(self, moments: Mapping[str, Mapping[str, Tensor]], steps_done: int) -> None:
+    def state_shapes(self) -> dict[str, list[int]]:
+        return {name: list(tensor.shape) for name, tensor in self.named_weights()}
+
+    @torch.no_grad()
+    def set_weights(self, weights: Mapping[str, Rows]) -> None:
+        for name, tensor in named_state(self.module):
+            tensor.copy_(weights[name][...])
+
+    def set_moments(self, moments: Mapping[str, Mapping[str, Rows]], steps_done: int) -> None:
         for name, parameter in self.module.named_parameters():
             if not parameter.requires_grad:
                 continue
-            kept = {which: by_name[name].clone() for which, by_name in moments.items()}
+            kept = {which: by_name[name][...].clone() for which, by_name in moments.items()}
             self._adamw.state[parameter] = {"step": torch.tensor(float(steps_done)), **kept}
 
     @property

@@ -28,7 +28,7 @@ def test_the_share_is_near_the_largest_that_the_limit_allows(power: float, whole
 
 
 def test_an_increase_that_falls_slowly_and_unevenly_still_leaves_a_share() -> None:
-    """So it was measured: 40 % cost 5.1 %, 30 % 4.0, 26 % 3.4, 22 % 3.2, 19 % 4.4, and five shares that all cost more left nothing."""
+    """So it was measured once: 40 % cost 5.1 %, 30 % 4.0, 26 % 3.4, 22 % 3.2, 19 % 4.4; no share was found."""
     shares, costs = [0.0, 0.17, 0.19, 0.22, 0.26, 0.3, 0.4, 1.0], [0.0, 0.03, 0.044, 0.032, 0.034, 0.04, 0.051, 0.18]
     found = largest_share(lambda share: float(np.interp(share, shares, costs)), 0.18, 0.03)
     assert 0.05 < found <= 0.17

@@ -26,6 +26,7 @@ from adapt.text.packing import ReadingList
 from adapt.train.engine_config import EngineConfig
 from adapt.train.loop import Trainer
 from adapt.train.optimizer_config import OptimizerConfig
+from adapt.train.state_pieces import Piece
 from adapt.train.stopping import Stopped
 from adapt.train.tracking import NoTracker
 from adapt.train.train_config import TrainConfig
@@ -94,19 +95,19 @@ def small_files() -> Iterator[None]:
 def test_the_loop_goes_on_while_a_state_is_written_and_the_state_is_that_of_its_boundary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[GPT, list[dict[str, float]]]
 ) -> None:
-    written, write = threading.Event(), training_state.write_state
+    written, write = threading.Event(), training_state.write_pieces
 
     def slowly(*arguments: Any) -> None:
         assert written.wait(60), "training waited for the write"
         write(*arguments)
 
-    monkeypatch.setattr(training_state, "write_state", slowly)
+    monkeypatch.setattr(training_state, "write_pieces", slowly)
 
     class Killed(Exception):
         pass
 
     def end() -> None:
-        assert names(tmp_path) == [], "the state of step 4 is not written yet"
+        assert names(tmp_path) == [".step-00000004"], "the state of step 4 is not written yet"
         written.set()
         raise Killed
 
@@ -163,29 +164,35 @@ def test_a_process_that_dies_at_any_moment_of_a_write_leaves_a_whole_state(tmp_p
     class Died(BaseException):
         pass
 
-    sync, left = training_state._sync, 0
-    tensors = {name: {"w": torch.ones(3)} for name in ("weights", *training_state.MOMENTS)}
+    flush, left = os.fsync, 0
+    pieces = [Piece(which=which, name="w", start=0, values=torch.ones(3)) for which in ("weights", *training_state.MOMENTS)]
 
-    def dies(place: Path) -> None:
+    def dies(handle: int) -> None:
         nonlocal left
         left -= 1
         if left == 0:
             raise Died
-        sync(place)
+        flush(handle)
 
-    monkeypatch.setattr(training_state, "_sync", dies)
+    def write(work: Path, step: int) -> None:
+        scratch = work / f".step-{step:08d}"
+        scratch.mkdir(parents=True)
+        training_state.write_pieces(scratch, 0, pieces)
+        training_state.complete_state(work, scratch, {"step": step})
+
+    monkeypatch.setattr(os, "fsync", dies)
     found = []
-    for moment in range(1, 8):
+    for moment in range(1, 6):
         work = tmp_path / str(moment)
-        training_state.write_state(work, work / ".step-00000001", tensors, {"step": 1})
+        write(work, 1)
         left = moment
         with contextlib.suppress(Died):
-            training_state.write_state(work, work / ".step-00000002", tensors, {"step": 2})
+            write(work, 2)
         found.append(training_state._states(work)[-1].name)
         with StateWriter(work, engine_of(made()), keep=2):
             assert not list(work.glob(".step-*"))
-    # Three files of tensors, the description and its directory; then the state is in place.
-    assert found == ["step-00000001"] * 5 + ["step-00000002"] * 2
+    # The file of pieces, the description and its directory; then the state is in place.
+    assert found == ["step-00000001"] * 3 + ["step-00000002"] * 2
 
 
 def test_moments_of_another_training_go_on_with_the_number_of_their_updates(tmp_path: Path) -> None:
@@ -224,7 +231,7 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     model = made()
     engine = engine_of(model)
     trained(model, tmp_path)
-    place = tmp_path / "step-00000012" / "exp_avg.safetensors"
+    place = tmp_path / "step-00000012" / "rank-00000.safetensors"
     place.write_bytes(place.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match=r"step-00000012: a damaged training state .*remove it"):
         load_newest_state(tmp_path, engine)
@@ -262,10 +269,9 @@ def test_a_state_that_is_written_without_a_copy_holds_the_same_and_is_gone_on_fr
         with pytest.raises(Killed):
             trained(made(), work, At(9, kill))
         assert names(work) == ["step-00000004", "step-00000008"]
-    for name in ("weights", "exp_avg", "exp_avg_sq"):
-        copied, written = (load_file(work / "step-00000008" / f"{name}.safetensors") for work in works.values())
-        assert copied.keys() == written.keys()
-        assert all(torch.equal(tensor, written[key]) for key, tensor in copied.items())
+    copied, written = (load_file(work / "step-00000008" / "rank-00000.safetensors") for work in works.values())
+    assert copied.keys() == written.keys()
+    assert all(torch.equal(tensor, written[key]) for key, tensor in copied.items())
     for is_paged, work in works.items():  # either kind of run takes either kind of state
         monkeypatch.setattr(PlainEngine, "is_paged", not is_paged)
         resumed = made()

@@ -18,7 +18,7 @@ from adapt.scoring.batching import cheapest_runs
 from adapt.scoring.layout import POSITIONS_PER_HIDDEN_UNIT
 from adapt.scoring.tree import PrefixTree
 
-_WORTH_JOINING = 0.95  # of the cost of the rows by themselves: smaller gains go into masks
+_WORTH_JOINING = 0.92  # of all rows' tokens: smaller gains go into masks
 _MOST_NODES = 1024
 _MOST_TREES = 64
 
@@ -26,7 +26,7 @@ _MOST_TREES = 64
 def joined_groups(trees: Sequence[PrefixTree], hidden_size: int, most_tokens: int) -> list[list[int]]:
     """Return groups of trees, by place: each group is cheapest as one tree of at most `most_tokens` nodes.
 
-    Trees of different domains, and such that see all of themselves, share nothing.
+    Each tree is a group of its own where all groups together would spare little. Trees of different domains, and such that see all of themselves, share nothing.
     """
     order = sorted(range(len(trees)), key=lambda place: _beginning(trees[place]))
     sorted_trees = [trees[place] for place in order]
@@ -43,11 +43,14 @@ def joined_groups(trees: Sequence[PrefixTree], hidden_size: int, most_tokens: in
         leads_K = np.concatenate([[trunks_N[end - 1]], np.minimum.accumulate(within_K)])
         tails_K = nodes_K - leads_K
         costs_K = nodes_K + (leads_K * leads_K / 2 + tails_K * nodes_K) / positions_per_token
-        costs_K[1:] /= _WORTH_JOINING
         costs_K[1:][(nodes_K[1:] > min(most_tokens, _MOST_NODES)) | (leads_K[1:] == 0)] = np.inf
         return np.asarray(costs_K)
 
-    return [[order[place] for place in run] for run in cheapest_runs(len(trees), costs_to)]
+    runs = cheapest_runs(len(trees), costs_to)
+    spared = sum(int(shared_N[run.start + 1 : run.stop].sum()) for run in runs)
+    if spared < (1 - _WORTH_JOINING) * int(sizes_N.sum()):
+        return [[place] for place in range(len(trees))]
+    return [[order[place] for place in run] for run in runs]
 
 
 def _beginning(tree: PrefixTree) -> tuple[int, bool, bytes]:

@@ -168,7 +168,8 @@ class TreeScorer:
     def _joined(self, jobs: list[_Job], kinds: frozenset[Span]) -> list[_Job]:
         """Put rows that begin alike into one, where that costs less; only where the scorer chooses the layout.
 
-        All joined rows start their masked part where the shortest of their trunks ends, so that no lead is padded.
+        From then on, all rows but far longer ones begin their masked part where the shortest trunk of joined rows ends: so no lead
+        is padded, and batches hold rows of either kind.
         """
         if self._config.layout is not Layout.AUTO:
             return jobs
@@ -183,8 +184,10 @@ class TreeScorer:
             for group in groups
             if len(group) > 1
         ]
-        start = min((job.start for job in joined), default=0)
-        return alone + [replace(job, start=start) for job in joined]
+        if not joined:
+            return jobs
+        start, longest = min(job.start for job in joined), max(len(job.tree) for job in joined)
+        return [replace(job, start=start) if start <= job.start and len(job.tree) <= longest else job for job in [*alone, *joined]]
 
     def _cuts(self, tree: PrefixTree, layout: Layout) -> int:
         """Return into how many rows a tree is cut; only where the scorer chooses the layout."""

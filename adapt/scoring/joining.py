@@ -26,8 +26,8 @@ _MOST_TREES = 64
 def joined_groups(trees: Sequence[PrefixTree], hidden_size: int, most_tokens: int) -> list[list[int]]:
     """Return groups of trees, by place: each group is cheapest as one tree of at most `most_tokens` nodes.
 
-    Each tree is a group of its own where all groups together would spare little. Trees of different domains, and such that see all of
-    themselves, share nothing.
+    Each tree is a group of its own where all groups together would spare little. Trees of different domains share nothing, nor do
+    such that see all of themselves.
     """
     order = sorted(range(len(trees)), key=lambda place: _beginning(trees[place]))
     sorted_trees = [trees[place] for place in order]

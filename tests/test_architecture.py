@@ -62,6 +62,7 @@ ONE_FILE = {
     "pyarrow": "pseudo_label/store.py",
     "transformers": "adapt/model/hf.py",
     "peft": "adapt/model/lora.py",
+    "bitsandbytes": "adapt/model/quantized_base.py",
     "tokenizers": "adapt/text/hf_tokenizer.py",
     "sklearn": "pseudo_label/teachers/bag_of_words.py",
     "scipy": "pseudo_label/statistics.py",

@@ -16,8 +16,9 @@ import torch
 from adapt.core.errors import ConfigError
 from adapt.core.runtime import seed_for
 from adapt.model.hf import PREFIX, HFModel
-from adapt.model.lora_config import LoraConfig, LoraLayout, LoraTarget, TargetFactors
+from adapt.model.lora_config import QUANTIZED_BITS, LoraConfig, LoraLayout, LoraTarget, TargetFactors
 from adapt.model.low_rank import layer_free, targeted, trained_by_group
+from adapt.model.quantized_base import quantize_base
 
 _ADAPTER = "default"
 _STORED_PREFIX = "base_model.model."
@@ -50,6 +51,8 @@ def add_lora(model: HFModel, config: LoraConfig, seed: int) -> dict[LoraTarget, 
     peft = import_peft()
     shapes = {name.removeprefix(PREFIX): tuple(p.shape) for name, p in model.named_parameters()}
     groups = targeted(shapes, config, "this model")
+    if config.base_bits in QUANTIZED_BITS:
+        quantize_base(model, config.base_bits)
     bare = {*_PARAMETERS, *([LoraTarget.MLP] if model.causal.config.model_type in _TAKEN_FOR_EXPERTS else [])}
     modules = [name.removesuffix(".weight") for name, group in groups.items() if group not in bare]
     settings = peft.LoraConfig(

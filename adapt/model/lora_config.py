@@ -20,6 +20,8 @@ class LoraTarget(enum.Enum):
     ROUTER = "router"
 
 
+QUANTIZED_BITS = (8, 4)
+BASE_BITS = (16, *QUANTIZED_BITS)
 DEFAULT_TARGETS = (LoraTarget.ATTENTION, LoraTarget.MLP, LoraTarget.EXPERTS)
 
 
@@ -35,8 +37,16 @@ class LoraConfig(Settings):
         hint="null takes attention, MLPs and routed experts, those that the base has",
     )
 
+    base_bits: int = setting(
+        16,
+        "Bits of the frozen base's linear layers while it is trained: 16 (as engine.precision says), 8 or 4, by bitsandbytes.",
+        hint="8 and 4 need the extra quantized",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.base_bits not in BASE_BITS:
+            raise ConfigError(f"base_bits: {self.base_bits} is none of {', '.join(map(str, BASE_BITS))}")
         if self.targets is not None and not self.targets:
             raise ConfigError("targets: is empty, so nothing would be trained; name some of attention, mlp, experts, router")
         if self.targets is not None and len(set(self.targets)) != len(self.targets):

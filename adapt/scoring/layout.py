@@ -25,7 +25,7 @@ from adapt.scoring.tree import PrefixTree
 
 # Measured by `python -m pipelines.bench scoring_layouts`: attending to this many positions for each unit of hidden size takes
 # about as long as all other work on a token.
-_POSITIONS_PER_HIDDEN_UNIT = 3.0
+POSITIONS_PER_HIDDEN_UNIT = 3.0
 _WORTH_CUTTING = 0.75  # of the cost of one row: smaller gains go into padding
 
 
@@ -38,7 +38,7 @@ def best_layout(tree: PrefixTree, layout: Layout, hidden_size: int) -> Layout:
         return Layout.ROWS
     if layout is not Layout.AUTO:
         return layout
-    positions_per_token = _POSITIONS_PER_HIDDEN_UNIT * hidden_size
+    positions_per_token = POSITIONS_PER_HIDDEN_UNIT * hidden_size
     packed = _packed_cost(tree.trunk, len(tree) - tree.trunk, best_cuts(tree, hidden_size), positions_per_token)
     lengths = tree.lengths_C
     rows = float(lengths.sum()) + float((lengths * lengths).sum()) / 2 / positions_per_token
@@ -50,7 +50,7 @@ def best_cuts(tree: PrefixTree, hidden_size: int) -> int:
     lead, tail = tree.trunk, len(tree) - tree.trunk
     if tail == 0:
         return 1
-    positions_per_token = _POSITIONS_PER_HIDDEN_UNIT * hidden_size
+    positions_per_token = POSITIONS_PER_HIDDEN_UNIT * hidden_size
     # Each further row costs a trunk; n rows cost tail^2 / n attended positions.
     trunk_cost = lead + lead * lead / 2 / positions_per_token
     cuts = min(round(math.sqrt(tail * tail / positions_per_token / max(trunk_cost, 1.0))), tree.n_candidates)

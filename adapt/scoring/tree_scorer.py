@@ -2,15 +2,15 @@
 
 Legend: B rows, T columns, Q queries, V vocabulary.
 
-Examples are taken in windows, sorted by size within a window, and batched under a budget of padded tokens. Memory depends on the
-window and the budget, not on the number of examples.
+Examples are taken in windows. Within a window, rows that begin alike may be joined; rows are sorted by size and cut into batches of
+little padding under a budget of tokens. Memory depends on the window and the budget, not on the number of examples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from adapt.core.scorer import FloatArray, TwoStepScores
 from adapt.core.spans import IntArray, Reading, Span
 from adapt.model.inputs import CausalBase, Past
 from adapt.model.paging import PassesTogether
+from adapt.scoring.batching import batch_cost, batches_of
+from adapt.scoring.joining import joined_groups
 from adapt.scoring.layout import best_cuts, best_layout, columns_of, cut_candidates, leading_inputs, packed_inputs, tail_inputs
 from adapt.scoring.scorer_config import Layout, ScorerConfig
 from adapt.scoring.tree import PrefixTree, build_tree
@@ -31,16 +33,24 @@ Choose = Callable[[int, FloatArray], Sequence[int]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Job:
-    """A tree to be scored in one row, and which candidates of which example it holds."""
+    """A tree to be scored in one row, made of `readings`, which are those of the window at `places`.
+
+    Nodes before `start` are read by plain causal attention, the others under a mask.
+    """
 
     tree: PrefixTree
-    example: int
-    candidates: IntArray
+    readings: Sequence[Reading]
+    places: IntArray
     layout: Layout
+    start: int
+
+    @property
+    def tail(self) -> int:
+        return len(self.tree) - self.start
 
     @property
     def size(self) -> tuple[str, int, int]:
-        return self.layout.value, self.tree.trunk, len(self.tree)
+        return self.layout.value, self.start, len(self.tree)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,13 +84,15 @@ class TreeScorer:
         """
         stream = iter(examples)
         while window := list(islice(stream, self._config.window)):
-            sums = [np.zeros((len(readings), len(Span))) for readings in window]
-            jobs = [job for index, readings in enumerate(window) for job in self._jobs(index, readings, kinds)]
-            for batches in self._passes(jobs):
+            ends = np.cumsum([len(readings) for readings in window])
+            sums = np.zeros((int(ends[-1]), len(Span)))
+            firsts = [0, *ends[:-1].tolist()]
+            jobs = [job for first, readings in zip(firsts, window, strict=True) for job in self._jobs(first, readings, kinds)]
+            for batches in self._passes(self._joined(jobs, kinds)):
                 results = self._score_batches(batches)
                 for job, result in zip((job for batch in batches for job in batch), results, strict=True):
-                    sums[job.example][job.candidates] = result
-            yield from sums
+                    sums[job.places] = result
+            yield from np.split(sums, ends[:-1])
 
     def score_in_two_steps(
         self, examples: Iterable[tuple[Sequence[Reading], Sequence[Reading]]], kinds: frozenset[Span], choose: Choose
@@ -90,18 +102,18 @@ class TreeScorer:
         while window := list(islice(stream, self._config.window)):
             trees = [self._tree([*coarse, *fine], kinds) for coarse, fine in window]
             jobs = [
-                _Job(tree=tree, example=index, candidates=np.arange(tree.n_candidates), layout=self._layout(tree))
+                _Job(tree=tree, readings=(), places=np.asarray([index]), layout=self._layout(tree), start=tree.trunk)
                 for index, tree in enumerate(trees)
             ]
             found: dict[int, TwoStepScores] = {}
             for batch in self._batches(jobs):
-                chunk = [window[job.example] for job in batch]
+                examples_here = [int(job.places[0]) for job in batch]
                 starts = (
                     None if batch[0].layout is Layout.ROWS else [min(job.tree.trunk, job.tree.lengths_C.min()) for job in batch]
                 )
-                numbers = [done + job.example for job in batch]
+                chunk, numbers = [window[index] for index in examples_here], [done + index for index in examples_here]
                 results = self._two_steps(chunk, numbers, starts, kinds, choose)
-                found.update(zip((job.example for job in batch), results, strict=True))
+                found.update(zip(examples_here, results, strict=True))
             yield from (found[index] for index in range(len(window)))
             done += len(window)
 
@@ -142,21 +154,40 @@ class TreeScorer:
     def _layout(self, tree: PrefixTree) -> Layout:
         return best_layout(tree, self._config.layout, self._model.hidden_size)
 
-    def _jobs(self, example: int, readings: Sequence[Reading], kinds: frozenset[Span]) -> list[_Job]:
+    def _jobs(self, first: int, readings: Sequence[Reading], kinds: frozenset[Span]) -> list[_Job]:
+        """Lay out an example whose candidates are those of the window from `first` on."""
         tree = self._tree(readings, kinds)
         layout = self._layout(tree)
         cuts = self._cuts(tree, layout)
         if layout is not Layout.ROWS and cuts == 1:
-            return [_Job(tree=tree, example=example, candidates=np.arange(len(readings)), layout=layout)]
-        return [
-            _Job(
-                tree=build_tree([readings[place] for place in places], kinds),
-                example=example,
-                candidates=np.asarray(places),
-                layout=Layout.PACKED,
+            places = np.arange(first, first + len(readings))
+            return [_Job(tree=tree, readings=readings, places=places, layout=layout, start=tree.trunk)]
+        parts = _rows_of(readings) if layout is Layout.ROWS else cut_candidates(tree, cuts)
+        return [_packed_job([readings[place] for place in part], first + np.asarray(part), kinds) for part in parts]
+
+    def _joined(self, jobs: list[_Job], kinds: frozenset[Span]) -> list[_Job]:
+        """Put rows that begin alike into one, where that costs less; only where the scorer chooses the layout.
+
+        From then on, all rows but far longer ones begin their masked part where the shortest trunk of joined rows ends: so no lead
+        is padded, and batches hold rows of either kind.
+        """
+        if self._config.layout is not Layout.AUTO:
+            return jobs
+        groups = joined_groups([job.tree for job in jobs], self._model.hidden_size, self._config.max_batch_tokens)
+        alone = [jobs[group[0]] for group in groups if len(group) == 1]
+        joined = [
+            _packed_job(
+                [reading for place in group for reading in jobs[place].readings],
+                np.concatenate([jobs[place].places for place in group]),
+                kinds,
             )
-            for places in (_rows_of(readings) if layout is Layout.ROWS else cut_candidates(tree, cuts))
+            for group in groups
+            if len(group) > 1
         ]
+        if not joined:
+            return jobs
+        start, longest = min(job.start for job in joined), max(len(job.tree) for job in joined)
+        return [replace(job, start=start) if start <= job.start and len(job.tree) <= longest else job for job in [*alone, *joined]]
 
     def _cuts(self, tree: PrefixTree, layout: Layout) -> int:
         """Return into how many rows a tree is cut; only where the scorer chooses the layout."""
@@ -164,17 +195,12 @@ class TreeScorer:
         return best_cuts(tree, self._model.hidden_size) if is_free else 1
 
     def _batches(self, jobs: list[_Job]) -> Iterator[list[_Job]]:
-        batch: list[_Job] = []
-        tail = 0
-        for job in sorted(jobs, key=lambda job: job.size):
-            tail = max(tail, len(job.tree) - job.tree.trunk)
-            is_full = (len(batch) + 1) * (job.tree.trunk + tail) > self._config.max_batch_tokens
-            if batch and (is_full or job.layout is not batch[0].layout):
-                yield batch
-                batch, tail = [], len(job.tree) - job.tree.trunk
-            batch.append(job)
-        if batch:
-            yield batch
+        jobs = sorted(jobs, key=lambda job: job.size)
+        own_cost = batch_cost(self._device.type)
+        for _, some in groupby(jobs, key=lambda job: job.layout):
+            alike = list(some)
+            runs = batches_of([job.start for job in alike], [job.tail for job in alike], self._config.max_batch_tokens, own_cost)
+            yield from (alike[run.start : run.stop] for run in runs)
 
     def _passes(self, jobs: list[_Job]) -> Iterator[list[list[_Job]]]:
         """Put batches together as far as one pass over the model's weights is to serve several; else each is a pass."""
@@ -182,7 +208,7 @@ class TreeScorer:
         together: list[list[_Job]] = []
         tokens = 0
         for batch in self._batches(jobs):
-            size = len(batch) * (max(job.tree.trunk for job in batch) + max(len(job.tree) - job.tree.trunk for job in batch))
+            size = len(batch) * (max(job.start for job in batch) + max(job.tail for job in batch))
             if together and tokens + size > room:
                 yield together
                 together, tokens = [], 0
@@ -196,9 +222,9 @@ class TreeScorer:
         """Score the batches of one pass, in their order."""
         model = self._model
         if not isinstance(model, PassesTogether) or any(batch[0].layout is Layout.CACHE for batch in batches):
-            return [sums for batch in batches for sums in self._score_batch([job.tree for job in batch], batch[0].layout)]
+            return [sums for batch in batches for sums in self._score_batch(batch)]
         trees = [[job.tree for job in batch] for batch in batches]
-        starts = [[tree.trunk for tree in some] for some in trees]
+        starts = [[job.start for job in batch] for batch in batches]
         inputs = [packed_inputs(some, places).to(self._device) for some, places in zip(trees, starts, strict=True)]
         found: list[FloatArray] = []
         for some, places, output in zip(trees, starts, model.run_together(inputs), strict=True):
@@ -206,9 +232,9 @@ class TreeScorer:
         return found
 
     @torch.inference_mode()
-    def _score_batch(self, trees: list[PrefixTree], layout: Layout) -> list[FloatArray]:
-        starts = [tree.trunk for tree in trees]
-        if layout is Layout.CACHE and min(starts) > 0:
+    def _score_batch(self, batch: list[_Job]) -> list[FloatArray]:
+        trees, starts = [job.tree for job in batch], [job.start for job in batch]
+        if batch[0].layout is Layout.CACHE and min(starts) > 0:
             return self._go_on(self._read_trunks(trees, starts), trees)
         output = self._model(packed_inputs(trees, starts).to(self._device))
         return self._read_off(output.hidden_BTH, trees, starts, max(starts))
@@ -257,6 +283,11 @@ class TreeScorer:
                 "scorer.precision=fp16: scores are not finite, activations overflow it; use scorer.precision=bf16 or fp32"
             )
         return CheckpointError("scores are not finite: the checkpoint's weights are damaged, or its training went wrong")
+
+
+def _packed_job(readings: Sequence[Reading], places: IntArray, kinds: frozenset[Span]) -> _Job:
+    tree = build_tree(readings, kinds)
+    return _Job(tree=tree, readings=readings, places=places, layout=Layout.PACKED, start=tree.trunk)
 
 
 def _rows_of(readings: Sequence[Reading]) -> list[list[int]]:

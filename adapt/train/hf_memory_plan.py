@@ -7,7 +7,7 @@ dense families; routed experts take rows by content, which cannot be traced, so 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def plan_foreign(
         by_group = trained_by_group(shapes, targeted(shapes, lora, str(directory)), lora.rank)
         trained = sum(by_group.values())
     else:
-        train_only(frame, trains, lora)
+        train_only(frame, trains, replace(lora, base_bits=16))
         trained = sum(parameter.numel() for parameter in frame.parameters() if parameter.requires_grad)
     tokens = min(frame.context_length, tokens or PLANNED_TOKENS)
     memory = plan_memory(counts, engine, offload, trained)
@@ -134,4 +134,4 @@ def check_foreign_memory(
 
 
 def _prepare(model: nn.Module, trains: Trained, lora: LoraConfig) -> None:
-    train_only(model, trains, lora)
+    train_only(model, trains, replace(lora, base_bits=16))  # frames have no weights to round: the plan is that of a whole base

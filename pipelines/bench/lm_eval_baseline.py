@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,23 @@ def harness(twin: Any) -> Any:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns that a model object was given
     huggingface = importlib.import_module("lm_eval.models.huggingface")
     return huggingface.HFLM(pretrained=twin, tokenizer=_tokenizer(twin.config.vocab_size), batch_size=BATCH_ROWS, device="cpu")
+
+
+def harness_of_directory(causal: Any, directory: Path, batch_rows: int) -> Any:
+    """Return the harness over a model in memory with the tokenizer of its directory, as it reads both for texts."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    huggingface = importlib.import_module("lm_eval.models.huggingface")
+    tokenizer = importlib.import_module("transformers").AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    return huggingface.HFLM(pretrained=causal, tokenizer=tokenizer, batch_size=batch_rows, device="cpu")
+
+
+def log_likelihoods(lm: Any, requests: Sequence[tuple[str, str]]) -> list[float]:
+    """Return the log-likelihood of each second text after the first, tokenized by the harness."""
+    instance = importlib.import_module("lm_eval.api.instance").Instance
+    asked = [
+        instance(request_type="loglikelihood", doc={}, arguments=request, idx=number) for number, request in enumerate(requests)
+    ]
+    return [total for total, _ in lm.loglikelihood(asked, disable_tqdm=True)]
 
 
 def requests_of(examples: Sequence[Sequence[Reading]]) -> list[Request]:

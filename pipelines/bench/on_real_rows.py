@@ -28,9 +28,9 @@ class RealRows:
     unlabeled: list[TaskRow]
 
 
-def real_rows(root: Path, name: str, n_labelled: int, n_unlabeled: int) -> RealRows:
-    """Read at most so many rows of a shipped task below a directory in the CLUE layout."""
-    task = load_task(name, [conf_dir() / "task"])
+def real_rows(root: Path, name: str, n_labelled: int, n_unlabeled: int, own_tasks: Path | None = None) -> RealRows:
+    """Read at most so many rows of a task, shipped or in a directory of one's own, below a directory in the CLUE layout."""
+    task = load_task(name, [*([own_tasks] if own_tasks else []), conf_dir() / "task"])
     splits = [split for split in _SPLITS if is_rows(split_path(root, task, split))]
     labelled = [row for split in splits for row in read_split(root, task, split) if row.label is not None]
     held = EvaluationTexts(labelled, task)

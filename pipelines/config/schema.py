@@ -211,6 +211,13 @@ class ExportConfig(Settings):
         form="name",
         hint="null brings none; a model of this project needs export.form=hugging_face",
     )
+    zero_shot_data: str | None = setting(
+        None,
+        "Directory with data of English zero-shot tasks (lambada.jsonl, piqa, boolq, race, triviaqa, webqs), which task files for "
+        "lm-evaluation-harness will read.",
+        form="directory",
+        hint="null writes no such files; a model of this project needs export.form=hugging_face",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError
 from adapt.core.runtime import ONCE
 from adapt.model.config import GPTConfig
+from adapt.model.lora_config import QUANTIZED_BITS
 from adapt.train.engine_config import EngineConfig
 from adapt.train.train_config import Trained
 from pipelines.config.adapt_settings import AdaptConfig, MomentsStart
@@ -93,6 +94,10 @@ def _check_foreign_trained(base: Artifact, settings: AdaptConfig) -> None:
     if trains is not Trained.LORA:
         return
     import_peft()
+    if settings.lora.base_bits in QUANTIZED_BITS:
+        from adapt.model.quantized_base import import_bitsandbytes
+
+        import_bitsandbytes(settings.lora.base_bits)
     if is_delta(place):
         raise ConfigError(
             f"continue_pretrain.trains=lora: {place} is a delta itself; start from its base, or merge it first (export.form=merged)"

@@ -16,13 +16,13 @@ from adapt.core.faults import need_room
 from adapt.core.json_files import read_object, write_json
 from adapt.core.typed import from_plain, to_plain
 from adapt.train.train_config import Trained
-from pipelines.config.schema import ExportForm
+from pipelines.config.schema import ExportConfig, ExportForm
 from pipelines.stages.contract import Reads, Stage, Workshop, order_of, unkeyed
 from pipelines.stages.delivery import Delivery
 from pipelines.stages.evaluate import DECISION_FILE, adapted_artifact
 from pipelines.stages.export_card import ForTransformers, card
 from pipelines.stages.gain import gain_of, in_a_sentence
-from pipelines.stages.harness_tasks import write_harness_tasks
+from pipelines.stages.harness_tasks import write_harness_tasks, write_zero_shot_tasks
 from pipelines.stages.models import weights_of
 from pipelines.stages.products import Adaptation, Evaluation
 from pipelines.stages.rows import TaskData
@@ -30,6 +30,7 @@ from pipelines.stages.run import Run
 from pipelines.stages.up_to_date import ADAPTED, BASE, EVALUATED, out_of_date
 from pseudo_label.decision import Decision
 from pseudo_label.harnesses.lm_eval import FOLDER
+from pseudo_label.harnesses.zero_shot import data_files
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.predictor import PredictorSpec, save_spec
 from pseudo_label.tasks import TaskConfig
@@ -43,7 +44,7 @@ logger = logging.getLogger("pipelines")
 class ExportReads(Reads):
     """The task, its evaluation, and the model: the adapted one, or the base where nothing was adapted.
 
-    `harness_split` are rows that go into task files for other programs.
+    `harness_split` are rows that go into task files for other programs, `zero_shot_data` names data that further ones read.
     """
 
     data: TaskData
@@ -52,6 +53,7 @@ class ExportReads(Reads):
     evaluate: Artifact
     form: ExportForm
     harness_split: str | None
+    zero_shot_data: str | None
     delivery: Delivery | None = unkeyed("where the export is copied to")
 
 
@@ -67,9 +69,10 @@ class Export(Stage[ExportReads]):
         evaluated = run.require("evaluate", task)
         adapted = adapted_artifact(run, task, base)
         _refuse_stale(task, {EVALUATED: evaluated, BASE: base, **({} if adapted is None else {ADAPTED: adapted})})
-        form, split = run.config.export.form, run.config.export.harness_split
+        export = run.config.export
+        form, split = export.form, export.harness_split
         refuse_form(form, _trained(adapted), weights_of(base))
-        refuse_harness(form, split, weights_of(base))
+        refuse_harness(export, weights_of(base))
         return ExportReads(
             data=TaskData.of(run, task, [] if split is None else [split]),
             base=base,
@@ -77,6 +80,7 @@ class Export(Stage[ExportReads]):
             evaluate=evaluated,
             form=form,
             harness_split=split,
+            zero_shot_data=export.zero_shot_data,
             delivery=Delivery.of(run, task.name),
         )
 
@@ -95,6 +99,8 @@ class Export(Stage[ExportReads]):
             lexical_files.copy(evaluated.path, result)
         if reads.harness_split is not None:
             write_harness_tasks(result, spec, reads.data, reads.harness_split)
+        if reads.zero_shot_data is not None:
+            write_zero_shot_tasks(result, reads.zero_shot_data)
         shutil.copyfile(evaluated.file(METRICS_FILE), result / METRICS_FILE)
         provenance = {
             "task": task.name,
@@ -146,14 +152,17 @@ def refuse_form(form: ExportForm, trains: Trained | None, base: Path | None = No
         raise ConfigError(f"export.form=delta: is for Hugging Face bases, and {base} is none; use export.form=merged")
 
 
-def refuse_harness(form: ExportForm, split: str | None, base: Path | None) -> None:
+def refuse_harness(export: ExportConfig, base: Path | None) -> None:
     """Raise ConfigError where other programs could not open an export for which they are to get task files."""
-    if split is None:
-        return
-    if form is ExportForm.DELTA:
-        raise ConfigError("export.harness_split: other programs open whole models; use export.form=merged")
-    if form is ExportForm.MERGED and base is not None and not is_hf_directory(base):
-        raise ConfigError("export.harness_split: other programs open a model of this project with export.form=hugging_face only")
+    for key, value in (("harness_split", export.harness_split), ("zero_shot_data", export.zero_shot_data)):
+        if value is None:
+            continue
+        if export.form is ExportForm.DELTA:
+            raise ConfigError(f"export.{key}: other programs open whole models; use export.form=merged")
+        if export.form is ExportForm.MERGED and base is not None and not is_hf_directory(base):
+            raise ConfigError(f"export.{key}: other programs open a model of this project with export.form=hugging_face only")
+    if export.zero_shot_data is not None:
+        data_files(Path(export.zero_shot_data))
 
 
 def _trained(adapted: Artifact | None) -> Trained | None:

@@ -11,10 +11,12 @@ from pipelines.stages.rows import TaskData
 from pseudo_label.harnesses.lm_eval import all_notes, write_lm_eval
 from pseudo_label.harnesses.opencompass import write_opencompass
 from pseudo_label.harnesses.prompt_text import TextForm, harness_rows, prompt_text
+from pseudo_label.harnesses.zero_shot import TAG, data_files, write_zero_shot
 from pseudo_label.predictor import PredictorSpec
 
 logger = logging.getLogger("pipelines")
 _KEY = "export.harness_split"
+_DATA_KEY = "export.zero_shot_data"
 
 
 def write_harness_tasks(directory: Path, spec: PredictorSpec, data: TaskData, split: str) -> None:
@@ -26,7 +28,7 @@ def write_harness_tasks(directory: Path, spec: PredictorSpec, data: TaskData, sp
         ConfigError: the tokenizer encodes texts in a way that other programs do not.
         DataError: the split has no labelled rows, or a row does not fit into the context.
     """
-    form = _text_form(directory)
+    form = _text_form(directory, _KEY)
     labelled = [row for row in data.read(split) if row.label is not None]
     if not labelled:
         raise DataError(f"{data.path(split)}: has no labelled rows; name another split as {_KEY}")
@@ -42,7 +44,19 @@ def write_harness_tasks(directory: Path, spec: PredictorSpec, data: TaskData, sp
         logger.info("%s for other programs: %s", spec.task.name, note)
 
 
-def _text_form(directory: Path) -> TextForm:
+def write_zero_shot_tasks(directory: Path, data: str) -> None:
+    """Write the articles' zero-shot tasks, as far as `data` has their rows, next to a model and tokenizer.
+
+    Raises:
+        ConfigError: the tokenizer encodes texts in a way that other programs do not.
+        DataError: there is no such data, or it has another layout.
+    """
+    counts = write_zero_shot(directory, data_files(Path(data)), _text_form(directory, _DATA_KEY).start)
+    listed = ", ".join(f"{name} ({count:,} rows)" for name, count in counts.items())
+    logger.info("zero-shot tasks for lm-evaluation-harness, --tasks %s: %s", TAG, listed)
+
+
+def _text_form(directory: Path, key: str) -> TextForm:
     """Return how the exported model's texts are written for other programs."""
     from adapt.checkpoint.hf_directory import is_own_form  # these import torch
     from adapt.checkpoint.vocabulary import tokenizer_of
@@ -56,6 +70,6 @@ def _text_form(directory: Path) -> TextForm:
     if isinstance(tokenizer, HFTokenizer) and tokenizer.whole is not None:
         return TextForm(tokenizer=tokenizer, context_length=context, start=tokenizer.start_as_text)
     raise ConfigError(
-        f"{_KEY}: this model encodes the parts of a prompt on their own, and its tokenizer.json cannot say so; other programs "
+        f"{key}: this model encodes the parts of a prompt on their own, and its tokenizer.json cannot say so; other programs "
         "would score other tokens"
     )

@@ -239,7 +239,7 @@ def check_export(ahead: Ahead) -> None:
 
     check_deliveries(ahead.run, ahead.tasks if ahead.has("export") else ())
     if ahead.has("export"):
-        refuse_harness(ahead.config.export.form, ahead.config.export.harness_split, None)
+        refuse_harness(ahead.config.export, None)
     if ahead.has("export") and ahead.has("continue_pretrain"):
         refuse_form(ahead.config.export.form, ahead.config.continue_pretrain.trains)
 

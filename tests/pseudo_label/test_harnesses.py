@@ -29,18 +29,12 @@ from pseudo_label.prompts import Prompt
 from pseudo_label.task_config import TaskConfig, TaskRow
 from pseudo_label.tasks import labels_of, load_task
 from tests.support.hf_checkpoints import make_checkpoint
+from tests.support.yaml_functions import Loader
 
 TASKS = sorted(path.stem for path in (conf_dir() / "task").glob("*.yaml"))
 CONTEXT = 96
 RAW = Decision(method=Method.RAW, labels=FittedScores(prompts=["reference"]), groups=None, n_fitted=0)
 TEXTS = ["物流很快，\u2028包装\x85也好。", "第一行\n第二行 {{x}} {a} 100%", "一" * 150, "", "a  b ", "123"]
-
-
-class Loader(yaml.SafeLoader):
-    """Reads `!function` as the name that it gives."""
-
-
-Loader.add_constructor("!function", lambda loader, node: str(node.value))
 
 
 @pytest.fixture(scope="module")

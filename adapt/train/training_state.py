@@ -2,10 +2,12 @@
 
 `<work>/step-00000100/` holds weights and moments by parameter name (safetensors), and `state.json` (step, updates, lagged shares,
 history, experts' loads at some steps, and in fp16 the loss scale).
-A state is a copy taken at the step boundary, which a thread writes while training goes on: every file and directory is on the
-disk before the directory is renamed into place, and older states go only after that. So whatever ends a process, or fills the disk,
-the newest complete state is whole. The copy takes as much memory on rank 0 as weights and moments do: 12 bytes a parameter. Where
-the optimizer's state lies in a file, memory is short: training waits, and tensors are written one by one without a copy.
+Every file and directory of a state is on the disk before the directory is renamed into place, and older states go only after that.
+So whatever ends a process, or fills the disk, the newest complete state is whole.
+
+On a GPU a state is a copy in the host's memory, taken at the step boundary, which a thread writes while training goes on. On a CPU
+that copy would be the peak of the whole training (12 bytes a parameter, beside weights and moments), and writing takes little time
+next to a few hundred steps: training waits, and tensors are written one by one without a copy.
 """
 
 from __future__ import annotations
@@ -52,9 +54,9 @@ class Progress:
 
 
 class StateWriter:
-    """Saves states in the background, one at a time; used as a context, whose end waits for the last of them.
+    """Saves states, on GPUs in the background and one at a time; used as a context, whose end waits for the last of them.
 
-    Every rank takes part in `save`; only rank 0 holds copies and writes.
+    Every rank takes part in `save`; only rank 0 writes, and holds copies.
     """
 
     def __init__(self, work: Path, engine: Engine, keep: int) -> None:
@@ -69,10 +71,10 @@ class StateWriter:
                 shutil.rmtree(scratch, ignore_errors=True)
 
     def save(self, progress: Progress) -> None:
-        """Copy the state of this step boundary and start to write it. A collective.
+        """Write the state of this step boundary, or copy it and start to write. A collective.
 
         Raises:
-            TrainingError: the state before could not be written.
+            TrainingError: this state or the one before could not be written.
         """
         self.wait()
         is_main = self._engine.rank.is_main
@@ -84,7 +86,7 @@ class StateWriter:
             "history": list(progress.history),  # the loop goes on adding to its own
             "loads": to_plain(progress.loads),
         }
-        if self._engine.is_paged:
+        if not copies_states(self._engine.device):
             self._write_at_once(progress.step, content)
             self.check()
             return
@@ -161,6 +163,11 @@ class StateWriter:
         except BaseException as error:  # told to the training thread
             shutil.rmtree(scratch, ignore_errors=True)
             self._failed_step, self._failure = step, error
+
+
+def copies_states(device: torch.device) -> bool:
+    """Say whether a state is copied, so that training goes on while it is written."""
+    return device.type != "cpu"
 
 
 def write_state(work: Path, scratch: Path, tensors: Mapping[str, Mapping[str, Tensor]], content: Mapping[str, Any]) -> None:

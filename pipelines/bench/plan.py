@@ -101,13 +101,13 @@ def own_cases() -> list[Case]:
         Case(name="dense-accumulated", model=dense, engine=_engine(), tokens=256, rows=8),
         Case(name="dense-zero0", model=dense, engine=_engine(zero_stage=0), tokens=256),
         Case(name="dense-zero1-2ranks", model=dense, engine=_engine(ranks=2, zero_stage=1), tokens=256),
-        Case(name="dense-bf16", model=dense, engine=_engine(_BF16, rows=8), tokens=256),
-        Case(name="dense-long", model=long, engine=_engine(rows=3), tokens=1024),
-        Case(name="dense-long-recomputed", model=long, engine=_engine(rows=3, activation_checkpointing=full), tokens=1024),
-        Case(name="dense-long-bf16", model=long, engine=_engine(_BF16, rows=4), tokens=1024),
+        Case(name="dense-bf16", model=dense, engine=_engine(_BF16, rows=6), tokens=256),
+        Case(name="dense-long", model=long, engine=_engine(rows=2), tokens=1024),
+        Case(name="dense-long-recomputed", model=long, engine=_engine(rows=2, activation_checkpointing=full), tokens=1024),
+        Case(name="dense-long-bf16", model=long, engine=_engine(_BF16, rows=2), tokens=1024),
         Case(name="sparse", model=sparse, engine=_engine(), tokens=256),
-        Case(name="sparse-2ranks", model=sparse, engine=_engine(ranks=2), tokens=128),
-        Case(name="sparse-shared", model=sparse, engine=_engine(ranks=2, expert_parallel=2), tokens=128),
+        Case(name="sparse-2ranks", model=sparse, engine=_engine(rows=2, ranks=2), tokens=128),
+        Case(name="sparse-shared", model=sparse, engine=_engine(rows=2, ranks=2, expert_parallel=2), tokens=128),
         Case(name="sparse-paged", model=sparse, engine=_engine(), tokens=128, offload=_PAGED),
         Case(name="sparse-zero0-paged", model=sparse, engine=_engine(zero_stage=0), tokens=128, offload=_PAGED),
         Case(name="sparse-bf16-selective", model=sparse, engine=_engine(_BF16, activation_checkpointing=selective), tokens=256),
@@ -122,13 +122,13 @@ def _foreign_cases(base: Path | None, place: Path) -> Iterator[Case]:
     lora = Trained.LORA
     yield Case(name="llama-2ranks", model=exact, engine=_engine(ranks=2), tokens=128)
     yield Case(name="llama-bf16", model=rounded, engine=_engine(_BF16), tokens=256)
-    yield Case(name="llama-lora", model=rounded, engine=_engine(rows=8), tokens=256, trains=lora)
+    yield Case(name="llama-lora", model=rounded, engine=_engine(rows=6), tokens=256, trains=lora)
     yield Case(name="llama-head-paged", model=exact, engine=_engine(), tokens=256, trains=Trained.HEAD, offload=_PAGED)
     if base is not None:
-        yield Case(name="base", model=base, engine=_engine(), tokens=128)
-        yield Case(name="base-zero0", model=base, engine=_engine(zero_stage=0, rows=2), tokens=256)
-        yield Case(name="base-lora", model=base, engine=_engine(), tokens=256, trains=lora)
-        yield Case(name="base-lora-bf16", model=base, engine=_engine(_BF16), tokens=256, trains=lora)
+        yield Case(name="base", model=base, engine=_engine(rows=1), tokens=128)
+        yield Case(name="base-zero0", model=base, engine=_engine(zero_stage=0, rows=2), tokens=128)
+        yield Case(name="base-lora", model=base, engine=_engine(rows=2), tokens=192, trains=lora)
+        yield Case(name="base-lora-bf16", model=base, engine=_engine(_BF16, rows=2), tokens=256, trains=lora)
 
 
 def _row(case: Case, plan: MemoryPlan, found: RankMemory) -> dict[str, Any]:

@@ -74,7 +74,9 @@ def test_on_a_cpu_small_blocks_of_an_earlier_moment_are_still_held_and_large_one
     moments = {"early": [(100.0, small), (1000.0, large)], "late": [(30.0, small), (500.0, large), (400.0, large)]}
     on_cpu, on_gpu = fullest(moments, on_cpu=True), fullest(moments, on_cpu=False)
     assert on_gpu == {"early": 1100.0, "late": 930.0}
-    assert on_cpu["late"] - on_gpu["late"] == on_cpu["early"] - on_gpu["early"] + 70.0
+    assert on_cpu["late"] - on_gpu["late"] == pytest.approx(on_cpu["early"] - on_gpu["early"] + 70.0)
+    assert on_cpu["early"] > on_gpu["early"], "small blocks leave holes"
+    assert fullest({"opening": moments["early"]}, on_cpu=True) == {"opening": 1100.0}, "blocks that were just read leave none"
 
 
 def test_the_peak_is_what_lasts_with_the_fullest_moment() -> None:

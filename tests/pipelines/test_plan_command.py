@@ -39,7 +39,7 @@ def test_shorter_rows_take_less(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_a_training_that_does_not_fit_proposes_what_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = ["pretrain.steps=2", "pretrain.batch_rows=32", "engine.micro_batch=32"]
+    sizes = ["pretrain.steps=1", "pretrain.held_out_rows=8", "pretrain.batch_rows=32", "engine.micro_batch=32"]
     arguments = [*SMALLEST, *sizes, "stages=[tokenizer,pretrain]", f"run.dir={tmp_path}"]
     code, text = in_process("run", [*arguments, "engine.memory_gb=0.45"], monkeypatch, capsys)
     assert code == 2, text

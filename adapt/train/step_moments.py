@@ -27,8 +27,8 @@ PROCESS_BYTES = 2.75e8
 # The update flattens a partition's gradients where they are not in one tensor already: in fp32, whose gradients DeepSpeed keeps in
 # the model's own format.
 UPDATE_COPIES_GRADIENTS = True
-# Of what passes in small blocks on a CPU, the holes between them that the next step's blocks do not fit, from the second step on. It
-# was 0.32 of an own dense model and 0.37 with LoRA; Knuth's fifty-percent rule expects one hole for two blocks.
+# Of what passes in small blocks on a CPU, the holes between them that the next step's blocks do not fit, from the second step on.
+# It was 0.32 of an own dense model and 0.37 with LoRA; Knuth's fifty-percent rule expects one hole for two blocks.
 _GAPS = 0.35
 _WHOLE_ELEMENTS = 500_000_000  # that DeepSpeed sums at once where no stage cuts gradients
 

@@ -19,7 +19,7 @@ from adapt.model.token_positions import TokenPlaces
 KeysValues = tuple[Tensor, Tensor]
 Seen = Tensor | TokenPlaces | None  # a mask, the runs in which positions see each other, or plain causal attention
 _FEWEST_QUERIES = 4
-_SHORT = 512  # positions up to which plain products beat the fused kernel on a CPU in bf16
+SHORT = 512  # positions up to which plain products beat the fused kernel on a CPU in bf16
 _LARGEST_HEAD, _HEAD_MULTIPLE = 256, 8  # of the kernel for sequences of various lengths
 _FIRST_CAPABILITY = (8, 0)
 
@@ -125,7 +125,7 @@ def _attend_masked(q_BASD: Tensor, k_BAWD: Tensor, v_BAWD: Tensor, mask: Tensor)
 def _is_short_training_on_cpu(q_BATD: Tensor) -> bool:
     """Say whether plain matrix products win: the CPU's fused kernel computes in fp32 whatever it is given."""
     is_trained = torch.is_grad_enabled() and q_BATD.requires_grad
-    return is_trained and q_BATD.device.type == "cpu" and q_BATD.dtype == torch.bfloat16 and q_BATD.shape[2] <= _SHORT
+    return is_trained and q_BATD.device.type == "cpu" and q_BATD.dtype == torch.bfloat16 and q_BATD.shape[2] <= SHORT
 
 
 def _attend_by_products(q_BATD: Tensor, k_BAWD: Tensor, v_BAWD: Tensor, mask: Tensor | None) -> Tensor:

@@ -11,16 +11,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from adapt.checkpoint.offload import OffloadConfig
-from adapt.core.errors import ConfigError
+from adapt.checkpoint.offload import OffloadConfig, Verify
+from adapt.checkpoint.store import open_store
 from adapt.model.counting import ParameterCounts, count_hf_parameters
 from adapt.model.hf import frame_of
 from adapt.model.lora_config import LoraConfig, LoraTarget
 from adapt.model.low_rank import said_of_groups, targeted, trained_by_group
 from adapt.train.engine_config import EngineConfig
 from adapt.train.memory_plan import plan_memory, plan_scratch
+from adapt.train.step_moments import MemoryPlan, Passing, TrainedTensors, combined
 from adapt.train.traced_memory import trace_memory
 from adapt.train.train_config import Trained
 from adapt.train.trainable import train_only
@@ -29,34 +31,35 @@ PLANNED_TOKENS = 512  # a task's rows are far shorter than the context of many b
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForeignPlan:
-    """Bytes per rank by kind, for full rows of `tokens`, and in its scratch file; how many parameters are trained, and by group."""
+class ForeignTraining:
+    """What is trained of a Hugging Face base, and what a micro-batch of `rows` full rows of `tokens` takes on its way.
+
+    `passing` is absent where it cannot be traced. `is_mapped`: the weights come as views of files in fp32, and what is frozen stays
+    that, so that it takes no private memory.
+    """
 
     counts: ParameterCounts
-    trained: int
+    trains: Trained
+    trained: TrainedTensors
     lora: Mapping[LoraTarget, int]
+    rows: int
     tokens: int
-    has_activations: bool
-    scratch: float
-    memory: Mapping[str, float]
-
-    @property
-    def total(self) -> float:
-        """What is held at the peak: when ranks exchange gradients, the activations are gone."""
-        return self.total_with(1.0)
-
-    def total_with(self, share: float) -> float:
-        """Return the peak with this share of the micro-batch's rows."""
-        passing = (self.memory.get("activations", 0.0) + self.memory.get("backward", 0.0)) * share
-        lasting = sum(self.memory[kind] for kind in ("weights", "gradients", "master", "moments"))
-        return lasting + max(passing, self.memory["buckets"])
+    passing: Passing | None
+    is_mapped: bool
 
     @property
     def said(self) -> str:
         """What is trained, in words."""
         if self.lora:
             return f"LoRA: {said_of_groups(self.lora, self.counts.total)}"
-        return f"{self.trained:,} of {self.counts.total:,} parameters are trained"
+        return f"{self.trained.total:,} of {self.counts.total:,} parameters are trained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignPlan(MemoryPlan):
+    """The plan of a Hugging Face base, with what it is made of."""
+
+    training: ForeignTraining
 
 
 def plan_foreign(
@@ -66,8 +69,27 @@ def plan_foreign(
     trains: Trained = Trained.ALL,
     lora: LoraConfig | None = None,
     tokens: int | None = None,
+    *,
+    on_cpu: bool = False,
+    batch_rows: int | None = None,
 ) -> ForeignPlan:
-    """Plan the training of a Hugging Face base.
+    """Plan the training of a Hugging Face base; `batch_rows` make a step over all ranks (absent: a micro-batch on each).
+
+    Raises as `trace_foreign` does.
+    """
+    found = trace_foreign(directory, engine, trains, lora, tokens)
+    plan = plan_traced(found, engine, offload or OffloadConfig(), on_cpu=on_cpu, batch_rows=batch_rows)
+    return ForeignPlan(memory=plan.memory, moments=plan.moments, scratch=plan.scratch, training=found)
+
+
+def trace_foreign(
+    directory: Path,
+    engine: EngineConfig,
+    trains: Trained = Trained.ALL,
+    lora: LoraConfig | None = None,
+    tokens: int | None = None,
+) -> ForeignTraining:
+    """Count what is trained of a Hugging Face base, and trace what a micro-batch of it keeps.
 
     Raises:
         ConfigError: transformers or PEFT is not installed, or the base has nothing of what is to be trained.
@@ -79,58 +101,58 @@ def plan_foreign(
     if trains is Trained.LORA:
         shapes = {name: parameter.shape for name, parameter in frame.named_parameters()}
         by_group = trained_by_group(shapes, targeted(shapes, lora, str(directory)), lora.rank)
-        trained = sum(by_group.values())
+        total = sum(by_group.values())
+        sizes = [total]
     else:
         train_only(frame, trains, replace(lora, base_bits=16))
-        trained = sum(parameter.numel() for parameter in frame.parameters() if parameter.requires_grad)
+        sizes = [parameter.numel() for parameter in frame.parameters() if parameter.requires_grad]
+        total = sum(sizes)
     tokens = min(frame.context_length, tokens or PLANNED_TOKENS)
-    memory = plan_memory(counts, engine, offload, trained)
-    if trains is Trained.LORA:
-        memory["weights"] += trained * engine.precision.dtype.itemsize
-    has_activations = not frame.expert_counts
-    if has_activations:
+    passing = None
+    if not frame.expert_counts:
         prepare = partial(_prepare, trains=trains, lora=lora)
-        traced = trace_memory(directory, prepare, engine.micro_batch, tokens, engine.precision.dtype)
-        memory |= {"activations": traced.kept, "backward": traced.backward}
-    return ForeignPlan(
+        passing = trace_memory(directory, prepare, engine.micro_batch, tokens, engine.precision.dtype)
+    is_mapped = is_stored_exact(directory)
+    return ForeignTraining(
         counts=counts,
-        trained=trained,
+        trains=trains,
+        trained=TrainedTensors(sizes=sizes, total=total, is_mapped=is_mapped),
         lora=by_group,
+        rows=engine.micro_batch,
         tokens=tokens,
-        has_activations=has_activations,
-        scratch=plan_scratch(trained, engine, offload or OffloadConfig()),
-        memory=memory,
+        passing=passing,
+        is_mapped=is_mapped,
     )
 
 
-def check_foreign_memory(
-    directory: Path,
-    engine: EngineConfig,
-    offload: OffloadConfig | None = None,
-    trains: Trained = Trained.ALL,
-    lora: LoraConfig | None = None,
-) -> None:
-    """Compare the plan of a Hugging Face base with `engine.memory_gb`, where it is given.
+def plan_traced(
+    found: ForeignTraining, engine: EngineConfig, offload: OffloadConfig, *, on_cpu: bool, batch_rows: int | None = None
+) -> MemoryPlan:
+    """Plan a traced training under another setting of the engine, micro-batches of fewer rows among them."""
+    width, n_trained = engine.precision.dtype.itemsize, found.trained.total
+    memory = plan_memory(found.counts, engine, offload, n_trained)
+    frozen = found.counts.total - (0 if found.trains is Trained.LORA else n_trained)
+    if found.trains is Trained.LORA:
+        memory["weights"] += n_trained * width
+    elif engine.precision.is_rounded:
+        memory["weights"] += 4 * frozen
+    if on_cpu and found.is_mapped and not engine.precision.is_rounded:
+        memory["weights"] -= 4 * frozen
+    passing = None if found.passing is None else found.passing.times(engine.micro_batch / found.rows)
+    return combined(
+        memory,
+        found.trained,
+        passing,
+        engine,
+        on_cpu=on_cpu,
+        batch_rows=batch_rows,
+        scratch=plan_scratch(n_trained, engine, offload),
+    )
 
-    Raises:
-        ConfigError: it does not fit, with the nearest smaller `engine.micro_batch` that does, or another way out.
-    """
-    if engine.memory_gb is None:
-        return
-    room, rows = engine.memory_gb * 1e9, engine.micro_batch
-    plan = plan_foreign(directory, engine, offload, trains, lora)
-    if plan.total <= room:
-        return
-    fitting = next((n for n in range(rows - 1, 0, -1) if plan.total_with(n / rows) <= room), None)
-    remedy = (
-        f"engine.micro_batch={fitting} fits"
-        if fitting is not None
-        else "no engine.micro_batch fits; train less of it (continue_pretrain.trains=lora), or take a smaller model"
-    )
-    raise ConfigError(
-        f"engine.memory_gb: a rank needs {plan.total / 1e9:.1f} GB for rows of {plan.tokens} tokens ({plan.said}), and there are "
-        f"{engine.memory_gb:g}; {remedy}"
-    )
+
+def is_stored_exact(directory: Path) -> bool:
+    """Say whether a base's tensors are all in fp32, so that what is loaded are views of its files."""
+    return all(place.dtype is torch.float32 for place in open_store(directory, Verify.NEVER).tensors.values())
 
 
 def _prepare(model: nn.Module, trains: Trained, lora: LoraConfig) -> None:

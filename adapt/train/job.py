@@ -34,7 +34,7 @@ from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.expert_loads import ExpertLoads, Shares, compared
 from adapt.train.live import LiveFile
 from adapt.train.loop import Trainer
-from adapt.train.measured_cost import peak_bytes, planned_bytes
+from adapt.train.measured_cost import longest_row, peak_bytes
 from adapt.train.paged_adamw import Paging
 from adapt.train.perplexity import ppl_increase
 from adapt.train.shrinking import shrink
@@ -152,7 +152,7 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
             write_json(result / DEEPSPEED_FILE, deepspeed_config(job.engine, job.train.optimizer))
             said = {
                 "tokens_per_s": outcome.tokens_per_s, "attempts": attempt, "skipped_steps": outcome.skipped_steps,
-                "kept_change": kept, "peak_bytes": peak_bytes(), "planned_bytes": planned_bytes(model, job.engine, job.offload),
+                "kept_change": kept, "peak_bytes": peak_bytes(), "row_tokens": longest_row(data.training),
             }  # fmt: skip
             write_json(work / OUTCOME_FILE, said)
     else:

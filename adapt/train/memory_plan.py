@@ -1,33 +1,32 @@
-"""What a training step keeps in memory on each rank, by kind, from sizes only; and which setting fits where this one does not.
+"""What training keeps in memory on each rank, by kind, from sizes only.
 
 Legend: H hidden size, F width of MLPs, E experts, V vocabulary, k experts per token.
 
 Source of the shares: Rajbhandari et al. 2020 (ZeRO, sections 3 and 5, arXiv:1910.02054). Activations are what autograd keeps of our
-own blocks with a fused attention kernel. The framework's own memory comes on top.
+own blocks with a fused attention kernel. `step_moments` says which kinds are there at the same time.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-
-import torch
+from dataclasses import dataclass, replace
 
 from adapt.checkpoint.offload import MomentFormat, OffloadConfig, OptimizerIn
-from adapt.core.errors import ConfigError
-from adapt.core.limits import MemoryLimit, memory_limits
+from adapt.core.limits import MAPPED_BLOCK
 from adapt.core.precision import Precision
+from adapt.model.attention import SHORT
 from adapt.model.config import GPTConfig, Recompute
 from adapt.model.counting import ParameterCounts, count_parameters
-from adapt.model.expert_parallel import check_share
+from adapt.model.expert_parallel import is_stack
 from adapt.model.gpt import GPT
 from adapt.objective import LOGIT_ELEMENTS
-from adapt.train.engine_config import EngineConfig, GradientCommunication
+from adapt.train.engine_config import EngineConfig
 from adapt.train.paged_adamw import N_ROOMS, block_elements
+from adapt.train.step_moments import MemoryPlan, Passing, TrainedTensors, combined, summed_bytes
+from adapt.train.train_config import Trained
+from adapt.train.trainable import train_only
 
+Part = tuple[float, float]  # bytes of a token that are kept, and those of each of the tensors that they are in
 _INDEX_BYTES = 48  # of a routed pair: token, expert, order
-_MOST_RANKS = 1024
 
 
 def plan_memory(
@@ -37,15 +36,14 @@ def plan_memory(
 
     A rank holds the whole dense part (routers in fp32), and its share of the experts. Master weights (fp32) and the two moments are
     split over all ranks that hold the same weights, gradients (fp32) too from ZeRO stage 2 on: in the end over all ranks. A bucket
-    of gradients, the copy of it that is summed over ranks, and an all-gather bucket come on top. Where the optimizer's state is
-    paged, memory holds a few blocks of it, and `plan_scratch` says what the file takes.
+    of gradients and the copy of it that is summed over ranks come on top. Where the optimizer's state is paged, memory holds a few
+    blocks of it, and `plan_scratch` says what the file takes.
     """
     width = _width(engine)
     experts = counts.by_kind["experts"]
     held = counts.total - experts + experts / engine.expert_parallel
     trained, held_trained = (counts.total, held) if n_trained is None else (n_trained, n_trained)
     bucket = min(engine.bucket_elements, held_trained)
-    summed = 4 if engine.gradient_communication is GradientCommunication.FP32 else width
     state_share = engine.world_size if engine.zero_stage else 1
     offload = offload or OffloadConfig()
     is_paged = offload.optimizer is OptimizerIn.PAGED
@@ -54,7 +52,7 @@ def plan_memory(
         "gradients": 4 * (trained / engine.world_size if engine.zero_stage >= 2 else held_trained),
         "master": 0.0 if is_paged or not engine.zero_stage else trained * 4 / engine.world_size,
         "moments": _paged_bytes(trained, engine, offload) if is_paged else trained * 8 / state_share,
-        "buckets": bucket * (2 * summed + width),
+        "buckets": bucket * 2 * summed_bytes(engine) if engine.zero_stage else 0.0,
     }
 
 
@@ -74,147 +72,149 @@ def _paged_bytes(n_trained: int, engine: EngineConfig, offload: OffloadConfig) -
     return block_elements(n_elements) * (N_ROOMS * width + extra)
 
 
-def plan_activations(config: GPTConfig, engine: EngineConfig, experts_per_token: int) -> dict[str, float]:
+def plan_activations(config: GPTConfig, engine: EngineConfig, experts_per_token: int, on_cpu: bool = False) -> dict[str, float]:
     """Return bytes per rank of a micro-batch of full rows: what forward keeps, and what backward adds at its peak."""
+    passing = plan_passing(config, engine, experts_per_token, on_cpu)
+    return {"activations": passing.activations, "backward": passing.backward}
+
+
+def plan_passing(config: GPTConfig, engine: EngineConfig, experts_per_token: int, on_cpu: bool) -> Passing:
+    """Return what a micro-batch of full rows takes on its way through the model, on a CPU or on a GPU."""
     width, tokens = _width(engine), engine.micro_batch * config.context_length
-    attention = 6 * config.hidden_size * width + 4 * config.n_heads
-    kept, largest = 0.0, 0.0
+    attention = _attention_parts(config, engine, on_cpu)
+    kept: list[tuple[float, float]] = [(2 * config.hidden_size * width, config.hidden_size * width)]  # of a token: bytes, its block
+    layer = block = 0.0
     for n_experts in config.expert_counts():
-        forward = _feed_forward_bytes(config, engine, n_experts, experts_per_token)
+        forward = _feed_forward_parts(config, engine, n_experts, experts_per_token, on_cpu)
         report = 12 * n_experts + (_INDEX_BYTES * experts_per_token if n_experts else 0)
-        block_input = config.hidden_size * width
+        block_input = (config.hidden_size * width, config.hidden_size * width)
+        kept.append((report, 0.0))
+        again = 0.0  # computed again in backward
         if engine.activation_checkpointing is Recompute.FULL:
-            kept, largest = kept + block_input + report, max(largest, attention + forward)
+            kept.append(block_input)
+            again = sum(n_bytes for n_bytes, _ in [*attention, *forward])
         elif engine.activation_checkpointing is Recompute.SELECTIVE:
-            kept, largest = kept + attention + block_input + report, max(largest, forward)
+            kept += [*attention, block_input]
+            again = sum(n_bytes for n_bytes, _ in forward)
         else:
-            kept += attention + forward + report
-    logits = min(tokens, max(LOGIT_ELEMENTS // config.vocab_size, 1)) * config.vocab_size * width
-    kept = tokens * (kept + 2 * config.hidden_size * width)
-    is_chunked = tokens * config.vocab_size > LOGIT_ELEMENTS
-    return {
-        "activations": kept if is_chunked else kept + logits,
-        "backward": max(tokens * largest, 2 * logits if is_chunked else logits),
-    }
+            kept += [*attention, *forward]
+        stacks = max(n_experts // engine.expert_parallel, 1) * config.ffn_width * config.hidden_size * width
+        inner = 2 * config.ffn_width * max(experts_per_token if n_experts else 1, 1) * width  # gradients behind and before GELU
+        layer = max(layer, tokens * (again + inner) + stacks * (2 if n_experts else 1))
+        block = max(block, stacks)
+    return Passing(
+        kept=tokens * sum(n_bytes for n_bytes, _ in kept),
+        mapped=tokens * sum(n_bytes for n_bytes, each in kept if tokens * each >= MAPPED_BLOCK),
+        logits=min(tokens, max(LOGIT_ELEMENTS // config.vocab_size, 1)) * config.vocab_size * width,
+        is_chunked=tokens * config.vocab_size > LOGIT_ELEMENTS,
+        layer=layer,
+        layer_block=block,
+        table=config.vocab_size * config.hidden_size * width,
+    )
 
 
-def plan_total(config: GPTConfig, engine: EngineConfig, offload: OffloadConfig | None = None, tokens: int | None = None) -> float:
-    """Return the bytes that a rank needs, activations for rows of so many tokens (absent: the context) included."""
-    counts, k = count_parameters(config), GPT(config).router_traits.experts_per_token
-    rows = config if tokens is None else replace(config, context_length=min(tokens, config.context_length))
-    return sum({**plan_memory(counts, engine, offload), **plan_activations(rows, engine, k)}.values())
+@dataclass(frozen=True, kw_only=True)
+class OwnModel:
+    """What a plan must know of a model of this project's: its sizes, its counts, and the names and sizes of what is trained."""
+
+    config: GPTConfig
+    counts: ParameterCounts
+    experts_per_token: int
+    trained: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def of(cls, config: GPTConfig, trains: Trained = Trained.ALL) -> OwnModel:
+        """Read it off a model without memory.
+
+        Raises:
+            ConfigError: the model has nothing of what is to be trained.
+        """
+        model = GPT(config)
+        train_only(model, trains)
+        trained = [(name, parameter.numel()) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        return cls(
+            config=config,
+            counts=count_parameters(config),
+            experts_per_token=model.router_traits.experts_per_token,
+            trained=tuple(trained),
+        )
 
 
-def check_memory(config: GPTConfig, engine: EngineConfig, offload: OffloadConfig | None = None) -> None:
-    """Compare a plan with `engine.memory_gb`, where it is given.
-
-    Raises:
-        ConfigError: it does not fit, with the nearest setting that does.
-    """
-    if engine.memory_gb is not None:
-        room = engine.memory_gb * 1e9
-        _check_fits(config, engine, offload, "engine.memory_gb", f"there are {engine.memory_gb:g}", lambda other: room)
-
-
-def check_machine(config: GPTConfig, engine: EngineConfig, offload: OffloadConfig | None = None) -> None:
-    """Compare a plan with what the system lets this command's ranks take, where they compute on its CPUs.
-
-    The framework's own memory comes on top of a plan, so a plan that fits may still run out.
-
-    Raises:
-        ConfigError: it does not fit under `ulimit -v` or a control group's limit.
-    """
-    if torch.cuda.is_available() or engine.hostfile is not None:
-        return
-    for limit in memory_limits():
-
-        def room(other: EngineConfig, limit: MemoryLimit = limit) -> float:
-            return limit.n_bytes / (other.world_size if limit.is_shared else 1)
-
-        allowed = f"{limit.what} allows {room(engine) / 1e9:.2f} GB for each of {engine.world_size} ranks"
-        _check_fits(config, engine, offload, "engine", allowed, room)
-
-
-def _check_fits(
-    config: GPTConfig,
+def plan_own(
+    model: OwnModel,
     engine: EngineConfig,
-    offload: OffloadConfig | None,
-    key: str,
-    allowed: str,
-    room: Callable[[EngineConfig], float],
-) -> None:
-    """Raise ConfigError where a rank needs more than its room, with the nearest setting that fits."""
+    offload: OffloadConfig | None = None,
+    *,
+    on_cpu: bool = False,
+    tokens: int | None = None,
+    batch_rows: int | None = None,
+) -> MemoryPlan:
+    """Plan the training of a model of this project's; rows have so many tokens (absent: they fill the context).
 
-    def total(engine: EngineConfig) -> float:
-        return plan_total(config, engine, offload)
+    `batch_rows` make a step over all ranks; absent, one micro-batch on each.
+    """
+    config, counts = model.config, model.counts
+    rows = config if tokens is None else replace(config, context_length=min(tokens, config.context_length))
+    trained = TrainedTensors(
+        sizes=[size // engine.expert_parallel if is_stack(name) else size for name, size in model.trained],
+        total=sum(size for _, size in model.trained),
+    )
+    is_whole = trained.total == counts.total
+    memory = plan_memory(counts, engine, offload, None if is_whole else trained.total)
+    if not is_whole and engine.precision.is_rounded:
+        memory["weights"] += 4 * (counts.total - trained.total)  # what is frozen is kept exact beside its rounded form
+    return combined(
+        memory,
+        trained,
+        plan_passing(rows, engine, model.experts_per_token, on_cpu),
+        engine,
+        on_cpu=on_cpu,
+        batch_rows=batch_rows,
+        scratch=plan_scratch(trained.total, engine, offload or OffloadConfig()),
+    )
 
-    needed = total(engine)
-    if needed <= room(engine):
-        return
-    what = f"{key}: a rank needs {needed / 1e9:.1f} GB, and {allowed}"
-    for other in _nearest_first(config, engine):
-        if total(other) <= room(other):
-            raise ConfigError(f"{what}; the nearest setting that fits is {_differences(engine, other)}")
-    raise ConfigError(f"{what}; no setting fits on up to {_MOST_RANKS} ranks: take a smaller model")
+
+def plan_total(
+    config: GPTConfig, engine: EngineConfig, offload: OffloadConfig | None = None, tokens: int | None = None, on_cpu: bool = False
+) -> float:
+    """Return the bytes that a rank needs at its peak, for rows of so many tokens (absent: the context)."""
+    return plan_own(OwnModel.of(config), engine, offload, on_cpu=on_cpu, tokens=tokens).total
 
 
-def _feed_forward_bytes(config: GPTConfig, engine: EngineConfig, n_experts: int, k: int) -> float:
+def _attention_parts(config: GPTConfig, engine: EngineConfig, on_cpu: bool) -> list[Part]:
+    """Return what attention keeps of a token; in short bf16 rows on a CPU it is made of plain products, which keep weights."""
+    hidden, width, length = config.hidden_size, _width(engine), config.context_length
+    parts: list[Part] = [(3 * hidden * width, hidden * width), (3 * hidden * width, 3 * hidden * width), (4 * config.n_heads, 0.0)]
+    if on_cpu and engine.precision is Precision.BF16 and length <= SHORT:
+        parts.append((config.n_heads * length * width, config.n_heads * length * width))
+        parts.append((length / engine.micro_batch, 0.0))  # the mask, one for all rows
+    return parts
+
+
+def _feed_forward_parts(config: GPTConfig, engine: EngineConfig, n_experts: int, k: int, on_cpu: bool) -> list[Part]:
     """Return what a token's feed-forward part keeps: norm, then an MLP, or experts and what stands beside them."""
-    hidden, mlp, width = config.hidden_size, 2 * config.ffn_width, _width(engine)
+    hidden, width = config.hidden_size * _width(engine), _width(engine)
+    mlp: Part = (2 * config.ffn_width * width, config.ffn_width * width)
+    parts: list[Part] = [(2 * hidden, hidden)]
     if not n_experts:
-        return (2 * hidden + mlp) * width
-    elements = 2 * hidden + k * _pair_elements(config, engine)
+        return [*parts, mlp]
+    parts.append((k * _pair_elements(config, engine, on_cpu) * width, k * config.ffn_width * width))
     if config.expert_residual_layers:
-        elements += (6 * config.expert_residual_layers + 1) * hidden
+        parts.append(((6 * config.expert_residual_layers + 1) * hidden, hidden))
     if config.is_residual:
-        elements += 3 * hidden + mlp
-    return elements * width
+        parts += [(3 * hidden, hidden), mlp]
+    return parts
 
 
-def _pair_elements(config: GPTConfig, engine: EngineConfig) -> int:
-    """Return what one of a token's experts keeps. In bf16 that is planned as on a GPU, where one kernel takes all experts.
+def _pair_elements(config: GPTConfig, engine: EngineConfig, on_cpu: bool) -> int:
+    """Return what one of a token's experts keeps, on a CPU and on a GPU, where in bf16 one kernel takes all experts.
 
     One by one they keep the values before GELU; the kernel keeps those behind it too. Where a kernel or other ranks take the rows,
     rows, outputs and weighted outputs are kept beside them.
     """
-    is_by_kernel = engine.precision is Precision.BF16
+    is_by_kernel = engine.precision is Precision.BF16 and not on_cpu
     rows = 3 * config.hidden_size if is_by_kernel or engine.expert_parallel > 1 else 0
     return rows + config.ffn_width * (2 if is_by_kernel else 1)
-
-
-def _nearest_first(config: GPTConfig, engine: EngineConfig) -> Iterator[EngineConfig]:
-    """Yield other settings that compute the same, those with the fewest changes first, on more ranks last."""
-    counts = GPT(config).expert_counts
-    n_ranks = engine.world_size
-    while n_ranks <= _MOST_RANKS:
-        batches = [engine.micro_batch >> shift for shift in range(engine.micro_batch.bit_length())]
-        recomputes = list(Recompute)[list(Recompute).index(engine.activation_checkpointing) :]
-        sizes = [n for n in range(engine.expert_parallel, n_ranks + 1) if n_ranks % n == 0 and _can_share(counts, n)]
-        found = [
-            replace(engine, world_size=n_ranks, micro_batch=m, activation_checkpointing=r, expert_parallel=n, zero_stage=z)
-            for n, r, z, m in itertools.product(sizes, recomputes, sorted({engine.zero_stage, 2}), batches)
-            if z or (n == 1 and n_ranks == engine.world_size)  # stage 0 shares nothing
-        ]
-        yield from sorted(found, key=lambda other: len(_changed(engine, other)))
-        n_ranks *= 2
-
-
-def _can_share(counts: tuple[int, ...], n_ranks: int) -> bool:
-    try:
-        check_share(counts, n_ranks)
-    except ConfigError:
-        return False
-    return True
-
-
-def _changed(engine: EngineConfig, other: EngineConfig) -> dict[str, object]:
-    names = ("world_size", "expert_parallel", "zero_stage", "activation_checkpointing", "micro_batch")
-    return {name: getattr(other, name) for name in names if getattr(other, name) != getattr(engine, name)}
-
-
-def _differences(engine: EngineConfig, other: EngineConfig) -> str:
-    changed = _changed(engine, other).items()
-    return " ".join(f"engine.{name}={value.value if isinstance(value, Recompute) else value}" for name, value in changed)
 
 
 def _width(engine: EngineConfig) -> int:

@@ -22,20 +22,24 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from adapt.core.limits import MAPPED_BLOCK
 from adapt.model.hf import HFModel, frame_of
 from adapt.model.inputs import ModelInputs
 from adapt.objective import LOGIT_ELEMENTS
+from adapt.train.step_moments import Passing
 
 
 @dataclass(frozen=True, kw_only=True)
-class TracedMemory:
-    """Bytes that a micro-batch takes: what forward keeps, and what backward adds at its peak, gradients of weights aside."""
+class _Traced:
+    """Bytes that some layers keep for backward, of them those in large blocks, and what backward adds, weights' gradients aside."""
 
     kept: float
+    mapped: float
     backward: float
+    block: float
 
 
-def trace_memory(directory: Path, prepare: Callable[[nn.Module], None], rows: int, tokens: int, dtype: torch.dtype) -> TracedMemory:
+def trace_memory(directory: Path, prepare: Callable[[nn.Module], None], rows: int, tokens: int, dtype: torch.dtype) -> Passing:
     """Trace a micro-batch of `rows` full rows of so many tokens; `prepare` chooses what of a model is trained.
 
     Raises:
@@ -45,18 +49,23 @@ def trace_memory(directory: Path, prepare: Callable[[nn.Module], None], rows: in
     one, two = (_traced(directory, prepare, rows, tokens, dtype, n_layers) for n_layers in (1, 2))
     frame = frame_of(directory)
     n_layers, positions = int(frame.causal.config.num_hidden_layers), rows * tokens
-    kept = one.kept + (n_layers - 1) * (two.kept - one.kept)
+    prepare(frame)
+    table = frame.causal.get_output_embeddings().weight
     logits = min(positions, max(LOGIT_ELEMENTS // frame.vocab_size, 1)) * frame.vocab_size * dtype.itemsize
-    is_chunked = positions * frame.vocab_size > LOGIT_ELEMENTS
-    return TracedMemory(
-        kept=kept if is_chunked else kept + logits,
-        backward=max(two.backward - (0 if is_chunked else logits), 2 * logits if is_chunked else logits),
+    return Passing(
+        kept=one.kept + (n_layers - 1) * (two.kept - one.kept),
+        mapped=one.mapped + (n_layers - 1) * (two.mapped - one.mapped),
+        logits=logits,
+        is_chunked=positions * frame.vocab_size > LOGIT_ELEMENTS,
+        layer=two.backward,
+        layer_block=two.block,
+        table=table.numel() * dtype.itemsize if table.requires_grad else 0.0,
     )
 
 
 def _traced(
     directory: Path, prepare: Callable[[nn.Module], None], rows: int, tokens: int, dtype: torch.dtype, n_layers: int
-) -> TracedMemory:
+) -> _Traced:
     """Trace the first layers of a model, up to the hidden states of its last one."""
     model = frame_of(directory, n_layers).train()
     prepare(model)
@@ -70,11 +79,11 @@ def _traced(
         inputs = ModelInputs(ids_BT=ids, positions_BT=ids, documents_BT=ids, is_packed=False, keeps_past=True)
         with _Live(model) as live:
             hidden = model(inputs).hidden_BTH
-            kept = live.present()
-            live.peak = kept
+            kept, mapped = live.present(), live.present(MAPPED_BLOCK)
+            live.peak, live.block = kept, 0
             if hidden.requires_grad:
                 hidden.backward(torch.ones_like(hidden))
-    return TracedMemory(kept=kept, backward=live.peak - kept)
+    return _Traced(kept=kept, mapped=mapped, backward=live.peak - kept, block=live.block)
 
 
 def _put_on_the_cpu(model: HFModel, dtype: torch.dtype) -> None:
@@ -103,7 +112,7 @@ class _Live(TorchDispatchMode):
         super().__init__()
         self._weights = {p.untyped_storage()._cdata for p in [*model.parameters(), *model.buffers()]}
         self._sizes: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
+        self.peak = self.block = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
@@ -112,10 +121,11 @@ class _Live(TorchDispatchMode):
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self._weights:
                     self._sizes[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                    self.block = max(self.block, storage.nbytes())
         self.peak = max(self.peak, self.present())
         return made
 
-    def present(self) -> int:
-        """Return how many bytes are held now."""
+    def present(self, least: int = 0) -> int:
+        """Return how many bytes are held now in blocks of at least so many."""
         self._sizes = {place: held for place, held in self._sizes.items() if not held[0].expired()}
-        return sum(size for _, size in self._sizes.values())
+        return sum(size for _, size in self._sizes.values() if size >= least)

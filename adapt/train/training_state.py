@@ -2,11 +2,12 @@
 
 `<work>/step-00000100/` holds of each rank a file with its pieces of weights and moments (`state_pieces`), and `state.json` (step,
 updates, shapes, lagged shares, history, experts' loads at some steps, and in fp16 the loss scale). Any number of ranks goes on
-from it. A state is a copy taken at the step boundary, which a thread of every rank writes while training goes on: every file and
-directory is on the disk before rank 0 renames the directory into place, and older states go only after that. So whatever ends a
-process, or fills the disk, the newest complete state is whole. The copy takes as much memory on a rank as its part of weights and
-moments does, over all ranks 12 bytes a parameter. Where the optimizer's state lies in a file, memory is short: training waits,
-and pieces are written one by one without a copy.
+from it. Every file and directory of a state is on the disk before rank 0 renames the directory into place, and older states go
+only after that. So whatever ends a process, or fills the disk, the newest complete state is whole.
+
+On a GPU each rank copies its pieces to the host's memory at the step boundary, and a thread writes them while training goes on. On
+a CPU these copies would be the peak of the whole training (12 bytes a parameter over all ranks), and writing takes little time
+next to a few hundred steps: training waits, and pieces are written one by one without a copy.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Progress:
 
 
 class StateWriter:
-    """Saves states in the background, one at a time; used as a context, whose end waits for the last of them.
+    """Saves states, on GPUs in the background and one at a time; used as a context, whose end waits for the last of them.
 
     Every rank takes part in `save` and writes its own pieces; rank 0 completes the state.
     """
@@ -73,10 +74,10 @@ class StateWriter:
                 shutil.rmtree(scratch, ignore_errors=True)
 
     def save(self, progress: Progress) -> None:
-        """Copy the state of this step boundary and start to write it. A collective.
+        """Write the state of this step boundary, or copy it and start to write. A collective.
 
         Raises:
-            TrainingError: the state before could not be written.
+            TrainingError: this state or the one before could not be written.
         """
         self.wait()
         engine, step = self._engine, progress.step
@@ -95,7 +96,7 @@ class StateWriter:
             with self._noted(step):
                 _begin(scratch)
         engine.barrier()
-        if engine.is_paged:
+        if not copies_states(engine.device):
             self._write(step, scratch, list(engine.own_pieces()), content)
             self.check()
             return
@@ -162,6 +163,11 @@ class StateWriter:
         except BaseException as error:
             if self._failure is None:
                 self._failed_step, self._failure = step, error
+
+
+def copies_states(device: torch.device) -> bool:
+    """Say whether a state is copied, so that training goes on while it is written."""
+    return device.type != "cpu"
 
 
 def _begin(scratch: Path) -> None:

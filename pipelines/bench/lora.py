@@ -7,8 +7,8 @@ A step has two micro-batches of `rows`. A random Llama-like model, 33 million pa
 is and trained by one rank on the CPU in fp32. `peak` is how far resident memory rises, from before the model is read until two
 steps are done, in a process of its own for each way that has opened a tiny model before. Its allocator gives freed memory back at
 once, so that it is what a step holds. `as a rank` is the same where the allocator keeps freed memory, as ranks of a training run
-have it for speed: the gaps between what is held come on top. `plan` is what `python -m pipelines.plan` says. Seconds are of
-forward, backward and update, both ways in turn in one process that keeps freed memory.
+have it for speed. `plan` is what `python -m pipelines.plan` says of that, without the process itself; `bench plan` compares plans
+with whole trainings. Seconds are of forward, backward and update, both ways in turn in one process that keeps freed memory.
 """
 
 from __future__ import annotations
@@ -21,17 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
-from adapt.checkpoint.hf_directory import CONFIG_FILE
-from adapt.checkpoint.store_writer import write_tensors
 from adapt.checkpoint.weights import load_model
-from adapt.core.json_files import write_json
 from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo, generator_for
 from adapt.core.spans import LabelForm, SpannedText, read_with_targets
 from adapt.model.batches import Batch, collate
-from adapt.model.hf import frame_of
 from adapt.model.inputs import CausalBase
 from adapt.model.lora_config import LoraConfig
 from adapt.objective import contribution, part_counts
@@ -44,6 +38,7 @@ from adapt.train.trainable import train_only
 from pipelines.bench.contract import Benchmark, interleaved_medians, register
 from pipelines.bench.options import number, only, some_of
 from pipelines.bench.own_memory import forget_peak, memory_mib
+from pipelines.bench.random_llama import llama_settings, write_random_llama
 from pipelines.ranks.fresh_processes import GIVE_BACK, as_a_rank, in_child
 
 _NAME = "lora"
@@ -76,8 +71,8 @@ def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
     found = []
     with tempfile.TemporaryDirectory(prefix="bench_lora_") as place:
         base, small = Path(place) / "base", Path(place) / "small"
-        _write_random(base, _settings(size))
-        _write_random(small, _settings({**size, "hidden": 64, "layers": 1, "intermediate": 64}))
+        write_random_llama(base, _settings(size))
+        write_random_llama(small, _settings({**size, "hidden": 64, "layers": 1, "intermediate": 64}))
         for stage in some_of(_NAME, options, "stages", ("0", "2"), ("2",)):
             case = LoraCase(
                 base=str(base), rows=size["rows"], tokens=size["tokens"], vocab=size["vocab"], rank=size["rank"], stage=int(stage)
@@ -91,25 +86,7 @@ def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _settings(size: Mapping[str, int]) -> dict[str, Any]:
-    heads = max(size["hidden"] // 64, 1)
-    return {
-        "model_type": "llama",
-        "hidden_size": size["hidden"],
-        "num_hidden_layers": size["layers"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads,
-        "intermediate_size": size["intermediate"],
-        "vocab_size": size["vocab"],
-        "max_position_embeddings": size["tokens"],
-    }
-
-
-def _write_random(place: Path, settings: Mapping[str, Any]) -> None:
-    place.mkdir()
-    write_json(place / CONFIG_FILE, settings)
-    frame, random = frame_of(place), torch.Generator().manual_seed(0)
-    weights = ((name, torch.randn(p.shape, generator=random) * 0.02) for name, p in frame.named_parameters())
-    write_tensors(place, frame.checkpoint_tensors(weights), has_pages=False)
+    return llama_settings(size["hidden"], size["layers"], size["intermediate"], size["vocab"], size["tokens"])
 
 
 def measure_peak(case: LoraCase, small: str, way: str) -> float:
@@ -163,18 +140,21 @@ def _row(
     seconds: Mapping[str, float],
     threads: int,
 ) -> dict[str, Any]:
-    plan = plan_foreign(Path(case.base), case.engine, trains=_WAYS[way], lora=LoraConfig(rank=case.rank), tokens=case.tokens)
-    planned = plan.total / 2**20
+    plan = plan_foreign(
+        Path(case.base), case.engine, trains=_WAYS[way], lora=LoraConfig(rank=case.rank), tokens=case.tokens,
+        on_cpu=True, batch_rows=2 * case.rows,
+    )  # fmt: skip
+    planned = (plan.total - plan.memory["process"]) / 2**20
     return {
         "trains": way,
         "ZeRO": case.stage,
         "threads": threads,
         "tokens": 2 * case.rows * case.tokens,
-        "parameters": plan.counts.total,
-        "trained": plan.trained,
+        "parameters": plan.training.counts.total,
+        "trained": plan.training.trained.total,
         "peak MiB": peaks[way],
         "plan MiB": planned,
-        "plan/peak": planned / peaks[way],
+        "plan/rank": planned / kept[way],
         "peak/full": peaks[way] / peaks["full"],
         "as a rank MiB": kept[way],
         "step s": seconds[way],

@@ -29,6 +29,7 @@ from adapt.train.tracking import TrackerConfig
 from pipelines.config.adapt_settings import AdaptConfig
 from pipelines.config.generate_settings import GenerateConfig
 from pipelines.config.label_settings import EvaluateConfig, PseudoLabelConfig
+from pipelines.config.plan_settings import PlanConfig
 from pipelines.config.serve_settings import ServeConfig
 from pipelines.config.sweep_settings import StudyConfig, SweepConfig
 from pipelines.config.tune_settings import TuneConfig
@@ -363,6 +364,7 @@ class PipelineConfig:
     prompt_search: PromptSearchConfig = setting_of(PromptSearchConfig, "Judging a task's prompts.")
     study: StudyConfig = setting_of(StudyConfig, "Comparing finished runs.")
     serve: ServeConfig = setting_of(ServeConfig, "Answering over HTTP: where, and with which limits.")
+    plan: PlanConfig = setting_of(PlanConfig, "Planning the memory of a training.")
     tune: TuneConfig = setting_of(TuneConfig, "Timing training steps under other settings of the engine.")
     clean: CleanConfig = setting_of(CleanConfig, "Removing from `run.dir` what nobody needs.")
     importer: str | None = setting(None, "What wrote the foreign checkpoint: pai_gpt_moe or megatron_deepspeed.", form="name")

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adapt.core.limits import MAPPED_BLOCK
 from adapt.train.stopping import STOPPED_CODE
 
 POLL_S = 0.05
 _GRACE_S = 5.0
-_KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 33), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}  # glibc, bytes
+_KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(MAPPED_BLOCK), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}  # glibc, bytes
 # DeepSpeed compiles an optimizer that is not in use here, and importing torch's compiler takes as long as importing torch.
 _COMPILES_NOTHING = {"TORCHDYNAMO_DISABLE": "1"}
 TELL = "MOE_ADAPT_TELL"  # in a rank's environment: the pipe's number
@@ -48,9 +49,11 @@ def share_of_cores(n_ranks: int) -> int:
 def rank_environment(rank: int, local_rank: int, meeting: Meeting, threads: int) -> dict[str, str]:
     """Return a rank's environment: its place among the ranks, where they meet, its threads, and who its parent is.
 
-    Large blocks are kept by the allocator instead of going back to the kernel after every use: a training step on a CPU
-    spends a quarter of its time on page faults otherwise. What is under `torch.compile` runs as it is written. What the user has
-    set stays, but what torchrun's agent says to those that it starts: they would meet at its port.
+    The allocator keeps what is freed instead of giving it back to the kernel after every use: a training step on a CPU spends a
+    quarter of its time on page faults otherwise. Only the largest blocks go back (a bucket of gradients, their flat copy, logits
+    of a large vocabulary): the gaps that they leave would seldom fit the next one, and the peak would be their sum. What is under
+    `torch.compile` runs as it is written. What the user has set stays, but what torchrun's agent says to those that it starts:
+    they would meet at its port.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
     return {

@@ -38,21 +38,23 @@ def check_training(base: Artifact, settings: AdaptConfig, engine: EngineConfig, 
         check_own_training(model, settings, engine, offload)
         return
     from adapt.model.expert_parallel import check_share  # these import torch
-    from adapt.train.hf_memory_plan import check_foreign_memory
+    from adapt.train.memory_checks import check_foreign_memory
     from adapt.train.model_preparation import refuse_recompute
 
     check_share((), engine.expert_parallel)
     refuse_recompute(engine.activation_checkpointing)
     _check_foreign_trained(base, settings)
     if not is_delta(weights_of(base)):
-        check_foreign_memory(weights_of(base), engine, offload, settings.trains, settings.lora)
+        check_foreign_memory(
+            weights_of(base), engine, offload, settings.trains, settings.lora, settings.optimizer, settings.batch_rows
+        )
 
 
 def check_own_training(model: GPTConfig, settings: AdaptConfig, engine: EngineConfig, offload: OffloadConfig) -> None:
     """Raise ConfigError where this project's model has nothing of what is to be trained, or its training does not fit."""
     from adapt.model.expert_parallel import check_share  # these import torch
     from adapt.model.gpt import GPT
-    from adapt.train.memory_plan import check_machine, check_memory
+    from adapt.train.memory_checks import check_memory
     from adapt.train.trainable import train_only
 
     check_share(GPT(model).expert_counts, engine.expert_parallel)
@@ -60,8 +62,7 @@ def check_own_training(model: GPTConfig, settings: AdaptConfig, engine: EngineCo
         train_only(GPT(model), settings.trains)
     except ConfigError as error:
         raise ConfigError(f"continue_pretrain.{error}") from error
-    check_memory(model, engine, offload)
-    check_machine(model, engine, offload)
+    check_memory(model, engine, offload, settings.optimizer, settings.trains, settings.batch_rows)
 
 
 def moments_of(base: Artifact, settings: AdaptConfig) -> Path | None:

@@ -175,7 +175,7 @@ class ContinuePretrain(Stage[AdaptReads]):
         }
         launch(job, work, reads.training.engine)
         teachers = dict.fromkeys(name for labels in reads.labels.values() for name in Labels.of(labels).teachers)
-        finished = replace(_finished(reads.gate, result, work), teachers=list(teachers), text=text)
+        finished = replace(_finished(reads, job["job"], result, work), teachers=list(teachers), text=text)
         if finished.is_adapted:
             _keep_taught(reads, result)
         return finished.metrics()
@@ -275,9 +275,10 @@ def _keep_taught(reads: AdaptReads, result: Path) -> None:
             lexical_files.copy(labels, place)
 
 
-def _finished(gate: GateConfig | None, result: Path, work: Path) -> Adaptation:
+def _finished(reads: AdaptReads, job: Mapping[str, Any], result: Path, work: Path) -> Adaptation:
     """Collect what a finished job says of itself, and compare its forgetting with the gate."""
-    trained = {field.name: getattr(found, field.name) for found in [finished_training(result, work)] for field in fields(found)}
+    gate, found = reads.gate, finished_training(result, work, weights_of(reads.base), job)
+    trained = {field.name: getattr(found, field.name) for field in fields(found)}
     losses = result / _GENERAL_FILE
     if not losses.is_file():
         return Adaptation(is_adapted=True, **trained)

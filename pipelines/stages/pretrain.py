@@ -61,7 +61,7 @@ class Pretrain(Stage[PretrainReads]):
         tokenizer = run.require("tokenizer")
         check_vocabulary(Tokenizer.load(tokenizer.path), model)
         training = TrainingReads.of(run, NAME, None)
-        check_model(model, training.engine, training.offload)  # before anything is read
+        check_model(model, config.pretrain, training.engine, training.offload)  # before anything is read
         found = PretrainReads(
             model=model,
             pretrain=config.pretrain,
@@ -97,7 +97,7 @@ class Pretrain(Stage[PretrainReads]):
             "job": reads.training.job(NAME, objective, train, result, work),
         }
         launch(job, work, reads.training.engine)
-        return finished_training(result, work).metrics()
+        return finished_training(result, work, reads.model, job["job"]).metrics()
 
     def describe(self, artifact: Artifact) -> str:
         return str(Training.of(artifact))
@@ -106,15 +106,14 @@ class Pretrain(Stage[PretrainReads]):
 STAGE = Pretrain()
 
 
-def check_model(model: GPTConfig, engine: EngineConfig, offload: OffloadConfig) -> None:
+def check_model(model: GPTConfig, settings: PretrainConfig, engine: EngineConfig, offload: OffloadConfig) -> None:
     """Raise ConfigError for a model that cannot be, cannot be shared or held as the engine says, or would learn nothing."""
     from adapt.model.expert_parallel import check_share  # these import torch
     from adapt.model.gpt import GPT
-    from adapt.train.memory_plan import check_machine, check_memory
+    from adapt.train.memory_checks import check_memory
 
     check_share(GPT(model).expert_counts, engine.expert_parallel)
-    check_memory(model, engine, offload)
-    check_machine(model, engine, offload)
+    check_memory(model, engine, offload, settings.optimizer, batch_rows=settings.batch_rows)
     if model.even_routing:
         raise ConfigError("model.even_routing: is for measuring random weights; a router trained under it would decide nothing")
 

@@ -111,8 +111,8 @@ class HeldOut:
 class Training(Product):
     """Of training stages: held-out losses by domain or task, and how the job went; `attempts` counts starts.
 
-    `peak_bytes` is the most memory that rank 0 held, `planned_bytes` what a rank was planned to take. `kept_change` is the share of
-    the weights' change that general text allowed.
+    `peak_bytes` is the most memory that rank 0 held, `planned_bytes` what a rank was planned to take for rows of `row_tokens`, the
+    longest. `kept_change` is the share of the weights' change that general text allowed.
     """
 
     held_out: dict[str, HeldOut] = field(default_factory=dict)
@@ -124,6 +124,7 @@ class Training(Product):
     kept_change: float = 1.0
     peak_bytes: int | None = None
     planned_bytes: int | None = None
+    row_tokens: int | None = None
 
     def __str__(self) -> str:
         losses = [f"{name} {held_out}" for name, held_out in self.held_out.items()]

@@ -39,9 +39,8 @@ def cost_section(found: Mapping[str, Artifact]) -> Section:
     seconds = [artifact.seconds for artifact in found.values() if artifact.seconds is not None]
     said = f"All stages together took {spelled(sum(seconds))}" if seconds else "The time was not recorded"
     note_on = (
-        f"{said}; a stage that was interrupted counts from its last start. The peak is rank 0's: on a CPU the whole process with "
-        "its libraries, on a GPU what was allocated there. The plan has only weights, gradients, optimizer, and the activations of "
-        "full rows."
+        f"{said}; a stage that was interrupted counts from its last start. The peak is rank 0's: on a CPU the private memory "
+        "of its process, on a GPU what was allocated there. The plan is for the longest rows, on a CPU with the process itself."
     )
     header = ("stage", "time, s", "steps", "tokens a second", "peak memory", "plan")
     return Section(title="Cost", parts=[note(note_on), table(header, rows)])

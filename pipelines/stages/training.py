@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from adapt.checkpoint.offload import MomentFormat, OffloadConfig
 from adapt.core.json_files import read_lines, read_object
 from adapt.core.precision import Precision
 from adapt.core.typed import from_plain, to_plain
+from adapt.model.config import GPTConfig
 from adapt.objective_config import ObjectiveConfig
 from adapt.train.engine_config import EngineConfig, check_optimizer
 from adapt.train.tracking import TrackerConfig
@@ -94,10 +96,20 @@ def train_config(settings: Any, steps: int) -> TrainConfig:
     )
 
 
-def finished_training(result: Path, work: Path) -> Training:
-    """Collect what a finished job says of itself."""
+def finished_training(result: Path, work: Path, model: GPTConfig | Path, job: Mapping[str, Any]) -> Training:
+    """Collect what a finished job says of itself, and how much memory it was planned to take.
+
+    `model` is what it started from, `job` the plain form of its `TrainJob`.
+    """
+    from adapt.train.measured_cost import planned_bytes  # imports torch
+
     held_out = read_object(result / "held_out.json")
     outcome = read_object(work / "outcome.json")
     last = read_lines(result / HISTORY_FILE)[-1]
-    plain = {"held_out": held_out, "steps": int(last["step"]), "loss": last["loss/total"], **outcome}
+    engine: EngineConfig = from_plain(EngineConfig, job["engine"], "job.yaml")
+    offload: OffloadConfig = from_plain(OffloadConfig, job["offload"], "job.yaml")
+    train: TrainConfig = from_plain(TrainConfig, job["train"], "job.yaml")
+    tokens = outcome.get("row_tokens")  # a rank of an older version that was killed at its end did not say
+    planned = planned_bytes(model, engine, offload, train, tokens) if tokens else None
+    plain = {"held_out": held_out, "steps": int(last["step"]), "loss": last["loss/total"], **outcome, "planned_bytes": planned}
     return from_plain(Training, plain, str(result))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,12 @@ from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.precision import say_precision
 from adapt.model.config import GPTConfig
 from adapt.train.engine_config import EngineConfig
+from pipelines.config.plan_settings import PlannedDevice
 from pipelines.config.schema import PipelineConfig
 
 if TYPE_CHECKING:
     from adapt.model.counting import ParameterCounts
+    from adapt.train.step_moments import MemoryPlan
 
 
 def show(config: PipelineConfig, point: str | None) -> None:
@@ -26,52 +27,67 @@ def show(config: PipelineConfig, point: str | None) -> None:
         ConfigError: the experts cannot be shared so, there is nothing of what is to be trained, or it does not fit in
             `engine.memory_gb`.
     """
-    from adapt.train.hf_memory_plan import check_foreign_memory, plan_foreign  # these import torch
-    from adapt.train.memory_plan import check_memory
-
     say_precision(config.engine.auto_precision())
     engine = config.engine.resolved()
     if isinstance(config.model, GPTConfig):
         _show_own(config, config.model, engine)
-        check_memory(config.model, engine, config.offload)
-        return
-    place, settings = Path(config.model.path), config.continue_pretrain
-    if (mend := mend_of(place, "model.path")) is not None:
-        raise CheckpointError(f"{place}: {mend}")
-    if not is_hf_directory(place):
-        raise CheckpointError(f"{place}: is not a Hugging Face directory (no config.json with a model_type)")
-    try:
-        plan = plan_foreign(place, engine, config.offload, settings.trains, settings.lora)
-    except ConfigError as error:
-        raise ConfigError(f"continue_pretrain.{error}") from error
-    activations = f"{engine.micro_batch} rows of {plan.tokens} tokens at a time" if plan.has_activations else "without activations"
-    note = f"{activations}; the total has the larger of activations with backward, and buckets"
-    _print(plan.counts, engine, plan.memory, plan.total, note, plan.scratch, plan.said)
-    check_foreign_memory(place, engine, config.offload, settings.trains, settings.lora)
+    else:
+        _show_foreign(config, Path(config.model.path), engine)
 
 
 def _show_own(config: PipelineConfig, sizes: GPTConfig, engine: EngineConfig) -> None:
     from adapt.model.counting import count_parameters  # these import torch
     from adapt.model.expert_parallel import check_share
     from adapt.model.gpt import GPT
-    from adapt.train.memory_plan import plan_activations, plan_memory, plan_scratch
+    from adapt.train.memory_checks import check_memory
+    from adapt.train.memory_plan import OwnModel, plan_own
 
-    counts, model = count_parameters(sizes), GPT(sizes)
-    check_share(model.expert_counts, engine.expert_parallel)
-    memory = plan_memory(counts, engine, config.offload)
-    memory |= plan_activations(sizes, engine, model.router_traits.experts_per_token)
-    activations = f"{engine.micro_batch} rows at a time, activation checkpointing {engine.activation_checkpointing.value}"
-    _print(counts, engine, memory, sum(memory.values()), activations, plan_scratch(counts.total, engine, config.offload))
+    check_share(GPT(sizes).expert_counts, engine.expert_parallel)
+    on_cpu, settings = _is_on_cpu(config, engine), config.pretrain
+    plan = plan_own(
+        OwnModel.of(sizes), engine, config.offload, on_cpu=on_cpu, tokens=config.plan.tokens, batch_rows=settings.batch_rows
+    )
+    length = min(config.plan.tokens or sizes.context_length, sizes.context_length)
+    rows = f"{engine.micro_batch} rows of {length} tokens, activation checkpointing {engine.activation_checkpointing.value}"
+    _print(count_parameters(sizes), engine, plan, on_cpu, rows)
+    check_memory(sizes, engine, config.offload, settings.optimizer, batch_rows=settings.batch_rows, tokens=length, on_cpu=on_cpu)
+
+
+def _show_foreign(config: PipelineConfig, place: Path, engine: EngineConfig) -> None:
+    from adapt.train.hf_memory_plan import plan_foreign  # these import torch
+    from adapt.train.memory_checks import check_foreign_memory
+
+    settings = config.continue_pretrain
+    if (mend := mend_of(place, "model.path")) is not None:
+        raise CheckpointError(f"{place}: {mend}")
+    if not is_hf_directory(place):
+        raise CheckpointError(f"{place}: is not a Hugging Face directory (no config.json with a model_type)")
+    on_cpu = _is_on_cpu(config, engine)
+    try:
+        plan = plan_foreign(
+            place, engine, config.offload, settings.trains, settings.lora, config.plan.tokens,
+            on_cpu=on_cpu, batch_rows=settings.batch_rows,
+        )  # fmt: skip
+    except ConfigError as error:
+        raise ConfigError(f"continue_pretrain.{error}") from error
+    found = plan.training
+    rows = f"{engine.micro_batch} rows of {found.tokens} tokens" if found.passing is not None else "without activations"
+    _print(found.counts, engine, plan, on_cpu, rows, found.said)
+    check_foreign_memory(
+        place, engine, config.offload, settings.trains, settings.lora, settings.optimizer, settings.batch_rows,
+        tokens=found.tokens, on_cpu=on_cpu,
+    )  # fmt: skip
+
+
+def _is_on_cpu(config: PipelineConfig, engine: EngineConfig) -> bool:
+    from adapt.train.memory_checks import computes_on_cpus  # imports torch
+
+    device = config.plan.device
+    return computes_on_cpus(engine) if device is PlannedDevice.AUTO else device is PlannedDevice.CPU
 
 
 def _print(
-    counts: ParameterCounts,
-    engine: EngineConfig,
-    memory: Mapping[str, float],
-    total: float,
-    activations: str,
-    scratch: float,
-    trained: str | None = None,
+    counts: ParameterCounts, engine: EngineConfig, plan: MemoryPlan, on_cpu: bool, rows: str, trained: str | None = None
 ) -> None:
     lines = [f"{'parameters':<14} {'count':>16} {'billions':>9}"]
     for name, count in [
@@ -85,12 +101,13 @@ def _print(
     if trained is not None:
         lines += [trained, ""]
     lines.append(
-        f"training memory per rank, GB (ZeRO-{engine.zero_stage}, {engine.precision.value}, {engine.world_size} ranks, expert "
-        f"parallel {engine.expert_parallel}, {activations})"
+        f"training memory per rank on {'a CPU' if on_cpu else 'a GPU'}, GB (ZeRO-{engine.zero_stage}, {engine.precision.value}, "
+        f"{engine.world_size} ranks, expert parallel {engine.expert_parallel}, {rows}); not all kinds are there at once"
     )
-    for name, size in memory.items():
-        lines.append(f"{name:<14} {size / 1e9:>16.2f}")
-    lines.append(f"{'total':<14} {total / 1e9:>16.2f}")
-    if scratch:
-        lines += ["", f"{'scratch file':<14} {scratch / 1e9:>16.2f} GB per rank on the disk of run.dir"]
+    lines += [f"{name:<14} {size / 1e9:>16.2f}" for name, size in plan.memory.items()]
+    lines += ["", "of all kinds together, by the moment of a step, GB"]
+    lines += [f"{name:<14} {size / 1e9:>16.2f}" for name, size in plan.moments.items()]
+    lines.append(f"{'total':<14} {plan.total / 1e9:>16.2f}")
+    if plan.scratch:
+        lines += ["", f"{'scratch file':<14} {plan.scratch / 1e9:>16.2f} GB per rank on the disk of run.dir"]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -180,15 +180,20 @@ class Tuner:
         """Return the planned bytes of a rank. Raises ConfigError for what cannot be."""
         from adapt.checkpoint.weights import load_config  # these import torch
         from adapt.train.hf_memory_plan import plan_foreign
-        from adapt.train.memory_plan import plan_total
+        from adapt.train.memory_checks import computes_on_cpus
+        from adapt.train.memory_plan import OwnModel, plan_own
 
         check_optimizer(trial.engine, self._subject.optimizer, trial.offload)
-        model, tokens = self._subject.model, self._config.tune.tokens
-        if not isinstance(model, GPTConfig) and is_hf_directory(model):
-            plan = plan_foreign(model, trial.engine, trial.offload, self._subject.trains, self._subject.lora, tokens)
-            return plan.total if plan.has_activations else None
-        sizes = model if isinstance(model, GPTConfig) else load_config(model)
-        return plan_total(sizes, trial.engine, trial.offload, tokens)
+        subject, tune, on_cpu = self._subject, self._config.tune, computes_on_cpus(trial.engine)
+        if not isinstance(subject.model, GPTConfig) and is_hf_directory(subject.model):
+            plan = plan_foreign(
+                subject.model, trial.engine, trial.offload, subject.trains, subject.lora, tune.tokens,
+                on_cpu=on_cpu, batch_rows=tune.batch_rows,
+            )  # fmt: skip
+            return plan.total if plan.training.passing is not None else None
+        sizes = subject.model if isinstance(subject.model, GPTConfig) else load_config(subject.model)
+        own = OwnModel.of(sizes, subject.trains)
+        return plan_own(own, trial.engine, trial.offload, on_cpu=on_cpu, tokens=tune.tokens, batch_rows=tune.batch_rows).total
 
 
 def show(config: PipelineConfig, point: str | None) -> None:

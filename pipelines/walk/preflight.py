@@ -188,7 +188,7 @@ def check_own_model(ahead: Ahead) -> None:
     if not ahead.has("pretrain"):
         return
     model, vocab_size = ahead.run.own_model(), ahead.config.tokenizer.vocab_size
-    check_model(model, ahead.run.quiet_engine, ahead.config.offload)
+    check_model(model, ahead.config.pretrain, ahead.run.quiet_engine, ahead.config.offload)
     if ahead.has("tokenizer") and model.vocab_size != vocab_size:
         raise ConfigError(f"model.vocab_size: is {model.vocab_size}, and tokenizer.vocab_size is {vocab_size}; give both the same")
 

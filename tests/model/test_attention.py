@@ -140,7 +140,7 @@ def test_products_are_for_bf16_in_training_only(taken: list[int]) -> None:
 
 
 def test_products_are_for_short_rows_only(taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_SHORT", 8)
+    monkeypatch.setattr(attention, "SHORT", 8)
     for length in (8, 9, 7, 64):
         attention._attend(*drawn(length), None)
     assert taken == [8, 7]

@@ -22,4 +22,4 @@ def test_a_wrong_call_is_one_line(option: str, words: str, capsys: pytest.Captur
 def test_both_ways_run_and_are_compared_with_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["hidden=64", "layers=2", "intermediate=96", "vocab=100", "rows=1", "tokens=32", "rounds=1"]
     assert main(["lora", *options]) == 0
-    assert "plan/peak" in capsys.readouterr().out
+    assert "plan/rank" in capsys.readouterr().out

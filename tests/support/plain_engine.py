@@ -32,7 +32,6 @@ class PlainEngine:
         loss().backward()
 
     loss_scale = None
-    is_paged = False
 
     def step(self, lr: float) -> StepOutcome:
         for group in self._adamw.param_groups:

@@ -28,9 +28,10 @@ from adapt.model.grouped_gemm import torch_gemm
 from adapt.model.routers.top2 import Top2Config
 from adapt.objective import Contribution, contribution, part_counts
 from adapt.objective_config import ObjectiveConfig
-from adapt.train import memory_plan
+from adapt.train import memory_checks, memory_plan
 from adapt.train.engine_config import EngineConfig, GradientCommunication
-from adapt.train.memory_plan import check_machine, check_memory, plan_activations, plan_memory, plan_scratch
+from adapt.train.memory_checks import check_memory
+from adapt.train.memory_plan import OwnModel, plan_activations, plan_memory, plan_own, plan_scratch, plan_total
 from tests.support.tiny_models import ROOT, tiny_config
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "context_length": 128, "vocab_size": 500}
@@ -88,7 +89,7 @@ def test_one_kernel_for_all_experts_keeps_what_is_planned_beside_the_loop(name: 
     model = GPT(config)
     n_pairs = 4 * config.context_length * model.router_traits.experts_per_token * len(model.expert_counts)
     in_bf16 = EngineConfig(micro_batch=4, precision=Precision.BF16)  # which is planned as on a GPU
-    more = memory_plan._pair_elements(config, in_bf16) - memory_plan._pair_elements(config, engine)
+    more = memory_plan._pair_elements(config, in_bf16, False) - memory_plan._pair_elements(config, engine, False)
     assert kept_bytes(config, engine) - one_by_one == pytest.approx(4 * n_pairs * more, rel=0.1)
 
 
@@ -109,10 +110,8 @@ def test_weights_and_states_of_the_16b_model_on_eight_ranks(expert_parallel: int
 def test_the_largest_model_fits_the_shipped_node_of_80_gb_with_room_to_spare() -> None:
     model = GPT(BIG)
     check_share(model.expert_counts, SHIPPED.expert_parallel)
-    planned = plan_memory(count_parameters(BIG), SHIPPED)
-    planned |= plan_activations(BIG, SHIPPED, model.router_traits.experts_per_token)
-    assert sum(planned.values()) < 70e9  # the CUDA context, NCCL and uneven routing come on top
-    check_memory(BIG, replace(SHIPPED, memory_gb=70))
+    assert plan_total(BIG, SHIPPED) < 70e9  # the CUDA context, NCCL and uneven routing come on top
+    check_memory(BIG, replace(SHIPPED, memory_gb=70), on_cpu=False)
 
 
 def test_routers_are_planned_in_fp32_whatever_the_others_are_in() -> None:
@@ -125,7 +124,7 @@ def test_buckets_are_planned_in_the_format_that_gradients_are_summed_in() -> Non
     counts = count_parameters(BIG)
     by_how = {how: plan_memory(counts, replace(NODE, gradient_communication=how))["buckets"] for how in GradientCommunication}
     n_elements = NODE.bucket_elements
-    assert by_how == {GradientCommunication.FP32: n_elements * (4 + 4 + 2), GradientCommunication.MODEL: n_elements * (2 + 2 + 2)}
+    assert by_how == {GradientCommunication.FP32: n_elements * (4 + 4), GradientCommunication.MODEL: n_elements * (2 + 2)}
 
 
 def test_zero_1_keeps_whole_gradients_of_what_a_rank_holds() -> None:
@@ -139,45 +138,40 @@ def test_zero_1_keeps_whole_gradients_of_what_a_rank_holds() -> None:
     ("engine", "memory_gb", "nearest"),
     [
         (replace(NODE, micro_batch=8), 90, "engine.micro_batch=4"),
-        (replace(NODE, micro_batch=1), 45, "engine.expert_parallel=8"),
+        (replace(NODE, micro_batch=1), 45, "engine.expert_parallel=4"),
         (replace(IN_FP16, micro_batch=1, zero_stage=1), 75, "engine.zero_stage=2"),
-        (
-            replace(NODE, micro_batch=1),
-            26,
-            "engine.world_size=16 engine.expert_parallel=8 engine.activation_checkpointing=selective",
-        ),
+        (replace(NODE, micro_batch=1), 26, "engine.world_size=16 engine.expert_parallel=8"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_nearest_setting_that_does(
     engine: EngineConfig, memory_gb: float, nearest: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"the nearest setting that fits is {nearest}") as refused:
-        check_memory(BIG, replace(engine, memory_gb=memory_gb))
+        check_memory(BIG, replace(engine, memory_gb=memory_gb), on_cpu=False)
     settings = dict(pair.split("=") for pair in str(refused.value).split("fits is ")[1].replace("engine.", "").split())
     changes: dict[str, Any] = {k: int(v) if v.isdigit() else Recompute(v) for k, v in settings.items()}
     other = replace(engine, **changes)
-    check_memory(BIG, replace(other, memory_gb=memory_gb))
+    check_memory(BIG, replace(other, memory_gb=memory_gb), on_cpu=False)
 
 
 def test_what_fits_nowhere_says_so_and_what_fits_is_not_refused() -> None:
     with pytest.raises(ConfigError, match="no setting fits on up to 1024 ranks"):
-        check_memory(BIG, replace(NODE, memory_gb=1.0))
-    check_memory(BIG, replace(NODE, memory_gb=1000.0))
-    check_memory(BIG, NODE)
+        check_memory(BIG, replace(NODE, memory_gb=1.0), on_cpu=False)
+    check_memory(BIG, replace(NODE, memory_gb=1000.0), on_cpu=False)
+    check_memory(BIG, NODE, on_cpu=False)
 
 
 def test_limits_of_the_machine_refuse_what_cannot_fit_for_each_rank_or_for_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, config = EngineConfig(world_size=2, precision=Precision.FP32), MODELS["dense"]
-    planned = plan_memory(count_parameters(config), engine) | plan_activations(config, engine, 0)
-    needed = round(sum(planned.values()))
+    needed = round(plan_own(OwnModel.of(config), engine, on_cpu=True).total)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for is_shared, n_bytes in ((False, needed + 1), (True, 2 * needed + 2)):
         for room, is_refused in ((n_bytes, False), (round(n_bytes * 0.9), True)):
             limit = MemoryLimit(n_bytes=room, what="the tests", is_shared=is_shared)
-            monkeypatch.setattr(memory_plan, "memory_limits", lambda limit=limit: [limit])
+            monkeypatch.setattr(memory_checks, "memory_limits", lambda limit=limit: [limit])
             words = r"engine: a rank needs .* the tests allows .* for each of 2 ranks; "
             with pytest.raises(ConfigError, match=words) if is_refused else contextlib.nullcontext():
-                check_machine(config, engine)
+                check_memory(config, engine)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +191,7 @@ def test_a_paged_optimizer_takes_less_than_two_bytes_a_parameter_of_memory_and_t
     }
     assert plan_scratch(counts.total, engine, paged) == in_file * counts.total
     assert plan_scratch(counts.total, engine, OffloadConfig()) == 0
-    memory_gb = 1 + sum({**with_it, **plan_activations(BIG, engine, 2)}.values()) / 1e9
-    check_memory(BIG, replace(engine, memory_gb=memory_gb), paged)
+    limited = replace(engine, memory_gb=1 + plan_total(BIG, engine, paged) / 1e9)
+    check_memory(BIG, limited, paged, on_cpu=False)
     with pytest.raises(ConfigError, match="engine.memory_gb: a rank needs"):
-        check_memory(BIG, replace(engine, memory_gb=memory_gb))
+        check_memory(BIG, limited, on_cpu=False)

@@ -15,10 +15,12 @@ from adapt.model.hf import HFModel
 from adapt.model.hf_families import DENSE_FAMILIES
 from adapt.model.lora_config import LoraConfig, LoraTarget
 from adapt.train.engine_config import EngineConfig
-from adapt.train.hf_memory_plan import check_foreign_memory, plan_foreign
+from adapt.train.hf_memory_plan import plan_foreign
+from adapt.train.memory_checks import check_foreign_memory
 from adapt.train.traced_memory import trace_memory
 from adapt.train.train_config import Trained
 from adapt.train.trainable import train_only
+from pipelines.bench.random_llama import llama_settings, write_random_llama
 from tests.support.hf_checkpoints import make_model
 
 ROWS, TOKENS, VOCAB = 3, 64, 90
@@ -46,6 +48,10 @@ def kept_bytes(base: Path, trains: Trained) -> int:
     return sum(kept.values())
 
 
+def model_width(base: Path) -> int:
+    return cast(HFModel, load_model(base)).hidden_size
+
+
 OTHERS = [family for family in DENSE_FAMILIES if family not in ("llama", "qwen3")]
 
 
@@ -62,8 +68,9 @@ def test_a_trace_counts_what_a_real_forward_keeps(family: str, trains: Trained, 
     logits = ROWS * TOKENS * VOCAB * 4
     # A plan is to be within 10 %; families whose code was looked at are closer.
     rel = 0.1 if family in OTHERS else 0.05
-    assert traced.kept - logits == pytest.approx(kept_bytes(base, trains), rel=rel, abs=20_000)
-    assert traced.backward >= logits
+    assert traced.kept == pytest.approx(kept_bytes(base, trains), rel=rel, abs=20_000)
+    assert traced.activations == traced.kept + logits and traced.backward >= logits
+    assert traced.table == (VOCAB * model_width(base) * 4 if trains in (Trained.ALL, Trained.HEAD) else 0)
 
 
 def test_only_what_is_trained_has_gradients_masters_and_moments(tmp_path: Path) -> None:
@@ -71,12 +78,24 @@ def test_only_what_is_trained_has_gradients_masters_and_moments(tmp_path: Path) 
     full, light = (plan_foreign(base, ENGINE, trains=trains, lora=LORA) for trains in (Trained.ALL, Trained.LORA))
     model = load_model(base)
     train_only(model, Trained.LORA, LORA)
-    assert light.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert full.trained == full.counts.total == sum(p.numel() for p in load_model(base).parameters())
-    for plan in (full, light):
-        assert plan.memory["gradients"] == plan.memory["master"] == plan.memory["moments"] / 2 == 4 * plan.trained
-    assert light.memory["weights"] == 4 * (full.counts.total + light.trained)
+    trained, whole = light.training.trained.total, full.training.counts.total
+    assert trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert full.training.trained.total == whole == sum(p.numel() for p in load_model(base).parameters())
+    for plan, n in ((full, whole), (light, trained)):
+        assert plan.memory["gradients"] == plan.memory["master"] == plan.memory["moments"] / 2 == 4 * n
+    assert light.memory["weights"] == 4 * (whole + trained)
     assert light.memory["activations"] < full.memory["activations"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_frozen_weights_that_stay_views_of_their_files_take_no_private_memory(dtype: torch.dtype, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    write_random_llama(base, llama_settings(hidden=64, layers=2, intermediate=64, vocab=VOCAB, tokens=TOKENS), dtype)
+    plan = plan_foreign(base, ENGINE, trains=Trained.LORA, lora=LORA, on_cpu=True)
+    model = load_model(base)
+    train_only(model, Trained.LORA, LORA)
+    frozen = 4 * sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    assert plan.memory["weights"] == 4 * plan.training.trained.total + (0 if dtype is torch.float32 else frozen)
 
 
 @pytest.mark.parametrize("trains", [Trained.EXPERTS, Trained.ROUTER, Trained.DENSE, Trained.HEAD])
@@ -85,21 +104,26 @@ def test_a_sparse_base_is_planned_without_activations(trains: Trained, tmp_path:
     plan = plan_foreign(base, ENGINE, trains=trains)
     model = load_model(base)
     train_only(model, trains)
-    assert plan.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert not plan.has_activations and "activations" not in plan.memory
+    assert plan.training.trained.total == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert plan.training.passing is None and "activations" not in plan.memory
 
 
 def test_memory_that_is_too_small_is_refused_with_what_would_fit(tmp_path: Path) -> None:
     base = make_model(tmp_path / "base", "llama", VOCAB, max_position_embeddings=64)
     plan = plan_foreign(base, ENGINE, trains=Trained.LORA, lora=LORA)
-    passing = plan.memory["activations"] + plan.memory["backward"]
-    assert plan.total == sum(plan.memory.values()) - plan.memory["buckets"] and passing > plan.memory["buckets"]
-    per_row = passing / ROWS
-    check_foreign_memory(base, EngineConfig(**{**vars(ENGINE), "memory_gb": plan.total * 1.01 / 1e9}), None, Trained.LORA, LORA)
-    for short, words in ((1.5 * per_row, "engine.micro_batch=1 fits"), (plan.total * 0.999, "no engine.micro_batch fits")):
-        engine = EngineConfig(**{**vars(ENGINE), "memory_gb": (plan.total - short) / 1e9})
+    per_row = plan.memory["activations"] / ROWS
+
+    def check(n_bytes: float) -> None:
+        engine = EngineConfig(**{**vars(ENGINE), "memory_gb": n_bytes / 1e9})
+        check_foreign_memory(base, engine, None, Trained.LORA, LORA, on_cpu=False)
+
+    check(plan.total * 1.01)
+    for room, words in (
+        (plan.total - 1.5 * per_row, "the nearest setting that fits is engine.micro_batch=1$"),
+        (plan.total * 0.001, "no setting fits on up to 1024 ranks: take a smaller model"),
+    ):
         with pytest.raises(ConfigError, match=f"engine.memory_gb: a rank needs .* rows of 64 tokens .*LoRA: .*{words}"):
-            check_foreign_memory(base, engine, None, Trained.LORA, LORA)
+            check(room)
 
 
 def test_a_group_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_the_loop_goes_on_while_a_state_is_written_and_the_state_is_that_of_its_
         write(*arguments)
 
     monkeypatch.setattr(training_state, "write_pieces", slowly)
+    monkeypatch.setattr(training_state, "copies_states", lambda device: True)
 
     class Killed(Exception):
         pass
@@ -138,11 +139,11 @@ def test_a_signal_stops_at_the_next_boundary_with_its_state_and_the_run_ends_wit
     assert same_bits(resumed, whole[0])
 
 
-@pytest.mark.parametrize("is_paged", [False, True])
+@pytest.mark.parametrize("is_copied", [False, True])
 def test_a_first_state_that_cannot_be_written_is_said_in_one_clear_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_paged: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_copied: bool
 ) -> None:
-    monkeypatch.setattr(PlainEngine, "is_paged", is_paged)
+    monkeypatch.setattr(training_state, "copies_states", lambda device: is_copied)
     reason = r"the state of step 4 cannot be written .*none is there yet; raise `ulimit -f`$"
     with small_files(), pytest.raises(TrainingError, match=reason):
         trained(made(), tmp_path)
@@ -263,17 +264,17 @@ def test_a_state_that_is_written_without_a_copy_holds_the_same_and_is_gone_on_fr
     def kill() -> None:
         raise Killed
 
-    works = {is_paged: tmp_path / str(is_paged) for is_paged in (False, True)}
-    for is_paged, work in works.items():
-        monkeypatch.setattr(PlainEngine, "is_paged", is_paged)
+    works = {is_copied: tmp_path / str(is_copied) for is_copied in (True, False)}
+    for is_copied, work in works.items():
+        monkeypatch.setattr(training_state, "copies_states", lambda device, is_copied=is_copied: is_copied)
         with pytest.raises(Killed):
             trained(made(), work, At(9, kill))
         assert names(work) == ["step-00000004", "step-00000008"]
     copied, written = (load_file(work / "step-00000008" / "rank-00000.safetensors") for work in works.values())
     assert copied.keys() == written.keys()
     assert all(torch.equal(tensor, written[key]) for key, tensor in copied.items())
-    for is_paged, work in works.items():  # either kind of run takes either kind of state
-        monkeypatch.setattr(PlainEngine, "is_paged", not is_paged)
+    for is_copied, work in works.items():  # either kind of run takes either kind of state
+        monkeypatch.setattr(training_state, "copies_states", lambda device, is_copied=is_copied: not is_copied)
         resumed = made()
         assert trained(resumed, work) == whole[1]
         assert same_bits(resumed, whole[0])

@@ -1,0 +1,264 @@
+"""What a training step adds to the memory of a rank at each of its moments, and the peak that this makes.
+
+Legend: N trained parameters of a rank, W ranks that share the optimizer, B parameters of a bucket.
+
+Forward leaves activations; the loss adds logits and their gradient; backward lets go of activations while gradients grow, first in
+a bucket, then in the partition that a rank updates; the update copies that partition into one tensor. These come one after the
+other, so the peak is the largest moment and not the sum of all kinds.
+
+On a CPU two kinds of blocks have to be told apart. The allocator of a rank keeps what is freed of smaller blocks (page faults would
+cost more), so they count with their own peak at any moment; blocks of `MAPPED_BLOCK` bytes and more are given back at once.
+
+Sources: the order of events is that of DeepSpeed 0.19 (`runtime/zero/stage_1_and_2.py`: setup_buckets, average_tensor,
+copy_grads_in_partition, get_flat_partition, step) and was seen in traces of the allocator. Knuth 1997, The Art of Computer
+Programming 1, section 2.5 (holes between blocks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from adapt.core.limits import MAPPED_BLOCK
+from adapt.train.engine_config import EngineConfig, GradientCommunication
+
+# Of a rank on a CPU before it has a model: the interpreter, torch, DeepSpeed and their libraries' own data (torch 2.13).
+PROCESS_BYTES = 2.75e8
+# The update flattens a partition's gradients where they are not in one tensor already: in fp32, whose gradients DeepSpeed keeps in
+# the model's own format.
+UPDATE_COPIES_GRADIENTS = True
+# Of what passes in small blocks on a CPU, the holes between them that the next step's blocks do not fit, from the second step on.
+# It was 0.32 of an own dense model and 0.37 with LoRA; Knuth's fifty-percent rule expects one hole for two blocks.
+_GAPS = 0.35
+_WHOLE_ELEMENTS = 500_000_000  # that DeepSpeed sums at once where no stage cuts gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passing:
+    """Bytes that forward and backward of a micro-batch take: what is kept for backward (`kept`, of it `mapped` in large blocks),
+    one chunk of logits, what the fullest layer adds in its backward pass (in blocks of up to `layer_block`), and the gradient of
+    the table that makes logits.
+
+    `is_chunked`: logits are made a chunk at a time, twice, and none is kept. The table's gradient is 0 where it is not trained.
+    """
+
+    kept: float
+    logits: float
+    is_chunked: bool
+    layer: float
+    layer_block: float
+    table: float
+    mapped: float = 0.0
+
+    @property
+    def activations(self) -> float:
+        """Return what is there when forward ends."""
+        return self.kept + (0.0 if self.is_chunked else self.logits)
+
+    @property
+    def backward(self) -> float:
+        """Return what backward adds at its peak."""
+        return max(self.layer + self.table, 2 * self.logits + self.table if self.is_chunked else self.logits)
+
+    def times(self, share: float) -> Passing:
+        """Return what this share of the micro-batch's rows takes."""
+        return Passing(
+            kept=self.kept * share,
+            logits=self.logits * share,
+            is_chunked=self.is_chunked,
+            layer=self.layer * share,
+            layer_block=self.layer_block * share,
+            table=self.table,
+            mapped=self.mapped * share,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedTensors:
+    """What an optimizer trains: the numbers of elements of the tensors that a rank holds, and of all tensors together.
+
+    `is_mapped`: the weights come as views of files.
+    """
+
+    sizes: Sequence[int]
+    total: int
+    is_mapped: bool = False
+
+    @property
+    def elements(self) -> int:
+        return sum(self.sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Bytes of a rank: by kind, each at its largest; by moment of a step, of all kinds that are there; and of its scratch file."""
+
+    memory: Mapping[str, float]
+    moments: Mapping[str, float]
+    scratch: float
+
+    @property
+    def total(self) -> float:
+        """Return the peak."""
+        return max(self.moments.values())
+
+    @property
+    def fullest(self) -> str:
+        """Return the moment of the peak."""
+        return max(self.moments, key=lambda name: self.moments[name])
+
+
+def combined(
+    memory: Mapping[str, float],
+    trained: TrainedTensors,
+    passing: Passing | None,
+    engine: EngineConfig,
+    *,
+    on_cpu: bool,
+    batch_rows: int | None,
+    scratch: float,
+) -> MemoryPlan:
+    """Put together what lasts and what passes; `batch_rows` make a step over all ranks (absent: a micro-batch on each)."""
+    accumulates = batch_rows is not None and batch_rows > engine.micro_batch * engine.world_size
+    moments = step_moments(trained, passing, engine, accumulates=accumulates, opens_with_copies=on_cpu)
+    by_kind = dict(memory)
+    if passing is not None:
+        by_kind |= {"activations": passing.activations, "backward": passing.backward}
+    if on_cpu:
+        by_kind["process"] = PROCESS_BYTES
+    lasting = sum(by_kind.get(kind, 0.0) for kind in ("weights", "master", "moments", "process"))
+    return MemoryPlan(
+        memory=by_kind,
+        moments={name: lasting + n_bytes for name, n_bytes in fullest(moments, on_cpu).items()},
+        scratch=scratch,
+    )
+
+
+Piece = tuple[float, float]  # bytes, and those of each of its blocks
+OPENING = "opening"
+Moments = dict[str, list[Piece]]
+
+
+def step_moments(
+    trained: TrainedTensors, passing: Passing | None, engine: EngineConfig, *, accumulates: bool, opens_with_copies: bool
+) -> Moments:
+    """Return what each moment of a step adds to what lasts; `accumulates` says that several micro-batches make a step.
+
+    `opens_with_copies`: the engine is made from weights in this memory, and in bf16 and fp16 from their exact copies too.
+    """
+    moments: Moments = {"exchange": _exchange(trained, engine, accumulates), "update": _update(trained, engine)}
+    if opens_with_copies:
+        moments[OPENING] = _opening(trained, engine)
+    if passing is not None:
+        before = _earlier(trained, engine) if accumulates else []
+        moments["loss"] = [*before, *_kept(passing, 1.0), *[(passing.logits, passing.logits)] * 2]
+        if passing.is_chunked:
+            moments["loss"] += [(passing.table, passing.table)] * 2
+        n, bucket = trained.elements, _bucket(trained, engine)
+        for name, done in (("backward", 0.0), ("first bucket", bucket / max(n, 1)), ("last layer", 1.0)):
+            moments[name] = [
+                *before,
+                *_kept(passing, 1.0 - done),
+                (passing.layer, passing.layer_block),
+                *[(passing.table, passing.table)] * (2 if done == 1.0 else 1),
+                *_gradients(trained, engine, done, accumulates),
+            ]
+    return moments
+
+
+def fullest(moments: Mapping[str, Sequence[Piece]], on_cpu: bool) -> dict[str, float]:
+    """Return the bytes that each moment brings memory to, on top of what lasts.
+
+    On a CPU small blocks that an earlier moment took are still held, with holes between those that come and go.
+    """
+    if not on_cpu:
+        return {name: sum(n_bytes for n_bytes, _ in pieces) for name, pieces in moments.items()}
+    kept = max(
+        (1.0 if name == OPENING else 1.0 + _GAPS) * sum(n_bytes for n_bytes, block in pieces if block < MAPPED_BLOCK)
+        for name, pieces in moments.items()
+    )
+    return {name: kept + sum(n_bytes for n_bytes, block in pieces if block >= MAPPED_BLOCK) for name, pieces in moments.items()}
+
+
+def _kept(passing: Passing, share: float) -> list[Piece]:
+    """Return activations that are still kept, in small blocks and in large ones."""
+    return [((passing.kept - passing.mapped) * share, 0.0), (passing.mapped * share, MAPPED_BLOCK)]
+
+
+def _opening(trained: TrainedTensors, engine: EngineConfig) -> list[Piece]:
+    """Return what making the engine needs beside its flat weights: weights as they were read, exact ones, rounded ones."""
+    in_memory = 0 if trained.is_mapped else 4
+    copies = 4 + engine.precision.dtype.itemsize if engine.precision.is_rounded else 0
+    return _by_tensor(trained, max(in_memory + 4, copies) if copies else in_memory)
+
+
+def _bucket(trained: TrainedTensors, engine: EngineConfig) -> float:
+    return float(min(engine.bucket_elements, trained.elements)) if engine.zero_stage else 0.0
+
+
+def _staged_bytes(engine: EngineConfig) -> int:
+    """Return the width of a gradient that waits in a bucket."""
+    is_fp32 = engine.gradient_communication is GradientCommunication.FP32 or engine.zero_stage < 2
+    return 4 if is_fp32 else engine.precision.dtype.itemsize
+
+
+def _is_compact(engine: EngineConfig) -> bool:
+    """Say whether DeepSpeed adds gradients up in the flat partition itself."""
+    return engine.precision.is_rounded
+
+
+def _partition(trained: TrainedTensors, engine: EngineConfig) -> float:
+    return 4.0 * (trained.total / engine.world_size if engine.zero_stage else trained.elements)
+
+
+def _earlier(trained: TrainedTensors, engine: EngineConfig) -> list[Piece]:
+    """Return the gradients of micro-batches before: where they are not added to in place, a partition of their own."""
+    if engine.zero_stage == 2:
+        return [(_partition(trained, engine), _partition(trained, engine))]
+    return _by_tensor(trained, 4)
+
+
+def _gradients(trained: TrainedTensors, engine: EngineConfig, done: float, accumulates: bool) -> list[Piece]:
+    """Return the gradients of a backward pass that has come to this share of the model's parameters.
+
+    Those that are added to earlier ones in place take nothing more.
+    """
+    if engine.zero_stage < 2:
+        return [] if accumulates else [(n_bytes * done, block) for n_bytes, block in _by_tensor(trained, 4)]
+    bucket = _bucket(trained, engine) * _staged_bytes(engine)
+    found = [(min(bucket, trained.elements * done * _staged_bytes(engine)), bucket)]
+    if not (accumulates and _is_compact(engine)):
+        found.append((_partition(trained, engine) * done, _partition(trained, engine)))
+    return found
+
+
+def _exchange(trained: TrainedTensors, engine: EngineConfig, accumulates: bool) -> list[Piece]:
+    """Return what the ranks' exchange of the last gradients holds."""
+    partition, bucket = _partition(trained, engine), _bucket(trained, engine) * _staged_bytes(engine)
+    if not engine.zero_stage:
+        copied = 4.0 * min(trained.elements, _WHOLE_ELEMENTS) if engine.world_size > 1 else 0.0
+        return [*_by_tensor(trained, 4), (copied, copied)]
+    copy = _bucket(trained, engine) * summed_bytes(engine) if engine.world_size > 1 or _is_compact(engine) else 0.0
+    found: list[Piece] = [(bucket, bucket), (copy, copy), (partition, partition)]
+    if engine.zero_stage == 2 and accumulates and not _is_compact(engine):
+        found.append((partition, partition))
+    return found
+
+
+def _update(trained: TrainedTensors, engine: EngineConfig) -> list[Piece]:
+    if not engine.zero_stage:
+        return _by_tensor(trained, 4)
+    partition = _partition(trained, engine)
+    is_copied = UPDATE_COPIES_GRADIENTS and not _is_compact(engine)
+    return [(partition, partition)] * (2 if is_copied else 1)
+
+
+def summed_bytes(engine: EngineConfig) -> int:
+    """Return the width in which ranks sum gradients."""
+    return 4 if engine.gradient_communication is GradientCommunication.FP32 else engine.precision.dtype.itemsize
+
+
+def _by_tensor(trained: TrainedTensors, width: int) -> list[Piece]:
+    """Return the bytes of tensors of a width, small ones and large ones apart."""
+    large = sum(size for size in trained.sizes if size * width >= MAPPED_BLOCK)
+    return [(float((trained.elements - large) * width), 0.0), (float(large * width), MAPPED_BLOCK)]

@@ -71,6 +71,13 @@ COMMANDS = (
         "data.corpus=/law.txt extend_vocabulary.pieces=500",
     ),
     _stage(
+        "distil",
+        "A sparse base and unlabeled text to a dense student: experts merged, then trained by the base.",
+        ("seed", *_BASE, *_CORPUS, *_TRAINS, "distil"),
+        "checkpoint=pipelines/demo/base data.corpus=/texts/news.jsonl",
+        "checkpoint=/models/mixtral 'data.corpus=[/a.txt]' distil.merge.groups=2",
+    ),
+    _stage(
         "label_tree",
         "A proposal of how a task's labels fall into groups, to be read by a person.",
         ("seed", *_TASKS, *_BASE, "exclude_eval", *_SCORES, "pseudo_label", "objective.pseudo_label", "label_tree"),

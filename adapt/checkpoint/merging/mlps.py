@@ -83,7 +83,7 @@ def mean_of(mlps: Sequence[MLP], weights: Sequence[float]) -> MLP:
 def merged(mlps: Sequence[MLP], weights: Sequence[float], groups: int, *, is_even: bool, is_aligned: bool) -> MLP:
     """Return one MLP for experts whose outputs have these weights on average: a mean for each group, the means side by side.
 
-    Experts are dealt into groups in the order of their weights. A group's mean is written as often as its experts' weights add up to.
+    Experts are dealt into groups in the order of their weights. A group's mean is scaled by the sum of its experts' weights.
 
     Raises:
         ConfigError: there are more groups than experts.

@@ -94,7 +94,12 @@ def _write_own(directory: Path, source: Path, usage: Sequence[LayerUsage], confi
             found = _own_sparse(store, place, n_experts, next(usages), config) if n_experts else _own_dense(store, place)
             found = widened(found, dense.ffn_width, seed, place)
             assert found.down_bias is not None, "models of this project have biases"
-            parts = {"up.weight": found.ins[0], "up.bias": found.in_biases[0], "down.weight": found.down, "down.bias": found.down_bias}
+            parts = {
+                "up.weight": found.ins[0],
+                "up.bias": found.in_biases[0],
+                "down.weight": found.down,
+                "down.bias": found.down_bias,
+            }
             yield from ((f"{place}{name}", tensor.contiguous()) for name, tensor in parts.items())
         yield from ((name, store.read(name).float()) for name in store.tensors if ".mlp." not in name)
 
@@ -111,7 +116,8 @@ def _own_dense(store: Store, place: str) -> MLP:
 def _own_sparse(store: Store, place: str, n_experts: int, usage: LayerUsage, config: MergeConfig) -> MLP:
     def expert(number: int) -> MLP:
         up, up_bias, down, down_bias = (
-            store.read_rows(f"{place}experts.{name}", [number])[0].float() for name in ("up_weight", "up_bias", "down_weight", "down_bias")
+            store.read_rows(f"{place}experts.{name}", [number])[0].float()
+            for name in ("up_weight", "up_bias", "down_weight", "down_bias")
         )
         return MLP(ins=(up,), in_biases=(up_bias,), down=down, down_bias=down_bias)
 
@@ -127,7 +133,9 @@ def _write_foreign(directory: Path, source: Path, usage: Sequence[LayerUsage], c
     sample = next((store.place(one) for one in store.tensors if _EXPERT.fullmatch(one)), None)
     if sample is None or len(experts) != len(usage):
         raise CheckpointError(f"{source}: has experts of {len(experts)} layers by name, its model has {len(usage)} sparse ones")
-    widths = [_width(family, store, layer, experts.get(layer, 0), config.groups) for layer in range(int(content["num_hidden_layers"]))]
+    widths = [
+        _width(family, store, layer, experts.get(layer, 0), config.groups) for layer in range(int(content["num_hidden_layers"]))
+    ]
     usages = dict(zip(sorted(experts), usage, strict=True))
 
     def tensors() -> Iterator[tuple[str, Tensor]]:

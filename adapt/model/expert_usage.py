@@ -86,7 +86,7 @@ def usage_of(model: CausalBase, batches: Iterable[Batch]) -> list[LayerUsage]:
 
 @contextmanager
 def _watched(model: nn.Module, watch: _Watch) -> Iterator[None]:
-    hooks = []
+    hooks: list[Any] = []
     for name, module in model.named_modules():
         if isinstance(module, MoELayer):
             hooks += _of_own_layer(name, module, watch)

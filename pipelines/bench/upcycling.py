@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,8 @@ def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
         if strange := [name for name, one in models.items() if one.vocab_size != model.vocab_size]:
             raise ConfigError(f"bench {_NAME}: results: {places[strange[0]]} has another vocabulary than the source")
         expected = logits_of(model, measured)
-        seconds = interleaved_medians(
-            {name: lambda one=one: _read(one, measured) for name, one in models.items()}, rounds, stopwatch
-        )
+        ways = {name: partial(_read, one, measured) for name, one in models.items()}
+        seconds = interleaved_medians(ways, rounds, stopwatch)
         weights = {name: count_weights(place) for name, place in places.items()}
     n_tokens = sum(map(len, measured))
     return [

@@ -19,7 +19,11 @@ class DistilConfig(Settings):
     steps: int = setting(1000, "Optimizer steps of distillation.", least=1, unit="steps")
     batch_rows: int = setting(32, "Rows of one optimizer step of distillation, over all ranks.", least=1, unit="rows")
     row_tokens: int | None = setting(
-        None, "Tokens of a row.", least=2, unit="tokens", hint="null fills the model's context, at most 512"
+        None,
+        "Tokens of a row that student and sparse model read.",
+        least=2,
+        unit="tokens",
+        hint="null fills the model's context, at most 512",
     )
     optimizer: OptimizerConfig = setting_of(lambda: OptimizerConfig(lr=5e-4), "Optimizer of distillation.")
     save_every_steps: int = setting(200, "How often distillation saves a state to resume from.", least=1, unit="steps")
@@ -28,8 +32,10 @@ class DistilConfig(Settings):
     text_weight: float = setting(
         0.0, "Weight of the text's own next-token loss.", least=0, hint="0 learns from the sparse model only"
     )
-    held_out_share: float = setting(0.01, "Share of the documents that measure and never train.", least=0, most=1)
-    held_out_rows: int = setting(64, "Most held-out rows of a domain that are measured.", least=0, unit="rows")
+    held_out_share: float = setting(
+        0.01, "Share of the documents on which student and sparse model are only measured.", least=0, most=1
+    )
+    held_out_rows: int = setting(64, "Most held-out rows of a domain that both models are measured on.", least=0, unit="rows")
     save_precision: Precision = setting(
         Precision.FP32, "Number format of the finished weights: fp32, bf16 or fp16; a Hugging Face student has its source's."
     )

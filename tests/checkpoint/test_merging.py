@@ -174,7 +174,7 @@ def test_copies_merge_back_to_the_dense_model(case: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_a_siblings_copies_merge_back_to_the_dense_family(family: str, tmp_path: Path) -> None:
-    changes = {"sliding_window": 48} if family == "mistral" else {}
+    changes: dict[str, Any] = {"sliding_window": 48} if family == "mistral" else {}
     source = make_checkpoint(tmp_path / "dense", family, **changes)
     for name in ("sparse", "student"):
         (tmp_path / name).mkdir()

@@ -13,11 +13,14 @@ own losses are parts of their own, weighted by the router's settings; they and t
 
 A reading may carry a weight (that of a soft label): it multiplies each of its targets in the sum and in the count alike. A part's
 coefficient may follow a schedule over the run: a function of the step only.
+
+Where a teacher is given, the divergence of its next-token distributions from the student's (`adapt.model.distillation`) is one more
+part, over the targets of all kinds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from adapt.core.errors import TrainingError
 from adapt.model.batches import Batch
+from adapt.model.distillation import DISTILLATION, Teacher
 from adapt.model.health import LayerSums
 from adapt.model.inputs import CausalBase, LayerRouting, ModelOutput
 from adapt.model.nll import nll_of_logits
@@ -63,27 +67,35 @@ class Contribution:
         return self.losses_P.sum()
 
 
-def parts_of(model: CausalBase) -> tuple[str, ...]:
-    """Return the names of all parts: those of every model, then its routers' own losses."""
-    return (*PARTS, *model.router_traits.loss_weights)
+def parts_of(model: CausalBase, teacher: Teacher | None = None) -> tuple[str, ...]:
+    """Return the names of all parts: those of every model, its routers' own losses, and the divergence from a teacher."""
+    return (*PARTS, *model.router_traits.loss_weights, *(() if teacher is None else (DISTILLATION,)))
 
 
-def part_weights(model: CausalBase, config: ObjectiveConfig) -> Tensor:
+def part_weights(model: CausalBase, config: ObjectiveConfig, teacher: Teacher | None = None) -> Tensor:
     """Return the coefficient of every part, in the order of `parts_of`."""
     w, own = config.weights, model.router_traits.loss_weights.values()
-    return torch.tensor([w.of("context"), w.of("prompt"), w.pseudo_label, config.balance.weight, *own], dtype=torch.float64)
+    taught = [] if teacher is None else [teacher.weight]
+    return torch.tensor(
+        [w.of("context"), w.of("prompt"), w.pseudo_label, config.balance.weight, *own, *taught], dtype=torch.float64
+    )
 
 
-def part_counts(model: CausalBase, batch: Batch) -> Tensor:
-    """Add up the weights of the targets of each part; those of routers count real tokens times MoE layers, if there are any."""
+def part_counts(model: CausalBase, batch: Batch, teacher: Teacher | None = None) -> Tensor:
+    """Add up the weights of the targets of each part; those of routers count real tokens times MoE layers, if there are any.
+
+    The divergence from a teacher counts the targets of all kinds.
+    """
     places = batch.target_places()
-    counts = torch.zeros(len(parts_of(model)), dtype=torch.float64)
+    counts = torch.zeros(len(parts_of(model, teacher)), dtype=torch.float64)
     for kind, of_kind_N in enumerate(places.of_kind):
         counts[kind] = len(of_kind_N)
         if batch.weights_BT is not None:
             counts[kind] = batch.weights_BT.flatten()[places.all_N][of_kind_N].double().sum()
     counts[_BALANCE:] = float(len(batch.inputs.token_places().real_N)) * len(model.expert_counts)
     counts[_BALANCE] *= model.router_traits.has_balance_loss
+    if teacher is not None:
+        counts[-1] = counts[:_BALANCE].sum()
     return counts
 
 
@@ -94,6 +106,7 @@ def contribution(
     lagged_shares_LE: Sequence[Tensor],
     config: ObjectiveConfig,
     world_size: int,
+    teacher: Teacher | None = None,
 ) -> Contribution:
     """Run a micro-batch and return its additive share of the objective.
 
@@ -106,8 +119,9 @@ def contribution(
     if model.router_traits.has_balance_loss:
         balance = _balance_sum(output.routing, lagged_shares_LE, config.balance.scope, zero)
     own = [_router_loss_sum(output.routing, name, zero) for name in model.router_traits.loss_weights]
-    sums = [*_token_sums(model, batch, output), balance, *own]
-    scale = part_weights(model, config) / counts_P.clamp_min(1.0) * (counts_P > 0)
+    *of_kind, taught = _token_sums(model, batch, output, teacher)
+    sums = [*of_kind, balance, *own, *([] if teacher is None else [taught])]
+    scale = part_weights(model, config, teacher) / counts_P.clamp_min(1.0) * (counts_P > 0)
     losses = torch.stack([part * s for part, s in zip(sums, scale.tolist(), strict=True)]) * world_size
     return Contribution(
         losses_P=losses,
@@ -117,15 +131,21 @@ def contribution(
 
 
 def ledger_from(
-    model: CausalBase, sums_P: Tensor, counts_P: Tensor, layers: Sequence[LayerSums], config: ObjectiveConfig
+    model: CausalBase,
+    sums_P: Tensor,
+    counts_P: Tensor,
+    layers: Sequence[LayerSums],
+    config: ObjectiveConfig,
+    teacher: Teacher | None = None,
 ) -> dict[str, PartValue]:
     """Build the step's ledger from global sums; balance is E * sum_e P_e * F_e of the step itself, whatever the scope."""
-    weights = part_weights(model, config)
+    weights = part_weights(model, config, teacher)
     sums = sums_P.tolist()
     if layers:
         sums[_BALANCE] = sum(layer.balance() for layer in layers) / len(layers) * float(counts_P[_BALANCE])
     return {
-        part: PartValue(sum=sums[i], count=float(counts_P[i]), weight=float(weights[i])) for i, part in enumerate(parts_of(model))
+        part: PartValue(sum=sums[i], count=float(counts_P[i]), weight=float(weights[i]))
+        for i, part in enumerate(parts_of(model, teacher))
     }
 
 
@@ -160,13 +180,50 @@ def check_balance_gradient(model: CausalBase, batch: Batch, config: ObjectiveCon
             )
 
 
-def _token_sums(model: CausalBase, batch: Batch, output: ModelOutput) -> list[Tensor]:
+def _token_sums(model: CausalBase, batch: Batch, output: ModelOutput, teacher: Teacher | None) -> list[Tensor]:
+    """Return the sum of each kind's losses, then that of the divergences from a teacher (0 without one)."""
     places = batch.target_places()
     hidden_NH = output.hidden_BTH.flatten(0, 1)[places.all_N]
-    nll_N = token_nll(model, hidden_NH, batch.targets_BT.flatten()[places.all_N])
+    targets_N = batch.targets_BT.flatten()[places.all_N]
+    if teacher is None:
+        nll_N = token_nll(model, hidden_NH, targets_N)
+        kl_N = nll_N.new_zeros(len(nll_N))
+    else:
+        nll_N, kl_N = _taught_nll(model, hidden_NH, targets_N, teacher, teacher.hidden(batch.inputs).flatten(0, 1)[places.all_N])
     if batch.weights_BT is not None:
-        nll_N = nll_N * batch.weights_BT.flatten()[places.all_N]
-    return [nll_N[of_kind_N].sum() for of_kind_N in places.of_kind]
+        weights_N = batch.weights_BT.flatten()[places.all_N]
+        nll_N, kl_N = nll_N * weights_N, kl_N * weights_N
+    return [*(nll_N[of_kind_N].sum() for of_kind_N in places.of_kind), kl_N.sum()]
+
+
+@torch.no_grad()
+def mean_loss(model: CausalBase, batches: Iterable[Batch]) -> float:
+    """Return a model's mean negative log-likelihood in nats a target over batches; 0 where there are none."""
+    total, count = 0.0, 0
+    for batch in batches:
+        places = batch.target_places()
+        nll_N = token_nll(
+            model, model(batch.inputs).hidden_BTH.flatten(0, 1)[places.all_N], batch.targets_BT.flatten()[places.all_N]
+        )
+        total, count = total + float(nll_N.double().sum()), count + len(nll_N)
+    return total / count if count else 0.0
+
+
+def _taught_nll(
+    model: CausalBase, hidden_NH: Tensor, targets_N: Tensor, teacher: Teacher, taught_NH: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return each target's negative log-likelihood and the divergence from the teacher there, from one set of logits."""
+
+    def of_chunk(hidden: Tensor, targets: Tensor, taught: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model.logits(hidden)
+        return nll_of_logits(logits, targets), teacher.divergence(logits, taught)
+
+    rows = max(LOGIT_ELEMENTS // model.vocab_size, 1)
+    if len(hidden_NH) <= rows:
+        return of_chunk(hidden_NH, targets_N, taught_NH)
+    chunks = zip(hidden_NH.split(rows), targets_N.split(rows), taught_NH.split(rows), strict=True)
+    nll, kl = zip(*(checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks), strict=True)
+    return torch.cat(nll), torch.cat(kl)
 
 
 def token_nll(model: CausalBase, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:

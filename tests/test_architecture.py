@@ -85,6 +85,7 @@ ONE_FILE = {
 # place and read from users in another.
 ALSO_IN = {
     ("sentencepiece", "adapt/text/sentencepiece_child.py"),
+    ("scipy", "adapt/checkpoint/merging/mlps.py"),
     ("pyarrow", "adapt/text/rows/arrow_rows.py"),
     ("pyarrow", "adapt/text/rows/parquet_rows.py"),
     ("datatrove", "adapt/text/cleaning/executors.py"),

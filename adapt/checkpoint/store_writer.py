@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -36,6 +37,7 @@ from adapt.core.progress import progress
 SHARD_BYTES = 2 << 30
 UNFINISHED = "unfinished-"
 _HEADER_BYTES = 16 * PAGE_BYTES
+_NUMBERED = re.compile(r"\.experts\.\d+\.")
 _ENTRY_BYTES = 200  # of a tensor in the header, beside its name
 
 
@@ -178,8 +180,8 @@ def _entry(name: str, place: ByteRange) -> dict[str, Any]:
 
 
 def _has_parts(name: str, n_dims: int) -> bool:
-    """Whether a tensor is stacked experts, which are written and hashed one by one."""
-    return ".experts." in name and n_dims > 1
+    """Whether a tensor is stacked experts, which are written and hashed one by one; one expert's own has its number in its name."""
+    return ".experts." in name and n_dims > 1 and _NUMBERED.search(name) is None
 
 
 def _parts(name: str, tensor: AnyTensor) -> Iterator[Tensor]:

@@ -251,6 +251,17 @@ def shapes_of(directory: Path) -> tuple[dict[str, torch.Size], int]:
     return _shapes(directory, _config_of(directory, transformers), transformers)
 
 
+def settings_of(directory: Path) -> dict[str, Any]:
+    """Return a Hugging Face model's settings as transformers understands them: none is left to a default, dropout is off.
+
+    Raises:
+        ConfigError: transformers is not installed.
+        CheckpointError: the family is not served, or the configuration cannot be read.
+    """
+    found: dict[str, Any] = _config_of(directory, import_transformers()).to_dict()
+    return found
+
+
 def _frame(directory: Path, config: Any, transformers: Any) -> HFModel:
     settings = {"dtype": torch.float32, "attn_implementation": attention_of(config), "trust_remote_code": False}
     try:

@@ -21,6 +21,7 @@ from adapt.core.json_files import write_json
 from adapt.core.runtime import RankInfo, seed_for
 from adapt.core.typed import to_plain
 from adapt.model.buffers import named_state
+from adapt.model.distillation import Teacher
 from adapt.model.gpt import GPT
 from adapt.model.hf import HFModel
 from adapt.objective import PartValue
@@ -99,8 +100,15 @@ class TrainData:
     start: Callable[[], Iterable[tuple[str, Tensor]]] | None = None
 
 
-def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData, job: TrainJob, rank: RankInfo) -> None:
-    """Train a model and leave its checkpoint, history and held-out ledgers in `job.result`.
+def run_training(
+    model: GPT | HFModel,
+    tokenizer: TextTokenizer,
+    data: TrainData,
+    job: TrainJob,
+    rank: RankInfo,
+    teacher: Teacher | None = None,
+) -> None:
+    """Train a model, by a teacher where one is given, and leave its checkpoint, history and held-out ledgers in `job.result`.
 
     Raises:
         TrainingError: a loss or a norm is not finite.
@@ -111,7 +119,7 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
     engine = open_engine(model, job.engine, job.train.decayed_optimizer, rank, _paging(job, work, rank))
     if job.moments_from is not None:
         load_moments(Path(job.moments_from), engine)
-    trainer = Trainer(engine, job.engine, job.objective, job.seed)
+    trainer = Trainer(engine, job.engine, job.objective, job.seed, teacher)
     identity = RunIdentity(
         name=job.name, group=job.group, stage=job.stage, key=short_key(work), directory=Path(job.tracking_dir),
         config={"train": to_plain(job.train), "objective": to_plain(job.objective), "seed": job.seed},

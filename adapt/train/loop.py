@@ -20,6 +20,7 @@ from adapt.core.scorer import FloatArray
 from adapt.core.spans import NO_TARGET, Reading, Span
 from adapt.model.batches import Batch, collate
 from adapt.model.continuing import greedy_tokens
+from adapt.model.distillation import DISTILLATION, Teacher
 from adapt.model.health import LayerSums
 from adapt.model.inputs import CausalBase
 from adapt.objective import (
@@ -83,11 +84,14 @@ class Totals:
 class Trainer:
     """Runs one model through one objective on all ranks."""
 
-    def __init__(self, engine: Engine, engine_config: EngineConfig, objective: ObjectiveConfig, seed: int) -> None:
+    def __init__(
+        self, engine: Engine, engine_config: EngineConfig, objective: ObjectiveConfig, seed: int, teacher: Teacher | None = None
+    ) -> None:
         self._engine = engine
         self._config = engine_config
         self._objective = objective
         self._seed = seed
+        self._teacher = teacher
         self._base = cast(CausalBase, engine.module)
         self._expert_counts = self._base.expert_counts
 
@@ -197,12 +201,13 @@ class Trainer:
         with torch.no_grad():
             for start in range(0, len(rows), chunk):
                 batches = self._micro_batches(source, rows[start : start + chunk], None)
-                local = sum((part_counts(self._base, batch) for batch in batches), self._zeros())
+                local = sum((part_counts(self._base, batch, self._teacher) for batch in batches), self._zeros())
                 parts += [self._contribution(batch, local, even, self._objective) for batch in batches]
                 counts += local
         self._engine.module.train()
         totals = self._totals(parts, self._engine.all_sum(counts), self._objective)
-        return {part: totals.ledger[part] for part in PARTS}, _rounded([layer.shares_E for layer in totals.layers])
+        wanted = [part for part in totals.ledger if part in (*PARTS, DISTILLATION)]
+        return {part: totals.ledger[part] for part in wanted}, _rounded([layer.shares_E for layer in totals.layers])
 
     @torch.no_grad()
     def row_losses(self, source: RowSource) -> tuple[FloatArray, Shares]:
@@ -252,7 +257,9 @@ class Trainer:
         self, micro_batches: list[Batch], progress: Progress, objective: ObjectiveConfig, request: StopRequest
     ) -> tuple[Totals, dict[str, float]]:
         """Add up a step's gradient; return its totals, and the parts' shares in the gradient where they are due."""
-        counts = self._engine.all_sum(sum((part_counts(self._base, batch) for batch in micro_batches), self._zeros()))
+        counts = self._engine.all_sum(
+            sum((part_counts(self._base, batch, self._teacher) for batch in micro_batches), self._zeros())
+        )
         parts: list[Contribution] = []
 
         def contribute(batch: Batch) -> Contribution:
@@ -281,8 +288,8 @@ class Trainer:
         scale = self._engine.loss_scale
         return gradient_shares(
             self._engine.module,
-            parts_of(self._base),
-            part_weights(self._base, objective),
+            parts_of(self._base, self._teacher),
+            part_weights(self._base, objective, self._teacher),
             micro_batches,
             contribute,
             self._engine.norm_over_ranks,
@@ -291,7 +298,7 @@ class Trainer:
         )
 
     def _contribution(self, batch: Batch, counts: Tensor, lagged_LE: Sequence[Tensor], objective: ObjectiveConfig) -> Contribution:
-        return contribution(self._base, batch, counts, lagged_LE, objective, self._engine.rank.world_size)
+        return contribution(self._base, batch, counts, lagged_LE, objective, self._engine.rank.world_size, self._teacher)
 
     def _totals(
         self, parts: Sequence[Contribution], counts: Tensor, objective: ObjectiveConfig, *, is_stopping: bool = False
@@ -302,11 +309,11 @@ class Trainer:
             pieces.append(sum((part.layers[index].cpu() for part in parts), LayerSums.empty(n_experts)).values_S)
         n_stops, sums, *layers = self._engine.all_sum(torch.cat(pieces)).split([len(piece) for piece in pieces])
         reduced = [LayerSums(values) for values in layers]
-        ledger = ledger_from(self._base, sums, counts, reduced, objective)
+        ledger = ledger_from(self._base, sums, counts, reduced, objective, self._teacher)
         return Totals(ledger=ledger, layers=reduced, n_stops=float(n_stops))
 
     def _zeros(self) -> Tensor:
-        return torch.zeros(len(parts_of(self._base)), dtype=torch.float64)
+        return torch.zeros(len(parts_of(self._base, self._teacher)), dtype=torch.float64)
 
 
 def _rounded(shares_LE: Sequence[Tensor]) -> Shares:

@@ -40,7 +40,7 @@ def run_plainly(kind: type[T], act: Callable[[T], int], usage: str, first_word: 
 
 
 def parsed(kind: type[T], words: list[str], first_word: str | None = None) -> T:
-    """Turn `key=value` words into a dataclass; text stays text, `[a,b]` is a list, the rest is YAML.
+    """Turn `key=value` words into a dataclass; text stays text, `[a,b]` is a list, `a` one of one item, the rest is YAML.
 
     Raises:
         ConfigError: a word is no pair, a key is unknown, missing or given twice, or a value has the wrong type.
@@ -80,9 +80,11 @@ def _put(values: dict[str, object], key: str, value: object, word: str) -> None:
 def _value(text: str, hint: Any, word: str) -> object:
     if hint is str or str in typing.get_args(hint) and typing.get_origin(hint) is not list:
         return text
-    if typing.get_origin(hint) is list:
+    inner = next((one for one in (hint, *typing.get_args(hint)) if typing.get_origin(one) is list), None)
+    if inner is not None and typing.get_args(inner) == (str,):
         return [part.strip() for part in text.removeprefix("[").removesuffix("]").split(",") if part.strip()]
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
+        return [value] if inner is not None and isinstance(value, int | float) else value
     except yaml.YAMLError as error:
         raise ConfigError(f"'{word}': the value cannot be read") from error

@@ -71,6 +71,13 @@ COMMANDS = (
         "data.corpus=/law.txt extend_vocabulary.pieces=500",
     ),
     _stage(
+        "distil",
+        "A sparse base and unlabeled text to a dense student of it.",
+        ("seed", *_BASE, *_CORPUS, *_TRAINS, "distil"),
+        "checkpoint=pipelines/demo/base data.corpus=/texts/news.jsonl",
+        "checkpoint=/models/mixtral 'data.corpus=[/a.txt]' distil.merge.groups=2",
+    ),
+    _stage(
         "label_tree",
         "A proposal of how a task's labels fall into groups, to be read by a person.",
         ("seed", *_TASKS, *_BASE, "exclude_eval", *_SCORES, "pseudo_label", "objective.pseudo_label", "label_tree"),
@@ -260,6 +267,7 @@ COMMANDS = (
     Command(name="tokenizer_doctor", says="What a tokenizer does to texts and label words, and what to change."),
     Command(name="verify", says="A checkpoint's logits compared with a reference."),
     Command(name="import_gguf", says="A GGUF file to a Hugging Face directory that works as a base."),
+    Command(name="upcycle", says="A dense checkpoint to a sparse one with the same answers."),
     Command(name="record_sums", says="Sums of a checkpoint's files, against which it is verified later."),
     Command(name="swap", says="Swap space on NVMe drives: plan, apply, undo."),
     Command(name="bench", says="Benchmarks against named baselines."),

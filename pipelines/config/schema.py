@@ -27,6 +27,7 @@ from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.tracking import TrackerConfig
 from pipelines.config.adapt_settings import AdaptConfig
+from pipelines.config.distil_settings import DistilConfig
 from pipelines.config.generate_settings import GenerateConfig
 from pipelines.config.label_settings import EvaluateConfig, PseudoLabelConfig
 from pipelines.config.plan_settings import PlanConfig
@@ -353,6 +354,7 @@ class PipelineConfig:
     tracker: TrackerConfig = setting_of(TrackerConfig, "Experiment tracking.")
     pretrain: PretrainConfig = setting_of(PretrainConfig, "Pretraining of a base on general text.")
     extend_vocabulary: ExtensionConfig = setting_of(ExtensionConfig, "More pieces for the vocabulary of a base.")
+    distil: DistilConfig = setting_of(DistilConfig, "A dense student of a sparse base.")
     pseudo_label: PseudoLabelConfig = setting_of(PseudoLabelConfig, "Labelling unlabeled rows, and which labels are kept.")
     continue_pretrain: AdaptConfig = setting_of(AdaptConfig, "Continued pretraining on the selected rows.")
     gate: GateConfig = setting_of(GateConfig, "How much general language an adaptation may forget.")

@@ -19,12 +19,13 @@ from adapt.core.runtime import rank_from_environment, set_up_logging
 from adapt.train.stopping import STOPPED_CODE, Stopped
 from pipelines.ranks.launch import USER_ERROR_CODE
 from pipelines.ranks.local import tell_starter
-from pipelines.stages import continue_pretrain, pretrain, scores
+from pipelines.stages import continue_pretrain, distil, pretrain, scores
 
 logger = logging.getLogger("pipelines")
 JOBS = {
     pretrain.NAME: pretrain.train_rank,
     continue_pretrain.NAME: continue_pretrain.train_rank,
+    distil.NAME: distil.train_rank,
     scores.NAME: scores.score_rank,
 }
 

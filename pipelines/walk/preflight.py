@@ -43,7 +43,7 @@ from pseudo_label.teachers.file import read_label_file
 _METHOD = "evaluate.method"
 _OF_THE_COMMAND = {"stages", "sweep", "baseline"}  # what the walk and a sweep read, and no stage
 _LABELLING = ("label_tree", "pseudo_label")
-_ON_A_BASE = ("label_tree", "prompt_search", "pseudo_label", "continue_pretrain", "evaluate", "export")
+_ON_A_BASE = ("distil", "label_tree", "prompt_search", "pseudo_label", "continue_pretrain", "evaluate", "export")
 
 logger = logging.getLogger("pipelines")
 
@@ -152,7 +152,12 @@ def check_teachers(ahead: Ahead) -> None:
 def check_optimizers(ahead: Ahead) -> None:
     """Engine and optimizers go together."""
     config = ahead.config
-    for stage, optimizer in (("pretrain", config.pretrain.optimizer), ("continue_pretrain", config.continue_pretrain.optimizer)):
+    optimizers = {
+        "pretrain": config.pretrain.optimizer,
+        "distil": config.distil.optimizer,
+        "continue_pretrain": config.continue_pretrain.optimizer,
+    }
+    for stage, optimizer in optimizers.items():
         if ahead.has(stage):
             try:
                 check_optimizer(config.engine, optimizer, config.offload)
@@ -175,7 +180,7 @@ def check_corpus(ahead: Ahead) -> None:
         )
     if ahead.has("continue_pretrain") and not data.corpus:
         refuse_needed(ahead.config, is_foreign=ahead.has_foreign_base)
-    if ahead.has("tokenizer", "pretrain") or (ahead.has("continue_pretrain") and data.corpus):
+    if ahead.has("tokenizer", "pretrain", "distil") or (ahead.has("continue_pretrain") and data.corpus):
         files = find_corpus(data.corpus, data.domain_field, data.encoding, data.quotes)
         if ahead.has("pretrain") and data.domain_field is None:  # else the lines say their domains, and there may be many lines
             check_repeats(ahead.config.pretrain.repeats or {}, sorted({file.domain for file in files}))

@@ -43,6 +43,7 @@ from adapt.train.model_preparation import check_is_scaled, groups_by_format, kep
 from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments, make_optimizer, parameter_groups, set_learning_rate
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.paged_adamw import Paging
+from adapt.train.paged_gradients import page_partitions, share_masters
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -76,9 +77,9 @@ class Engine:
         self, model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo, paging: Paging | None = None
     ) -> None:
         self.rank = rank
-        self.is_paged = paging is not None
+        self._paging = paging
         self.device = take_device(rank)
-        if self.is_paged and self.device.type != "cpu":
+        if paging is not None and self.device.type != "cpu":
             raise ConfigError("offload.optimizer: paged is for ranks that train on CPUs; on GPUs set it to none")
         self._model = model
         self._share = config.expert_share(rank.rank)
@@ -114,12 +115,16 @@ class Engine:
             # What is summed lies in fp32 too: DeepSpeed would round it to the model's format, and divide it by the ranks in that.
             self._zero._gradient_reduction_buffer_dtype = lambda: torch.float32
         self._watch_overflow()
-        if self.is_paged:
-            self._page()
+        if paging is not None:
+            self._page(paging)
         self._create_moments(0)
         if is_rounded:
             # DeepSpeed made its fp32 masters from rounded weights; give it the exact ones.
             self._set_own_weights(exact.__getitem__)
+
+    @property
+    def is_paged(self) -> bool:
+        return self._paging is not None
 
     @property
     def module(self) -> nn.Module:
@@ -284,9 +289,11 @@ class Engine:
         self._zero._hp_optimizer_states_linked = False
         self._zero._lazy_init_hp_params_optimizer_state()
 
-    def _page(self) -> None:
-        """Move masters and moments to the scratch file, and let DeepSpeed's views of the masters follow."""
-        self._optimizer().lay_out(pages_weights=True)
+    def _page(self, paging: Paging) -> None:
+        """Move masters, moments and gradients to files, and let DeepSpeed's views of the masters follow."""
+        page_partitions(self._zero, paging)
+        share_masters(self._zero)
+        self._optimizer().lay_out(pages_weights=self._zero.dtype is not torch.float32)
         self._zero._link_all_hp_params()
 
     def _optimizer(self) -> Any:

@@ -27,6 +27,7 @@ from adapt.checkpoint.offload import MomentFormat
 from adapt.checkpoint.shard_bytes import view_of
 from adapt.checkpoint.shard_format import pages_up
 from adapt.core.runtime import seed_for
+from adapt.train.file_tensors import LEAST_BYTES
 from adapt.train.scratch_file import ScratchFile
 
 N_ROOMS = 3  # read, updated, written
@@ -37,12 +38,17 @@ _BLOCKS = 32  # of a large optimizer, so that what memory holds is a small part
 
 @dataclass(frozen=True, kw_only=True)
 class Paging:
-    """Where a rank's scratch file is, its moments' format, and the seed of their rounding; `block` is for tests."""
+    """Where a rank's scratch files are, its moments' format, and the seed of their rounding; the last two are for tests.
+
+    Tensors of less than `least_bytes` stay in memory, and so do weights, unless `has_weights`.
+    """
 
     place: Path
     moments: MomentFormat = MomentFormat.FP32
+    has_weights: bool = False
     seed: int = 0
     block: int | None = None
+    least_bytes: int = LEAST_BYTES
 
 
 def block_elements(n_elements: int) -> int:

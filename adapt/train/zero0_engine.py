@@ -19,6 +19,7 @@ from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.paged_adamw import Paging
+from adapt.train.paged_gradients import page_unpartitioned
 
 
 def open_engine(
@@ -67,7 +68,9 @@ class WholeEngine(Engine):
     def _create_moments(self, steps_done: int) -> None:
         create_moments(self._zero, self._zero.param_groups, steps_done)
 
-    def _page(self) -> None:
+    def _page(self, paging: Paging) -> None:
+        parameters = [parameter for _, parameter in self._trained()]
+        page_unpartitioned(self._engine, parameters, self.rank.world_size, paging)
         self._zero.lay_out(pages_weights=False)
 
     def _optimizer(self) -> Any:

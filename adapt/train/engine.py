@@ -42,7 +42,7 @@ from adapt.train.loss_scale import LossScale
 from adapt.train.model_preparation import check_is_scaled, groups_by_format, kept_exact, router_parameters, set_recompute
 from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments, make_optimizer, parameter_groups, set_learning_rate
 from adapt.train.optimizer_config import OptimizerConfig
-from adapt.train.paged_adamw import Paging
+from adapt.train.paged_adamw import Paging, weights_in_place
 from adapt.train.paged_gradients import page_partitions, share_masters
 
 if not torch.cuda.is_available():
@@ -77,7 +77,7 @@ class Engine:
         self, model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo, paging: Paging | None = None
     ) -> None:
         self.rank = rank
-        self._paging = paging
+        self.is_paged = paging is not None
         self.device = take_device(rank)
         if paging is not None and self.device.type != "cpu":
             raise ConfigError("offload.optimizer: paged is for ranks that train on CPUs; on GPUs set it to none")
@@ -92,7 +92,8 @@ class Engine:
             _allow_fp16_on_the_cpu()
         if config.precision is Precision.BF16:
             bring_gemm(model, self.device)
-        exact = {name: tensor.detach().clone() for name, tensor in named_state(model)} if is_rounded else {}
+        with weights_in_place(paging):
+            exact = {name: tensor.detach().clone() for name, tensor in named_state(model)} if is_rounded else {}
         # What is not trained has no master: where forward reads a rounded form of it, the exact one is kept here.
         self._frozen = {name: exact[name].cpu() for name, p in state_parameters(model) if not p.requires_grad and is_rounded}
         if not torch.distributed.is_initialized():
@@ -104,7 +105,8 @@ class Engine:
         groups = groups_by_format(_split_groups(parameter_groups(model, optimizer)), routers.values())
         if self._is_scaled:
             check_is_scaled(groups, routers.values())
-        with contextlib.redirect_stdout(sys.stderr), kept_exact(model, {name: exact[name] for name in routers}, self.device):
+        kept = kept_exact(model, {name: exact[name] for name in routers}, self.device)
+        with contextlib.redirect_stdout(sys.stderr), kept, weights_in_place(paging):
             self._engine, self._zero, _, _ = deepspeed.initialize(
                 model=model,
                 optimizer=make_optimizer(model, optimizer, groups, paging),
@@ -121,10 +123,6 @@ class Engine:
         if is_rounded:
             # DeepSpeed made its fp32 masters from rounded weights; give it the exact ones.
             self._set_own_weights(exact.__getitem__)
-
-    @property
-    def is_paged(self) -> bool:
-        return self._paging is not None
 
     @property
     def module(self) -> nn.Module:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from adapt.checkpoint.offload import OffloadConfig, OptimizerIn
+from adapt.checkpoint.offload import OffloadConfig, OptimizerIn, TrainedWeightsIn
 from adapt.checkpoint.weights import save_trained
 from adapt.core.artifacts import FIGURES_FILE, short_key, write_atomically
 from adapt.core.faults import writable
@@ -107,7 +107,7 @@ def run_training(model: GPT | HFModel, tokenizer: TextTokenizer, data: TrainData
     """
     result, work = Path(job.result), Path(job.work)
     train_only(model, job.train.trains, job.train.lora, job.seed)
-    engine = open_engine(model, job.engine, job.train.optimizer, rank, _paging(job, work, rank))
+    engine = open_engine(model, job.engine, job.train.optimizer, rank, paging_of(job, rank))
     if job.moments_from is not None:
         load_moments(Path(job.moments_from), engine)
     trainer = Trainer(engine, job.engine, job.objective, job.seed)
@@ -195,12 +195,16 @@ def _shrunk(engine: Engine, trainer: Trainer, data: TrainData, job: TrainJob, be
     return share
 
 
-def _paging(job: TrainJob, work: Path, rank: RankInfo) -> Paging | None:
+def paging_of(job: TrainJob, rank: RankInfo) -> Paging | None:
     """Return where a rank's optimizer is paged, if it is."""
     if job.offload.optimizer is not OptimizerIn.PAGED:
         return None
-    place = work / f".optimizer-{rank.rank:05d}"
-    return Paging(place=place, moments=job.offload.moments, seed=seed_for(job.seed, "rank", rank.rank))
+    return Paging(
+        place=Path(job.work) / f".optimizer-{rank.rank:05d}",
+        moments=job.offload.moments,
+        has_weights=job.offload.trained_weights is TrainedWeightsIn.MAPPED,
+        seed=seed_for(job.seed, "rank", rank.rank),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

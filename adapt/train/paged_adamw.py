@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from adapt.checkpoint.offload import MomentFormat
 from adapt.checkpoint.shard_bytes import view_of
 from adapt.checkpoint.shard_format import pages_up
 from adapt.core.runtime import seed_for
-from adapt.train.file_tensors import LEAST_BYTES
+from adapt.train.file_tensors import LEAST_BYTES, FreshTensors, TensorFiles
 from adapt.train.scratch_file import ScratchFile
 
 N_ROOMS = 3  # read, updated, written
@@ -49,6 +50,20 @@ class Paging:
     seed: int = 0
     block: int | None = None
     least_bytes: int = LEAST_BYTES
+
+
+def weights_in_place(paging: Paging | None) -> AbstractContextManager[Any]:
+    """Return a block in which weights are made where they are kept while training: in files, if `paging` says so.
+
+    Their tensors are views of the files, which the update writes.
+
+    Raises:
+        ConfigError: in the block, the disk has too little space.
+    """
+    if paging is None or not paging.has_weights:
+        return nullcontext()
+    files = TensorFiles(Path(f"{paging.place}-weights"), "weights", "offload.trained_weights=memory")
+    return FreshTensors(files, paging.least_bytes)
 
 
 def block_elements(n_elements: int) -> int:

@@ -63,7 +63,7 @@ def page_partitions(zero: Any, paging: Paging) -> None:
         page_whole([parameter for group in zero.bit16_groups for parameter in group], files, attribute, paging.least_bytes)
 
 
-def page_unpartitioned(engine: Any, parameters: Sequence[nn.Parameter], n_ranks: int, paging: Paging) -> None:
+def page_unpartitioned(engine: Any, parameters: Sequence[nn.Parameter], paging: Paging) -> None:
     """Keep in files the gradients of an engine without ZeRO, and the flat tensors in which ranks add them up.
 
     Raises:
@@ -71,7 +71,7 @@ def page_unpartitioned(engine: Any, parameters: Sequence[nn.Parameter], n_ranks:
     """
     files = files_for_gradients(paging)
     page_whole(parameters, files, "grad", paging.least_bytes)
-    summed = files(sum(parameter.numel() for parameter in parameters) * _FP32) if n_ranks > 1 else torch.empty(0, dtype=torch.uint8)
+    summed = files(sum(parameter.numel() for parameter in parameters) * _FP32)  # by one rank too
     _within(engine, "flatten", lambda *_: in_buffer(summed, paging.least_bytes))
 
 

@@ -69,8 +69,7 @@ class WholeEngine(Engine):
         create_moments(self._zero, self._zero.param_groups, steps_done)
 
     def _page(self, paging: Paging) -> None:
-        parameters = [parameter for _, parameter in self._trained()]
-        page_unpartitioned(self._engine, parameters, self.rank.world_size, paging)
+        page_unpartitioned(self._engine, [parameter for _, parameter in self._trained()], paging)
         self._zero.lay_out(pages_weights=False)
 
     def _optimizer(self) -> Any:

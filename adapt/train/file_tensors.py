@@ -1,7 +1,7 @@
 """Large tensors whose bytes lie in files without a name, in place of memory.
 
-Libraries make tensors where it suits them. In a block of `FreshTensors` those that are new and large get their bytes from elsewhere:
-from a file of their own (`TensorFiles`), or from a buffer that one call after another uses (`in_buffer`). Values stay the same.
+Libraries make tensors in memory. In a block of `FreshTensors` those that are new and large get their bytes from elsewhere: from a
+file of their own (`TensorFiles`), or from a buffer that one call after another uses (`in_buffer`). Values stay the same.
 """
 
 from __future__ import annotations

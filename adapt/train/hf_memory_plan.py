@@ -98,7 +98,7 @@ def plan_foreign(
         lora=by_group,
         tokens=tokens,
         has_activations=has_activations,
-        scratch=plan_scratch(trained, engine, offload or OffloadConfig()),
+        scratch=sum(plan_scratch(counts, engine, offload or OffloadConfig(), trained).values()),
         memory=memory,
     )
 

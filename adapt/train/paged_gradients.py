@@ -1,9 +1,9 @@
 """What DeepSpeed holds of gradients and masters beside the weights, in files in place of memory.
 
 DeepSpeed copies a gradient several times on its way into the update: into a bucket, into a flat tensor that ranks add up, into the
-rank's partition, and to fp64 for its norm. All but the first form, which autograd makes for one parameter at a time, lie in files here,
-made once at the start. What is computed, and in which order, stays the same. Where masters would have the weights' format they are the
-weights: a rank's partition of them.
+rank's partition, and to fp64 for its norm. All these lie in files here, made once at the start; only the first form, which autograd
+makes for one parameter at a time, is in memory. Nothing is computed in another way or order. Where masters would have the weights'
+format they are the weights: a rank's partition of them.
 """
 
 from __future__ import annotations

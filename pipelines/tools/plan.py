@@ -61,7 +61,8 @@ def _show_own(config: PipelineConfig, sizes: GPTConfig, engine: EngineConfig) ->
     memory = plan_memory(counts, engine, config.offload)
     memory |= plan_activations(sizes, engine, model.router_traits.experts_per_token)
     activations = f"{engine.micro_batch} rows at a time, activation checkpointing {engine.activation_checkpointing.value}"
-    _print(counts, engine, memory, sum(memory.values()), activations, plan_scratch(counts.total, engine, config.offload))
+    scratch = sum(plan_scratch(counts, engine, config.offload).values())
+    _print(counts, engine, memory, sum(memory.values()), activations, scratch)
 
 
 def _print(
@@ -92,5 +93,5 @@ def _print(
         lines.append(f"{name:<14} {size / 1e9:>16.2f}")
     lines.append(f"{'total':<14} {total / 1e9:>16.2f}")
     if scratch:
-        lines += ["", f"{'scratch file':<14} {scratch / 1e9:>16.2f} GB per rank on the disk of run.dir"]
+        lines += ["", f"{'scratch files':<14} {scratch / 1e9:>16.2f} GB per rank on the disk of run.dir"]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -58,19 +58,21 @@ class FreshTensors(TorchDispatchMode):
     """A block in which new dense CPU tensors of at least `least_bytes` are made of what `supply` returns for their bytes.
 
     Where it returns None they are made as ever. Only what DeepSpeed and torch call to make a whole tensor is looked at: empty
-    ones and zeros, copies, and flat tensors joined end to end.
+    ones and zeros, copies, and flat tensors joined end to end; with `only_births`, only what a meta tensor becomes.
     """
 
-    def __init__(self, supply: Callable[[int], Tensor | None], least_bytes: int = LEAST_BYTES) -> None:
+    def __init__(
+        self, supply: Callable[[int], Tensor | None], least_bytes: int = LEAST_BYTES, *, only_births: bool = False
+    ) -> None:
         super().__init__()
-        self._supply, self._least_bytes = supply, least_bytes
+        self._supply, self._least_bytes, self._only_births = supply, least_bytes, only_births
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         form = _form_of(func, args, kwargs)
-        if form is None:
+        if form is None or (self._only_births and not (func in _BY_EXAMPLE and args[0].is_meta)):
             return func(*args, **kwargs)
         shape, dtype = form
         n_bytes = math.prod(shape) * dtype.itemsize

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from adapt.checkpoint.offload import OffloadConfig, OptimizerIn, TrainedWeightsIn
+from adapt.checkpoint.offload import OffloadConfig
 from adapt.checkpoint.weights import save_trained
 from adapt.core.artifacts import FIGURES_FILE, short_key, write_atomically
 from adapt.core.faults import writable
@@ -196,15 +196,8 @@ def _shrunk(engine: Engine, trainer: Trainer, data: TrainData, job: TrainJob, be
 
 
 def paging_of(job: TrainJob, rank: RankInfo) -> Paging | None:
-    """Return where a rank's optimizer is paged, if it is."""
-    if job.offload.optimizer is not OptimizerIn.PAGED:
-        return None
-    return Paging(
-        place=Path(job.work) / f".optimizer-{rank.rank:05d}",
-        moments=job.offload.moments,
-        has_weights=job.offload.trained_weights is TrainedWeightsIn.MAPPED,
-        seed=seed_for(job.seed, "rank", rank.rank),
-    )
+    """Return which files a rank trains with, if any."""
+    return Paging.of(job.offload, Path(job.work) / f".optimizer-{rank.rank:05d}", seed_for(job.seed, "rank", rank.rank))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from adapt.checkpoint.offload import MomentFormat
+from adapt.checkpoint.offload import MomentFormat, OffloadConfig, OptimizerIn, TrainedWeightsIn
 from adapt.checkpoint.shard_bytes import view_of
 from adapt.checkpoint.shard_format import pages_up
 from adapt.core.runtime import seed_for
@@ -51,11 +51,19 @@ class Paging:
     block: int | None = None
     least_bytes: int = LEAST_BYTES
 
+    @classmethod
+    def of(cls, offload: OffloadConfig, place: Path, seed: int) -> Paging | None:
+        """Return what the settings ask for; None where everything is in memory."""
+        if offload.optimizer is not OptimizerIn.PAGED:
+            return None
+        return cls(place=place, moments=offload.moments, has_weights=offload.trained_weights is TrainedWeightsIn.MAPPED, seed=seed)
 
-def weights_in_place(paging: Paging | None) -> AbstractContextManager[Any]:
+
+def weights_in_place(paging: Paging | None, *, only_births: bool = False) -> AbstractContextManager[Any]:
     """Return a block in which weights are made where they are kept while training: in files, if `paging` says so.
 
-    Their tensors are views of the files, which the update writes.
+    Their tensors are views of the files, which the update writes. With `only_births`, only meta tensors that get their bytes are
+    weights; all other tensors are made as ever.
 
     Raises:
         ConfigError: in the block, the disk has too little space.
@@ -63,7 +71,7 @@ def weights_in_place(paging: Paging | None) -> AbstractContextManager[Any]:
     if paging is None or not paging.has_weights:
         return nullcontext()
     files = TensorFiles(Path(f"{paging.place}-weights"), "weights", "offload.trained_weights=memory")
-    return FreshTensors(files, paging.least_bytes)
+    return FreshTensors(files, paging.least_bytes, only_births=only_births)
 
 
 def block_elements(n_elements: int) -> int:

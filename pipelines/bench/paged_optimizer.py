@@ -95,7 +95,7 @@ def time_updates(model: GPTConfig, stage: int, rows: int, rounds: int, scratch: 
     ways: dict[str, Callable[[], object]] = {}
 
     def opened(config: GPTConfig, paging: Paging | None) -> Engine:
-        with weights_in_place(paging):
+        with weights_in_place(paging, only_births=True):
             model = materialize(GPT(config), seed=0)
         return open_engine(model, engine_config, OptimizerConfig(), rank, paging)
 

@@ -299,7 +299,7 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     spec: TrainJob = from_plain(TrainJob, job["job"], "job.yaml")
     reading: ReadingConfig = from_plain(ReadingConfig, job["reading"], "job.yaml")
     base = Path(job["base"])
-    with weights_in_place(paging_of(spec, rank)):
+    with weights_in_place(paging_of(spec, rank), only_births=True):
         model = load_model(base, share=spec.engine.expert_share(rank.rank))
     tokenizer = load_tokenizer(base, model)
     ingredients: list[Ingredient] = []

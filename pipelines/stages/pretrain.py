@@ -149,6 +149,6 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
         rows = PackedCorpus(rest.of_domain(number), config.context_length, 0, 0.0, None)
         if len(rows):
             held_out[domain] = SomeRows(rows, int(job["held_out_rows"]))
-    with weights_in_place(paging_of(spec, rank)):
+    with weights_in_place(paging_of(spec, rank), only_births=True):
         model = materialize(own_experts(GPT(config), spec.engine.expert_share(rank.rank)), spec.seed)
     run_training(model, tokenizer, TrainData(training=training, held_out=held_out), spec, rank)

@@ -56,8 +56,9 @@ def test_new_large_tensors_are_in_files_and_have_the_values_of_memory(tmp_path: 
 def test_a_model_without_storage_is_born_in_files(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = nn.Linear(16, 16)
-    with FreshTensors(files_in(tmp_path), LEAST):
+    with FreshTensors(files_in(tmp_path), LEAST, only_births=True):
         model.to_empty(device="cpu")
+        assert not is_in_a_file(torch.zeros(1000)) and not is_in_a_file(model.weight.detach().clone())
     assert is_in_a_file(model.weight) and not is_in_a_file(model.bias)
     model.weight.data.fill_(1.0)
     assert model.weight.sum() == 256

@@ -165,7 +165,7 @@ def train_on_ranks(
 ) -> dict[str, Any]:
     """Train on this launch's ranks and return history, full weights and what was measured at the end."""
     rank = rank_from_environment()
-    with weights_in_place(paging):
+    with weights_in_place(paging, only_births=True):
         model = materialize(own_experts(GPT(config), engine_config.expert_share(rank.rank)), seed=3)
     train_only(model, trains)
     training = TrainConfig(steps=steps, batch_rows=batch_rows, optimizer=optimizer, save_every_steps=2, trains=trains)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapt.model.expert_parallel import is_stack
 from adapt.train.lamb import Lamb
 from adapt.train.optimizer_config import Algorithm, OptimizerConfig
 from adapt.train.paged_adamw import PagedAdamW, Paging
@@ -84,7 +85,9 @@ def make_optimizer(
         stacked = frozenset(id(parameter) for name, parameter in stacks if ".experts." in name)
         return Lamb(groups, lr=config.largest_lr, betas=betas, eps=config.eps, stacked=stacked)
     if paging is not None:
-        return PagedAdamW(groups, lr=config.largest_lr, betas=betas, eps=config.eps, paging=paging)
+        skips = config.skip_idle_experts
+        stacks = frozenset(id(stack) for name, stack in model.named_parameters() if skips and is_stack(name))
+        return PagedAdamW(groups, lr=config.largest_lr, betas=betas, eps=config.eps, paging=paging, stacks=stacks)
     return torch.optim.AdamW(groups, lr=config.largest_lr, betas=betas, eps=config.eps, fused=True)
 
 

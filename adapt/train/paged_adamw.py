@@ -13,10 +13,10 @@ Legend: N elements of the block, parameters one after another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from adapt.checkpoint.shard_bytes import view_of
 from adapt.checkpoint.shard_format import pages_up
 from adapt.core.runtime import seed_for
 from adapt.train.file_tensors import LEAST_BYTES, FreshTensors, TensorFiles
+from adapt.train.idle_experts import Runs, busy_parts, idle_of, runs_of_stack
 from adapt.train.scratch_file import ScratchFile
 
 N_ROOMS = 3  # read, updated, written
@@ -113,12 +114,26 @@ class _Block:
 class PagedAdamW(torch.optim.AdamW):
     """Decoupled AdamW with its state on a disk; CPU parameters only.
 
-    Once `lay_out` was called, the state's tensors are views of the file: they can be read and set by anyone between steps.
+    Once `lay_out` was called, the state's tensors are views of the file: they can be read and set by anyone between steps. Of
+    parameters whose ids are in `stacks`, experts without a gradient are left as they are; an engine that flattens parameters says
+    in `expert_runs` where those experts lie in them.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, paging: Paging) -> None:
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        paging: Paging,
+        stacks: Collection[int] = (),
+    ) -> None:
         super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=True)
         self._paging = paging
+        self.stacks = stacks
+        self.expert_runs: dict[Tensor, Runs] = {
+            stack: runs_of_stack(stack) for group in self.param_groups for stack in group["params"] if id(stack) in stacks
+        }
         self._file: ScratchFile | None = None
         self._regions: list[_Region] = []
         self._starts: dict[Tensor, int] = {}
@@ -172,8 +187,9 @@ class PagedAdamW(torch.optim.AdamW):
         """
         for group in self.param_groups:
             updated = [parameter for parameter in group["params"] if parameter.grad is not None]
-            blocks = [block for block in self._blocks[id(group)] if any(p.parameter.grad is not None for p in block.pieces)]
-            self._walk(blocks, group)
+            idle = {id(p): idle_of(p.grad, self.expert_runs[p]) for p in updated if p in self.expert_runs}
+            busy = (_busy(block, idle) for block in self._blocks[id(group)])
+            self._walk([block for block in busy if block.pieces], group)
             for parameter in updated:
                 self.state[parameter]["step"] += 1
 
@@ -282,6 +298,17 @@ class PagedAdamW(torch.optim.AdamW):
     def _opened(self) -> ScratchFile:
         assert self._file is not None, "lay_out comes first"
         return self._file
+
+
+def _busy(block: _Block, idle: Mapping[int, Runs]) -> _Block:
+    """Return a block with those of its pieces that have a gradient, without idle experts' elements."""
+    pieces = [
+        replace(piece, first=first, last=last, at=piece.at + first - piece.first)
+        for piece in block.pieces
+        if piece.parameter.grad is not None
+        for first, last in busy_parts(piece.first, piece.last, idle.get(id(piece.parameter), ()))
+    ]
+    return replace(block, pieces=pieces)
 
 
 def stochastically_rounded(values_N: Tensor, generator: torch.Generator) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt.train.file_tensors import TensorFiles, in_buffer
+from adapt.train.idle_experts import runs_in_partitions
 from adapt.train.paged_adamw import Paging
 
 _FP32, _FP64 = torch.float32.itemsize, torch.float64.itemsize
@@ -58,6 +59,7 @@ def page_partitions(zero: Any, paging: Paging) -> None:
     _within(zero, "flatten", lent(summed))
     _within(zero, "scaled_global_norm", lent(summed))
     _within(zero, "_build_compact_grad_partition_buffer", lambda index: in_buffer(partitions[index], paging.least_bytes))
+    zero.optimizer.expert_runs = runs_in_partitions(zero, zero.optimizer.stacks)
     if not zero.partition_gradients:
         attribute = "grad_accum" if zero.use_grad_accum_attribute else "grad"
         page_whole([parameter for group in zero.bit16_groups for parameter in group], files, attribute, paging.least_bytes)

@@ -85,9 +85,9 @@ def make_optimizer(
         stacked = frozenset(id(parameter) for name, parameter in stacks if ".experts." in name)
         return Lamb(groups, lr=config.largest_lr, betas=betas, eps=config.eps, stacked=stacked)
     if paging is not None:
-        skips = config.skip_idle_experts
-        stacks = frozenset(id(stack) for name, stack in model.named_parameters() if skips and is_stack(name))
-        return PagedAdamW(groups, lr=config.largest_lr, betas=betas, eps=config.eps, paging=paging, stacks=stacks)
+        skipped = model.named_parameters() if config.skip_idle_experts else ()
+        ids = frozenset(id(stack) for name, stack in skipped if is_stack(name))
+        return PagedAdamW(groups, lr=config.largest_lr, betas=betas, eps=config.eps, paging=paging, stacks=ids)
     return torch.optim.AdamW(groups, lr=config.largest_lr, betas=betas, eps=config.eps, fused=True)
 
 

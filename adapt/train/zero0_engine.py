@@ -16,6 +16,7 @@ from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state
 from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig
+from adapt.train.file_tensors import give_back_large_blocks
 from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.paged_adamw import Paging
@@ -26,6 +27,8 @@ def open_engine(
     model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo, paging: Paging | None = None
 ) -> Engine:
     """Put a model under the engine that the settings ask for; with `paging` the optimizer's state lies in a file."""
+    if paging is not None:
+        give_back_large_blocks()
     kind = Engine if config.zero_stage else WholeEngine
     return kind(model, config, optimizer, rank, paging)
 

@@ -1,7 +1,8 @@
 """Training steps with optimizer state and gradients in scratch files, with weights there too, and with all of it in memory.
 
 Options: stages= (0,2: ZeRO stages), hidden= (512), layers= (6), experts= (8), vocab= (8000), rows= (8, of 256 tokens), rounds= (5),
-threads= (1), dir= (where the scratch files are, else the system's directory for such).
+threads= (1), clock= (wall; or cpu on one thread: the processor's seconds, those of the threads that read and write included), dir=
+(where the scratch files are, else the system's directory for such).
 
 One rank on the CPU, in fp32, a process for each stage. Steps of all ways are timed in turn; pages stay cached where memory has
 room for them. `bytes/parameter` is private memory for everything, weights and gradients included, after a step; `at most` is its
@@ -32,13 +33,13 @@ from adapt.objective_config import ObjectiveConfig
 from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.paged_adamw import Paging, weights_in_place
-from pipelines.bench.contract import Benchmark, interleaved_medians, register
-from pipelines.bench.options import number, only, some_of
+from pipelines.bench.contract import Benchmark, cpu_seconds, interleaved_medians, register, wall_seconds
+from pipelines.bench.options import is_cpu_time, number, only, some_of
 from pipelines.bench.own_memory import private_mib, private_peak_mib
 from pipelines.ranks.fresh_processes import as_a_rank, in_child
 
 _NAME = "paged_optimizer"
-_KNOWN = ("stages", "hidden", "layers", "experts", "vocab", "rows", "rounds", "threads", "dir")
+_KNOWN = ("stages", "hidden", "layers", "experts", "vocab", "rows", "rounds", "threads", "clock", "dir")
 _STAGES = ("0", "1", "2")
 _MEMORY, _PAGED, _MAPPED = "memory", "paged", "mapped"
 _CONTEXT, _MASK = 256, 4
@@ -62,6 +63,7 @@ class PagedTimes:
 def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
     only(_NAME, options, *_KNOWN)
     rows, rounds, threads = (number(_NAME, options, key, default) for key, default in (("rows", 8), ("rounds", 5), ("threads", 1)))
+    is_cpu = is_cpu_time(_NAME, options, threads, "cpu")
     hidden = number(_NAME, options, "hidden", 512)
     model = GPTConfig(
         n_layers=number(_NAME, options, "layers", 6),
@@ -77,12 +79,12 @@ def _run(options: Mapping[str, str]) -> list[dict[str, Any]]:
         raise ConfigError(f"bench {_NAME}: dir={scratch}: no such directory")
     found = []
     for stage in some_of(_NAME, options, "stages", _STAGES, ("0", "2")):
-        times = in_child(as_a_rank(threads), threads, time_updates, model, int(stage), rows, rounds, scratch)
+        times = in_child(as_a_rank(threads), threads, time_updates, model, int(stage), rows, rounds, scratch, is_cpu)
         found.append(_row(times, int(stage), threads))
     return found
 
 
-def time_updates(model: GPTConfig, stage: int, rows: int, rounds: int, scratch: str | None) -> PagedTimes:
+def time_updates(model: GPTConfig, stage: int, rows: int, rounds: int, scratch: str | None, is_cpu: bool) -> PagedTimes:
     """Time all ways on this process, as the only rank."""
     from adapt.train.engine import Engine  # imports DeepSpeed, which only this process needs
     from adapt.train.zero0_engine import open_engine
@@ -117,7 +119,7 @@ def time_updates(model: GPTConfig, stage: int, rows: int, rounds: int, scratch: 
             private[name] = (private_mib() - before) * 2**20 / parameters
             peak[name] = (private_peak_mib(partial(stepped, engine)) - before) * 2**20 / parameters
             ways |= {f"{name} backward": partial(_accumulate, engine, batch), f"{name} update": partial(engine.step, 0.0)}
-        medians = interleaved_medians(ways, rounds)
+        medians = interleaved_medians(ways, rounds, cpu_seconds if is_cpu else wall_seconds)
         for engine in engines:
             engine.close()
     return PagedTimes(

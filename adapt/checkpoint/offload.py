@@ -34,13 +34,20 @@ class WeightsIn(enum.Enum):
 
 
 class OptimizerIn(enum.Enum):
-    """Where the optimizer's moments and fp32 masters are while a model is trained.
+    """Where the optimizer's moments, fp32 masters and gradients are while a model is trained.
 
-    `none`: with the weights. `paged`: in a scratch file of each rank, of which memory holds a few blocks.
+    `none`: with the weights. `paged`: in scratch files of each rank, of which memory holds a few blocks.
     """
 
     NONE = "none"
     PAGED = "paged"
+
+
+class TrainedWeightsIn(enum.Enum):
+    """Where weights are while a model is trained: all of them in memory, or `mapped`, views of files that the update writes."""
+
+    MEMORY = "memory"
+    MAPPED = "mapped"
 
 
 class MomentFormat(enum.Enum):
@@ -58,7 +65,7 @@ class MomentFormat(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class OffloadConfig(Settings):
-    """Settings for keeping weights (in scoring) and optimizer state (in training) outside memory, and for hashing on opening.
+    """Settings for keeping weights and optimizer state outside memory, and for hashing on opening.
 
     Only `moments` changes a result.
     """
@@ -76,8 +83,11 @@ class OffloadConfig(Settings):
     )
     optimizer: OptimizerIn = setting(
         OptimizerIn.NONE,
-        "Where AdamW's moments and fp32 masters are while training: in memory (none), or in a scratch file in the run's work "
-        "directory (paged; on CPUs).",
+        "Where AdamW's moments, fp32 masters and gradients are while training: in memory (none), or in scratch files in the run's "
+        "work directory (paged; on CPUs).",
+    )
+    trained_weights: TrainedWeightsIn = setting(
+        TrainedWeightsIn.MEMORY, "Where weights are while training: in memory, or in mapped scratch files (mapped; with paged)."
     )
     moments: MomentFormat = setting(
         MomentFormat.FP32, "Number format of paged moments; bf16 halves the file, rounds stochastically and changes results."
@@ -87,3 +97,5 @@ class OffloadConfig(Settings):
         super().__post_init__()
         if self.moments is not MomentFormat.FP32 and self.optimizer is not OptimizerIn.PAGED:
             raise ConfigError(f"moments: {self.moments.value} is for paged moments; set offload.optimizer=paged, or fp32")
+        if self.trained_weights is TrainedWeightsIn.MAPPED and self.optimizer is not OptimizerIn.PAGED:
+            raise ConfigError("trained_weights: mapped is for a paged optimizer; set offload.optimizer=paged, or memory")

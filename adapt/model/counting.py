@@ -16,11 +16,12 @@ KINDS = ("embedding", "attention", "mlp", "residual mix", "norm", "router", "exp
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterCounts:
-    """Counts of one model. `active` is what one token uses at inference."""
+    """Counts of one model. `active` is what one token uses at inference, `largest` the largest parameter's."""
 
     by_kind: dict[str, int]
     total: int
     active: int
+    largest: int
 
     @property
     def dense(self) -> int:
@@ -80,10 +81,11 @@ def count_hf_parameters(directory: Path) -> ParameterCounts:
 
 def _counted(kinds_and_shapes: Iterable[tuple[str, Sequence[int]]], experts_per_token: int) -> ParameterCounts:
     by_kind = dict.fromkeys(KINDS, 0)
-    unused = 0
+    unused = largest = 0
     for kind, shape in kinds_and_shapes:
         by_kind[kind] += math.prod(shape)
+        largest = max(largest, math.prod(shape))
         if kind == "experts":
             unused += math.prod(shape[1:]) * (shape[0] - experts_per_token)
     total = sum(by_kind.values())
-    return ParameterCounts(by_kind=by_kind, total=total, active=total - unused)
+    return ParameterCounts(by_kind=by_kind, total=total, active=total - unused, largest=largest)

@@ -42,7 +42,8 @@ from adapt.train.loss_scale import LossScale
 from adapt.train.model_preparation import check_is_scaled, groups_by_format, kept_exact, router_parameters, set_recompute
 from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments, make_optimizer, parameter_groups, set_learning_rate
 from adapt.train.optimizer_config import OptimizerConfig
-from adapt.train.paged_adamw import Paging
+from adapt.train.paged_adamw import Paging, weights_in_place
+from adapt.train.paged_gradients import page_partitions, share_masters
 from adapt.train.state_pieces import WEIGHTS, Piece, whole_pieces
 
 if not torch.cuda.is_available():
@@ -79,7 +80,7 @@ class Engine:
         self.rank = rank
         self.is_paged = paging is not None
         self.device = take_device(rank)
-        if self.is_paged and self.device.type != "cpu":
+        if paging is not None and self.device.type != "cpu":
             raise ConfigError("offload.optimizer: paged is for ranks that train on CPUs; on GPUs set it to none")
         self._model = model
         self._share = config.expert_share(rank.rank)
@@ -92,7 +93,8 @@ class Engine:
             _allow_fp16_on_the_cpu()
         if config.precision is Precision.BF16:
             bring_gemm(model, self.device)
-        exact = {name: tensor.detach().clone() for name, tensor in named_state(model)} if is_rounded else {}
+        with weights_in_place(paging):
+            exact = {name: tensor.detach().clone() for name, tensor in named_state(model)} if is_rounded else {}
         # What is not trained has no master: where forward reads a rounded form of it, the exact one is kept here.
         self._frozen = {name: exact[name].cpu() for name, p in state_parameters(model) if not p.requires_grad and is_rounded}
         if not torch.distributed.is_initialized():
@@ -104,7 +106,8 @@ class Engine:
         groups = groups_by_format(_split_groups(parameter_groups(model, optimizer)), routers.values())
         if self._is_scaled:
             check_is_scaled(groups, routers.values())
-        with contextlib.redirect_stdout(sys.stderr), kept_exact(model, {name: exact[name] for name in routers}, self.device):
+        kept = kept_exact(model, {name: exact[name] for name in routers}, self.device)
+        with contextlib.redirect_stdout(sys.stderr), kept, weights_in_place(paging):
             self._engine, self._zero, _, _ = deepspeed.initialize(
                 model=model,
                 optimizer=make_optimizer(model, optimizer, groups, paging),
@@ -115,8 +118,8 @@ class Engine:
             # What is summed lies in fp32 too: DeepSpeed would round it to the model's format, and divide it by the ranks in that.
             self._zero._gradient_reduction_buffer_dtype = lambda: torch.float32
         self._watch_overflow()
-        if self.is_paged:
-            self._page()
+        if paging is not None:
+            self._page(paging)
         self._create_moments(0)
         if is_rounded:
             # DeepSpeed made its fp32 masters from rounded weights; give it the exact ones.
@@ -313,9 +316,11 @@ class Engine:
         self._zero._hp_optimizer_states_linked = False
         self._zero._lazy_init_hp_params_optimizer_state()
 
-    def _page(self) -> None:
-        """Move masters and moments to the scratch file, and let DeepSpeed's views of the masters follow."""
-        self._optimizer().lay_out(pages_weights=True)
+    def _page(self, paging: Paging) -> None:
+        """Move masters, moments and gradients to files, and let DeepSpeed's views of the masters follow."""
+        page_partitions(self._zero, paging)
+        share_masters(self._zero)
+        self._optimizer().lay_out(pages_weights=self._zero.dtype is not torch.float32)
         self._zero._link_all_hp_params()
 
     def _optimizer(self) -> Any:

@@ -130,6 +130,8 @@ def check_optimizer(config: EngineConfig, optimizer: OptimizerConfig, offload: O
             "offload.optimizer=paged: updates block by block, and optimizer.algorithm=lamb scales each update by whole tensors' "
             "norms; use adamw, or offload.optimizer=none"
         )
+    if optimizer.skip_idle_experts and offload is not None and offload.optimizer is not OptimizerIn.PAGED:
+        raise ConfigError("optimizer.skip_idle_experts: is for an optimizer in files; set offload.optimizer=paged, or false")
     if optimizer.algorithm is Algorithm.LAMB and config.zero_stage:
         raise ConfigError(
             f"optimizer.algorithm=lamb: scales each tensor's update by whole tensors' norms, and ZeRO-{config.zero_stage} cuts "

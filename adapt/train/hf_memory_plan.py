@@ -21,7 +21,7 @@ from adapt.model.hf import frame_of
 from adapt.model.lora_config import LoraConfig, LoraTarget
 from adapt.model.low_rank import said_of_groups, targeted, trained_by_group
 from adapt.train.engine_config import EngineConfig
-from adapt.train.memory_plan import plan_memory, plan_scratch
+from adapt.train.memory_plan import files_of, plan_memory, plan_scratch
 from adapt.train.step_moments import MemoryPlan, Passing, TrainedTensors, combined
 from adapt.train.traced_memory import trace_memory
 from adapt.train.train_config import Trained
@@ -146,7 +146,8 @@ def plan_traced(
         engine,
         on_cpu=on_cpu,
         batch_rows=batch_rows,
-        scratch=plan_scratch(n_trained, engine, offload),
+        in_files=files_of(memory, offload),
+        scratch=sum(plan_scratch(found.counts, engine, offload, n_trained).values()),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from adapt.checkpoint.offload import OffloadConfig, OptimizerIn
+from adapt.checkpoint.offload import OffloadConfig
 from adapt.checkpoint.weights import save_trained
 from adapt.core.artifacts import FIGURES_FILE, short_key, write_atomically
 from adapt.core.faults import writable
@@ -116,7 +116,7 @@ def run_training(
     """
     result, work = Path(job.result), Path(job.work)
     train_only(model, job.train.trains, job.train.lora, job.seed)
-    engine = open_engine(model, job.engine, job.train.decayed_optimizer, rank, _paging(job, work, rank))
+    engine = open_engine(model, job.engine, job.train.decayed_optimizer, rank, paging_of(job, rank))
     if job.moments_from is not None:
         load_moments(Path(job.moments_from), engine)
     trainer = Trainer(engine, job.engine, job.objective, job.seed, teacher)
@@ -217,12 +217,9 @@ def _shrunk(engine: Engine, trainer: Trainer, data: TrainData, job: TrainJob, be
     return share
 
 
-def _paging(job: TrainJob, work: Path, rank: RankInfo) -> Paging | None:
-    """Return where a rank's optimizer is paged, if it is."""
-    if job.offload.optimizer is not OptimizerIn.PAGED:
-        return None
-    place = work / f".optimizer-{rank.rank:05d}"
-    return Paging(place=place, moments=job.offload.moments, seed=seed_for(job.seed, "rank", rank.rank))
+def paging_of(job: TrainJob, rank: RankInfo) -> Paging | None:
+    """Return which files a rank trains with, if any."""
+    return Paging.of(job.offload, Path(job.work) / f".optimizer-{rank.rank:05d}", seed_for(job.seed, "rank", rank.rank))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,10 @@ own blocks with a fused attention kernel. `step_moments` says which kinds are th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from adapt.checkpoint.offload import MomentFormat, OffloadConfig, OptimizerIn
+from adapt.checkpoint.offload import MomentFormat, OffloadConfig, OptimizerIn, TrainedWeightsIn
 from adapt.core.limits import MAPPED_BLOCK
 from adapt.core.precision import Precision
 from adapt.model.attention import SHORT
@@ -21,7 +22,7 @@ from adapt.model.gpt import GPT
 from adapt.objective import LOGIT_ELEMENTS
 from adapt.train.engine_config import EngineConfig
 from adapt.train.paged_adamw import N_ROOMS, block_elements
-from adapt.train.step_moments import MemoryPlan, Passing, TrainedTensors, combined, summed_bytes
+from adapt.train.step_moments import InFiles, MemoryPlan, Passing, TrainedTensors, combined, summed_bytes
 from adapt.train.train_config import Trained
 from adapt.train.trainable import train_only
 
@@ -37,7 +38,8 @@ def plan_memory(
     A rank holds the whole dense part (routers in fp32), and its share of the experts. Master weights (fp32) and the two moments are
     split over all ranks that hold the same weights, gradients (fp32) too from ZeRO stage 2 on: in the end over all ranks. A bucket
     of gradients and the copy of it that is summed over ranks come on top. Where the optimizer's state is paged, memory holds a few
-    blocks of it, and `plan_scratch` says what the file takes.
+    blocks of it and the gradients that autograd hands over, of one layer's two stacks of experts at most; `plan_scratch` says
+    what files take.
     """
     width = _width(engine)
     experts = counts.by_kind["experts"]
@@ -47,27 +49,54 @@ def plan_memory(
     state_share = engine.world_size if engine.zero_stage else 1
     offload = offload or OffloadConfig()
     is_paged = offload.optimizer is OptimizerIn.PAGED
+    weights = held * width + counts.by_kind["router"] * (4 - width)
+    gradients = 4 * (trained / engine.world_size if engine.zero_stage >= 2 else held_trained)
     return {
-        "weights": held * width + counts.by_kind["router"] * (4 - width),
-        "gradients": 4 * (trained / engine.world_size if engine.zero_stage >= 2 else held_trained),
+        "weights": 0.0 if offload.trained_weights is TrainedWeightsIn.MAPPED else weights,
+        "gradients": min(gradients, 8 * counts.largest) if is_paged else gradients,
         "master": 0.0 if is_paged or not engine.zero_stage else trained * 4 / engine.world_size,
         "moments": _paged_bytes(trained, engine, offload) if is_paged else trained * 8 / state_share,
-        "buckets": bucket * 2 * summed_bytes(engine) if engine.zero_stage else 0.0,
+        "buckets": bucket * 2 * summed_bytes(engine) if engine.zero_stage and not is_paged else 0.0,
     }
 
 
-def plan_scratch(n_trained: int, engine: EngineConfig, offload: OffloadConfig) -> float:
-    """Return the bytes of a rank's scratch file: its moments, and with ZeRO its master weights; 0 where nothing is paged."""
+def files_of(memory: Mapping[str, float], offload: OffloadConfig | None) -> InFiles | None:
+    """Return what of a plan by kind is in files; None where nothing is."""
+    if offload is None or offload.optimizer is not OptimizerIn.PAGED:
+        return None
+    return InFiles(handed=memory["gradients"], weights=offload.trained_weights is TrainedWeightsIn.MAPPED)
+
+
+def plan_scratch(
+    counts: ParameterCounts, engine: EngineConfig, offload: OffloadConfig, n_trained: int | None = None
+) -> dict[str, float]:
+    """Return the bytes of a rank's scratch files by kind, nothing where nothing is paged.
+
+    In fp32 masters are the weights. A bucket of gradients and the sum over ranks, which the fp64 form of the largest one for its
+    norm may exceed, are in files too; without ZeRO the sum is that of all gradients.
+    """
     if offload.optimizer is not OptimizerIn.PAGED:
-        return 0.0
-    per_parameter = 2 * offload.moments.dtype.itemsize + (4 if engine.zero_stage else 0)
-    return n_trained * per_parameter / (engine.world_size if engine.zero_stage else 1)
+        return {}
+    experts = counts.by_kind["experts"]
+    held = counts.total - experts + experts / engine.expert_parallel
+    trained, held_trained = (counts.total, held) if n_trained is None else (n_trained, n_trained)
+    own = trained / engine.world_size if engine.zero_stage else trained
+    bucket = 4 * min(engine.bucket_elements, held_trained)
+    whole = 4 * held_trained if engine.zero_stage < 2 else 0.0
+    found = {
+        "moments": own * 2 * offload.moments.dtype.itemsize,
+        "master": own * 4 if engine.precision.is_rounded else 0.0,
+        "gradients": whole + (own * 4 if engine.zero_stage else 0.0),
+        "buckets": bucket + max(bucket, 8 * counts.largest) if engine.zero_stage else whole,
+    }
+    is_mapped = offload.trained_weights is TrainedWeightsIn.MAPPED
+    return found | ({"weights": held * _width(engine)} if is_mapped else {})
 
 
 def _paged_bytes(n_trained: int, engine: EngineConfig, offload: OffloadConfig) -> float:
     """Return the bytes of a paged optimizer's blocks in memory: those that are read, updated and written."""
     n_elements = n_trained // (engine.world_size if engine.zero_stage else 1)
-    width = 2 * offload.moments.dtype.itemsize + (4 if engine.zero_stage else 0)
+    width = 2 * offload.moments.dtype.itemsize + (4 if engine.precision.is_rounded else 0)
     extra = 24 if offload.moments is MomentFormat.BF16 else 0  # fp32 forms of the block, and its rounding
     return block_elements(n_elements) * (N_ROOMS * width + extra)
 
@@ -170,7 +199,8 @@ def plan_own(
         engine,
         on_cpu=on_cpu,
         batch_rows=batch_rows,
-        scratch=plan_scratch(trained.total, engine, offload or OffloadConfig()),
+        in_files=files_of(memory, offload),
+        scratch=sum(plan_scratch(counts, engine, offload or OffloadConfig(), None if is_whole else trained.total).values()),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapt.model.expert_parallel import is_stack
 from adapt.train.lamb import Lamb
 from adapt.train.optimizer_config import Algorithm, OptimizerConfig
 from adapt.train.paged_adamw import PagedAdamW, Paging
@@ -84,7 +85,9 @@ def make_optimizer(
         stacked = frozenset(id(parameter) for name, parameter in stacks if ".experts." in name)
         return Lamb(groups, lr=config.largest_lr, betas=betas, eps=config.eps, stacked=stacked)
     if paging is not None:
-        return PagedAdamW(groups, lr=config.largest_lr, betas=betas, eps=config.eps, paging=paging)
+        skipped = model.named_parameters() if config.skip_idle_experts else ()
+        ids = frozenset(id(stack) for name, stack in skipped if is_stack(name))
+        return PagedAdamW(groups, lr=config.largest_lr, betas=betas, eps=config.eps, paging=paging, stacks=ids)
     return torch.optim.AdamW(groups, lr=config.largest_lr, betas=betas, eps=config.eps, fused=True)
 
 

@@ -56,6 +56,9 @@ class OptimizerConfig(Settings):
         hint="0 keeps them as they are",
     )
     weight_decay: float = setting(0.1, "Decoupled weight decay per unit of learning rate.", least=0, hint="0 is none")
+    skip_idle_experts: bool = setting(
+        False, "Leave an expert without tokens in a step as it is, moments too, unread (with offload.optimizer=paged)."
+    )
     clip: float = setting(1.0, "Largest global gradient norm; larger gradients are scaled to it.", least=0, hint="0 clips nothing")
 
     @property

@@ -13,9 +13,10 @@ Legend: N elements of the block, parameters one after another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from adapt.checkpoint.offload import MomentFormat
+from adapt.checkpoint.offload import MomentFormat, OffloadConfig, OptimizerIn, TrainedWeightsIn
 from adapt.checkpoint.shard_bytes import view_of
 from adapt.checkpoint.shard_format import pages_up
 from adapt.core.runtime import seed_for
+from adapt.train.file_tensors import LEAST_BYTES, FreshTensors, TensorFiles
+from adapt.train.idle_experts import Runs, busy_parts, idle_of, runs_of_stack
 from adapt.train.scratch_file import ScratchFile
 
 N_ROOMS = 3  # read, updated, written
@@ -37,12 +40,39 @@ _BLOCKS = 32  # of a large optimizer, so that what memory holds is a small part
 
 @dataclass(frozen=True, kw_only=True)
 class Paging:
-    """Where a rank's scratch file is, its moments' format, and the seed of their rounding; `block` is for tests."""
+    """Where a rank's scratch files are, its moments' format, and the seed of their rounding; the last two are for tests.
+
+    Tensors of less than `least_bytes` stay in memory, and so do weights, unless `has_weights`.
+    """
 
     place: Path
     moments: MomentFormat = MomentFormat.FP32
+    has_weights: bool = False
     seed: int = 0
     block: int | None = None
+    least_bytes: int = LEAST_BYTES
+
+    @classmethod
+    def of(cls, offload: OffloadConfig, place: Path, seed: int) -> Paging | None:
+        """Return what the settings ask for; None where everything is in memory."""
+        if offload.optimizer is not OptimizerIn.PAGED:
+            return None
+        return cls(place=place, moments=offload.moments, has_weights=offload.trained_weights is TrainedWeightsIn.MAPPED, seed=seed)
+
+
+def weights_in_place(paging: Paging | None, *, only_births: bool = False) -> AbstractContextManager[Any]:
+    """Return a block in which weights are made where they are kept while training: in files, if `paging` says so.
+
+    Their tensors are views of the files, which the update writes. With `only_births`, only meta tensors that get their bytes are
+    weights; all other tensors are made as ever.
+
+    Raises:
+        ConfigError: in the block, the disk has too little space.
+    """
+    if paging is None or not paging.has_weights:
+        return nullcontext()
+    files = TensorFiles(Path(f"{paging.place}-weights"), "weights", "offload.trained_weights=memory")
+    return FreshTensors(files, paging.least_bytes, only_births=only_births)
 
 
 def block_elements(n_elements: int) -> int:
@@ -84,12 +114,26 @@ class _Block:
 class PagedAdamW(torch.optim.AdamW):
     """Decoupled AdamW with its state on a disk; CPU parameters only.
 
-    Once `lay_out` was called, the state's tensors are views of the file: they can be read and set by anyone between steps.
+    Once `lay_out` was called, the state's tensors are views of the file: they can be read and set by anyone between steps. Of
+    parameters whose ids are in `stacks`, experts without a gradient are left as they are; an engine that flattens parameters says
+    in `expert_runs` where those experts lie in them.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, paging: Paging) -> None:
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        paging: Paging,
+        stacks: Collection[int] = (),
+    ) -> None:
         super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=True)
         self._paging = paging
+        self.stacks = stacks
+        self.expert_runs: dict[Tensor, Runs] = {
+            stack: runs_of_stack(stack) for group in self.param_groups for stack in group["params"] if id(stack) in stacks
+        }
         self._file: ScratchFile | None = None
         self._regions: list[_Region] = []
         self._starts: dict[Tensor, int] = {}
@@ -143,8 +187,9 @@ class PagedAdamW(torch.optim.AdamW):
         """
         for group in self.param_groups:
             updated = [parameter for parameter in group["params"] if parameter.grad is not None]
-            blocks = [block for block in self._blocks[id(group)] if any(p.parameter.grad is not None for p in block.pieces)]
-            self._walk(blocks, group)
+            idle = {id(p): idle_of(p.grad, self.expert_runs[p]) for p in updated if p in self.expert_runs}
+            busy = (_busy(block, idle) for block in self._blocks[id(group)])
+            self._walk([block for block in busy if block.pieces], group)
             for parameter in updated:
                 self.state[parameter]["step"] += 1
 
@@ -253,6 +298,17 @@ class PagedAdamW(torch.optim.AdamW):
     def _opened(self) -> ScratchFile:
         assert self._file is not None, "lay_out comes first"
         return self._file
+
+
+def _busy(block: _Block, idle: Mapping[int, Runs]) -> _Block:
+    """Return a block with those of its pieces that have a gradient, without idle experts' elements."""
+    pieces = [
+        replace(piece, first=first, last=last, at=piece.at + first - piece.first)
+        for piece in block.pieces
+        if piece.parameter.grad is not None
+        for first, last in busy_parts(piece.first, piece.last, idle.get(id(piece.parameter), ()))
+    ]
+    return replace(block, pieces=pieces)
 
 
 def stochastically_rounded(values_N: Tensor, generator: torch.Generator) -> Tensor:

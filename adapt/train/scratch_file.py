@@ -17,6 +17,7 @@ from torch import Tensor
 from adapt.core.errors import ConfigError, TrainingError
 
 _FOR_OWNER = 0o600
+_REMEDY = "offload.optimizer=none"
 
 
 class ScratchFile:
@@ -26,7 +27,7 @@ class ScratchFile:
         ConfigError: the disk has too little of it, or the file cannot be made.
     """
 
-    def __init__(self, place: Path, n_bytes: int, wish: str) -> None:
+    def __init__(self, place: Path, n_bytes: int, wish: str, remedy: str = _REMEDY) -> None:
         self.place = place
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +40,7 @@ class ScratchFile:
                 os.close(self._handle)
                 raise
         except OSError as error:
-            raise ConfigError(_too_small(place, n_bytes, wish, error)) from error
+            raise ConfigError(_too_small(place, n_bytes, wish, remedy, error)) from error
 
     def tensor(self, offset: int, count: int, dtype: torch.dtype) -> Tensor:
         """Return `count` elements from byte `offset` on, as a view of the mapped file."""
@@ -81,16 +82,16 @@ class ScratchFile:
     def _failed(self, what: str, error: OSError) -> TrainingError:
         return TrainingError(
             f"{self.place}: the optimizer's scratch file cannot be {what} ({error.strerror or error}); the last saved state is "
-            "kept, and the same command goes on from it; check that disk, or set offload.optimizer=none"
+            f"kept, and the same command goes on from it; check that disk, or set {_REMEDY}"
         )
 
 
-def _too_small(place: Path, n_bytes: int, wish: str, error: OSError) -> str:
+def _too_small(place: Path, n_bytes: int, wish: str, remedy: str, error: OSError) -> str:
     try:
         free = f", where {shutil.disk_usage(place.parent).free / 1e9:.1f} GB are free"
     except OSError:
         free = ""
     return (
         f"{place.parent}: no {n_bytes / 1e9:.1f} GB of scratch space for {wish}{free} ({error.strerror or error}); free space on "
-        "that disk, put run.dir on a larger one, or set offload.optimizer=none"
+        f"that disk, put run.dir on a larger one, or set {remedy}"
     )

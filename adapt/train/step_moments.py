@@ -90,6 +90,14 @@ class TrainedTensors:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InFiles:
+    """Where gradients are in files: the bytes of those in memory that autograd hands over, and whether weights are in files too."""
+
+    handed: float
+    weights: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
     """Bytes of a rank: by kind, each at its largest; by moment of a step, of all kinds that are there; and of its scratch file."""
 
@@ -117,10 +125,11 @@ def combined(
     on_cpu: bool,
     batch_rows: int | None,
     scratch: float,
+    in_files: InFiles | None = None,
 ) -> MemoryPlan:
     """Put together what lasts and what passes; `batch_rows` make a step over all ranks (absent: a micro-batch on each)."""
     accumulates = batch_rows is not None and batch_rows > engine.micro_batch * engine.world_size
-    moments = step_moments(trained, passing, engine, accumulates=accumulates, opens_with_copies=on_cpu)
+    moments = step_moments(trained, passing, engine, accumulates=accumulates, opens_with_copies=on_cpu, in_files=in_files)
     by_kind = dict(memory)
     if passing is not None:
         by_kind |= {"activations": passing.activations, "backward": passing.backward}
@@ -140,17 +149,28 @@ Moments = dict[str, list[Piece]]
 
 
 def step_moments(
-    trained: TrainedTensors, passing: Passing | None, engine: EngineConfig, *, accumulates: bool, opens_with_copies: bool
+    trained: TrainedTensors,
+    passing: Passing | None,
+    engine: EngineConfig,
+    *,
+    accumulates: bool,
+    opens_with_copies: bool,
+    in_files: InFiles | None = None,
 ) -> Moments:
     """Return what each moment of a step adds to what lasts; `accumulates` says that several micro-batches make a step.
 
-    `opens_with_copies`: the engine is made from weights in this memory, and in bf16 and fp16 from their exact copies too.
+    `opens_with_copies`: the engine is made from weights in this memory, and in bf16 and fp16 from their exact copies too. With
+    `in_files` gradients pass through memory as autograd hands them over, and weights may be born in their files.
     """
-    moments: Moments = {"exchange": _exchange(trained, engine, accumulates), "update": _update(trained, engine)}
+    handed: list[Piece] = [] if in_files is None else [(in_files.handed, in_files.handed)]
+    moments: Moments = {
+        "exchange": _exchange(trained, engine, accumulates) if in_files is None else handed,
+        "update": _update(trained, engine) if in_files is None else [],
+    }
     if opens_with_copies:
-        moments[OPENING] = _opening(trained, engine)
+        moments[OPENING] = [] if in_files is not None and in_files.weights else _opening(trained, engine)
     if passing is not None:
-        before = _earlier(trained, engine) if accumulates else []
+        before = _earlier(trained, engine) if accumulates and in_files is None else []
         moments["loss"] = [*before, *_kept(passing, 1.0), *[(passing.logits, passing.logits)] * 2]
         if passing.is_chunked:
             moments["loss"] += [(passing.table, passing.table)] * 2
@@ -161,7 +181,7 @@ def step_moments(
                 *_kept(passing, 1.0 - done),
                 (passing.layer, passing.layer_block),
                 *[(passing.table, passing.table)] * (2 if done == 1.0 else 1),
-                *_gradients(trained, engine, done, accumulates),
+                *(_gradients(trained, engine, done, accumulates) if in_files is None else handed if done else []),
             ]
     return moments
 

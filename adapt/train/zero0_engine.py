@@ -18,9 +18,11 @@ from adapt.model.buffers import named_state
 from adapt.model.expert_parallel import Rows
 from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig
+from adapt.train.file_tensors import give_back_large_blocks
 from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.paged_adamw import Paging
+from adapt.train.paged_gradients import page_unpartitioned
 from adapt.train.state_pieces import WEIGHTS, Piece, whole_pieces
 
 
@@ -28,6 +30,8 @@ def open_engine(
     model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo, paging: Paging | None = None
 ) -> Engine:
     """Put a model under the engine that the settings ask for; with `paging` the optimizer's state lies in a file."""
+    if paging is not None:
+        give_back_large_blocks()
     kind = Engine if config.zero_stage else WholeEngine
     return kind(model, config, optimizer, rank, paging)
 
@@ -80,7 +84,8 @@ class WholeEngine(Engine):
     def _create_moments(self, steps_done: int) -> None:
         create_moments(self._zero, self._zero.param_groups, steps_done)
 
-    def _page(self) -> None:
+    def _page(self, paging: Paging) -> None:
+        page_unpartitioned(self._engine, [parameter for _, parameter in self._trained()], paging)
         self._zero.lay_out(pages_weights=False)
 
     def _optimizer(self) -> Any:

@@ -6,9 +6,11 @@ Peaks are those of resident memory since `forget_peak` (Linux, /proc/self/clear_
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
+_POLL_S = 0.001
 STATUS = Path("/proc/self/status")
 
 
@@ -34,3 +36,27 @@ def private_growth_mib(work: Callable[[], object]) -> float:
     forget_peak()
     work()
     return memory_mib("VmHWM") - resident - max(memory_mib("RssFile") - files, 0.0)
+
+
+def private_mib() -> float:
+    """Return the private memory in use: without pages of files, and without what was freed but is still held."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return memory_mib("RssAnon")
+
+
+def private_peak_mib(work: Callable[[], object]) -> float:
+    """Return the most private memory while `work` is done, looked at every millisecond; pages of files are not counted."""
+    most, is_done = [private_mib()], threading.Event()
+
+    def watch() -> None:
+        while not is_done.wait(_POLL_S):
+            most.append(max(most.pop(), memory_mib("RssAnon")))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        is_done.set()
+        watcher.join()
+    return max(most[0], memory_mib("RssAnon"))

@@ -12,7 +12,7 @@ _TASKS = ("tasks", "task_dir", "data.root", "data.files", "data.encoding", "data
 _BASE = ("checkpoint", "model.path")
 STARTS_RANKS = ("engine.world_size", "engine.threads", "engine.hostfile", "engine.remote_shell", "engine.master_address")
 _SCORES = ("scorer", "offload", *STARTS_RANKS)
-_TRAINS = ("engine", "offload.optimizer", "offload.moments", "tracker")
+_TRAINS = ("engine", "offload.optimizer", "offload.moments", "offload.trained_weights", "tracker")
 _CORPUS = ("data.corpus", "data.domain_field", "data.encoding", "data.quotes")
 
 
@@ -186,6 +186,7 @@ COMMANDS = (
             "pretrain.optimizer.algorithm",
             "continue_pretrain.batch_rows",
             "continue_pretrain.optimizer.algorithm",
+            "offload.trained_weights",
             "continue_pretrain.trains",
             "continue_pretrain.lora",
             "plan",
@@ -206,6 +207,7 @@ COMMANDS = (
             "engine",
             "offload.optimizer",
             "offload.moments",
+            "offload.trained_weights",
             "pretrain.optimizer",
             "continue_pretrain.optimizer",
             "continue_pretrain.trains",

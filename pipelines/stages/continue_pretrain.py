@@ -296,12 +296,14 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     """Adapt on one rank."""
     from adapt.checkpoint.weights import load_model
     from adapt.model.buffers import named_state
-    from adapt.train.job import TrainData, TrainJob, run_training  # imports DeepSpeed, which parents do without
+    from adapt.train.job import TrainData, TrainJob, paging_of, run_training  # imports DeepSpeed, which parents do without
+    from adapt.train.paged_adamw import weights_in_place
 
     spec: TrainJob = from_plain(TrainJob, job["job"], "job.yaml")
     reading: ReadingConfig = from_plain(ReadingConfig, job["reading"], "job.yaml")
     base = Path(job["base"])
-    model = load_model(base, share=spec.engine.expert_share(rank.rank))
+    with weights_in_place(paging_of(spec, rank), only_births=True):
+        model = load_model(base, share=spec.engine.expert_share(rank.rank))
     tokenizer = load_tokenizer(base, model)
     ingredients: list[Ingredient] = []
     held_out: dict[str, RowSource] = {}

@@ -86,6 +86,8 @@ class Distil(Stage[DistilReads]):
         return DistilReads(base=base, distil=settings, training=training, corpus=CorpusReads.of(run.config.data))
 
     def build(self, reads: DistilReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
+        from adapt.checkpoint.weights import load_config  # imports torch
+
         settings, place = reads.distil, weights_of(reads.base)
         domains = domains_of(reads.corpus.corpus_files)
         rows, held_out = tokenize_corpus(reads.corpus.corpus_files, tokenizer_of(place), work / "corpus", settings.held_out_share)
@@ -107,8 +109,10 @@ class Distil(Stage[DistilReads]):
         weights = PartWeights(context=settings.text_weight, prompt=0.0, pseudo_label=0.0)
         objective = ObjectiveConfig(weights=weights, balance=BalanceConfig(weight=0.0))
         train = replace(train_config(settings, settings.steps), save_precision=settings.save_precision)
-        launch({**job, "job": reads.training.job(NAME, objective, train, result, work)}, work, reads.training.engine)
-        trained = finished_training(result, work)
+        training = reads.training.job(NAME, objective, train, result, work)
+        launch({**job, "job": training}, work, reads.training.engine)
+        student = work / _MERGED
+        trained = finished_training(result, work, student if is_hf_directory(student) else load_config(student), training)
         return Student(
             **{one.name: getattr(trained, one.name) for one in fields(trained)}, **read_object(work / _SOURCE_FILE)
         ).metrics()
@@ -125,7 +129,7 @@ def check_base(place: Path, settings: DistilConfig, training: TrainingReads) -> 
     from adapt.checkpoint.merging.students import check_source, student_config  # these import torch
     from adapt.checkpoint.weights import load_config
     from adapt.model.expert_parallel import check_share
-    from adapt.train.memory_plan import check_machine, check_memory
+    from adapt.train.memory_checks import check_memory
 
     if is_delta(place):
         raise CheckpointError(
@@ -135,8 +139,7 @@ def check_base(place: Path, settings: DistilConfig, training: TrainingReads) -> 
     check_share((), training.engine.expert_parallel)
     if not is_hf_directory(place):
         student = student_config(load_config(place), settings.merge.groups)
-        check_memory(student, training.engine, training.offload)
-        check_machine(student, training.engine, training.offload)
+        check_memory(student, training.engine, training.offload, settings.optimizer, batch_rows=settings.batch_rows)
 
 
 def _merge(job: Mapping[str, Any], settings: DistilConfig, seed: int) -> dict[str, Any]:

@@ -131,7 +131,8 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     """Pretrain on one rank."""
     from adapt.model.expert_parallel import own_experts
     from adapt.model.gpt import GPT, materialize
-    from adapt.train.job import TrainData, TrainJob, run_training  # imports DeepSpeed, which parents do without
+    from adapt.train.job import TrainData, TrainJob, paging_of, run_training  # imports DeepSpeed, which parents do without
+    from adapt.train.paged_adamw import weights_in_place
 
     spec: TrainJob = from_plain(TrainJob, job["job"], "job.yaml")
     config: GPTConfig = from_plain(GPTConfig, job["model"], "job.yaml")
@@ -147,5 +148,6 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
         rows = PackedCorpus(rest.of_domain(number), config.context_length, 0, 0.0, None)
         if len(rows):
             held_out[domain] = SomeRows(rows, int(job["held_out_rows"]))
-    model = materialize(own_experts(GPT(config), spec.engine.expert_share(rank.rank)), spec.seed)
+    with weights_in_place(paging_of(spec, rank), only_births=True):
+        model = materialize(own_experts(GPT(config), spec.engine.expert_share(rank.rank)), spec.seed)
     run_training(model, tokenizer, TrainData(training=training, held_out=held_out), spec, rank)

@@ -37,7 +37,7 @@ class TrainingReads(Reads):
     loss_scale: Any
     moments: MomentFormat
     seed: int
-    offload: OffloadConfig = unkeyed("where the optimizer's state is changes no bit; its format is a field above")
+    offload: OffloadConfig = unkeyed("where state and weights are changes no bit; the moments' format is a field above")
     engine: EngineConfig = unkeyed("the fields above are those of its settings that a result depends on")
     tracker: TrackerConfig = unkeyed("watching changes no result")
     tracked_as: str = unkeyed("the run's name for the tracker")
@@ -47,15 +47,15 @@ class TrainingReads(Reads):
     @classmethod
     def of(cls, run: Run, stage: str, task: str | None) -> TrainingReads:
         """Return how a run trains; what `engine.precision=auto` came to is said."""
-        engine = run.engine
+        engine, offload = run.engine, run.config.offload
         numerics = engine.numerics()
         return cls(
             precision=engine.precision,
             gradient_communication=numerics.get("gradient_communication"),
             loss_scale=numerics.get("loss_scale"),
-            moments=run.config.offload.moments,
+            moments=offload.moments,
             seed=run.config.seed,
-            offload=OffloadConfig(optimizer=run.config.offload.optimizer, moments=run.config.offload.moments),
+            offload=OffloadConfig(optimizer=offload.optimizer, moments=offload.moments, trained_weights=offload.trained_weights),
             engine=engine,
             tracker=run.config.tracker,
             tracked_as=tracked_name(run, stage, task),

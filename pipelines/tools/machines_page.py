@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from adapt.checkpoint.offload import OffloadConfig, OptimizerIn
+from adapt.checkpoint.offload import OffloadConfig, OptimizerIn, TrainedWeightsIn
 from adapt.core.faults import writable
 from adapt.core.precision import Precision
 from adapt.core.typed import from_plain
@@ -25,6 +25,7 @@ from pipelines.config.locations import conf_dir
 
 if TYPE_CHECKING:
     from adapt.model.counting import ParameterCounts
+    from adapt.train.memory_plan import OwnModel
 
 SIZES = (
     "125m_moe64",
@@ -52,8 +53,9 @@ cell is **planned**: none was measured on the machine of its column. `python -m 
 models with measured peaks. Written by `python -m pipelines.machines_page`.
 
 A cell names the memory for each rank, and the setting that fits: rows at a time, blocks computed again in the backward pass
-(`engine.activation_checkpointing`), the optimizer's state in a scratch file (`offload.optimizer=paged`, on CPUs only), experts
-shared by all cards (`engine.expert_parallel`). Where nothing fits, it says how much the smallest setting needs for each rank.
+(`engine.activation_checkpointing`), the optimizer's state and gradients in files (`offload.optimizer=paged`, on CPUs only), weights
+in files too (`offload.trained_weights=mapped`), experts shared by all cards (`engine.expert_parallel`). Where nothing fits, it says
+how much the smallest setting needs for each rank.
 """
 
 
@@ -67,6 +69,7 @@ class Machine:
     memory_gb: float
     tflops: float
     disk_gb_per_s: float
+    disk_gb: float = 2000
     precision: Precision
     is_cpu: bool = False
 
@@ -141,48 +144,52 @@ def page() -> str:
     lines.append(
         f"\nTokens a second count steps of {_STEP_TOKENS:,} tokens. A token costs 6 floating-point operations for "
         "each active weight,\nand 12 for each layer, hidden unit and token of context in attention; a third more where all is "
-        "computed again. Where\nthe optimizer is paged, its state is read and written once a step."
+        "computed again. Where\nthe optimizer is paged, its files are read and written once a step."
     )
     return "\n".join(lines) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """A model, its parameters by kind, and how many experts a token takes."""
+    """A model with all that a plan must know of it."""
 
-    model: GPTConfig
-    counts: ParameterCounts
-    experts_per_token: int
+    own: OwnModel
 
     @classmethod
     def of(cls, name: str) -> Size:
         """Return a preset of conf/model."""
-        from adapt.model.counting import count_parameters  # these import torch
-        from adapt.model.gpt import GPT
+        from adapt.train.memory_plan import OwnModel  # imports torch
 
         plain = yaml.safe_load((conf_dir() / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
         model: GPTConfig = from_plain(GPTConfig, plain, name)
-        return cls(model=model, counts=count_parameters(model), experts_per_token=GPT(model).router_traits.experts_per_token)
+        return cls(own=OwnModel.of(model))
+
+    @property
+    def model(self) -> GPTConfig:
+        return self.own.config
+
+    @property
+    def counts(self) -> ParameterCounts:
+        return self.own.counts
 
     def on(self, machine: Machine) -> str:
         """Return how the model fits into a machine and how fast, or how much the smallest setting needs."""
-        from adapt.train.memory_plan import plan_activations, plan_memory  # imports torch
+        from adapt.train.memory_plan import plan_own  # imports torch
 
         least = float("inf")
         for engine, offload in self._settings(machine):
-            memory = {
-                **plan_memory(self.counts, engine, offload),
-                **plan_activations(self.model, engine, self.experts_per_token),
-            }
-            needed = sum(memory.values()) / 1e9
-            if needed <= machine.memory_gb:
-                return f"{needed:.0f} GB, {self._by(engine, offload)}; {self._rate(engine, offload, machine)} tokens/s"
-            least = min(least, needed)
-        return f"no: {least:,.0f} GB"
+            plan = plan_own(self.own, engine, offload, on_cpu=machine.is_cpu)
+            if plan.total <= machine.memory_gb * 1e9 and plan.scratch <= machine.disk_gb * 1e9:
+                said = f"{plan.total / 1e9:.0f} GB, {_by(engine, offload, plan.scratch)}"
+                return f"{said}; {self._rate(engine, plan.scratch, machine)} tokens/s"
+            least = min(least, plan.total)
+        return f"no: {least / 1e9:,.0f} GB"
 
     def _settings(self, machine: Machine) -> Iterator[tuple[EngineConfig, OffloadConfig]]:
         """Yield settings, the fastest first."""
-        offloads = [OffloadConfig(), *([OffloadConfig(optimizer=OptimizerIn.PAGED)] if machine.is_cpu else [])]
+        paged = OffloadConfig(optimizer=OptimizerIn.PAGED)
+        mapped = replace(paged, trained_weights=TrainedWeightsIn.MAPPED)
+        offloads = [OffloadConfig(), *([paged, mapped] if machine.is_cpu else [])]
         base = EngineConfig(
             world_size=machine.ranks,
             precision=machine.precision,
@@ -192,24 +199,21 @@ class Size:
         for offload, recompute, micro_batch in itertools.product(offloads, Recompute, _BATCHES):
             yield replace(base, activation_checkpointing=recompute, micro_batch=micro_batch), offload
 
-    def _by(self, engine: EngineConfig, offload: OffloadConfig) -> str:
-        from adapt.train.memory_plan import plan_scratch  # imports torch
-
-        parts = [f"{engine.micro_batch} row{'s' if engine.micro_batch > 1 else ''}"]
-        if engine.activation_checkpointing is not Recompute.NONE:
-            parts.append(f"{engine.activation_checkpointing.value} recomputation")
-        if engine.expert_parallel > 1:
-            parts.append("experts shared")
-        if scratch := plan_scratch(self.counts.total, engine, offload):
-            parts.append(f"paged, {scratch / 1e9:.0f} GB file")
-        return ", ".join(parts)
-
-    def _rate(self, engine: EngineConfig, offload: OffloadConfig, machine: Machine) -> str:
+    def _rate(self, engine: EngineConfig, scratch: float, machine: Machine) -> str:
         """Return planned tokens a second, two digits."""
-        from adapt.train.memory_plan import plan_scratch  # imports torch
-
         passes = 8 if engine.activation_checkpointing is Recompute.FULL else 6
         attention = 2 * self.model.n_layers * self.model.hidden_size * self.model.context_length
         compute = _STEP_TOKENS * passes * (self.counts.active + attention) / (machine.tflops * 1e12 * machine.ranks)
-        traffic = 2 * plan_scratch(self.counts.total, engine, offload) / (machine.disk_gb_per_s * 1e9)
-        return f"{float(f'{_STEP_TOKENS / (compute + traffic):.2g}'):,.0f}"
+        return f"{float(f'{_STEP_TOKENS / (compute + 2 * scratch / (machine.disk_gb_per_s * 1e9)):.2g}'):,.0f}"
+
+
+def _by(engine: EngineConfig, offload: OffloadConfig, scratch: float) -> str:
+    parts = [f"{engine.micro_batch} row{'s' if engine.micro_batch > 1 else ''}"]
+    if engine.activation_checkpointing is not Recompute.NONE:
+        parts.append(f"{engine.activation_checkpointing.value} recomputation")
+    if engine.expert_parallel > 1:
+        parts.append("experts shared")
+    if scratch:
+        what = "mapped" if offload.trained_weights is TrainedWeightsIn.MAPPED else "paged"
+        parts.append(f"{what}, {scratch / 1e9:.0f} GB of files")
+    return ", ".join(parts)

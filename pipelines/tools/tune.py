@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapt.checkpoint.hf_directory import is_hf_directory
-from adapt.checkpoint.offload import MomentFormat, OffloadConfig, OptimizerIn
+from adapt.checkpoint.offload import MomentFormat, OffloadConfig, OptimizerIn, TrainedWeightsIn
 from adapt.core.artifacts import write_atomically
 from adapt.core.errors import AdaptError, ConfigError
 from adapt.core.faults import writable
@@ -276,10 +276,12 @@ def _subject(config: PipelineConfig, point: str | None) -> Subject:
 
 
 def _offloads(trial: Trial, values: Sequence[OptimizerIn]) -> Iterator[Trial]:
-    """Yield a trial with the optimizer in each place; moments that are not paged are in fp32."""
+    """Yield a trial with the optimizer in each place; with one that is not paged, moments are in fp32 and weights in memory."""
     for value in values:
-        moments = trial.offload.moments if value is OptimizerIn.PAGED else MomentFormat.FP32
-        yield replace(trial, offload=replace(trial.offload, optimizer=value, moments=moments))
+        is_paged = value is OptimizerIn.PAGED
+        moments = trial.offload.moments if is_paged else MomentFormat.FP32
+        weights = trial.offload.trained_weights if is_paged else TrainedWeightsIn.MEMORY
+        yield replace(trial, offload=replace(trial.offload, optimizer=value, moments=moments, trained_weights=weights))
 
 
 def _room(engine: EngineConfig) -> float | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from adapt.checkpoint.offload import OffloadConfig, OptimizerIn
+from adapt.checkpoint.offload import OffloadConfig
 from adapt.checkpoint.weights import load_model
 from adapt.core.runtime import RankInfo, generator_for, rank_from_environment
 from adapt.core.spans import LabelForm, Reading, SpannedText, read_with_targets
@@ -28,7 +28,7 @@ from adapt.objective_config import ObjectiveConfig
 from adapt.train.engine_config import EngineConfig
 from adapt.train.measured_cost import peak_bytes
 from adapt.train.optimizer_config import OptimizerConfig
-from adapt.train.paged_adamw import Paging
+from adapt.train.paged_adamw import Paging, weights_in_place
 from adapt.train.tracking import NoTracker
 from adapt.train.train_config import TrainConfig, Trained
 from adapt.train.trainable import train_only
@@ -125,13 +125,14 @@ def _timed(subject: Subject, batch: Batch, config: EngineConfig, offload: Offloa
     from adapt.train.zero0_engine import open_engine  # imports DeepSpeed, which only ranks need
 
     rank = rank_from_environment()
-    model = _model(subject, config, rank)
-    length = batch.tokens or min(model.context_length, _FOREIGN_TOKENS if isinstance(model, HFModel) else model.context_length)
-    rows = _RandomRows(batch.rows * (batch.steps + 1), length, model.vocab_size)
-    train_only(model, subject.trains, subject.lora, subject.seed)
     with tempfile.TemporaryDirectory(prefix=f".tune-{rank.rank:05d}-", dir=scratch) as place:
-        paging = Paging(place=Path(place) / "optimizer", moments=offload.moments, seed=subject.seed)
-        engine = open_engine(model, config, subject.optimizer, rank, paging if offload.optimizer is OptimizerIn.PAGED else None)
+        paging = Paging.of(offload, Path(place) / "optimizer", subject.seed)
+        with weights_in_place(paging, only_births=True):
+            model = _model(subject, config, rank)
+        length = batch.tokens or min(model.context_length, _FOREIGN_TOKENS if isinstance(model, HFModel) else model.context_length)
+        rows = _RandomRows(batch.rows * (batch.steps + 1), length, model.vocab_size)
+        train_only(model, subject.trains, subject.lora, subject.seed)
+        engine = open_engine(model, config, subject.optimizer, rank, paging)
         clock = _Clock(batch.steps)
         train = TrainConfig(
             steps=batch.steps + 2, batch_rows=batch.rows, optimizer=subject.optimizer, trains=subject.trains, lora=subject.lora

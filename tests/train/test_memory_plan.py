@@ -12,7 +12,7 @@ import yaml
 from torch.profiler import ProfilerActivity, profile
 
 import adapt.model.experts
-from adapt.checkpoint.offload import MomentFormat, OffloadConfig, OptimizerIn
+from adapt.checkpoint.offload import MomentFormat, OffloadConfig, OptimizerIn, TrainedWeightsIn
 from adapt.core.errors import ConfigError
 from adapt.core.limits import MemoryLimit
 from adapt.core.precision import Precision
@@ -175,22 +175,27 @@ def test_limits_of_the_machine_refuse_what_cannot_fit_for_each_rank_or_for_all_t
 
 
 @pytest.mark.parametrize(
-    ("stage", "moments", "in_file"), [(0, MomentFormat.FP32, 8), (1, MomentFormat.FP32, 12), (2, MomentFormat.BF16, 8)]
+    ("stage", "moments", "in_files"), [(0, MomentFormat.FP32, 16), (1, MomentFormat.FP32, 16), (2, MomentFormat.BF16, 8)]
 )
-def test_a_paged_optimizer_takes_less_than_two_bytes_a_parameter_of_memory_and_the_rest_of_a_file(
-    stage: int, moments: MomentFormat, in_file: int
+def test_a_paged_optimizer_takes_less_than_two_bytes_a_parameter_of_memory_and_the_rest_of_files(
+    stage: int, moments: MomentFormat, in_files: int
 ) -> None:
     counts = count_parameters(BIG)
     engine = EngineConfig(zero_stage=stage, precision=Precision.FP32)
     paged = OffloadConfig(optimizer=OptimizerIn.PAGED, moments=moments)
+    mapped = replace(paged, trained_weights=TrainedWeightsIn.MAPPED)
     with_it, without = plan_memory(counts, engine, paged), plan_memory(counts, engine)
-    assert with_it["master"] == 0 and 0 < with_it["moments"] < 2 * counts.total
+    assert with_it["master"] == with_it["buckets"] == 0
+    assert 0 < with_it["moments"] + with_it["gradients"] < 2 * counts.total
     assert without["master"] + without["moments"] == (12 if stage else 8) * counts.total
-    assert {name: with_it[name] for name in ("weights", "gradients", "buckets")} == {
-        name: without[name] for name in ("weights", "gradients", "buckets")
-    }
-    assert plan_scratch(counts.total, engine, paged) == in_file * counts.total
-    assert plan_scratch(counts.total, engine, OffloadConfig()) == 0
+    assert with_it["weights"] == without["weights"]
+    assert plan_memory(counts, engine, mapped) == with_it | {"weights": 0.0}
+    scratch = plan_scratch(counts, engine, paged)
+    buckets = scratch.pop("buckets") if stage else 0.0
+    assert sum(scratch.values()) == in_files * counts.total
+    assert buckets == (4 * engine.bucket_elements + 8 * counts.largest if stage else 0)
+    assert plan_scratch(counts, engine, mapped)["weights"] == 4 * counts.total
+    assert plan_scratch(counts, engine, OffloadConfig()) == {}
     limited = replace(engine, memory_gb=1 + plan_total(BIG, engine, paged) / 1e9)
     check_memory(BIG, limited, paged, on_cpu=False)
     with pytest.raises(ConfigError, match="engine.memory_gb: a rank needs"):

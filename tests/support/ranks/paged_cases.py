@@ -27,18 +27,22 @@ FEW_STEPS, FEW_KILLED_AT = 6, 5
 MODEL: GPTConfig = replace(SPARSE, experts=[4])
 OBJECTIVE = OBJECTIVES["clm", "step"]
 BLOCK = 4096
+LEAST_BYTES = 64  # so that nearly all tensors of this small model are in files
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """An engine; rows that a rank takes at once (9 rows are a step); where the state is before the kill, and behind it."""
+    """An engine; rows that a rank takes at once (9 rows are a step); where the state is before the kill, and behind it.
+
+    `paged` has the optimizer's state and gradients in files, `mapped` the weights too.
+    """
 
     stage: int
     micro_batch: int = 9
     precision: Precision = Precision.FP32
     expert_parallel: int = 1
     before: str = "paged"
-    behind: str = "paged"
+    behind: str = "mapped"
 
     def __str__(self) -> str:
         shared = f", experts on {self.expert_parallel}" if self.expert_parallel > 1 else ""
@@ -48,7 +52,7 @@ class Case:
 FEW = (
     Case(stage=0, micro_batch=5),
     Case(stage=2, before="memory"),
-    Case(stage=2, micro_batch=5, precision=Precision.BF16, behind="memory"),
+    Case(stage=2, micro_batch=5, precision=Precision.BF16, before="mapped", behind="memory"),
 )
 
 
@@ -62,7 +66,7 @@ def every_case(world_size: int) -> tuple[Case, ...]:
         )
         if (stage == 2 or precision is Precision.FP32 or (stage == 1 and precision is Precision.FP16)) and (stage or shared == 1)
     ]
-    return (*cases, Case(stage=1, before="memory"), Case(stage=2, behind="memory"))
+    return (*cases, Case(stage=1, before="memory"), Case(stage=2, behind="memory"), Case(stage=2, behind="paged"))
 
 
 def run(case: Case, place: Path, steps: int, kind: str, killed_at: int | None = None, moments: str = "fp32") -> dict[str, Any]:
@@ -75,9 +79,15 @@ def run(case: Case, place: Path, steps: int, kind: str, killed_at: int | None = 
         expert_parallel=case.expert_parallel,
     )
     paging = None
-    if kind == "paged":
-        scratch = place / f".optimizer-{rank.rank}"
-        paging = Paging(place=scratch, moments=MomentFormat(moments), seed=1, block=BLOCK)
+    if kind != "memory":
+        paging = Paging(
+            place=place / f".optimizer-{rank.rank}",
+            moments=MomentFormat(moments),
+            has_weights=kind == "mapped",
+            seed=1,
+            block=BLOCK,
+            least_bytes=LEAST_BYTES,
+        )
     rows = plain_rows(OBJECTIVE)
     return train_on_ranks(MODEL, OBJECTIVE, rows, engine, place, steps, killed_at=killed_at, paging=paging)
 

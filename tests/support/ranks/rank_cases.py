@@ -26,7 +26,7 @@ from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig,
 from adapt.text.mixing import RowList
 from adapt.train.engine_config import EngineConfig
 from adapt.train.optimizer_config import Algorithm, OptimizerConfig
-from adapt.train.paged_adamw import Paging
+from adapt.train.paged_adamw import Paging, weights_in_place
 from adapt.train.train_config import TrainConfig, Trained
 from adapt.train.trainable import train_only
 
@@ -165,7 +165,8 @@ def train_on_ranks(
 ) -> dict[str, Any]:
     """Train on this launch's ranks and return history, full weights and what was measured at the end."""
     rank = rank_from_environment()
-    model = materialize(own_experts(GPT(config), engine_config.expert_share(rank.rank)), seed=3)
+    with weights_in_place(paging, only_births=True):
+        model = materialize(own_experts(GPT(config), engine_config.expert_share(rank.rank)), seed=3)
     train_only(model, trains)
     training = TrainConfig(steps=steps, batch_rows=batch_rows, optimizer=optimizer, save_every_steps=2, trains=trains)
     return train_model_on_ranks(model, objective, rows, engine_config, place, training, killed_at=killed_at, paging=paging)

@@ -21,7 +21,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,8 @@ from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state, saved_buffers, state_parameters
 from adapt.model.exchange import GroupPeers
 from adapt.model.expert_parallel import Rows, is_stack, own_experts, own_part
-from adapt.model.experts import Experts
-from adapt.model.grouped_gemm import GroupedGemm, wants_brought
 from adapt.model.moe import MoELayer
+from adapt.train.brought_gemm import bring_gemm
 from adapt.train.divergence import where_gradients_break
 from adapt.train.engine_config import EngineConfig, GradientCommunication, deepspeed_config
 from adapt.train.loss_scale import LossScale
@@ -44,7 +43,7 @@ from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments, make_opt
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.paged_adamw import Paging, weights_in_place
 from adapt.train.paged_gradients import page_partitions, share_masters
-from adapt.train.state_pieces import WEIGHTS, Piece, whole_pieces
+from adapt.train.state_pieces import Piece, partition_pieces, whole_shapes
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -225,31 +224,11 @@ class Engine:
 
     def own_pieces(self) -> Iterator[Piece]:
         """Yield what this rank adds to a training state: its partition of masters and moments, and a part of what is frozen."""
-        for name, parameter in self._trained():
-            own = cast(Any, parameter)._hp_mapping  # DeepSpeed's: where this rank's partition holds the parameter
-            if own is not None:
-                start = self._first_of(name, parameter) + own.lp_fragment_address.start
-                yield Piece(which=WEIGHTS, name=name, start=start, values=own.get_hp_fragment())
-                for which in MOMENTS:
-                    yield Piece(which=which, name=name, start=start, values=own.get_hp_fragment(which))
-        for name, parameter in state_parameters(self._model):
-            is_shared = self._peers is not None and is_stack(name)
-            if not parameter.requires_grad and self.rank.rank < (self._share.of if is_shared else 1):
-                values = self._frozen.get(name, parameter).detach().reshape(-1)
-                yield Piece(which=WEIGHTS, name=name, start=self._first_of(name, parameter), values=values)
-        if self.rank.is_main:
-            yield from whole_pieces(WEIGHTS, saved_buffers(self._model))  # equal on every rank
+        return partition_pieces(self._model, self._frozen, self._share, self.rank)
 
     def state_shapes(self) -> dict[str, list[int]]:
         """Return the shapes of a training state's tensors by name, those of all ranks' experts together."""
-        shapes = {name: list(tensor.shape) for name, tensor in named_state(self._model)}
-        if self._peers is not None:
-            shapes = {name: [shape[0] * self._share.of, *shape[1:]] if is_stack(name) else shape for name, shape in shapes.items()}
-        return shapes
-
-    def _first_of(self, name: str, parameter: nn.Parameter) -> int:
-        """Return how many elements of the full tensor other ranks' experts take before this rank's part."""
-        return self._share.index * parameter.numel() if self._peers is not None and is_stack(name) else 0
+        return whole_shapes(self._model, self._share)
 
     def set_weights(self, weights: Mapping[str, Rows]) -> None:
         """Set master weights and routers' state by name, then what forward reads; tensors are full."""
@@ -336,41 +315,6 @@ class Engine:
             self._optimizer().close()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-
-def bring_gemm(model: nn.Module, device: torch.device) -> None:
-    """Give a model's experts DeepSpeed's Triton product for all of them, where torch has none for the device.
-
-    Raises:
-        ConfigError: Triton, or the C compiler that it needs, is missing.
-    """
-    layers = [module for module in model.modules() if isinstance(module, Experts)] if wants_brought(device) else []
-    gemm = _triton_gemm(device) if layers else None
-    for experts in layers:
-        experts.brought_gemm = gemm
-
-
-def _triton_gemm(device: torch.device) -> GroupedGemm:
-    """Return DeepSpeed's kernel, tried once on a product of two experts, one of them without rows."""
-    wish = "experts are multiplied by DeepSpeed's Triton kernel on this GPU"
-    try:
-        from deepspeed.ops.triton_ops import group_gemm_triton
-    except ImportError as error:
-        raise ConfigError(f"{wish}, which deepspeed {deepspeed.__version__} lacks; install 0.19.8 or newer") from error
-
-    def multiplied(x_KI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
-        product: Tensor = group_gemm_triton(x_KI, weight_EOI, ends_E, trans_b=True)
-        return product
-
-    x_KI, weight_EOI = (torch.zeros(shape, dtype=torch.bfloat16, device=device) for shape in ((1, 16), (2, 16, 16)))
-    try:
-        multiplied(x_KI, weight_EOI, torch.tensor([1, 1], dtype=torch.int32, device=device))
-    except Exception as error:  # Triton's own kinds: no package, no compiler, a driver that it does not know
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(
-            f"{wish}, and that fails ({reason}); install triton and a C compiler, or use engine.precision=fp32"
-        ) from error
-    return multiplied
 
 
 class _SharedLayer(MoELayer, MoE):

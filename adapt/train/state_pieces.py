@@ -13,12 +13,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import EllipsisType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from adapt.core.runtime import RankInfo
+from adapt.model.buffers import named_state, saved_buffers, state_parameters
+from adapt.model.exchange import ExpertShare
+from adapt.model.expert_parallel import is_stack
+from adapt.train.optimizer import MOMENTS
 from adapt.train.tensor_stream import save_one_by_one
 
 WEIGHTS = "weights"
@@ -147,6 +152,37 @@ class StoredState:
 def whole_pieces(which: str, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[Piece]:
     """Yield whole tensors as pieces."""
     return (Piece(which=which, name=name, start=0, values=tensor.detach().reshape(-1)) for name, tensor in tensors)
+
+
+def partition_pieces(model: nn.Module, frozen: Mapping[str, Tensor], share: ExpertShare, rank: RankInfo) -> Iterator[Piece]:
+    """Yield what a rank holds of masters and moments by DeepSpeed's partitions, and what falls to it of what is not trained.
+
+    `frozen` has the exact form of weights that forward reads rounded; `share` says which experts the rank's stacks hold.
+    """
+
+    def first_of(name: str, parameter: nn.Parameter) -> int:
+        return share.index * parameter.numel() if is_stack(name) else 0
+
+    for name, parameter in state_parameters(model):
+        if not parameter.requires_grad:
+            if rank.rank < (share.of if is_stack(name) else 1):
+                values = frozen.get(name, parameter).detach().reshape(-1)
+                yield Piece(which=WEIGHTS, name=name, start=first_of(name, parameter), values=values)
+            continue
+        own = cast(Any, parameter)._hp_mapping  # where this rank's partition holds the parameter, None where it does not
+        if own is not None:
+            start = first_of(name, parameter) + own.lp_fragment_address.start
+            yield Piece(which=WEIGHTS, name=name, start=start, values=own.get_hp_fragment())
+            for which in MOMENTS:
+                yield Piece(which=which, name=name, start=start, values=own.get_hp_fragment(which))
+    if rank.is_main:
+        yield from whole_pieces(WEIGHTS, saved_buffers(model))  # equal on every rank
+
+
+def whole_shapes(model: nn.Module, share: ExpertShare) -> dict[str, list[int]]:
+    """Return the shapes of a state's tensors by name, with the experts of all ranks in their stacks."""
+    shapes = {name: list(tensor.shape) for name, tensor in named_state(model)}
+    return {name: [shape[0] * share.of, *shape[1:]] if is_stack(name) else shape for name, shape in shapes.items()}
 
 
 def _file_of(rank: int) -> str:

@@ -157,7 +157,7 @@ def ours(case: Case, weights: LayerWeights, inputs: ModelInputs) -> Way:
     layer.load_state_dict(our_weights(weights), assign=True)
     device = torch.device(case.device)
     if wants_brought(device):
-        from adapt.train.engine import bring_gemm  # imports DeepSpeed, which only this process needs
+        from adapt.train.brought_gemm import bring_gemm  # imports DeepSpeed, which only this process needs
 
         bring_gemm(layer, device)
     return Way(forward=lambda x_BTH: layer(x_BTH, inputs)[0], parameters=dict(layer.named_parameters()))

@@ -121,7 +121,7 @@ def _run_experts(device: torch.device, dtype: torch.dtype, n_tokens: int, rounde
 def _with_its_gemm(experts: Experts, device: torch.device) -> Experts:
     """Give experts the product that training would give them on this device."""
     if wants_brought(device):
-        from adapt.train.engine import bring_gemm  # imports DeepSpeed
+        from adapt.train.brought_gemm import bring_gemm  # imports DeepSpeed
 
         bring_gemm(experts, device)
     return experts

@@ -19,13 +19,13 @@ def main() -> None:
         backend.driver.is_active = staticmethod(lambda: True)  # DeepSpeed defines its kernels only where one is
     from adapt.model import experts as experts_module
     from adapt.model.experts import Experts
-    from adapt.train import engine
+    from adapt.train import brought_gemm
 
     kernels = importlib.import_module("deepspeed.ops.triton_ops.group_gemm_triton")
     config = importlib.import_module("triton").Config({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16})
     for kernel in (kernels._group_gemm_kernel, kernels._group_gemm_dw_kernel):
         kernel.configs = [config]  # nothing can be timed here to choose among several
-    gemm = engine._triton_gemm(torch.device("cpu"))
+    gemm = brought_gemm._triton_gemm(torch.device("cpu"))
 
     source = torch.Generator().manual_seed(4)
     layer = Experts(5, 24, 40)

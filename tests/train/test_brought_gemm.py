@@ -27,15 +27,15 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return the engine's module, which takes the CPU for a GPU below compute capability 9."""
-    from adapt.train import engine  # imports DeepSpeed
+def brought(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the product's module, which takes the CPU for a GPU below compute capability 9."""
+    from adapt.train import brought_gemm  # imports DeepSpeed
 
-    monkeypatch.setattr(engine, "wants_brought", lambda device: True)
-    return engine
+    monkeypatch.setattr(brought_gemm, "wants_brought", lambda device: True)
+    return brought_gemm
 
 
-def test_a_device_without_triton_is_told_what_to_install(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_without_triton_is_told_what_to_install(brought: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     triton_ops = importlib.import_module("deepspeed.ops.triton_ops")
 
     def missing(*args: Any, **options: Any) -> None:
@@ -44,11 +44,11 @@ def test_a_device_without_triton_is_told_what_to_install(engine: Any, monkeypatc
     monkeypatch.setattr(triton_ops, "group_gemm_triton", missing)
     layer = MoELayer(16, 16, 2, Top1Config(), is_residual=False)
     with pytest.raises(ConfigError, match=r"that fails \(no Triton here\); install triton and a C compiler, or use .*fp32"):
-        engine.bring_gemm(layer, CPU)
+        brought.bring_gemm(layer, CPU)
 
 
 def test_every_layer_is_given_the_product_and_a_model_without_experts_needs_none(
-    engine: Any, monkeypatch: pytest.MonkeyPatch
+    brought: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[torch.device] = []
     gemm = object()
@@ -57,24 +57,26 @@ def test_every_layer_is_given_the_product_and_a_model_without_experts_needs_none
         made.append(device)
         return gemm
 
-    monkeypatch.setattr(engine, "_triton_gemm", make)
-    engine.bring_gemm(torch.nn.Linear(2, 2), CPU)
+    monkeypatch.setattr(brought, "_triton_gemm", make)
+    brought.bring_gemm(torch.nn.Linear(2, 2), CPU)
     assert made == []
     layers = torch.nn.ModuleList(MoELayer(16, 16, 2, Top1Config(), is_residual=False) for _ in range(2))
-    engine.bring_gemm(layers, CPU)
+    brought.bring_gemm(layers, CPU)
     assert made == [CPU]
     assert [module.brought_gemm for module in layers.modules() if isinstance(module, Experts)] == [gemm, gemm]
 
 
 def test_a_device_with_a_kernel_of_torchs_is_given_none() -> None:
-    from adapt.train.engine import bring_gemm  # imports DeepSpeed
+    from adapt.train.brought_gemm import bring_gemm  # imports DeepSpeed
 
     layer = MoELayer(16, 16, 2, Top1Config(), is_residual=False)
     bring_gemm(layer, CPU)
     assert layer.experts.brought_gemm is None
 
 
-def test_an_engine_takes_its_device_before_it_tries_a_kernel_on_it(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_takes_its_device_before_it_tries_a_kernel_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adapt.train import engine  # imports DeepSpeed
+
     happened: list[str] = []
 
     class Enough(Exception):

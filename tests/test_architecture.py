@@ -94,6 +94,7 @@ ALSO_IN = {
     ("transformers", "adapt/checkpoint/own_in_transformers/modeling_moe_adapt.py"),
     ("transformers", "pipelines/bench/lm_eval_baseline.py"),
     ("tokenizers", "pipelines/bench/lm_eval_baseline.py"),
+    ("deepspeed", "adapt/train/brought_gemm.py"),  # one of its kernels
     ("deepspeed", "pipelines/bench/moe_peers.py"),
     ("transformers", "pipelines/bench/moe_peers.py"),
 }

@@ -25,5 +25,9 @@ class PlanConfig(Settings):
         "Device that memory is planned for: a CPU (the process itself included) or a GPU; auto is what this machine has.",
     )
     tokens: int | None = setting(
-        None, "Tokens of a row.", least=2, unit="tokens", hint="null fills the model's context, at most 512 of a Hugging Face model"
+        None,
+        "Tokens of a row that memory is planned for.",
+        least=2,
+        unit="tokens",
+        hint="null fills the model's context, at most 512 of a Hugging Face model",
     )

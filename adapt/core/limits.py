@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-MAPPED_BLOCK = 1 << 29  # bytes; a training rank's allocator gives blocks of this size back when they are freed, smaller ones not
+GIVEN_BACK = 1 << 29  # bytes; a training rank's allocator gives blocks of this size back to the system when they are freed
+LARGE_BLOCK = 1 << 26  # bytes; such blocks seldom fit the gaps between smaller ones, and take the place of their like
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _UNLIMITED = 1 << 60  # version 1 writes a number near 2^63 where there is no limit

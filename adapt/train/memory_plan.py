@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from adapt.checkpoint.offload import MomentFormat, OffloadConfig, OptimizerIn, TrainedWeightsIn
-from adapt.core.limits import MAPPED_BLOCK
+from adapt.core.limits import LARGE_BLOCK
 from adapt.core.precision import Precision
 from adapt.model.attention import SHORT
 from adapt.model.config import GPTConfig, Recompute
@@ -133,7 +133,7 @@ def plan_passing(config: GPTConfig, engine: EngineConfig, experts_per_token: int
         block = max(block, stacks)
     return Passing(
         kept=tokens * sum(n_bytes for n_bytes, _ in kept),
-        mapped=tokens * sum(n_bytes for n_bytes, each in kept if tokens * each >= MAPPED_BLOCK),
+        mapped=tokens * sum(n_bytes for n_bytes, each in kept if tokens * each >= LARGE_BLOCK),
         logits=min(tokens, max(LOGIT_ELEMENTS // config.vocab_size, 1)) * config.vocab_size * width,
         is_chunked=tokens * config.vocab_size > LOGIT_ELEMENTS,
         layer=layer,

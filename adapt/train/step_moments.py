@@ -6,8 +6,9 @@ Forward leaves activations; the loss adds logits and their gradient; backward le
 a bucket, then in the partition that a rank updates; the update copies that partition into one tensor. These come one after the
 other, so the peak is the largest moment and not the sum of all kinds.
 
-On a CPU two kinds of blocks have to be told apart. The allocator of a rank keeps what is freed of smaller blocks (page faults would
-cost more), so they count with their own peak at any moment; blocks of `MAPPED_BLOCK` bytes and more are given back at once.
+On a CPU two kinds of blocks have to be told apart. The allocator of a rank keeps what is freed (page faults would cost more).
+Smaller blocks count with their own peak at any moment. Blocks of `LARGE_BLOCK` bytes and more seldom fit the gaps between them:
+they take the place of their like, so of them only those of the moment count.
 
 Sources: the order of events is that of DeepSpeed 0.19 (`runtime/zero/stage_1_and_2.py`: setup_buckets, average_tensor,
 copy_grads_in_partition, get_flat_partition, step) and was seen in traces of the allocator. Knuth 1997, The Art of Computer
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from adapt.core.limits import MAPPED_BLOCK
+from adapt.core.limits import LARGE_BLOCK
 from adapt.train.engine_config import EngineConfig, GradientCommunication
 
 # Of a rank on a CPU before it has a model: the interpreter, torch, DeepSpeed and their libraries' own data (torch 2.13).
@@ -194,15 +195,15 @@ def fullest(moments: Mapping[str, Sequence[Piece]], on_cpu: bool) -> dict[str, f
     if not on_cpu:
         return {name: sum(n_bytes for n_bytes, _ in pieces) for name, pieces in moments.items()}
     kept = max(
-        (1.0 if name == OPENING else 1.0 + _GAPS) * sum(n_bytes for n_bytes, block in pieces if block < MAPPED_BLOCK)
+        (1.0 if name == OPENING else 1.0 + _GAPS) * sum(n_bytes for n_bytes, block in pieces if block < LARGE_BLOCK)
         for name, pieces in moments.items()
     )
-    return {name: kept + sum(n_bytes for n_bytes, block in pieces if block >= MAPPED_BLOCK) for name, pieces in moments.items()}
+    return {name: kept + sum(n_bytes for n_bytes, block in pieces if block >= LARGE_BLOCK) for name, pieces in moments.items()}
 
 
 def _kept(passing: Passing, share: float) -> list[Piece]:
     """Return activations that are still kept, in small blocks and in large ones."""
-    return [((passing.kept - passing.mapped) * share, 0.0), (passing.mapped * share, MAPPED_BLOCK)]
+    return [((passing.kept - passing.mapped) * share, 0.0), (passing.mapped * share, LARGE_BLOCK)]
 
 
 def _opening(trained: TrainedTensors, engine: EngineConfig) -> list[Piece]:
@@ -280,5 +281,5 @@ def summed_bytes(engine: EngineConfig) -> int:
 
 def _by_tensor(trained: TrainedTensors, width: int) -> list[Piece]:
     """Return the bytes of tensors of a width, small ones and large ones apart."""
-    large = sum(size for size in trained.sizes if size * width >= MAPPED_BLOCK)
-    return [(float((trained.elements - large) * width), 0.0), (float(large * width), MAPPED_BLOCK)]
+    large = sum(size for size in trained.sizes if size * width >= LARGE_BLOCK)
+    return [(float((trained.elements - large) * width), 0.0), (float(large * width), LARGE_BLOCK)]

@@ -22,7 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adapt.core.limits import MAPPED_BLOCK
+from adapt.core.limits import LARGE_BLOCK
 from adapt.model.hf import HFModel, frame_of
 from adapt.model.inputs import ModelInputs
 from adapt.objective import LOGIT_ELEMENTS
@@ -79,7 +79,7 @@ def _traced(
         inputs = ModelInputs(ids_BT=ids, positions_BT=ids, documents_BT=ids, is_packed=False, keeps_past=True)
         with _Live(model) as live:
             hidden = model(inputs).hidden_BTH
-            kept, mapped = live.present(), live.present(MAPPED_BLOCK)
+            kept, mapped = live.present(), live.present(LARGE_BLOCK)
             live.peak, live.block = kept, 0
             if hidden.requires_grad:
                 hidden.backward(torch.ones_like(hidden))

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adapt.core.limits import MAPPED_BLOCK
+from adapt.core.limits import GIVEN_BACK
 from adapt.train.stopping import STOPPED_CODE
 
 POLL_S = 0.05
 _GRACE_S = 5.0
-_KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(MAPPED_BLOCK), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}  # glibc, bytes
+_KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(GIVEN_BACK), "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}  # glibc, bytes
 # DeepSpeed compiles an optimizer that is not in use here, and importing torch's compiler takes as long as importing torch.
 _COMPILES_NOTHING = {"TORCHDYNAMO_DISABLE": "1"}
 TELL = "MOE_ADAPT_TELL"  # in a rank's environment: the pipe's number

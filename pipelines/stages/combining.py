@@ -27,9 +27,7 @@ from pipelines.stages.rows import TaskData
 from pseudo_label.decision import LEXICAL_WEIGHT, STUDENT_LEXICAL_WEIGHT, Combining, Method
 from pseudo_label.tasks import TaskConfig
 from pseudo_label.teachers.contract import row_centred, spread_of
-from pseudo_label.teachers.label_model import fit_combination, vote_weight
-
-_MODEL, _LEXICAL = "model", "lexical"
+from pseudo_label.teachers.label_model import are_told, estimated_accuracies, labels_of_a_row, vote_weight
 
 
 def combining_of(
@@ -60,11 +58,21 @@ def combining_of(
 
 
 def _told(labels: Artifact | None, task: TaskConfig) -> float | None:
-    """Return what a vote of the labeller is worth by the estimates that labelling made; None where it did not ask both."""
+    """Return what a vote of the labeller is worth by the estimates that labelling made; None where it did not ask both.
+
+    Estimates near chance tell of neither: then the weight is the fixed one.
+    """
     teachers = {} if labels is None else Labels.of(labels).teachers
-    estimates = [teachers[name].estimated for name in (Teacher.LEXICAL.value, Teacher.MODEL.value) if name in teachers]
-    worth = [vote_weight(estimate, len(task.labels)) for estimate in estimates if estimate is not None]
-    return worth[0] / worth[1] if len(worth) == 2 else None
+    names = (Teacher.LEXICAL.value, Teacher.MODEL.value)
+    estimates = {name: told for name in names if name in teachers and (told := teachers[name].estimated) is not None}
+    if len(estimates) < len(names) or task.candidates is not None:
+        return None
+    return _ratio(estimates, len(task.labels))
+
+
+def _ratio(estimates: Mapping[str, float], n_labels: float) -> float:
+    lexical, model = (vote_weight(estimates[name], n_labels) for name in (Teacher.LEXICAL.value, Teacher.MODEL.value))
+    return lexical / model if are_told(estimates, n_labels) else LEXICAL_WEIGHT
 
 
 def _estimated(shop: Workshop, how: Measuring, data: TaskData, base: Artifact, lexical: LexicalAnswers | None) -> float | None:
@@ -76,6 +84,6 @@ def _estimated(shop: Workshop, how: Measuring, data: TaskData, base: Artifact, l
     decision = asked.decisions[Method.ENSEMBLE]
     keys = asked.scoring.keys(asked.fitted_on.passes, data.task, decision.prompts)
     scores_NC = decision.scores(keys, data.task)
-    views = {_MODEL: row_centred(scores_NC) / spread_of(scores_NC), _LEXICAL: lexical.labeller.scores(rows)}
-    weights = fit_combination(views).weights
-    return weights[_LEXICAL] / weights[_MODEL]
+    model_NC = row_centred(scores_NC) / spread_of(scores_NC)
+    views = {Teacher.MODEL.value: model_NC, Teacher.LEXICAL.value: lexical.labeller.scores(rows)}
+    return _ratio(estimated_accuracies(views), labels_of_a_row(views))

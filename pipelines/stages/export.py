@@ -146,7 +146,7 @@ def refuse_form(form: ExportForm, trains: Trained | None, base: Path | None = No
     if trains not in (None, Trained.LORA):
         raise ConfigError(
             f"export.form=delta: continue_pretrain.trains={trains.value} changes weights themselves; use export.form=merged, or "
-            "continue_pretrain.trains=lora"
+            "adapt anew with continue_pretrain.trains=lora and another run.name"
         )
     if base is not None and not is_hf_directory(base):
         raise ConfigError(f"export.form=delta: is for Hugging Face bases, and {base} is none; use export.form=merged")

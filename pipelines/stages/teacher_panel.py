@@ -34,7 +34,7 @@ from pseudo_label.teachers import lexical_files
 from pseudo_label.teachers.contract import FittedTeacher, row_centred, spread_of
 from pseudo_label.teachers.embedding import fit_embedding
 from pseudo_label.teachers.file import LabelFile, read_label_file
-from pseudo_label.teachers.label_model import Combination, fit_combination
+from pseudo_label.teachers.label_model import Combination, are_told, fit_combination, labels_of_a_row
 from pseudo_label.teachers.rules import fit_rules
 from pseudo_label.zero_shot import PassScores, PromptKeys, ScoringPass
 
@@ -142,9 +142,18 @@ def fit_panel(
             ask[name] = _within(ask[name], ask[lexical], count)
     # In the order that they were named, whatever order they were fitted in.
     views = Views(rows=rows, scores={teacher.value: scores[teacher.value] for teacher in settings.teachers})
-    combination = None if is_alone else fit_combination(views.scores, _weights(settings))
+    combination = None if is_alone else _combination(shop, settings, views, task)
     panel = Panel(task=task, unlabeled=views, ask=ask, combination=combination, model=model)
     return _taught(shop, reads, panel)
+
+
+def _combination(shop: Workshop, settings: PseudoLabelConfig, views: Views, task: TaskConfig) -> Combination:
+    """Weigh the teachers as the settings say; by fixed weights too where estimates are near chance and tell of none."""
+    found = fit_combination(views.scores, _weights(settings))
+    if settings.weighting is not Weighting.ESTIMATED or not views.rows or are_told(found.estimates, labels_of_a_row(views.scores)):
+        return found
+    shop.say_once(f"{task.name}: a teacher agrees with the others no more than by chance, so fixed weights count, not estimates")
+    return fit_combination(views.scores, {Teacher.LEXICAL.value: LEXICAL_WEIGHT})
 
 
 def _weights(settings: PseudoLabelConfig) -> dict[str, float] | None:

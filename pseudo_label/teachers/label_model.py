@@ -78,7 +78,7 @@ def estimated_accuracies(views: Mapping[str, FloatArray]) -> dict[str, float]:
     names = list(views)
     if len(names) < 2 or not len(views[names[0]]):
         return {}
-    n_labels = max(min(float(np.isfinite(view).sum(axis=1).mean()) for view in views.values()), 2.0)
+    n_labels = labels_of_a_row(views)
     answers = {name: view.argmax(axis=1) for name, view in views.items()}
     leads = {
         frozenset(pair): float((answers[pair[0]] == answers[pair[1]]).mean()) - 1 / n_labels
@@ -89,6 +89,16 @@ def estimated_accuracies(views: Mapping[str, FloatArray]) -> dict[str, float]:
     else:
         found = {name: _of_three(name, [other for other in names if other != name], leads, n_labels) for name in names}
     return {name: min(max(value, 1 / n_labels + _LEAST_LEAD), _MOST) for name, value in found.items()}
+
+
+def labels_of_a_row(views: Mapping[str, FloatArray]) -> float:
+    """Return how many labels a row has on average, at least 2."""
+    return max(min(float(np.isfinite(view).sum(axis=1).mean()) for view in views.values()), 2.0)
+
+
+def are_told(estimates: Mapping[str, float], n_labels: float) -> bool:
+    """Say whether estimated accuracies say anything: none is near chance, where agreements tell of neither teacher."""
+    return bool(estimates) and min(estimates.values()) - 1 / n_labels >= _LEAST_TOLD
 
 
 def _of_two(views: Mapping[str, FloatArray], answers: Mapping[str, IntArray], lead: float, n_labels: float) -> dict[str, float]:

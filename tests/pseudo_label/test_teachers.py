@@ -20,7 +20,7 @@ from pseudo_label.teachers import lexical_files
 from pseudo_label.teachers.contract import row_centred, spread_of
 from pseudo_label.teachers.embedding import fit_embedding
 from pseudo_label.teachers.file import read_label_file
-from pseudo_label.teachers.label_model import estimated_accuracies, fit_combination
+from pseudo_label.teachers.label_model import are_told, estimated_accuracies, fit_combination, labels_of_a_row
 from pseudo_label.teachers.rules import FittedRules, fit_rules
 
 
@@ -246,12 +246,14 @@ def test_of_two_teachers_the_better_one_weighs_more() -> None:
     assert estimates["weak"] == pytest.approx(0.65, abs=0.05)
     weights = fit_combination(views).weights
     assert weights["good"] > 1.5 * weights["weak"] > 0
+    assert are_told(estimates, labels_of_a_row(views))
 
 
 def test_beside_a_teacher_at_chance_nothing_is_known_of_the_other() -> None:
     views, _ = simulated({"good": 0.85, "chance": 0.5}, 4000, 2)
     weights = fit_combination(views).weights
     assert 0.4 < weights["good"] / weights["chance"] < 2.5
+    assert not are_told(estimated_accuracies(views), labels_of_a_row(views))
 
 
 def test_given_weights_are_taken_and_the_sum_has_unit_spread_before_it_is_sharpened() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from adapt.core.limits import MAPPED_BLOCK
+from adapt.core.limits import LARGE_BLOCK
 from adapt.core.precision import Precision
 from adapt.train.engine_config import EngineConfig
 from adapt.train.step_moments import Passing, TrainedTensors, combined, fullest, step_moments
@@ -70,7 +70,7 @@ def test_a_rounded_model_is_updated_without_a_copy_of_its_gradients_and_opened_w
 
 
 def test_on_a_cpu_small_blocks_of_an_earlier_moment_are_still_held_and_large_ones_are_not() -> None:
-    small, large = MAPPED_BLOCK - 1, MAPPED_BLOCK
+    small, large = LARGE_BLOCK - 1, LARGE_BLOCK
     moments = {"early": [(100.0, small), (1000.0, large)], "late": [(30.0, small), (500.0, large), (400.0, large)]}
     on_cpu, on_gpu = fullest(moments, on_cpu=True), fullest(moments, on_cpu=False)
     assert on_gpu == {"early": 1100.0, "late": 930.0}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-GIVEN_BACK = 1 << 29  # bytes; a training rank's allocator gives blocks of this size back to the system when they are freed
+GIVEN_BACK = 1 << 30  # bytes; a training rank's allocator gives blocks of this size back to the system when they are freed
 LARGE_BLOCK = 1 << 26  # bytes; such blocks seldom fit the gaps between smaller ones, and take the place of their like
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")

@@ -87,7 +87,9 @@ def suggest_key(path: str) -> str:
         inside = inside[part]
     same = [name for name in known if name.rpartition(".")[2] == last]
     if same:
-        return f" (did you mean '{min(same, key=lambda name: (not name.startswith(section), name.count('.'), name))}'?)"
+        ranks = {name: (not name.startswith(section), name.count(".")) for name in same}
+        nearest = sorted(name for name, rank in ranks.items() if rank == min(ranks.values()))
+        return f" (did you mean {' or '.join(map(repr, nearest[:3]))}?)"
     return (suggest(last, list(inside)) if isinstance(inside, dict) else "") or suggest(path, known)
 
 

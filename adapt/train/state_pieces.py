@@ -76,12 +76,20 @@ def await_pieces(directory: Path, n_ranks: int, patience_s: Callable[[], float])
         for failed in directory.glob(f"*{_FAILED}"):
             number, said = json.loads(failed.read_text(encoding="utf-8"))
             raise OSError(number, said)
-        size = sum(file.stat().st_size for file in directory.iterdir() if not file.name.endswith(_FAILED))
+        size = sum(_size_of(file) for file in directory.iterdir())
         if size != last_size:
             last_size, last_change = size, time.monotonic()
         if time.monotonic() - last_change > patience_s():
             raise TimeoutError(f"{missing[0].name} of another rank does not come")
         time.sleep(_POLL_S)
+
+
+def _size_of(file: Path) -> int:
+    """Return a file's size; 0 of one that another rank has just given its final name."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)

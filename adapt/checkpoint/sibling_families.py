@@ -1,12 +1,12 @@
 """Hugging Face families in pairs: a dense one, and a sparse one that differs from it in nothing but the feed-forward part.
 
 Attention, norms, positions and embeddings of a pair compute the same from the same tensors (transformers 5). So a dense model's
-tensors go into the sparse family as they are, and back. What has no sibling is refused, with what stands in the way.
+tensors go into the sparse family as they are, and back. A family without a sibling is refused, with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class SparseFamily:
     """Where a sparse family keeps its router and experts in a layer, and what else its layers can be.
 
     `renames` are the experts' projections by the dense names. `is_partly_dense`: single layers may stay dense. `has_shared`: a
-    gated dense part, sigmoid(gate(x)) * mlp(x), stands beside the experts in every sparse layer.
+    gated dense part, sigmoid(gate(x)) * mlp(x), is added to the experts in every sparse layer.
     """
 
     name: str
@@ -75,9 +75,9 @@ _QWEN2 = SparseFamily(name="qwen2_moe", block="mlp", is_partly_dense=True, has_s
 SPARSE_OF = {"llama": _MIXTRAL, "mistral": _MIXTRAL, "qwen3": _QWEN3, "qwen2": _QWEN2}
 SPARSE = {family.name: family for family in SPARSE_OF.values()}
 _WITHOUT = {
-    "gemma2": "no sparse family has its norms behind attention and feed-forward part and its caps",
-    "gemma3_text": "no sparse family has its norms behind attention and feed-forward part",
-    "glm4": "GLM-4.5-MoE lacks its norms behind attention and feed-forward part",
+    "gemma2": "no sparse family has its norms after attention and feed-forward part and its caps",
+    "gemma3_text": "no sparse family has its norms after attention and feed-forward part",
+    "glm4": "GLM-4.5-MoE lacks its norms after attention and feed-forward part",
     "gpt2": "no sparse family has its learned positions and its feed-forward part without a gate",
     "olmo2": "its sparse sibling, FlexOlmo, is not among the families that are served here",
     "olmo3": "its sparse sibling, FlexOlmo, has no sliding windows, and is not among the families that are served here",
@@ -85,7 +85,7 @@ _WITHOUT = {
     "smollm3": "no sparse family leaves out rotary positions in every fourth layer",
     "deepseek_v2": "no dense family that is served has its latent attention",
     "deepseek_v3": "no dense family that is served has its latent attention",
-    "glm4_moe": "no dense family that is served has its attention without norms behind it",
+    "glm4_moe": "no dense family that is served has its attention without norms after it",
     "gpt_oss": "no dense family has its attention sinks",
     "olmoe": "no dense family that is served normalises queries and keys over all heads before its layers",
 }
@@ -104,10 +104,7 @@ def sparse_family_of(directory: Path) -> SparseFamily:
     if name in SPARSE_FAMILIES:
         raise CheckpointError(f"{place}: model_type '{name}' is sparse already; upcycling takes a dense model")
     if name not in SPARSE_OF:
-        raise CheckpointError(
-            f"{place}: model_type '{name}' has no sparse sibling with the same attention: {_WITHOUT[name]}; those that have one: "
-            f"{', '.join(SPARSE_OF)}"
-        )
+        raise _without_sibling(place, name, "sparse", SPARSE_OF)
     kept = SPARSE_OF[name].keeps
     for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
         if content.get(key) and key not in kept:
@@ -115,6 +112,13 @@ def sparse_family_of(directory: Path) -> SparseFamily:
                 f"{place}: has {key}, which the layers of {SPARSE_OF[name].name} have not, so answers would change"
             )
     return SPARSE_OF[name]
+
+
+def _without_sibling(place: Path, name: str, kind: str, having: Iterable[str]) -> CheckpointError:
+    return CheckpointError(
+        f"{place}: model_type '{name}' has no {kind} sibling with the same attention: {_WITHOUT[name]}; those that have one: "
+        f"{', '.join(having)}"
+    )
 
 
 def dense_name_of(directory: Path) -> str:
@@ -130,10 +134,7 @@ def dense_name_of(directory: Path) -> str:
     if name in DENSE_FAMILIES:
         raise CheckpointError(f"{place}: model_type '{name}' is dense already; a dense student is made of a sparse model")
     if name not in SPARSE:
-        raise CheckpointError(
-            f"{place}: model_type '{name}' has no dense sibling with the same attention: {_WITHOUT[name]}; those that have one: "
-            f"{', '.join(SPARSE)}"
-        )
+        raise _without_sibling(place, name, "dense", SPARSE)
     if content.get("use_sliding_window"):
         raise CheckpointError(f"{place}: has use_sliding_window, which sibling families read in different layers")
     if name == "mixtral":

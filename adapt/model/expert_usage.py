@@ -27,7 +27,7 @@ _HF_EXPERTS, _HF_SHARED_GATE = ".mlp.experts", ".mlp.shared_expert_gate"
 @dataclass(frozen=True, kw_only=True)
 class LayerUsage:
     """Of a layer: the mean weight of each expert's output (0 where it had no token), each one's share of the routed pairs, and the
-    mean weight of the dense part beside the experts, none where there is none."""
+    mean weight of the dense part next to the experts, none where there is none."""
 
     weight_E: Tensor
     share_E: Tensor

@@ -2,7 +2,7 @@
 
 Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", 2023, arXiv:2305.14314 (4 bits, NF4); Dettmers et al.,
 "LLM.int8()", 2022, arXiv:2208.07339 (8 bits). Only the linear layers of the decoder are quantized; embeddings, head, norms, routers
-and experts in fused layouts stay as they are. The factors are trained beside the rounded base, and are applied to the exact one
+and experts in fused layouts stay as they are. The factors are trained with the rounded base, and are applied to the exact one
 afterwards.
 """
 

@@ -3,7 +3,7 @@
 An update that leaves them out reads neither their moments nor their weights. AdamW would let their moments decay, move weights by
 them, and decay the weights; here all of them stay until the expert has tokens again. The bias correction goes on by the step.
 
-Legend of a run: its first element and the one behind its last, of a flat tensor.
+Legend of a run: its first element and the one after its last, of a flat tensor.
 """
 
 from __future__ import annotations

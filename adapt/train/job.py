@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig, deepspeed_config
 from adapt.train.expert_loads import ExpertLoads, Shares, compared
 from adapt.train.live import LiveFile
-from adapt.train.loop import Trainer
+from adapt.train.loop import Trainer, TrainResult
 from adapt.train.measured_cost import longest_row, peak_bytes
 from adapt.train.paged_adamw import Paging
 from adapt.train.perplexity import ppl_increase
@@ -142,27 +142,15 @@ def run_training(
         said_after = trainer.continuations(beginnings, _CONTINUED_TOKENS)
         tracker.conclude(_held_out_values(before.ledgers, after.ledgers), {})
     if rank.is_main:
+        said = list(zip(beginnings, said_before, said_after, strict=True))
         with writable(result):
             save_trained(result, model, engine.named_weights(), tokenizer, job.train.save_precision)
-            lines = "".join(json.dumps(line) + "\n" for line in outcome.history)
-            (result / HISTORY_FILE).write_text(lines, encoding="utf-8")
-            held_out = {
-                name: {"before": _values(before.ledgers[name]), "after": _values(ledger)} for name, ledger in after.ledgers.items()
-            }
-            write_json(result / HELD_OUT_FILE, held_out)
-            if data.general is not None:
-                said_of_each = zip(beginnings, said_before, said_after, strict=True)
-                texts = [dict(zip(_SAID, map(tokenizer.decode, said), strict=True)) for said in said_of_each]
-                losses = {"before": before.general, "after": after.general}
-                write_json(result / GENERAL_FILE, {**losses, "continuations": texts})
-            if outcome.loads:
-                ExpertLoads(steps=outcome.loads, measured=compared(before.loads, after.loads)).write(result / FIGURES_FILE)
-            write_json(result / DEEPSPEED_FILE, deepspeed_config(job.engine, job.train.optimizer))
-            said = {
+            _write_figures(result, job, outcome, before, after, [tuple(map(tokenizer.decode, each)) for each in said])
+            figures = {
                 "tokens_per_s": outcome.tokens_per_s, "attempts": attempt, "skipped_steps": outcome.skipped_steps,
                 "kept_change": kept, "peak_bytes": peak_bytes(), "row_tokens": longest_row(data.training),
             }  # fmt: skip
-            write_json(work / OUTCOME_FILE, said)
+            write_json(work / OUTCOME_FILE, figures)
     else:
         for _ in engine.named_weights():  # gathering is a collective
             pass
@@ -171,6 +159,22 @@ def run_training(
             save_moments(result, engine)
     engine.barrier()
     engine.close()
+
+
+def _write_figures(
+    result: Path, job: TrainJob, outcome: TrainResult, before: _Measured, after: _Measured, said: Sequence[tuple[str, ...]]
+) -> None:
+    """Write a training's history and what was measured before and after it; `said` are beginnings with both continuations."""
+    lines = "".join(json.dumps(line) + "\n" for line in outcome.history)
+    (result / HISTORY_FILE).write_text(lines, encoding="utf-8")
+    held_out = {name: {"before": _values(before.ledgers[name]), "after": _values(ledger)} for name, ledger in after.ledgers.items()}
+    write_json(result / HELD_OUT_FILE, held_out)
+    if after.general:
+        texts = [dict(zip(_SAID, each, strict=True)) for each in said]
+        write_json(result / GENERAL_FILE, {"before": before.general, "after": after.general, "continuations": texts})
+    if outcome.loads:
+        ExpertLoads(steps=outcome.loads, measured=compared(before.loads, after.loads)).write(result / FIGURES_FILE)
+    write_json(result / DEEPSPEED_FILE, deepspeed_config(job.engine, job.train.optimizer))
 
 
 def _choose_experts(engine: Engine, loads: Mapping[str, Shares], job: TrainJob) -> None:

@@ -128,7 +128,7 @@ def plan_passing(config: GPTConfig, engine: EngineConfig, experts_per_token: int
         else:
             kept += [*attention, *forward]
         stacks = max(n_experts // engine.expert_parallel, 1) * config.ffn_width * config.hidden_size * width
-        inner = 2 * config.ffn_width * max(experts_per_token if n_experts else 1, 1) * width  # gradients behind and before GELU
+        inner = 2 * config.ffn_width * max(experts_per_token if n_experts else 1, 1) * width  # gradients after and before GELU
         layer = max(layer, tokens * (again + inner) + stacks * (2 if n_experts else 1))
         block = max(block, stacks)
     return Passing(
@@ -191,7 +191,7 @@ def plan_own(
     is_whole = trained.total == counts.total
     memory = plan_memory(counts, engine, offload, None if is_whole else trained.total)
     if not is_whole and engine.precision.is_rounded:
-        memory["weights"] += 4 * (counts.total - trained.total)  # what is frozen is kept exact beside its rounded form
+        memory["weights"] += 4 * (counts.total - trained.total)  # frozen weights are kept exact next to their rounded form
     return combined(
         memory,
         trained,

@@ -1,4 +1,4 @@
-"""What DeepSpeed holds of gradients and masters beside the weights, in files in place of memory.
+"""DeepSpeed's copies of gradients, and masters, in files in place of memory.
 
 DeepSpeed copies a gradient several times on its way into the update: into a bucket, into a flat tensor that ranks add up, into the
 rank's partition, and to fp64 for its norm. All these lie in files here, made once at the start; only the first form, which autograd

@@ -163,7 +163,7 @@ def whole_pieces(which: str, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[
 
 
 def partition_pieces(model: nn.Module, frozen: Mapping[str, Tensor], share: ExpertShare, rank: RankInfo) -> Iterator[Piece]:
-    """Yield what a rank holds of masters and moments by DeepSpeed's partitions, and what falls to it of what is not trained.
+    """Yield what a rank holds of masters and moments by DeepSpeed's partitions, and its part of the frozen tensors.
 
     `frozen` has the exact form of weights that forward reads rounded; `share` says which experts the rank's stacks hold.
     """

@@ -207,7 +207,7 @@ def _kept(passing: Passing, share: float) -> list[Piece]:
 
 
 def _opening(trained: TrainedTensors, engine: EngineConfig) -> list[Piece]:
-    """Return what making the engine needs beside its flat weights: weights as they were read, exact ones, rounded ones."""
+    """Return what making the engine adds to its flat weights: weights as they were read, exact ones, rounded ones."""
     in_memory = 0 if trained.is_mapped else 4
     copies = 4 + engine.precision.dtype.itemsize if engine.precision.is_rounded else 0
     return _by_tensor(trained, max(in_memory + 4, copies) if copies else in_memory)

@@ -6,7 +6,7 @@ threads= (1), clock= (wall; or cpu on one thread: the processor's seconds, those
 
 One rank on the CPU, in fp32, a process for each stage. Steps of all ways are timed in turn; pages stay cached where memory has
 room for them. `bytes/parameter` is private memory for everything, weights and gradients included, after a step; `at most` is its
-peak in a step, activations included. What a small model takes in the same process is not counted.
+peak in a step, activations included. The memory of a small model in the same process is not counted.
 """
 
 from __future__ import annotations

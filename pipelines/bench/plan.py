@@ -7,7 +7,7 @@ system's directory for such).
 Each setting is a training in processes of its own, as many as it has ranks: the model is read or made, general text is measured,
 two steps are done, their state is saved, general text is measured again, and the checkpoint is written. `measured` is the largest
 private (anonymous) memory of a rank on the way, `planned` what `python -m pipelines.plan` says. Models have 20 to 155 million
-parameters, so that they and not the process are most of it. What the plan and the measurement say of its parts is beside it:
+parameters, so that they and not the process are most of it. Parts of the plan and of the measurement are shown too:
 `process` before there is a model, `opened` once the engine is made, `in` the part in which the peak was.
 """
 

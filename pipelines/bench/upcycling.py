@@ -1,4 +1,4 @@
-"""A checkpoint beside what was made of it, dense to sparse or sparse to dense: the same text read by each.
+"""A checkpoint and the results that were made of it, dense to sparse or sparse to dense: each reads the same text.
 
 `source` is a checkpoint of this project or a Hugging Face directory. A dense one is upcycled to `experts=4`; a sparse one is merged
 to a dense one by its routing over the first half of the rows, without training. `results=DIR,DIR` adds others of the source's

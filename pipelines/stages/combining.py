@@ -58,7 +58,7 @@ def combining_of(
 
 
 def _told(labels: Artifact | None, task: TaskConfig) -> float | None:
-    """Return what a vote of the labeller is worth by the estimates that labelling made; None where it did not ask both.
+    """Return the worth of the labeller's vote by the estimates that labelling made; None where it did not ask both.
 
     Estimates near chance tell of neither: then the weight is the fixed one.
     """
@@ -76,7 +76,7 @@ def _ratio(estimates: Mapping[str, float], n_labels: float) -> float:
 
 
 def _estimated(shop: Workshop, how: Measuring, data: TaskData, base: Artifact, lexical: LexicalAnswers | None) -> float | None:
-    """Return what a vote of the labeller is worth in votes of the base's ensemble; None without unlabeled rows."""
+    """Return the worth of the labeller's vote in votes of the base's ensemble; None without unlabeled rows."""
     rows = fit_rows_of(shop, data, how.evaluate.fit_rows)
     if lexical is None or not rows:
         return None

@@ -43,7 +43,7 @@ _MOST_ROW_TOKENS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Student(Training):
-    """Of `distil`: beside the student's held-out losses the sparse source's, in nats a token by domain; weights of both.
+    """Of `distil`: held-out losses of the student and of its sparse source, in nats a token by domain; weights of both.
 
     `usage` has for each sparse layer the share of routed pairs that each expert took.
     """

@@ -7,8 +7,8 @@ the source's to fp32 rounding, which is checked before the result is left in its
   output            directory to be made: a checkpoint of the source's kind (mixtral, qwen2_moe or qwen3_moe of the latter)
   experts           experts of a layer (8); of a model of this project also one count for each MoE layer: experts=[0,4,8]
   router.name       of a model of this project: top2 (default) or another router; its settings are router.KEY=VALUE
-  residual          of a model of this project: true adds a copy as a dense MLP beside the experts
-  expert_residual_layers   of a model of this project: depth of the network behind the experts (0)
+  is_residual       of a model of this project: true adds a copy as a dense MLP next to the experts
+  expert_residual_layers   of a model of this project: depth of the network after the experts (0)
   experts_per_token of a Hugging Face model: 2 unless given, from 2 on
   layers            of qwen2 and qwen3: numbers of the layers that become sparse, from 0; all unless given
   split             of a Hugging Face model: parts that each copy is cut into, which are experts of their own (1)
@@ -23,7 +23,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,6 @@ from adapt.checkpoint.upcycling.options import UpcycleOptions
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.faults import writable
 from adapt.core.runtime import generator_for
-from adapt.model.routers.settings import RouterConfig
 
 if TYPE_CHECKING:
     from adapt.checkpoint.upcycling.foreign import Plan
@@ -41,29 +40,13 @@ _TOLERANCE = 1e-4  # of the largest logit: fp32 rounding through some tens of la
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpcycleConfig:
+class UpcycleConfig(UpcycleOptions):
     """A dense checkpoint, and the sparse one that is made of it."""
 
     source: str
     output: str
-    experts: list[int] = field(default_factory=lambda: [8])
-    router: RouterConfig | None = None
-    residual: bool = False
-    expert_residual_layers: int = 0
-    experts_per_token: int | None = None
-    layers: list[int] | None = None
-    split: int = 1
-    noise: float = 0.0
-    seed: int = 0
     compare: bool = True
     force: bool = False
-
-    def options(self) -> UpcycleOptions:
-        return UpcycleOptions(
-            experts=self.experts, router=self.router, is_residual=self.residual,
-            expert_residual_layers=self.expert_residual_layers, experts_per_token=self.experts_per_token, layers=self.layers,
-            split=self.split, noise=self.noise, seed=self.seed,
-        )  # fmt: skip
 
 
 def upcycle(config: UpcycleConfig) -> int:
@@ -79,7 +62,7 @@ def upcycle(config: UpcycleConfig) -> int:
     from adapt.checkpoint.weights import count_weights, has_weights
     from pipelines.stages.models import open_model_artifact, weights_of
 
-    options, place, started = config.options(), Path(config.output), time.monotonic()
+    place, started = Path(config.output), time.monotonic()
     source = weights_of(open_model_artifact(Path(config.source), "source"))
     if is_delta(source):
         raise CheckpointError(f"{source}: is a delta, which has no weights of its own; export it with export.form=merged first")
@@ -94,9 +77,9 @@ def upcycle(config: UpcycleConfig) -> int:
         scratch.mkdir(parents=True)
         try:
             is_foreign = is_hf_directory(source)
-            what = _foreign_words(write_sparse_sibling(scratch, source, options)) if is_foreign else ""
+            what = _foreign_words(write_sparse_sibling(scratch, source, config)) if is_foreign else ""
             if not is_foreign:
-                write_sparse(scratch, source, options)
+                write_sparse(scratch, source, config)
             said = _compared(source, scratch, config.noise) if config.compare else "not compared with the source"
             shutil.rmtree(place, ignore_errors=True)
             scratch.rename(place)

@@ -134,7 +134,7 @@ def _surest(scores_NC: FloatArray) -> FloatArray:
 
 
 def vote_weight(accuracy: float, n_labels: float) -> float:
-    """Return what a vote of a teacher is worth that is right so often."""
+    """Return the worth of a vote by a teacher of this accuracy."""
     return float(np.log(accuracy * (n_labels - 1) / (1 - accuracy)))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 
@@ -76,7 +78,7 @@ def test_the_divergence_is_a_part_of_the_loss_however_a_step_is_cut(
     monkeypatch.setattr(adapt.objective, "LOGIT_ELEMENTS", 5 * SMALL)  # logits a few positions at a time
     chunked, chunks = stepped([[0, 1, 2, 3, 4, 5, 6]])
     assert cut == pytest.approx(whole, abs=1e-5) and chunked == pytest.approx(whole, abs=1e-5)
-    assert all(parameter.grad is None for parameter in teacher.model.parameters())  # type: ignore[attr-defined]
+    assert all(parameter.grad is None for parameter in cast(torch.nn.Module, teacher.model).parameters())
     for name, gradient in gradients.items():
         torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(chunks[name], gradient, rtol=1e-4, atol=1e-6)

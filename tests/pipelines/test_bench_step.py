@@ -1,4 +1,4 @@
-"""The plain loop of `bench step`: as large as the dense model beside which it is timed, and it learns."""
+"""The plain loop of `bench step`: as large as the dense model that it is timed with, and it learns."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def test_the_command_makes_a_checkpoint_and_says_that_answers_are_equal(
 ) -> None:
     source, output = make_dense(tmp_path / "dense"), tmp_path / "sparse"
     words = [f"source={source}", f"output={output}", "experts=[0,4]", "router.name=sigmoid_bias", "router.experts_per_token=3"]
-    code, text = typed([*words, "residual=true"], monkeypatch, capsys)
+    code, text = typed([*words, "is_residual=true"], monkeypatch, capsys)
     assert code == 0, text
     assert "largest difference of logits" in text and "weights of" in text
     config = load_config(output)

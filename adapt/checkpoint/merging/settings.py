@@ -31,7 +31,7 @@ class MergeConfig(Settings):
     )
     groups: int = setting(
         1,
-        "Groups that a layer's experts are dealt into; each becomes one mean, and the means stand side by side in a wider layer.",
+        "Groups that a layer's experts are dealt into; each becomes one mean, and the means are put side by side in a wider layer.",
         least=1,
         hint="as many as there are experts keeps all of them, as if each token went to every expert with its mean weight",
     )

@@ -1,9 +1,9 @@
 """Dense students of sparse checkpoints, before they are trained: tensors by name, a layer's experts in memory at a time.
 
-A layer's experts become one MLP (`mlps`), scaled by the weight that the router gave them on average. A dense MLP beside the experts
-(residual layers; a shared expert) is put next to it, all of its neurons, with its own mean weight. All layers of a student have one
-width, the widest layer's: in others new neurons write nothing yet. An expert-residual network has no place in a dense layer and
-is left out; what it did is for distillation to learn.
+A layer's experts become one MLP (`mlps`), scaled by the weight that the router gave them on average. A dense MLP next to the
+experts (residual layers; a shared expert) is put next to it, all of its neurons, with its own mean weight. All layers of a student
+have one width, the widest layer's: in others new neurons write nothing yet. An expert-residual network has no place in a dense
+layer and is left out; distillation has to learn its effect.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def write_student(directory: Path, source: Path, usage: Sequence[LayerUsage], co
 
 
 def merged_layer(experts: Sequence[MLP], beside: MLP | None, usage: LayerUsage, config: MergeConfig) -> MLP:
-    """Return one MLP for a layer's experts and the dense one beside them."""
+    """Return one MLP for a layer's experts and the dense one next to them."""
     found = merged(
         experts,
         usage.weight_E.tolist(),

@@ -104,7 +104,7 @@ def write_sparse_sibling(directory: Path, source: Path, options: UpcycleOptions)
 
 
 def copy_other_files(directory: Path, source: Path) -> None:
-    """Copy what lies beside a Hugging Face model's weights and settings: tokenizer, and how to generate."""
+    """Copy the tokenizer and the settings of generation of a Hugging Face model."""
     for name in {*TOKENIZER_FILES, *CONFIG_FILES} - {CONFIG_FILE}:
         if (source / name).is_file():
             (directory / name).write_bytes((source / name).read_bytes())

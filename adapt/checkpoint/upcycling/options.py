@@ -51,7 +51,7 @@ class UpcycleOptions:
         """Raise ConfigError for what only models of this project have."""
         given = {
             "router": self.router,
-            "residual": self.is_residual or None,
+            "is_residual": self.is_residual or None,
             "expert_residual_layers": self.expert_residual_layers or None,
         }
         for name, value in given.items():

@@ -10,7 +10,7 @@ Every expert is a copy of the layer's MLP f, so a layer's output is f(x) times t
 - Any other router is refused.
 
 Which case it is, the router itself is asked. Residual layers mix c0 * experts(x) + c1 * mlp(x) with c0 + c1 = 1: experts and the
-dense MLP beside them are all copies. An expert-residual network adds nothing while it is untrained.
+dense MLP next to them are all copies. An expert-residual network adds nothing while it is untrained.
 Source: Komatsuzaki et al. 2022 (Sparse Upcycling), arXiv:2212.05055, which copies MLPs and normalises weights to sum to 1.
 """
 

@@ -134,7 +134,7 @@ def test_a_base_without_a_corpus_is_measured_on_what_it_says_itself(
     assert metrics["continuations"]["count"] == 4
 
 
-@pytest.mark.parametrize("trains", ["all", "lora"])
+@pytest.mark.parametrize("trains", [pytest.param("all", marks=pytest.mark.slow), "lora"])
 def test_a_change_is_shrunk_to_what_general_text_allows(
     trains: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -123,6 +123,7 @@ def test_an_export_answers_and_is_a_base_itself(
     assert code == 0, text
 
 
+@pytest.mark.slow
 def test_bf16_training_under_a_llama_2_tokenizer_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

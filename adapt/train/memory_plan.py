@@ -101,12 +101,6 @@ def _paged_bytes(n_trained: int, engine: EngineConfig, offload: OffloadConfig) -
     return block_elements(n_elements) * (N_ROOMS * width + extra)
 
 
-def plan_activations(config: GPTConfig, engine: EngineConfig, experts_per_token: int, on_cpu: bool = False) -> dict[str, float]:
-    """Return bytes per rank of a micro-batch of full rows: what forward keeps, and what backward adds at its peak."""
-    passing = plan_passing(config, engine, experts_per_token, on_cpu)
-    return {"activations": passing.activations, "backward": passing.backward}
-
-
 def plan_passing(config: GPTConfig, engine: EngineConfig, experts_per_token: int, on_cpu: bool) -> Passing:
     """Return what a micro-batch of full rows takes on its way through the model, on a CPU or on a GPU."""
     width, tokens = _width(engine), engine.micro_batch * config.context_length
@@ -202,13 +196,6 @@ def plan_own(
         in_files=files_of(memory, offload),
         scratch=sum(plan_scratch(counts, engine, offload or OffloadConfig(), None if is_whole else trained.total).values()),
     )
-
-
-def plan_total(
-    config: GPTConfig, engine: EngineConfig, offload: OffloadConfig | None = None, tokens: int | None = None, on_cpu: bool = False
-) -> float:
-    """Return the bytes that a rank needs at its peak, for rows of so many tokens (absent: the context)."""
-    return plan_own(OwnModel.of(config), engine, offload, on_cpu=on_cpu, tokens=tokens).total
 
 
 def _attention_parts(config: GPTConfig, engine: EngineConfig, on_cpu: bool) -> list[Part]:

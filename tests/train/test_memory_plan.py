@@ -31,7 +31,7 @@ from adapt.objective_config import ObjectiveConfig
 from adapt.train import memory_checks, memory_plan
 from adapt.train.engine_config import EngineConfig, GradientCommunication
 from adapt.train.memory_checks import check_memory
-from adapt.train.memory_plan import OwnModel, plan_activations, plan_memory, plan_own, plan_scratch, plan_total
+from adapt.train.memory_plan import OwnModel, plan_memory, plan_own, plan_passing, plan_scratch
 from tests.support.tiny_models import ROOT, tiny_config
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "context_length": 128, "vocab_size": 500}
@@ -77,7 +77,7 @@ def kept_bytes(config: GPTConfig, engine: EngineConfig) -> int:
 def test_planned_activations_are_what_forward_keeps(name: str, recompute: Recompute) -> None:
     engine = EngineConfig(micro_batch=4, precision=Precision.FP32, activation_checkpointing=recompute)
     k = GPT(MODELS[name]).router_traits.experts_per_token
-    planned = plan_activations(MODELS[name], engine, k)["activations"]
+    planned = plan_passing(MODELS[name], engine, k, on_cpu=False).activations
     assert planned == pytest.approx(kept_bytes(MODELS[name], engine), rel=0.1)
 
 
@@ -110,7 +110,7 @@ def test_weights_and_states_of_the_16b_model_on_eight_ranks(expert_parallel: int
 def test_the_largest_model_fits_the_shipped_node_of_80_gb_with_room_to_spare() -> None:
     model = GPT(BIG)
     check_share(model.expert_counts, SHIPPED.expert_parallel)
-    assert plan_total(BIG, SHIPPED) < 70e9  # the CUDA context, NCCL and uneven routing come on top
+    assert plan_own(OwnModel.of(BIG), SHIPPED).total < 70e9  # the CUDA context, NCCL and uneven routing come on top
     check_memory(BIG, replace(SHIPPED, memory_gb=70), on_cpu=False)
 
 
@@ -196,7 +196,7 @@ def test_a_paged_optimizer_takes_less_than_two_bytes_a_parameter_of_memory_and_t
     assert buckets == (4 * engine.bucket_elements + 8 * counts.largest if stage else 0)
     assert plan_scratch(counts, engine, mapped)["weights"] == 4 * counts.total
     assert plan_scratch(counts, engine, OffloadConfig()) == {}
-    limited = replace(engine, memory_gb=1 + plan_total(BIG, engine, paged) / 1e9)
+    limited = replace(engine, memory_gb=1 + plan_own(OwnModel.of(BIG), engine, paged).total / 1e9)
     check_memory(BIG, limited, paged, on_cpu=False)
     with pytest.raises(ConfigError, match="engine.memory_gb: a rank needs"):
         check_memory(BIG, limited, on_cpu=False)

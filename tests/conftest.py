@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,12 @@ from adapt.model.gpt import GPT, materialize
 from adapt.text.tokenizer import Tokenizer, TokenizerConfig, train_tokenizer
 from tests.support.loggers import kept_loggers
 from tests.support.tiny_models import DEMO, VOCAB, tiny_config
+
+
+def pytest_collection_finish() -> None:
+    """Keep modules and collected tests out of the garbage collector's rounds, which would look at all of them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ from adapt.model.inputs import ModelInputs
 from adapt.model.routers.contract import all_routers
 from adapt.model.routers.settings import RouterConfig
 from adapt.text.tokenizer import Tokenizer
+from tests.support.forked_ranks import slow_unless
+from tests.support.made_once import made_once
 from tests.support.router_variants import VARIANTS
 from tests.support.tiny_models import ROOT, tiny_config
 
@@ -44,6 +49,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "capacity": {"capacity_factor": 1.0},
     "large norm eps": {"norm_eps": 1e-2},
 }
+WRITTEN_AGAIN = {
+    "sparse, written again": tiny_config(router=VARIANTS["sigmoid_bias"]), "dense, written again": tiny_config(experts=[0]),
+}  # fmt: skip
+ROUNDED, ROUNDED_CONFIG = "bf16", tiny_config(router=VARIANTS["expert_choice"])
+FAST = {"option dense", "option pyramid", "option expert residual", "option capacity", *WRITTEN_AGAIN, ROUNDED}
 
 
 def made_model(config: GPTConfig, seed: int = 3) -> GPT:
@@ -61,7 +71,7 @@ def rows_of(config: GPTConfig) -> list[list[int]]:
     return [torch.randint(4, config.vocab_size, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
-def write_case(place: Path, model: GPT, tokenizer: Tokenizer, dtype: str = "float32") -> None:
+def write_case(place: Path, model: GPT, tokenizer: Tokenizer, dtype: str = "float32", *, again: bool = False) -> None:
     source = place / "source"
     source.mkdir(parents=True)
     precision = Precision.BF16 if dtype == "bfloat16" else Precision.FP32
@@ -69,7 +79,7 @@ def write_case(place: Path, model: GPT, tokenizer: Tokenizer, dtype: str = "floa
     (place / "model").mkdir()
     write_own_form(place / "model", source)
     rows: dict[str, Any] = {f"row_{at}": np.asarray(row) for at, row in enumerate(rows_of(model.config))}
-    np.savez(place / "rows.npz", n_rows=N_ROWS, steps=STEPS, domains=np.asarray(DOMAINS), dtype=dtype, **rows)
+    np.savez(place / "rows.npz", n_rows=N_ROWS, steps=STEPS, domains=np.asarray(DOMAINS), dtype=dtype, again=again, **rows)
 
 
 @torch.no_grad()
@@ -92,12 +102,12 @@ def own_greedy(model: GPT, row: list[int], domain: int) -> list[int]:
     return found[len(row) :]
 
 
-def opened_by_transformers(cases: Path, mode: str = "once") -> None:
+def opened_by_transformers(cases: Path) -> None:
     """Open the cases in a process that cannot import this project."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(cases.parent / "hf_home"), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(cases), mode], cwd=cases.parent, env=environment, capture_output=True, text=True
+        [sys.executable, str(SCRIPT), str(cases)], cwd=cases.parent, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -107,24 +117,39 @@ def configurations() -> dict[str, GPTConfig]:
     return {**routers, **{f"option {name}": tiny_config(**changes) for name, changes in OPTIONS.items()}}
 
 
+def is_fast(name: str) -> bool:
+    return name.startswith("router ") or name in FAST
+
+
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Path:
-    """Return a directory in which transformers opened every router and option."""
-    place = tmp_path_factory.mktemp("own_form")
-    for name, config in configurations().items():
-        write_case(place / "cases" / name, made_model(config), tokenizer)
-    opened_by_transformers(place / "cases")
-    return place / "cases"
+def opened(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> Callable[[str], Path]:
+    """Return a function that gives where transformers opened a case: the fast ones in one process, the others in another."""
+
+    @functools.cache
+    def of_group(fast: bool) -> Path:
+        def make(place: Path) -> None:
+            for name, config in configurations().items():
+                if is_fast(name) is fast:
+                    write_case(place / "cases" / name, made_model(config), tokenizer)
+            if fast:
+                for name, config in WRITTEN_AGAIN.items():
+                    write_case(place / "cases" / name, made_model(config), tokenizer, again=True)
+                write_case(place / "cases" / ROUNDED, made_model(ROUNDED_CONFIG), tokenizer, "bfloat16")
+            opened_by_transformers(place / "cases")
+
+        return made_once(tmp_path_factory, f"own_form_{fast}", make) / "cases"
+
+    return lambda name: of_group(is_fast(name)) / name
 
 
 def test_every_router_has_its_rule() -> None:
     assert set(RULES) == set(all_routers())
 
 
-@pytest.mark.parametrize("name", list(configurations()))
-def test_transformers_computes_the_same_logits_and_text(name: str, opened: Path) -> None:
+@pytest.mark.parametrize("name", [pytest.param(name, marks=slow_unless(is_fast(name))) for name in configurations()])
+def test_transformers_computes_the_same_logits_and_text(name: str, opened: Callable[[str], Path]) -> None:
     model = made_model(configurations()[name])
-    found = np.load(opened / name / "found.npz")
+    found = np.load(opened(name) / "found.npz")
     for at, (row, domain) in enumerate(zip(rows_of(model.config), DOMAINS, strict=True)):
         expected = own_logits(model, row, domain).numpy()
         assert np.abs(expected).max() > 0.5
@@ -135,7 +160,7 @@ def test_transformers_computes_the_same_logits_and_text(name: str, opened: Path)
         assert found["greedy_False"][at].tolist() == greedy
 
 
-def test_domains_are_looked_at(opened: Path) -> None:
+def test_domains_are_looked_at() -> None:
     """Without its domain a text would get other experts: the comparison above sees that."""
     for name in ("router hard", "router random_groups"):
         model = made_model(configurations()[name])
@@ -143,32 +168,29 @@ def test_domains_are_looked_at(opened: Path) -> None:
         assert (own_logits(model, row, DOMAINS[1]) - own_logits(model, row, 0)).abs().max() > 1e-2
 
 
-def test_written_again_by_transformers_it_computes_the_same_and_opens_here(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    cases = {"sparse": tiny_config(router=VARIANTS["sigmoid_bias"]), "dense": tiny_config(experts=[0])}
-    for name, config in cases.items():
-        write_case(tmp_path / "cases" / name, made_model(config), tokenizer)
-    opened_by_transformers(tmp_path / "cases", "again")
-    for name, config in cases.items():
-        model, case = made_model(config), tmp_path / "cases" / name
-        found = np.load(case / "found.npz")
-        for at, row in enumerate(rows_of(config)):
-            np.testing.assert_allclose(found[f"left_{at}"], own_logits(model, row, DOMAINS[at]).numpy(), atol=1e-5, rtol=1e-5)
-        written = {path.name for path in (case / "again").iterdir()}
-        assert {"configuration_moe_adapt.py", "experts_moe_adapt.py", "modeling_moe_adapt.py"} <= written
-        tokenizer.save(case / "again")
-        assert is_bare_checkpoint(case / "again")
-        again = load_model(case / "again")
-        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(named_state(again), named_state(model), strict=True))
+@pytest.mark.parametrize("name", list(WRITTEN_AGAIN))
+def test_written_again_by_transformers_it_computes_the_same_and_opens_here(
+    name: str, opened: Callable[[str], Path], tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    model, case = made_model(WRITTEN_AGAIN[name]), opened(name)
+    found = np.load(case / "found.npz")
+    for at, row in enumerate(rows_of(model.config)):
+        np.testing.assert_allclose(found[f"left_{at}"], own_logits(model, row, DOMAINS[at]).numpy(), atol=1e-5, rtol=1e-5)
+    written = {path.name for path in (case / "again").iterdir()}
+    assert {"configuration_moe_adapt.py", "experts_moe_adapt.py", "modeling_moe_adapt.py"} <= written
+    place = Path(shutil.copytree(case / "again", tmp_path / "again"))
+    tokenizer.save(place)
+    assert is_bare_checkpoint(place)
+    again = load_model(place)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(named_state(again), named_state(model), strict=True))
 
 
-def test_rounded_weights_stay_rounded_and_routers_fp32(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    config = tiny_config(router=VARIANTS["expert_choice"])
-    write_case(tmp_path / "cases" / "bf16", made_model(config), tokenizer, "bfloat16")
-    opened_by_transformers(tmp_path / "cases")
-    model = load_model(tmp_path / "cases" / "bf16" / "source", dtype=torch.bfloat16)
+def test_rounded_weights_stay_rounded_and_routers_fp32(opened: Callable[[str], Path]) -> None:
+    case = opened(ROUNDED)
+    model = load_model(case / "source", dtype=torch.bfloat16)
     assert isinstance(model, GPT)
-    found = np.load(tmp_path / "cases" / "bf16" / "found.npz")
-    for at, row in enumerate(rows_of(config)):
+    found = np.load(case / "found.npz")
+    for at, row in enumerate(rows_of(ROUNDED_CONFIG)):
         expected = own_logits(model, row, 0).float().numpy()
         assert np.abs(found[f"right_{at}"] - expected).max() < 2e-2 * np.abs(expected).max()
 

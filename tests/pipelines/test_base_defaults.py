@@ -143,14 +143,14 @@ def test_a_change_is_shrunk_to_what_general_text_allows(
     found = {}
     for action in ("shrink", "warn"):
         arguments = [
-            "model=hf", f"model.path={base}", f"run.dir={tmp_path}/{action}", *TASK, "pseudo_label.max_rows=40",
+            "model=hf", f"model.path={base}", f"run.dir={tmp_path}/runs", f"run.name={action}", *TASK, "pseudo_label.max_rows=40",
             "gate.general_rows=8", "pseudo_label.estimates_noise=false", "gate.continuations=0", "continue_pretrain.epochs=2",
             "continue_pretrain.batch_rows=8", "continue_pretrain.optimizer.lr=0.02", "gate.max_general_ppl_increase=0.05",
             f"continue_pretrain.trains={trains}", f"gate.action={action}", "stages=[pseudo_label,continue_pretrain]",
         ]  # fmt: skip
         code, text = in_process("run", arguments, monkeypatch, capsys)
         assert code == 0, text
-        place = tmp_path / action / "default" / "continue_pretrain" / "demo_reviews"
+        place = tmp_path / "runs" / action / "continue_pretrain" / "demo_reviews"
         metrics = json.loads((place / "manifest.json").read_text(encoding="utf-8"))["metrics"]
         weights = load_file(next(iter(sorted(place.glob("*.safetensors")))))
         found[action] = (metrics["kept_change"], metrics["general"]["increase"], weights, text)

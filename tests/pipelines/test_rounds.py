@@ -14,6 +14,7 @@ from adapt.core.artifacts import Artifact, open_artifact
 from pipelines.stages import continue_pretrain, pseudo_label, teacher_panel
 from pseudo_label.decision import Decision, FittedScores, Method
 from tests.support.command_line import in_process, on_base, records, run_inside
+from tests.support.made_once import made_once
 
 TASK = "demo_reviews"
 SHORT = [
@@ -29,12 +30,14 @@ RunHere = Callable[[str, list[str]], str]
 @pytest.fixture(scope="module")
 def three_rounds(smallest_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the `run.dir` of a walk of three rounds."""
-    place = tmp_path_factory.mktemp("rounds")
-    done = run_inside("run", *on_base(smallest_run, place, TASK), *SHORT, *NEVER_STOPS, "pseudo_label.rounds.count=3")
-    assert done.returncode == 0, done.stderr
-    for number in (2, 3):
-        assert f"{TASK}: round {number} changes" in done.stderr
-    return place
+
+    def make(place: Path) -> None:
+        done = run_inside("run", *on_base(smallest_run, place, TASK), *SHORT, *NEVER_STOPS, "pseudo_label.rounds.count=3")
+        assert done.returncode == 0, done.stderr
+        for number in (2, 3):
+            assert f"{TASK}: round {number} changes" in done.stderr
+
+    return made_once(tmp_path_factory, "three_rounds", make)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from adapt.train.engine_config import EngineConfig
 from pipelines.config.locations import conf_dir, demo_dir
 from pipelines.stages import scores
 from tests.support.command_line import ROOT, SMALLEST, in_fp32, in_process, on_base, records, run_inside
+from tests.support.made_once import made_once
 
 TASK = "demo_topics"  # its labels do not stand in the order of the alphabet
 CHUNK_ROWS = 10
@@ -67,10 +68,12 @@ def own_data(place: Path, change: Callable[[list[str]], list[str]]) -> Path:
 @pytest.fixture(scope="module")
 def on_one_rank(smallest_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run whose rows were all scored by one process."""
-    place = tmp_path_factory.mktemp("one")
-    done = run_inside("pseudo_label", *on_base(smallest_run, place, TASK), *ALL_ROWS, "engine.world_size=1")
-    assert done.returncode == 0, done.stderr
-    return place
+
+    def make(place: Path) -> None:
+        done = run_inside("pseudo_label", *on_base(smallest_run, place, TASK), *ALL_ROWS, "engine.world_size=1")
+        assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, "on_one_rank", make)
 
 
 @pytest.fixture

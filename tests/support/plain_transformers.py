@@ -1,8 +1,8 @@
 """Run by itself, with the packages of this project out of reach: opens directories with transformers and saves what they compute.
 
-Arguments: a directory of cases (each a directory with `model` and `rows.npz`), and whether files are written by `save_pretrained`.
-Each case gets `found.npz`: logits of its rows padded on the right, on the left, and read token by token with a cache; and the
-greedy continuations with and without a cache.
+Argument: a directory of cases (each a directory with `model` and `rows.npz`, which says whether files are written again by
+`save_pretrained`). Each case gets `found.npz`: logits of its rows padded on the right, on the left, and read token by token with a
+cache; and the greedy continuations with and without a cache.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def computed(model: Any, rows: list[list[int]], domains: torch.Tensor, steps: in
     return found
 
 
-def main(cases: Path, writes_again: bool) -> None:
+def main(cases: Path) -> None:
     sys.meta_path.insert(0, Refusing())
     sys.path[:] = [entry for entry in sys.path if entry not in ("", str(Path.cwd()))]
     from transformers import AutoModelForCausalLM
@@ -72,7 +72,7 @@ def main(cases: Path, writes_again: bool) -> None:
             case / "model", trust_remote_code=True, output_loading_info=True, dtype=str(given["dtype"])
         )
         assert not any(said[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")), (case.name, said)
-        if writes_again:
+        if given["again"]:
             model.save_pretrained(case / "again")
             model = AutoModelForCausalLM.from_pretrained(case / "again", trust_remote_code=True, dtype=str(given["dtype"]))
         model.eval()
@@ -82,4 +82,4 @@ def main(cases: Path, writes_again: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2] == "again")
+    main(Path(sys.argv[1]))

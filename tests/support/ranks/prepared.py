@@ -1,10 +1,12 @@
-"""Imported before ranks are forked: torch, DeepSpeed, and all that a rank imports only when it trains or scores."""
+"""Imported before ranks are forked: torch, DeepSpeed, PEFT, and all that a rank imports only when it trains or scores."""
 
 from __future__ import annotations
 
 import gc
 
+import peft  # noqa: F401
 import torch
+from transformers.models.llama import modeling_llama  # noqa: F401
 
 import adapt.train.job  # noqa: F401
 import pipelines.stages.rank_jobs  # noqa: F401

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import itertools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ OWN_TEXT_FILE = "own_text.npz"
 _TOKENS = 64
 _AT_ONCE = 256  # rows, which bounds memory
 REPLAYED_ROWS = 512
+
+logger = logging.getLogger("pipelines")
 
 
 class OwnText(enum.IntEnum):
@@ -55,6 +58,7 @@ def own_text(shop: Workshop, base: Artifact, n_rows: int, use: OwnText) -> Artif
 
         model = load_model(weights_of(base))
         tokenizer = load_tokenizer(weights_of(base), model)
+        logger.info("drawing %d documents of the base's own text", n_rows)
         rows: list[list[int]] = []
         for seed in itertools.count(use, len(OwnText)):
             rows += drawn_tokens(model, [[tokenizer.bos_id]] * min(_AT_ONCE, n_rows - len(rows)), _TOKENS, seed)

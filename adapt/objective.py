@@ -15,7 +15,7 @@ A reading may carry a weight (that of a soft label): it multiplies each of its t
 coefficient may follow a schedule over the run: a function of the step only.
 
 Where a teacher is given, the divergence of its next-token distributions from the student's (`adapt.model.distillation`) is one more
-part, over the targets of all kinds.
+part, over the targets of all kinds or of text only.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from torch.utils.checkpoint import checkpoint
 
 from adapt.core.errors import TrainingError
 from adapt.model.batches import Batch
-from adapt.model.distillation import DISTILLATION, Teacher
+from adapt.model.distillation import Teacher
 from adapt.model.health import LayerSums
 from adapt.model.inputs import CausalBase, LayerRouting, ModelOutput
 from adapt.model.nll import nll_of_logits
 from adapt.objective_config import BalanceScope, ObjectiveConfig
 
 PARTS = ("context", "prompt", "pseudo_label", "balance")
-_BALANCE = PARTS.index("balance")
+_CONTEXT, _BALANCE = PARTS.index("context"), PARTS.index("balance")
 LOGIT_ELEMENTS = 1 << 27  # 512 MB of fp32 logits at a time
 
 
@@ -69,7 +69,7 @@ class Contribution:
 
 def parts_of(model: CausalBase, teacher: Teacher | None = None) -> tuple[str, ...]:
     """Return the names of all parts: those of every model, its routers' own losses, and the divergence from a teacher."""
-    return (*PARTS, *model.router_traits.loss_weights, *(() if teacher is None else (DISTILLATION,)))
+    return (*PARTS, *model.router_traits.loss_weights, *(() if teacher is None else (teacher.part,)))
 
 
 def part_weights(model: CausalBase, config: ObjectiveConfig, teacher: Teacher | None = None) -> Tensor:
@@ -84,7 +84,7 @@ def part_weights(model: CausalBase, config: ObjectiveConfig, teacher: Teacher | 
 def part_counts(model: CausalBase, batch: Batch, teacher: Teacher | None = None) -> Tensor:
     """Add up the weights of the targets of each part; those of routers count real tokens times MoE layers, if there are any.
 
-    The divergence from a teacher counts the targets of all kinds.
+    The divergence from a teacher counts the targets of all kinds, or of text.
     """
     places = batch.target_places()
     counts = torch.zeros(len(parts_of(model, teacher)), dtype=torch.float64)
@@ -95,7 +95,7 @@ def part_counts(model: CausalBase, batch: Batch, teacher: Teacher | None = None)
     counts[_BALANCE:] = float(len(batch.inputs.token_places().real_N)) * len(model.expert_counts)
     counts[_BALANCE] *= model.router_traits.has_balance_loss
     if teacher is not None:
-        counts[-1] = counts[:_BALANCE].sum()
+        counts[-1] = counts[_CONTEXT] if teacher.is_of_text else counts[:_BALANCE].sum()
     return counts
 
 
@@ -193,6 +193,8 @@ def _token_sums(model: CausalBase, batch: Batch, output: ModelOutput, teacher: T
     if batch.weights_BT is not None:
         weights_N = batch.weights_BT.flatten()[places.all_N]
         nll_N, kl_N = nll_N * weights_N, kl_N * weights_N
+    if teacher is not None and teacher.is_of_text:
+        kl_N = kl_N[places.of_kind[_CONTEXT]]
     return [*(nll_N[of_kind_N].sum() for of_kind_N in places.of_kind), kl_N.sum()]
 
 

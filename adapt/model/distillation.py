@@ -1,4 +1,4 @@
-"""Distillation: a student's next-token distributions against a teacher's, by KL divergence.
+"""Distillation: a model's next-token distributions against those of another, or of the base that it came from, by KL divergence.
 
 Legend: N positions with a target, V vocabulary, H hidden size.
 
@@ -10,23 +10,38 @@ kept for the backward pass.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from adapt.model.inputs import CausalBase, ModelInputs
+from adapt.model.inputs import ModelInputs, ModelOutput
 
-DISTILLATION = "distillation"  # the name of this part of the loss
+DISTILLATION, BASE_DIVERGENCE = "distillation", "base_divergence"  # names of this part of the loss
+
+
+class Teaching(Protocol):
+    """What is asked of a teacher's model."""
+
+    def __call__(self, inputs: ModelInputs) -> ModelOutput: ...
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """Return unnormalised scores over the vocabulary for chosen hidden states."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A frozen model of the student's vocabulary; `weight` is the coefficient of the divergence, `temperature` divides logits."""
+    """A frozen model of the student's vocabulary; `weight` is the coefficient of the divergence, `temperature` divides logits.
 
-    model: CausalBase
+    The divergence counts the targets of all kinds, or those of text only. `part` names it among the parts of the loss.
+    """
+
+    model: Teaching
     weight: float = 1.0
     temperature: float = 1.0
+    is_of_text: bool = False
+    part: str = DISTILLATION
 
     @torch.no_grad()
     def hidden(self, inputs: ModelInputs) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from adapt.core.errors import ConfigError
 from adapt.core.runtime import seed_for
 from adapt.model.hf import PREFIX, HFModel
+from adapt.model.inputs import ModelInputs, ModelOutput
 from adapt.model.lora_config import QUANTIZED_BITS, LoraConfig, LoraLayout, LoraTarget, TargetFactors
 from adapt.model.low_rank import layer_free, targeted, trained_by_group
 from adapt.model.quantized_base import quantize_base
@@ -68,6 +69,23 @@ def add_lora(model: HFModel, config: LoraConfig, seed: int) -> dict[LoraTarget, 
     assert set(model.lora.targets) == set(groups), "PEFT changed other tensors than those that were targeted"
     _fill(model, seed)
     return trained_by_group(shapes, groups, config.rank)
+
+
+class WithoutFactors:
+    """A model as if it had no factors: the base that it came from, without another copy of its weights."""
+
+    def __init__(self, model: HFModel) -> None:
+        self._model = model
+
+    def __call__(self, inputs: ModelInputs) -> ModelOutput:
+        from peft.helpers import rescale_adapter_scale
+
+        with rescale_adapter_scale(self._model.causal, 0.0):
+            output: ModelOutput = self._model(inputs)
+        return output
+
+    def logits(self, hidden_NH: torch.Tensor) -> torch.Tensor:
+        return self._model.logits(hidden_NH)  # no group of targets has the output table
 
 
 def _layout(model: HFModel, shapes: Mapping[str, tuple[int, ...]], config: LoraConfig, peft: Mapping[str, Any]) -> LoraLayout:

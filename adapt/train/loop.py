@@ -20,7 +20,7 @@ from adapt.core.scorer import FloatArray
 from adapt.core.spans import NO_TARGET, Reading, Span
 from adapt.model.batches import Batch, collate
 from adapt.model.continuing import greedy_tokens
-from adapt.model.distillation import DISTILLATION, Teacher
+from adapt.model.distillation import Teacher
 from adapt.model.health import LayerSums
 from adapt.model.inputs import CausalBase
 from adapt.objective import (
@@ -206,7 +206,8 @@ class Trainer:
                 counts += local
         self._engine.module.train()
         totals = self._totals(parts, self._engine.all_sum(counts), self._objective)
-        wanted = [part for part in totals.ledger if part in (*PARTS, DISTILLATION)]
+        taught = () if self._teacher is None else (self._teacher.part,)
+        wanted = [part for part in totals.ledger if part in (*PARTS, *taught)]
         return {part: totals.ledger[part] for part in wanted}, _rounded([layer.shares_E for layer in totals.layers])
 
     @torch.no_grad()

@@ -55,7 +55,20 @@ class AdaptConfig(ReadingConfig):
     moments: MomentsStart = setting(
         MomentsStart.FRESH, "Where the optimizer's moments start: at 0, or as the base was trained with them."
     )
-    replay_share: float = setting(0.0, "Share of an epoch's rows that is general text of data.corpus.", least=0, below=1)
+    replay_share: float | None = setting(
+        None,
+        "Share of an epoch's rows that is general text: of data.corpus, or what a Hugging Face base without a corpus says itself.",
+        least=0,
+        below=1,
+        hint="null is 0.25 for a Hugging Face base without a corpus, and 0 elsewhere",
+    )
+    divergence_weight: float | None = setting(
+        None,
+        "Weight of the loss that keeps an adaptation near its base: KL(base || model) of the next token, a mean over the tokens of "
+        "texts, replayed ones included.",
+        least=0,
+        hint="null is 1 for a Hugging Face base, and 0 for one of this project; 0 leaves it out",
+    )
     curriculum: CurriculumConfig = setting_of(
         CurriculumConfig, "General text near to the task, read before its rows or beside them."
     )
@@ -73,14 +86,22 @@ class AdaptConfig(ReadingConfig):
                 f"expert_coverage: chooses among experts, and trains={self.trains.value}; set trains=experts, or null"
             )
 
-    def settled(self, lr: float, warmup_share: float, epochs: float) -> AdaptConfig:
+    def settled(
+        self, *, lr: float, warmup_share: float, epochs: float, replay_share: float, divergence_weight: float
+    ) -> AdaptConfig:
         """Return these settings with what was left open."""
         optimizer = replace(
             self.optimizer,
             lr=lr if self.optimizer.lr is None else self.optimizer.lr,
             warmup_share=warmup_share if self.optimizer.warmup_share is None else self.optimizer.warmup_share,
         )
-        return replace(self, epochs=epochs if self.epochs is None else self.epochs, optimizer=optimizer)
+        return replace(
+            self,
+            epochs=epochs if self.epochs is None else self.epochs,
+            optimizer=optimizer,
+            replay_share=replay_share if self.replay_share is None else self.replay_share,
+            divergence_weight=divergence_weight if self.divergence_weight is None else self.divergence_weight,
+        )
 
     def reading(self) -> ReadingConfig:
         """Return how rows are read."""

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -44,7 +44,7 @@ from pipelines.stages.forgetting import (
 )
 from pipelines.stages.models import weights_of
 from pipelines.stages.near_text import NearTextReads, make_tokens, near_text, read_text, text_rows, tokens_of
-from pipelines.stages.own_text import own_text
+from pipelines.stages.own_text import REPLAYED_ROWS, OwnText, own_text
 from pipelines.stages.products import NEAR_FILE, Adaptation, Labels, ReadText
 from pipelines.stages.rows import UNLABELED, TaskData
 from pipelines.stages.run import Run
@@ -56,6 +56,12 @@ from pseudo_label.store import LABELS_FILE, read_labels, rows_of_labels
 from pseudo_label.tasks import TaskConfig, read_rows, split_path
 from pseudo_label.teachers import lexical_files
 from pseudo_label.teachers.lexical_files import LEXICAL_FILE
+
+if TYPE_CHECKING:  # these import torch
+    from adapt.model.distillation import Teacher, Teaching
+    from adapt.model.gpt import GPT
+    from adapt.model.hf import HFModel
+    from adapt.train.job import TrainJob
 
 NAME = "continue_pretrain"
 _GENERAL_FILE = "general.json"
@@ -103,14 +109,14 @@ class ContinuePretrain(Stage[AdaptReads]):
     """Continue pretraining on the selected rows under the whole objective."""
 
     name = NAME
-    version = 8  # a change may be shrunk
+    version = 9  # a Hugging Face base replays its own text, and is kept near
 
     def reads(self, run: Run, task: TaskConfig | None) -> AdaptReads:
         assert task is not None
         config = run.config
         base = run.base()
         defaults = BaseDefaults.of(base)
-        settings = defaults.settings(config.continue_pretrain)
+        settings = defaults.settings(config.continue_pretrain, has_corpus=bool(config.data.corpus))
         if not settings.curriculum.documents:
             settings = replace(settings, curriculum=CurriculumConfig())  # how none are chosen does not count
         is_joint = _is_joint(settings, task)
@@ -141,10 +147,10 @@ class ContinuePretrain(Stage[AdaptReads]):
         if is_hf_directory(weights_of(reads.base)):
             shop.say_once(f"continue_pretrain: {said(settings, reads.objective)}")
         general = _general(shop, reads)
-        if settings.replay_share and general is not None and not general.metrics["train"]:
+        assert settings.epochs is not None and settings.replay_share is not None, "settled by the base"
+        if settings.replay_share and reads.general_text is not None and general is not None and not general.metrics["train"]:
             raise DataError("data.corpus: no text is left to replay; lower pretrain.held_out_share")
         n_replayed = round(n_task_rows * settings.replay_share / (1 - settings.replay_share))
-        assert settings.epochs is not None, "settled by the base"
         text = _chosen_text(shop, reads, result, work)
         n_text = n_first = 0  # rows an epoch beside the task's, steps before them
         if text is not None and settings.curriculum.when is When.BESIDE:
@@ -163,7 +169,9 @@ class ContinuePretrain(Stage[AdaptReads]):
             "general": None if general is None else str(general.path.resolve()),
             "general_rows": 0 if reads.gate is None else reads.gate.general_rows,
             "continuations": 0 if reads.gate is None else reads.gate.continuations,
+            "replayed": _replayed(shop, reads, general, n_replayed),
             "replayed_rows": n_replayed,
+            "divergence_weight": settings.divergence_weight,
             "text": None if text is None else str(tokens_of(work).resolve()),
             "text_rows": n_text,
             "text_steps": n_first,
@@ -198,7 +206,14 @@ def _general(shop: Workshop, reads: AdaptReads) -> Artifact | None:
         return general_text(shop, reads.general_text, reads.base)
     if reads.gate is None or not reads.has_own_text:
         return None
-    return own_text(shop, reads.base, reads.gate.general_rows)
+    return own_text(shop, reads.base, reads.gate.general_rows, OwnText.MEASURED)
+
+
+def _replayed(shop: Workshop, reads: AdaptReads, general: Artifact | None, n_rows: int) -> str | None:
+    """Return where the general text lies that is replayed, if any is."""
+    if n_rows and reads.has_own_text:
+        general = own_text(shop, reads.base, REPLAYED_ROWS, OwnText.REPLAYED)
+    return None if general is None or not n_rows else str(general.path.resolve())
 
 
 def _chosen_text(shop: Workshop, reads: AdaptReads, result: Path, work: Path) -> ReadText | None:
@@ -320,7 +335,7 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     if job["general"] is not None:
         general = measured_rows(Path(job["general"]), model.context_length, int(job["general_rows"]))
     if job["replayed_rows"]:
-        replayed = replayed_rows(Path(job["general"]), model.context_length, spec.seed)
+        replayed = replayed_rows(Path(job["replayed"]), model.context_length, spec.seed)
         ingredients.append(Ingredient(name="general text", source=replayed, rows_per_epoch=int(job["replayed_rows"])))
     first: FirstRows | None = None
     if job["text"] is not None:
@@ -337,4 +352,25 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
         continuations=int(job["continuations"]),
         start=None if spec.train.trains is Trained.LORA else lambda: named_state(load_model(base)),
     )
-    run_training(model, tokenizer, data, spec, rank)
+    run_training(model, tokenizer, data, spec, rank, _base_as_teacher(base, model, spec, rank, float(job["divergence_weight"])))
+
+
+def _base_as_teacher(base: Path, model: GPT | HFModel, spec: TrainJob, rank: RankInfo, weight: float) -> Teacher | None:
+    """Return the base that a model is kept near to: the model itself without its factors, or another copy; None at weight 0."""
+    if not weight:
+        return None
+    from adapt.checkpoint.weights import load_model
+    from adapt.core.device import take_device
+    from adapt.model.distillation import BASE_DIVERGENCE, Teacher
+    from adapt.model.hf import HFModel
+    from adapt.model.lora import WithoutFactors
+
+    before: Teaching
+    if spec.train.trains is Trained.LORA:
+        assert isinstance(model, HFModel), "only they are trained by factors"
+        before = WithoutFactors(model)
+    else:
+        precision, share = spec.engine.precision, spec.engine.expert_share(rank.rank)
+        dtype = precision.dtype if precision.is_rounded else None
+        before = load_model(base, take_device(rank), dtype, share=share).requires_grad_(False)
+    return Teacher(model=before, weight=weight, is_of_text=True, part=BASE_DIVERGENCE)

@@ -65,7 +65,7 @@ class GeneralTextReads(Reads):
             return None
         return cls(
             held_out_share=config.pretrain.held_out_share,
-            wants_training=config.continue_pretrain.replay_share > 0,
+            wants_training=bool(config.continue_pretrain.replay_share),
             corpus=CorpusReads.of(config.data),
         )
 
@@ -96,7 +96,7 @@ def refuse_needed(config: PipelineConfig, *, is_foreign: bool = False) -> None:
     """Raise ConfigError for settings that need general text, where there is none."""
     needs = {
         "gate.max_general_ppl_increase": config.gate.max_general_ppl_increase is not None and not is_foreign,
-        "continue_pretrain.replay_share": config.continue_pretrain.replay_share > 0,
+        "continue_pretrain.replay_share": bool(config.continue_pretrain.replay_share) and not is_foreign,
         "continue_pretrain.curriculum.documents": config.continue_pretrain.curriculum.documents > 0,
     }
     for name, is_needed in needs.items():
@@ -111,8 +111,10 @@ def measured_rows(general: Path, context_length: int, limit: int) -> RowSource:
     return SomeRows(PackedCorpus(_opened(general, _HELD_OUT), context_length, 0, 0.0, None), limit)
 
 
-def replayed_rows(general: Path, context_length: int, seed: int) -> PackedCorpus:
-    """Return rows of general text for training."""
+def replayed_rows(general: Path, context_length: int, seed: int) -> RowSource:
+    """Return rows of general text for training: documents, or a base's own text."""
+    if (general / OWN_TEXT_FILE).is_file():
+        return own_text_rows(general)
     return PackedCorpus(_opened(general, _TRAINING), context_length, seed, 0.0, None)
 
 

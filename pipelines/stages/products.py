@@ -236,6 +236,6 @@ class Evaluation(Product):
 
 
 def _token_loss(parts: Mapping[str, Part]) -> float:
-    counted = [part for name, part in parts.items() if name not in ("balance", "distillation")]
+    counted = [part for name, part in parts.items() if name not in ("balance", "distillation", "base_divergence")]
     count = sum(part.count for part in counted)
     return sum(part.value * part.count for part in counted) / count if count else 0.0

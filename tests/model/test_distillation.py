@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import adapt.objective
 from adapt.core.spans import LabelLoss
 from adapt.model.batches import collate
-from adapt.model.distillation import DISTILLATION, Teacher
+from adapt.model.distillation import BASE_DIVERGENCE, DISTILLATION, Teacher
 from adapt.model.gpt import GPT, materialize
 from adapt.objective import PARTS, contribution, ledger_from, part_counts, parts_of
 from adapt.objective_config import ObjectiveConfig, PartWeights
@@ -51,6 +52,21 @@ def test_a_model_differs_in_nothing_from_itself(student: GPT) -> None:
     itself = Teacher(model=student)
     hidden = torch.empty(5, 32).normal_(generator=torch.Generator().manual_seed(1))
     assert float(itself.divergence(student.logits(hidden), hidden).abs().max().detach()) < 1e-5
+
+
+def test_a_divergence_of_text_leaves_prompt_and_label_out(student: GPT, teacher: Teacher) -> None:
+    of_text = replace(teacher, is_of_text=True, part=BASE_DIVERGENCE)
+    batch = collate([[reading] for reading in readings(LabelLoss.CLM)], pad_multiple=8)
+    counts = part_counts(student, batch, of_text)
+    made = contribution(student, batch, counts, [], CONFIG, 1, of_text)
+    ledger = ledger_from(student, made.sums_P, counts, [], CONFIG, of_text)
+    assert parts_of(student, of_text) == (*PARTS, BASE_DIVERGENCE)
+    assert ledger[BASE_DIVERGENCE].count == ledger["context"].count > 0
+    places = batch.target_places()
+    text_N = places.all_N[places.of_kind[0]]
+    hidden_NH, taught_NH = (model(batch.inputs).hidden_BTH.flatten(0, 1)[text_N] for model in (student, teacher.model))
+    expected = teacher.divergence(student.logits(hidden_NH), taught_NH).sum()
+    assert ledger[BASE_DIVERGENCE].sum == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
 def test_the_divergence_is_a_part_of_the_loss_however_a_step_is_cut(

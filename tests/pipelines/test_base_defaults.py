@@ -32,21 +32,24 @@ TASK = ["task=demo_reviews", f"data.root={demo_dir()}/clue", "engine.threads=1"]
 
 def test_a_shipped_base_keeps_its_large_steps() -> None:
     found = BaseDefaults.of(open_model_artifact(demo_dir() / "base"))
-    settings, objective = found.settings(AdaptConfig()), found.objective(ObjectiveConfig())
+    settings, objective = found.settings(AdaptConfig(), has_corpus=False), found.objective(ObjectiveConfig())
     assert (settings.optimizer.lr, settings.optimizer.warmup_share, settings.epochs) == (3e-4, 0.1, 2.0)
     assert (objective.weights.context, objective.weights.prompt) == (1.0, 1.0)
+    assert (settings.replay_share, settings.divergence_weight) == (0.0, 0.0)
     assert found.gate(GateConfig()).max_general_ppl_increase is None
 
 
 def test_a_hugging_face_base_gets_small_steps_no_prompt_loss_and_a_gate(tmp_path: Path) -> None:
     found = BaseDefaults.of(open_model_artifact(make_model(tmp_path, "llama", 70)))
-    settings, objective = found.settings(AdaptConfig()), found.objective(ObjectiveConfig())
+    settings, objective = found.settings(AdaptConfig(), has_corpus=False), found.objective(ObjectiveConfig())
     assert 1e-5 <= (settings.optimizer.lr or 0) <= 5e-5
     assert (objective.weights.context, objective.weights.prompt) == (0.1, 0.0)
     gate = found.gate(GateConfig())
     assert gate.max_general_ppl_increase == 0.03
     assert gate.action is GateAction.SHRINK
-    assert "prompt words not trained" in said(settings, objective)
+    assert (settings.replay_share, settings.divergence_weight) == (0.25, 1.0)
+    assert found.settings(AdaptConfig(), has_corpus=True).replay_share == 0.0
+    assert "prompt words not trained, kept near the base at weight 1, 25 % of the rows replayed" in said(settings, objective)
 
 
 @pytest.mark.parametrize(("n_weights", "is_foreign", "lr"), [
@@ -58,7 +61,7 @@ def test_the_learning_rate_falls_with_size(n_weights: int, is_foreign: bool, lr:
     monkeypatch.setattr(base_defaults, "is_hf_directory", lambda place: is_foreign)
     monkeypatch.setattr(base_defaults, "weights_of", lambda base: Path())
     base = open_model_artifact(demo_dir() / "base")
-    assert BaseDefaults.of(base).settings(AdaptConfig()).optimizer.lr == lr
+    assert BaseDefaults.of(base).settings(AdaptConfig(), has_corpus=False).optimizer.lr == lr
 
 
 def test_a_change_of_low_rank_takes_larger_steps_and_a_delta_counts_its_base(tmp_path: Path) -> None:
@@ -68,14 +71,15 @@ def test_a_change_of_low_rank_takes_larger_steps_and_a_delta_counts_its_base(tmp
     write_empty_delta(delta, base)
     assert count_weights(delta) == count_weights(base) > 0
     found = BaseDefaults.of(open_model_artifact(base))
-    assert found.settings(AdaptConfig(trains=Trained.LORA)).optimizer.lr == 3e-4
-    assert found.settings(AdaptConfig()).optimizer.lr == 3e-5
+    assert found.settings(AdaptConfig(trains=Trained.LORA), has_corpus=True).optimizer.lr == 3e-4
+    assert found.settings(AdaptConfig(), has_corpus=False).optimizer.lr == 3e-5
 
 
 def test_what_is_set_stays_set(tmp_path: Path) -> None:
     found = BaseDefaults.of(open_model_artifact(make_model(tmp_path, "llama", 70)))
-    own = AdaptConfig(epochs=5, optimizer=OptimizerConfig(lr=1e-3, warmup_share=0.0))
-    assert found.settings(own) == own
+    optimizer = OptimizerConfig(lr=1e-3, warmup_share=0.0)
+    own = AdaptConfig(epochs=5, optimizer=optimizer, replay_share=0.5, divergence_weight=0)
+    assert found.settings(own, has_corpus=False) == own
     assert found.objective(ObjectiveConfig(weights=PartWeights(prompt=0.5))).weights.prompt == 0.5
     assert found.gate(GateConfig(max_general_ppl_increase=0.5)).action is GateAction.STOP
     assert found.gate(GateConfig(action=GateAction.WARN)).max_general_ppl_increase == 0.03
@@ -129,6 +133,9 @@ def test_a_base_without_a_corpus_is_measured_on_what_it_says_itself(
     assert "greedy continuations changed" in text
     place = tmp_path / "runs" / "default"
     assert len(own_text_rows(place / "own_text")) == 8
+    measured, replayed = (own_text_rows(place / name) for name in ("own_text", "own_text_replayed"))
+    texts = {tuple(replayed.row(at, 0)[0].inputs_T[1:]) for at in range(len(replayed))}
+    assert not texts & {tuple(measured.row(at, 0)[0].inputs_T[1:]) for at in range(len(measured))}
     metrics = json.loads((place / "continue_pretrain" / "demo_reviews" / "manifest.json").read_text(encoding="utf-8"))["metrics"]
     assert metrics["general"]["after"] > 1.1 * metrics["general"]["before"]
     assert metrics["continuations"]["count"] == 4

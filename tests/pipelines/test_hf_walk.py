@@ -63,6 +63,9 @@ def test_a_walk_labels_adapts_and_evaluates(walked: tuple[Path, Path, str]) -> N
     assert {row["model"] for row in metrics} == {"lexical", "base", "adapted"}
     held_out = json.loads((place / "continue_pretrain" / TASK / "held_out.json").read_text(encoding="utf-8"))[TASK]
     assert held_out["after"]["context"]["value"] < held_out["before"]["context"]["value"]
+    divergence = {when: held_out[when]["base_divergence"] for when in ("before", "after")}
+    assert abs(divergence["before"]["value"]) < 1e-6 < divergence["after"]["value"]
+    assert divergence["after"]["count"] == held_out["after"]["context"]["count"]
 
 
 def test_a_student_joins_the_lexical_labeller_with_its_ensemble_led_by_the_prompt_it_learnt(walked: tuple[Path, Path, str]) -> None:

@@ -12,7 +12,7 @@ import torch
 from adapt.core.errors import ConfigError
 from adapt.model.batches import collate
 from adapt.model.gpt import GPT
-from adapt.model.lora import add_lora
+from adapt.model.lora import WithoutFactors, add_lora
 from adapt.model.lora_config import LoraConfig, LoraTarget
 from adapt.model.low_rank import LowRankUpdate
 from adapt.objective import contribution, part_counts
@@ -21,7 +21,7 @@ from adapt.train.train_config import TrainConfig, Trained
 from adapt.train.trainable import train_only
 from tests.support.forked_ranks import Launched, slow_unless
 from tests.support.hf_checkpoints import make_model
-from tests.support.lora_cases import ALL_GROUPS, opened
+from tests.support.lora_cases import ALL_GROUPS, opened, with_lora
 from tests.support.plain_loop import assert_same_training, plain_loop_of
 from tests.support.ranks.lora_cases import CASES, FAST, IN_BF16, OBJECTIVE, RESUMED, STEPS, base_with_lora
 from tests.support.ranks.rank_cases import OPTIMIZER, plain_rows
@@ -89,6 +89,20 @@ def test_every_targeted_tensor_gets_a_gradient_and_nothing_else_does(family: str
     assert all(bool(gradient.any()) for name, gradient in gradients.items() if ".lora_B." in name)
     stored = {model.lora.stored_as[name] for name in gradients if ".lora_B." in name}
     assert stored == {target.b for target in model.lora.targets.values()}
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_without_its_factors_a_model_is_its_base_and_has_them_again_afterwards(family: str, tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", family, 120)
+    model, plain = with_lora(base, LoraConfig(rank=3, targets=ALL_GROUPS[family])), opened(base)
+    rows = plain_rows(OBJECTIVE)
+    inputs = collate(rows, 1, 0, list(range(len(rows)))).inputs
+    with torch.no_grad():
+        changed, hidden_BTH = model(inputs).hidden_BTH, plain(inputs).hidden_BTH
+        assert (changed - hidden_BTH).abs().max() > 1e-3
+        assert torch.equal(WithoutFactors(model)(inputs).hidden_BTH, hidden_BTH)
+        assert torch.equal(WithoutFactors(model).logits(hidden_BTH[0]), plain.logits(hidden_BTH[0]))
+        assert torch.equal(model(inputs).hidden_BTH, changed)
 
 
 def test_only_factors_have_an_optimizers_state(tmp_path: Path) -> None:

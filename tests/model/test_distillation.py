@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 import torch
 
+import adapt.model.distillation
 import adapt.objective
 from adapt.core.spans import LabelLoss
 from adapt.model.batches import collate
@@ -32,7 +33,9 @@ def teacher() -> Teacher:
     return Teacher(model=model, weight=0.5, temperature=2.0)
 
 
-def test_divergence_is_its_definition(student: GPT, teacher: Teacher) -> None:
+@pytest.mark.parametrize("at_once", [100, 3])
+def test_divergence_is_its_definition(student: GPT, teacher: Teacher, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapt.model.distillation, "_FP32_ELEMENTS", at_once * SMALL)
     generator = torch.Generator().manual_seed(1)
     logits = torch.empty(7, SMALL).normal_(0, 3, generator=generator).requires_grad_()
     hidden = torch.empty(7, 32).normal_(generator=generator)

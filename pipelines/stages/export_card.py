@@ -113,6 +113,9 @@ def _prompts(spec: PredictorSpec) -> list[str]:
         words = ", ".join(escaped(word) for word in (prompt.label_words or {}).values())
         rows.append((escaped(name), _code(prompt.template).replace("|", "\\|"), words, escaped(prompt.criterion)))
     said = "Fields of a row stand in braces, `{label}` is the label's place. Candidates are ranked by the criterion."
+    chats = [name for name in names if task.prompts[name].chat]
+    if chats:
+        said += f" In turns of the base's chat template, the label as the assistant's answer: {', '.join(map(escaped, chats))}."
     return [said, _markdown_table(("prompt", "template", "words of its own", "criterion"), rows)]
 
 

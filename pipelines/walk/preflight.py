@@ -112,6 +112,19 @@ def check_prompts(ahead: Ahead) -> None:
             refuse_unreadable(task, name, ahead.config.objective.pseudo_label, reading)
 
 
+def check_chat(ahead: Ahead) -> None:
+    """Prompts in the turns of a conversation have a base that can have a chat template."""
+    if not (ahead.asks_model_to_label or ahead.has("continue_pretrain", "evaluate")) or not ahead.makes_its_base:
+        return
+    for task in ahead.tasks:
+        for name in _used_prompts(ahead, task):
+            if task.prompts[name].chat:
+                raise ConfigError(
+                    f"task '{task.name}', prompts.{name}.chat: needs an instruction-tuned Hugging Face base, and this walk pretrains its "
+                    "own; leave chat out, or give model=hf model.path=DIR"
+                )
+
+
 def check_joint_tasks(ahead: Ahead) -> None:
     """Tasks that are adapted together are tasks of the run."""
     from pipelines.stages.continue_pretrain import check_joint
@@ -305,6 +318,7 @@ CHECKS: tuple[Callable[[Ahead], None], ...] = (
     check_keys,
     check_criteria,
     check_prompts,
+    check_chat,
     check_joint_tasks,
     check_proposals,
     check_teachers,

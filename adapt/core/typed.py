@@ -26,8 +26,8 @@ _MOST_BITS = 63
 _LONGEST_FOUND = 200
 
 
-# Metadata of a field that came to its class when artifacts held the others: it is left out while it has its default, so that digests
-# of what was made before stay what they are.
+# Metadata of a field that its class got when there were artifacts without it: it is left out while it has its default, so that
+# digests of what was made before stay what they are.
 ADDED_LATER = {"added_later": True}
 
 

@@ -1,8 +1,8 @@
 """Chat templates of Hugging Face bases: the text that stands before and after a user's text, up to the assistant's answer.
 
-A template is a Jinja program in `chat_template.jinja`, or under `chat_template` in `tokenizer_config.json` (the one called `default`
-where there are several). It is run in Jinja's sandbox, as transformers' `apply_chat_template(..., add_generation_prompt=True)` does.
-One thing differs: a template that asks for today's date always gets `TODAY`, so that a prompt does not change from day to day.
+A template is a Jinja program in `chat_template.jinja`, or under `chat_template` in `tokenizer_config.json` (of several, the one called
+`default`). It runs in Jinja's sandbox, as in transformers' `apply_chat_template(..., add_generation_prompt=True)`. One thing differs:
+a template that asks for today's date always gets `TODAY`, so that a prompt does not change from day to day.
 
 The frame of a conversation is found once, with a stand-in for the user's text. A template that changes the text inside the frame is
 refused. Special tokens that the template writes are recoded (`recoded`), so that a text which spells one of them remains a text.
@@ -165,7 +165,7 @@ def _rendered(
 def _environment() -> ImmutableSandboxedEnvironment:
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation])
     made.filters["tojson"] = _as_json
-    made.globals.update(raise_exception=_refused, strftime_now=TODAY.strftime, namespace=_Namespace, dict=lambda **items: dict(items))
+    made.globals.update(raise_exception=_refused, strftime_now=TODAY.strftime, namespace=_Namespace, dict=lambda **items: {**items})
     return made
 
 

@@ -24,9 +24,9 @@ WholeEncoder = Callable[[Sequence[str]], list[EncodedText]]
 class ChatForm:
     """A conversation's text before a user's text and after it, up to the assistant's answer, as a base's chat template writes it.
 
-    `gap` are spaces that the template puts before an answer. `encode` reads `coded_before + text + coded_after + ...`: special tokens
-    are spelled there so that only the template can write them, with as many characters as they have in `before` and `after`. It puts
-    no document start before the text: a template writes its own.
+    `gap` are spaces that the template puts before an answer. `encode` reads `coded_before + text + coded_after + ...`: special
+    tokens are spelled there so that only the template can write them, with as many characters as they have in `before` and
+    `after`. It puts no document start before the text: a template writes its own.
     """
 
     before: str
@@ -43,8 +43,8 @@ class TextTokenizer(Protocol):
     `encode` gives the tokens of a text as the continuation of any other: no document marks, and nothing put before it, so that
     parts of a prompt can be encoded on their own and joined. `encode_documents` gives the tokens that texts have behind a document
     start. `whole` encodes such texts with the place of each token, for bases whose prompts are encoded as one text; where it is
-    absent, parts are encoded on their own. `chat` gives the form of a conversation. `bos_id` starts a document. `unk_id` and `mask_id` are absent where
-    the vocabulary has no such token; no text can produce a special token. `marks` are all special tokens as they are written.
+    absent, parts are encoded on their own. `chat` gives the form of a conversation. `bos_id` starts a document. `unk_id` and
+    `mask_id` are absent where the vocabulary has no such token; no text can produce a special token. `marks` are all special tokens as they are written.
     `digest` is that of all files that `save` writes.
     """
 

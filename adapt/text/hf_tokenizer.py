@@ -177,8 +177,9 @@ class HFTokenizer:
 
         template = template_in(self._files)
         if template is None or self._document is None:
-            lacks = "has no chat template" if template is None else f"has no {ENCODING_FILE}: it encodes parts of a prompt apart"
-            raise ConfigError(f"{Path(self.source).parent}: {lacks}; leave chat out of the prompt, or take an instruction-tuned base")
+            lacks = "has no chat template" if template is None else f"encodes parts of a prompt apart (no {ENCODING_FILE})"
+            mend = "leave chat out of the prompt, or take an instruction-tuned base"
+            raise ConfigError(f"{Path(self.source).parent}: {lacks}; {mend}")
         settings = [_parsed(self._files[name], self.source) for name in _SETTINGS_FILES if name in self._files]
         where = f"{Path(self.source).parent}, chat template"
         frame = frame_of(template, special_names(settings), system, where)
@@ -194,7 +195,7 @@ class HFTokenizer:
             found = _encoded(coder, texts)
             for one in found:
                 if sum(token in meant for token in one.ids) > n_marks:
-                    raise DataError(f"a text spells private characters ({codes(marks)[0][0]!r} and others) like the chat template's")
+                    raise DataError(f"a text repeats the private character {codes(marks)[0][0]!r} or its like; take it out")
             return [replace(one, ids=[meant.get(token, token) for token in one.ids]) for one in found]
 
         plain = _built({**self._described, "post_processor": None}, self.source)

@@ -87,7 +87,7 @@ class Export(Stage[ExportReads]):
     def build(self, reads: ExportReads, shop: Workshop, result: Path, work: Path) -> Mapping[str, Any]:
         task, evaluated, model = reads.data.task, reads.evaluate, reads.model
         is_base = model.digest == reads.base.digest or not Adaptation.of(model).is_adapted
-        _write_model(weights_of(reads.base if is_base else model), reads.form, result, task)
+        said = _write_model(weights_of(reads.base if is_base else model), weights_of(reads.base), reads.form, result, task)
         content = read_object(evaluated.file(DECISION_FILE))
         spec = PredictorSpec(
             task=task,
@@ -115,10 +115,12 @@ class Export(Stage[ExportReads]):
         text = card(spec, Evaluation.of(evaluated).table, gain, reads.base, model, _for_transformers(reads, result))
         (result / README_FILE).write_text(text, encoding="utf-8")
         size = sum(p.stat().st_size for p in result.rglob("*") if p.is_file())
-        return {"task": task.name, "bytes": size, "method": spec.decision.method.value}
+        return {"task": task.name, "bytes": size, "method": spec.decision.method.value, **({} if said is None else {"delta": said})}
 
     def describe(self, artifact: Artifact) -> str:
-        return f"answers by {artifact.metrics['method']}, {artifact.metrics['bytes'] / 1e6:.1f} MB"
+        metrics = artifact.metrics
+        delta = f", a delta: {metrics['delta']}" if "delta" in metrics else ""
+        return f"answers by {metrics['method']}, {metrics['bytes'] / 1e6:.1f} MB{delta}"
 
     def deliver(self, reads: ExportReads, artifact: Artifact, place: Path) -> None:
         if reads.delivery is not None:
@@ -133,8 +135,8 @@ STAGE = Export()
 def refuse_form(form: ExportForm, trains: Trained | None, base: Path | None = None) -> None:
     """Raise ConfigError where an export cannot have its form.
 
-    It is no delta where what was or will be trained changes all of a model, or the model is an own one. `trains` is None where
-    nothing was adapted. Transformers' form needs a router whose rule is in the code that goes with it.
+    It is no delta where what was or will be trained changes all of a model, or the base is an own one or a delta itself. `trains` is
+    None where nothing was adapted. Transformers' form needs a router whose rule is in the code that goes with it.
     """
     if form is ExportForm.HUGGING_FACE and base is not None and not is_hf_directory(base):
         from adapt.checkpoint.own_form import refuse_unknown_router  # these import torch
@@ -143,11 +145,13 @@ def refuse_form(form: ExportForm, trains: Trained | None, base: Path | None = No
         refuse_unknown_router(load_config(base))
     if form is not ExportForm.DELTA:
         return
-    if trains not in (None, Trained.LORA):
+    if trains is Trained.ALL:
         raise ConfigError(
-            f"export.form=delta: continue_pretrain.trains={trains.value} changes weights themselves; use export.form=merged, or "
-            "adapt anew with continue_pretrain.trains=lora and another run.name"
+            "export.form=delta: continue_pretrain.trains=all changes every tensor, so a delta would be as large as the model; use "
+            "export.form=merged, or adapt anew with continue_pretrain.trains=lora (or experts, router, head) and another run.name"
         )
+    if base is not None and is_delta(base):
+        raise ConfigError(f"export.form=delta: the base {base} is a delta itself; merge it first (export.form=merged)")
     if base is not None and not is_hf_directory(base):
         raise ConfigError(f"export.form=delta: is for Hugging Face bases, and {base} is none; use export.form=merged")
 
@@ -172,17 +176,22 @@ def _trained(adapted: Artifact | None) -> Trained | None:
     return Trained(adapted.config["continue_pretrain"]["trains"])
 
 
-def _write_model(weights: Path, form: ExportForm, result: Path, task: TaskConfig) -> None:
-    """Write a model with its tokenizer: its files, a delta merged into its base, or a base as the delta that changes nothing."""
-    from adapt.checkpoint.delta import read_record, write_empty_delta  # these import torch
+def _write_model(weights: Path, base: Path, form: ExportForm, result: Path, task: TaskConfig) -> str | None:
+    """Write a model with its tokenizer: its files, a delta merged into its base, or what changed of a base; say how much that is."""
+    from adapt.checkpoint.delta import read_record, write_changed_delta, write_empty_delta  # these import torch
     from adapt.checkpoint.vocabulary import has_tokenizer, tokenizer_of
     from adapt.checkpoint.weights import checkpoint_files, record_sums, write_merged
 
     if form is ExportForm.HUGGING_FACE and not is_hf_directory(weights):
         _write_for_transformers(weights, result, task)
-        return
-    if form is ExportForm.DELTA and not is_delta(weights):
+        return None
+    said = None
+    if form is ExportForm.DELTA and weights == base:
         write_empty_delta(result, weights)
+        said = "nothing of its base changed"
+    elif form is ExportForm.DELTA and not is_delta(weights):
+        n_changed, n_tensors = write_changed_delta(result, base, weights)
+        said = f"{n_changed:,} of {n_tensors:,} tensors of its base changed"
     elif form is not ExportForm.DELTA and is_delta(weights):
         sizes = (entry.size for entry in read_record(weights).base_files.values())
         need_room(result, sum(sizes), "the export")
@@ -196,6 +205,10 @@ def _write_model(weights: Path, form: ExportForm, result: Path, task: TaskConfig
         tokenizer_of(weights).save(result)  # with the record of how a Hugging Face base reads texts
     if (result / INDEX_FILE).is_file():
         record_sums(result)  # a base from elsewhere may have none
+    if said is not None:
+        n_base = sum(entry.size for entry in read_record(result).base_files.values())
+        said += f", of a base of {n_base / 1e6:.1f} MB"
+    return said
 
 
 def _for_transformers(reads: ExportReads, result: Path) -> ForTransformers | None:

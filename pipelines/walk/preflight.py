@@ -259,7 +259,8 @@ def check_export(ahead: Ahead) -> None:
     if ahead.has("export"):
         refuse_harness(ahead.config.export, None)
     if ahead.has("export") and ahead.has("continue_pretrain"):
-        refuse_form(ahead.config.export.form, ahead.config.continue_pretrain.trains)
+        base = None if ahead.makes_its_base else weights_of(ahead.run.base())
+        refuse_form(ahead.config.export.form, ahead.config.continue_pretrain.trains, base)
 
 
 def check_method(ahead: Ahead) -> None:

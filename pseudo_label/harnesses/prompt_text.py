@@ -2,8 +2,8 @@
 
 Other programs encode a prompt as one text. Where this project encodes parts on their own, a `separator` that the exported tokenizer
 cuts at and takes out stands between them, so that tokens are the same. `start` is written before a text where the exported
-tokenizer does not start documents by itself. A prompt with `chat` is written with the turns of the base's chat template around one slot
-for the user's text; so the other program must not apply the template once more.
+tokenizer does not start documents by itself. A prompt with `chat` is written with the turns of the base's chat template around one
+slot for the user's text; so the other program must not apply the template once more.
 """
 
 from __future__ import annotations
@@ -170,8 +170,8 @@ def _turns(chat: ChatForm, form: TextForm, where: str) -> Iterator[Piece | None]
     (start,) = form.tokenizer.pieces([form.tokenizer.bos_id])
     if not form.start and not chat.before.startswith(start):
         raise ConfigError(
-            f"{where}: the base's chat template writes no document start, and other programs put {start} before every text; they would "
-            "score other tokens"
+            f"{where}: the base's chat template writes no document start, and other programs put {start} before every text; they "
+            "would score other tokens"
         )
     yield Piece(text=chat.before if form.start else chat.before.removeprefix(start))
     yield Piece(slot=_USER)

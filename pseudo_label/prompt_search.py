@@ -17,8 +17,8 @@ A file is a YAML list. An entry with a template is a prompt; one without is a na
       criterion: channel                    # else `sum`
 
 `task` names the task's own words. A list of label words makes one prompt for each, called <name>.<set>, or <name>.<place in the
-list> for a mapping. `synonyms: {good: [好, 不错]}` gives further words of labels, and `chat` and `system` make a conversation, as in a
-task's file.
+list> for a mapping. `synonyms: {good: [好, 不错]}` gives further words of labels, `chat` and `system` make a conversation: as in
+a task's file.
 
 Each prompt is judged on unlabeled rows. Predictions are those of its own scores, matched to the prior. `agreement` is the share of
 rows on which they are the consensus: the ensemble of all other prompts. `confidence` is the mean probability of the best label, and

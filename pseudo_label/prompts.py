@@ -2,8 +2,8 @@
 
 The tokenizer decides how. Either a row and a label are filled in and encoded as one text (`whole_text.py`), as Hugging Face bases
 were trained. Or every part is encoded on its own and the ids are joined, so that a label has the same tokens whatever stands beside
-it. A prompt with `chat` is one text in the turns of a conversation (`chat_turns.py`). Training and scoring render alike. Only fields
-named under `shorten` are cut when a text is longer than the context, and all candidates of a row are cut alike.
+it. A prompt with `chat` is one text in the turns of a conversation (`chat_turns.py`). Training and scoring render alike. Only
+fields named under `shorten` are cut when a text is longer than the context, and all candidates of a row are cut alike.
 """
 
 from __future__ import annotations

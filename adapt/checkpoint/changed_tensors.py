@@ -2,8 +2,8 @@
 
     changed_tensors.safetensors   each changed tensor, or its changed slices, by the name that the base's files have for it
 
-Two checkpoints are compared bit by bit, tensor by tensor. Stored tensors belong to parameters of transformers' model, which may stack
-several of them: so a delta says for each parameter which of its stored tensors changed, and in which experts.
+Two checkpoints are compared bit by bit, tensor by tensor. Stored tensors belong to parameters of transformers' model, which may
+stack several of them: so a delta says for each parameter which of its stored tensors changed, and in which experts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Chat templates of Hugging Face bases: the text that stands before and after a user's text, up to the assistant's answer.
 
-A template is a Jinja program in `chat_template.jinja`, or under `chat_template` in `tokenizer_config.json` (of several, the one called
-`default`). It runs in Jinja's sandbox, as in transformers' `apply_chat_template(..., add_generation_prompt=True)`. One thing differs:
-a template that asks for today's date always gets `TODAY`, so that a prompt does not change from day to day.
+A template is a Jinja program in `chat_template.jinja`, or under `chat_template` in `tokenizer_config.json` (of several, `default`).
+It runs in Jinja's sandbox, as in transformers' `apply_chat_template(..., add_generation_prompt=True)`. One thing differs: a
+template that asks for today's date always gets `TODAY`, so that a prompt does not change from day to day.
 
 The frame of a conversation is found once, with a stand-in for the user's text. A template that changes the text inside the frame is
 refused. Special tokens that the template writes are recoded (`recoded`), so that a text which spells one of them remains a text.

@@ -41,10 +41,11 @@ class TextTokenizer(Protocol):
     """Text to token ids and back.
 
     `encode` gives the tokens of a text as the continuation of any other: no document marks, and nothing put before it, so that
-    parts of a prompt can be encoded on their own and joined. `encode_documents` gives the tokens that texts have behind a document
-    start. `whole` encodes such texts with the place of each token, for bases whose prompts are encoded as one text; where it is
-    absent, parts are encoded on their own. `chat` gives the form of a conversation. `bos_id` starts a document. `unk_id` and
-    `mask_id` are absent where the vocabulary has no such token; no text can produce a special token. `marks` are all special tokens as they are written.
+    parts of a prompt can be encoded on their own and joined. `encode_documents` gives the tokens that texts have behind a
+    document start. `whole` encodes such texts with the place of each token, for bases whose prompts are encoded as one text;
+    where it is absent, parts are encoded on their own. `chat` gives the form of a conversation. `bos_id` starts a document.
+    `unk_id` and `mask_id` are absent where the vocabulary has no such token; no text can produce a special token. `marks` are
+    all special tokens as they are written.
     `digest` is that of all files that `save` writes.
     """
 

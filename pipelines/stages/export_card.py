@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapt.core.artifacts import Artifact
-from adapt.core.errors import shown
+from adapt.core.errors import counted, shown
 from adapt.core.store_places import is_key
 from pipelines.stages.evaluated_model import ADAPTED
 from pipelines.stages.products import Adaptation
@@ -124,7 +124,7 @@ def _data(table: Sequence[Mapping[str, Any]], adapted: Artifact | None) -> str:
     steps = "" if adapted is None else f" in {Adaptation.of(adapted).steps:,} steps"
     learned = "Nothing was adapted." if adapted is None else f"Adapted on the task's unlabeled rows{steps}; no label was read."
     measured = dict.fromkeys((escaped(str(line["split"])), int(line["n"])) for line in table)
-    said = ", ".join(f"{split} ({n:,} rows)" for split, n in measured)
+    said = ", ".join(f"{split} ({counted(n, 'row')})" for split, n in measured)
     return f"{learned} Measured on {said}." if measured else f"{learned} Not measured on labelled rows."
 
 

@@ -110,7 +110,12 @@ def test_a_tied_copy_in_the_bases_files_is_left_out_as_trained_models_leave_it_o
 
 @pytest.mark.parametrize(
     ("damage", "words"),
-    [("bytes", "missing or damaged"), ("rows", "has shape"), ("stored", "is no part of the parameter"), ("shape", "not one of its")],
+    [
+        ("bytes", "missing or damaged"),
+        ("rows", "has shape"),
+        ("stored", "is no part of the parameter"),
+        ("shape", "not one of its"),
+    ],
 )
 def test_a_damaged_delta_of_experts_is_refused(damage: str, words: str, tmp_path: Path) -> None:
     base = make_checkpoint(tmp_path / "base", "gpt_oss")

@@ -20,10 +20,10 @@ from adapt.core.typed import from_plain, to_plain
 from adapt.scoring.scorer_config import ScorerConfig
 from adapt.text.hf_tokenizer import HFTokenizer
 from adapt.text.tokenizer import Tokenizer
-from pseudo_label.label_word_checks import check_label_words
 from pseudo_label.decision import Decision, FittedScores, Method
 from pseudo_label.harnesses.lm_eval import filled
 from pseudo_label.harnesses.prompt_text import TextForm, harness_rows, prompt_text
+from pseudo_label.label_word_checks import check_label_words
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.prompts import Prompt
 from pseudo_label.task_checks import problems_of
@@ -38,7 +38,8 @@ CHATML = (
 LLAMA = (
     "{% for message in messages %}{% if message['role'] == 'user' %}"
     "{{ bos_token + '[INST] ' + message['content'] | trim + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
-    "{{ ' ' + message['content'] | trim + ' ' + eos_token }}{% else %}{{ raise_exception('no system turn here') }}{% endif %}{% endfor %}"
+    "{{ ' ' + message['content'] | trim + ' ' + eos_token }}{% else %}"
+    "{{ raise_exception('no system turn here') }}{% endif %}{% endfor %}"
 )
 MARKS = ("<|im_start|>", "<|im_end|>")
 WORDS = {"a": "体育", "b": "财经", "c": "科技"}
@@ -123,7 +124,9 @@ def test_a_text_that_spells_the_end_of_a_turn_remains_a_text(tmp_path: Path) -> 
 
 def test_a_long_row_is_cut_inside_the_users_turn(tmp_path: Path) -> None:
     tokenizer = HFTokenizer.load(planted(tmp_path, BYTE_LEVEL, CHATML))
-    long, short = (Prompt(task_of(), "reference", tokenizer, n).labelled(row_of("比赛" * 40), "a").ids_T.tolist() for n in (400, 60))
+    long, short = (
+        Prompt(task_of(), "reference", tokenizer, n).labelled(row_of("比赛" * 40), "a").ids_T.tolist() for n in (400, 60)
+    )
     assert len(short) <= 60 < len(long)
     assert short[:6] == long[:6] and short[-12:] == long[-12:]
 

@@ -68,7 +68,7 @@ class DeltaRecord:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every changed parameter by the base's name for it."""
         changed = {} if self.changed is None else self.changed.parameters
-        return {name: tuple(one.shape) for name, one in [*self.targets.items(), *changed.items()]}
+        return {name: tuple(one.shape) for name, one in self.targets.items()} | {n: tuple(one.shape) for n, one in changed.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

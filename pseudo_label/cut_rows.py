@@ -79,7 +79,7 @@ def said_of_cut(counts: Mapping[str, Any], n_rows: int, unit: str = "lines") -> 
 
 def _may_be_cut(row: TaskRow, prompt: Prompt) -> bool:
     """Say whether a row could be longer than the context: no text has more tokens than bytes."""
-    return sum(len(text.encode()) for text in row.texts.values()) + _ROOM_FOR_PROMPT > prompt.context_length
+    return sum(len(text.encode()) for text in row.texts.values()) + _ROOM_FOR_PROMPT + prompt.frame_bytes > prompt.context_length
 
 
 def _digest(content: bytes) -> int:

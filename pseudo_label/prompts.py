@@ -77,6 +77,11 @@ class Prompt:
         return label_stands_first(self.task, self.name)
 
     @property
+    def frame_bytes(self) -> int:
+        """How many bytes of text a base's chat template puts around a row's: no more tokens than these."""
+        return 0 if self._chat is None else len(f"{self._chat.before}{self._chat.after}{self._chat.gap}".encode())
+
+    @property
     def opening(self) -> tuple[Part, ...] | None:
         """Return the parts up to the first field; None where the label comes before it.
 

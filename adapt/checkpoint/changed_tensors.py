@@ -9,7 +9,7 @@ stack several of them: so a delta says for each parameter which of its stored te
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from adapt.checkpoint.file_sums import FileSum
 from adapt.checkpoint.hf_directory import CHANGED_FILE
 from adapt.checkpoint.offload import Verify
-from adapt.checkpoint.store import open_store
+from adapt.checkpoint.store import Store, open_store
 from adapt.core.errors import CheckpointError
 from adapt.model.hf import PREFIX, frame_of
 
@@ -53,17 +53,10 @@ class Replacement:
     tensors: Mapping[str, Tensor]
 
     def applied(self, name: str, base: Tensor) -> Tensor:
-        """Return the base's stored tensor with what replaces it.
-
-        Raises:
-            CheckpointError: the replacement has another shape.
-        """
+        """Return the base's stored tensor with what replaces it; `refuse_misfits` has compared their shapes."""
         if name not in self.rows:
             return base
         rows, changed = self.rows[name], self.tensors[name]
-        wanted = base.shape if rows is None else (len(rows), *base.shape[1:])
-        if changed.shape != wanted or any(not 0 <= row < len(base) for row in rows or ()):
-            raise CheckpointError(f"{CHANGED_FILE}: tensor {name} has shape {tuple(changed.shape)}, not {tuple(wanted)}")
         if rows is None:
             return changed.to(base.dtype)
         result = base.clone()
@@ -102,6 +95,28 @@ def write_changed_tensors(directory: Path, base: Path, trained: Path) -> Changed
         raise CheckpointError(f"{trained}: tensor {min(lost)} changed and is no parameter of the model; use export.form=merged")
     absent = sorted(before.tensors.keys() - after.tensors.keys())
     return ChangedTensors(file=FileSum.of(directory / CHANGED_FILE), parameters=parameters, absent=absent)
+
+
+def refuse_misfits(directory: Path, record: ChangedTensors, store: Store, parts_of: Callable[[str], Collection[str]]) -> None:
+    """Compare changed tensors with those of a base's `store`, of which `parts_of` names a parameter's, before any is applied.
+
+    Raises:
+        CheckpointError: one is no part of its parameter, or of another shape; or the file is missing or damaged.
+    """
+    place = directory / CHANGED_FILE
+    try:
+        with safe_open(place, framework="pt") as stream:
+            for name, parameter in record.parameters.items():
+                parts = parts_of(name)
+                for stored, rows in parameter.stored.items():
+                    if stored not in parts:
+                        raise CheckpointError(f"{place}: tensor {stored} is no part of the parameter {name}")
+                    found, base = tuple(stream.get_slice(stored).get_shape()), store.place(stored).shape
+                    wanted = base if rows is None else (len(rows), *base[1:])
+                    if found != wanted or any(not 0 <= row < base[0] for row in rows or ()):
+                        raise CheckpointError(f"{place}: tensor {stored} has shape {found}, which does not fit the base's {base}")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{place}: missing or damaged ({error})") from error
 
 
 def read_changed_tensors(directory: Path, record: ChangedTensors) -> Iterator[tuple[str, Replacement]]:

@@ -6,10 +6,9 @@
     config.json, tokenizer                           the base's, so that the directory says by itself what it is
 
 A delta is opened by adding its factors' products to the weights of its base in memory, tensor by tensor in fp32, or by putting its
-tensors in their places. A base whose files are not
-those that the delta was made on is refused. The base's own tensors are read again from its files when another delta takes the
-place of one, so that the weights are the same bits as before, however often deltas came and went. A delta without changes says
-that nothing was adapted.
+tensors in their places. A base whose files are not those that the delta was made on is refused. The base's own tensors are read
+again from its files when another delta takes the place of one, so that the weights are the same bits as before, however often
+deltas came and went. A delta without changes says that nothing was adapted.
 """
 
 from __future__ import annotations
@@ -23,7 +22,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adapt.checkpoint.changed_tensors import ChangedTensors, Replacement, read_changed_tensors, write_changed_tensors
+from adapt.checkpoint.changed_tensors import (
+    ChangedTensors,
+    Replacement,
+    read_changed_tensors,
+    refuse_misfits,
+    write_changed_tensors,
+)
 from adapt.checkpoint.file_sums import FileSum, sums_of_files
 from adapt.checkpoint.hf_directory import (
     ADAPTER_CONFIG_FILE,
@@ -235,6 +240,7 @@ class ChangingModel:
                 raise CheckpointError(
                     f"{delta.directory / DELTA_FILE}: tensor {name} is not one of its base's, or has another shape"
                 )
+        _refuse_misfits(delta, self.model, self._store)
 
     @torch.no_grad()
     def _set(self, name: str, change: _Change | None) -> None:
@@ -243,8 +249,6 @@ class ChangingModel:
         products = self.model.as_stored(name, change.product()) if isinstance(change, LowRankUpdate) else {}
         places = self.model.as_stored(name, torch.arange(parameter.numel()).view(parameter.shape))
         wanted = set(products) if not isinstance(change, Replacement) else set(change.rows)
-        if not wanted <= places.keys():
-            raise CheckpointError(f"{CHANGED_FILE}: tensor {min(wanted - places.keys())} is no part of the parameter {name}")
         flat = parameter.data.view(-1)
         for stored in sorted(wanted | self._changed.get(name, set())):
             value = _stored(self._store, stored, places[stored])
@@ -298,6 +302,7 @@ def merged_tensors(delta: Delta) -> Iterator[tuple[str, Tensor]]:
         for stored in frame.as_stored(name, torch.empty(shape, device="meta")):
             owner[stored] = name
             store.place(stored)
+    _refuse_misfits(delta, frame, store)
     changes, present, moved = dict(delta.changes()), _Present(frame), set()
     absent = () if delta.record.changed is None else delta.record.changed.absent
     for stored, tensor in store:
@@ -319,6 +324,18 @@ def merged_tensors(delta: Delta) -> Iterator[tuple[str, Tensor]]:
         raise CheckpointError(
             f"{delta.directory}: merging would leave tensor {still[0]} as it is in the base ({len(still)} in all): its change is 0 "
             "or lost in the base's number format; train longer, or keep it as a delta (export.form=delta)"
+        )
+
+
+def _refuse_misfits(delta: Delta, model: HFModel, store: Store) -> None:
+    """Raise CheckpointError where tensors of a delta do not fit into those of its base."""
+    if delta.record.changed is not None:
+        shapes = delta.record.shapes()
+        refuse_misfits(
+            delta.directory,
+            delta.record.changed,
+            store,
+            lambda name: model.as_stored(name, torch.empty(shapes[name], device="meta")),
         )
 
 

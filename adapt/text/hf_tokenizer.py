@@ -79,6 +79,7 @@ class HFTokenizer:
         self.bos_id: int = bos_id
         self.eos_id: int = bos_id if eos_id is None else eos_id
         self._document: Any | None = None
+        self._chats: dict[str | None, ChatForm] = {}
         if ENCODING_FILE in files or not is_recorded:
             self.bos_id = self._start(described, settings, special.id_of("bos"), vocabulary)
         self.unk_id = special.id_of("unk", described.get("model", {}).get("unk_token"))
@@ -173,6 +174,11 @@ class HFTokenizer:
         Raises:
             ConfigError: there is no template, it cannot write such a conversation, or texts are not encoded as one.
         """
+        if system not in self._chats:
+            self._chats[system] = self._chat(system)
+        return self._chats[system]
+
+    def _chat(self, system: str | None) -> ChatForm:
         from adapt.text.chat_template import codes, frame_of, recoded, special_names, template_in, with_codes
 
         template = template_in(self._files)

@@ -37,6 +37,7 @@ from pseudo_label.tasks import TaskConfig
 from pseudo_label.teachers import lexical_files
 
 NAME = "export"
+_RISE = 0.01  # nats a token, above the noise of a training that changed little
 logger = logging.getLogger("pipelines")
 
 
@@ -128,8 +129,8 @@ class Export(Stage[ExportReads]):
         task = reads.data.task.name
         if reads.replaced is not None:
             logger.info("export %s: %s", task, reads.replaced)
-        for line in _said_of_training(reads, artifact):
-            logger.info("export %s: %s", task, line)
+        for level, line in _said_of_training(reads, artifact):
+            logger.log(level, "export %s: %s", task, line)
         if reads.delivery is not None:
             is_new = reads.delivery.make(artifact)
             said = "written to" if is_new else "unchanged at"
@@ -152,24 +153,23 @@ def _replaced(run: Run, task: TaskConfig, form: ExportForm) -> str | None:
     )
 
 
-def _said_of_training(reads: ExportReads, artifact: Artifact) -> Iterator[str]:
-    """Yield what is to be known of an export's training and of how it answers."""
+def _said_of_training(reads: ExportReads, artifact: Artifact) -> Iterator[tuple[int, str]]:
+    """Yield what is to be known of an export's training and of how it answers, with the level of the log that it belongs to."""
     made = Adaptation.of(reads.model) if reads.model.digest != reads.base.digest else None
     if made is not None and made.is_adapted:
         losses = {name: found.token_losses for name, found in made.held_out.items()}
         said = ", ".join(f"{name} {before:.3f} -> {after:.3f}" for name, (before, after) in losses.items())
         gain = gain_of(reads.model, reads.evaluate)[0].text
         said = f"last loss {made.loss:.3f}, held-out loss per token {said or 'unknown'}; {gain}"
-        yield f"adapted in {counted(made.steps, 'step')}, {said}"
-        risen = [name for name, (before, after) in losses.items() if after > before]
+        yield logging.INFO, f"adapted in {counted(made.steps, 'step')}, {said}"
+        risen = [name for name, (before, after) in losses.items() if after > before + _RISE]
         if risen:
-            yield (
-                f"warning: training raised the held-out loss of {', '.join(risen)}: lower continue_pretrain.optimizer.lr or "
-                "continue_pretrain.epochs, and adapt anew with another run.name"
-            )
+            advice = "lower continue_pretrain.optimizer.lr or continue_pretrain.epochs, and adapt anew with another run.name"
+            yield logging.WARNING, f"training raised the held-out loss of {', '.join(risen)}: {advice}"
     decision = read_spec(artifact.path).decision
     if decision.method is Method.COMBINED:
-        yield f"answers count the lexical labeller {decision.lexical_weight:g} times where the model counts once"
+        weight = f"{decision.lexical_weight:g}"
+        yield logging.INFO, f"answers count the lexical labeller with weight {weight}, the model with weight 1"
 
 
 def refuse_form(form: ExportForm, trains: Trained | None, base: Path | None = None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from adapt.core.errors import counted
 from pseudo_label.prompts import Prompt
 from pseudo_label.tasks import TaskRow
 
@@ -63,8 +64,8 @@ def said_of_cut(counts: Mapping[str, Any], n_rows: int, unit: str = "lines") -> 
     if not counts.get("cut"):
         return None
     text = (
-        f"{counts['cut']:,} of {n_rows:,} rows are longer than the model's context of {counts['context']} tokens and were cut "
-        f"(the longest has {counts['longest']:,})"
+        f"{counts['cut']:,} of {counted(n_rows, 'row')} {'is' if counts['cut'] == 1 else 'are'} longer than the model's context of "
+        f"{counts['context']} tokens and {'was' if counts['cut'] == 1 else 'were'} cut (the longest has {counts['longest']:,})"
     )
     if counts.get("alike"):
         some = ", ".join(f"{line:,}" for line in counts["alike_lines"])
@@ -78,7 +79,7 @@ def said_of_cut(counts: Mapping[str, Any], n_rows: int, unit: str = "lines") -> 
 
 def _may_be_cut(row: TaskRow, prompt: Prompt) -> bool:
     """Say whether a row could be longer than the context: no text has more tokens than bytes."""
-    return sum(len(text.encode()) for text in row.texts.values()) + _ROOM_FOR_PROMPT > prompt.context_length
+    return sum(len(text.encode()) for text in row.texts.values()) + _ROOM_FOR_PROMPT + prompt.frame_bytes > prompt.context_length
 
 
 def _digest(content: bytes) -> int:

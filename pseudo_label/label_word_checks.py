@@ -89,7 +89,9 @@ def asked_words(task: TaskConfig, name: str, tokenizer: TextTokenizer, rows: Seq
     prompt = Prompt(task, name, tokenizer, context_length=1 << 20)  # nothing is cut
     empty = TaskRow(id=0, texts={key: spec.blank or "" for key, spec in task.fields.items()}, label=None, candidates=None, line=1)
     shown = list(rows[:_ROWS]) or [empty]
-    befores = tuple(text_before(task, name, row)[-_CHARACTERS_BEFORE:] for row in shown)
+    befores: tuple[str, ...] = ("",)  # an answer of a chat begins a turn
+    if not task.prompts[name].chat:
+        befores = tuple(text_before(task, name, row)[-_CHARACTERS_BEFORE:] for row in shown)
     labels = [*task.labels, *(label for label, _ in task.synonyms_of(name))]
     found = []
     for place, (label, word, reading) in enumerate(

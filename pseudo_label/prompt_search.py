@@ -17,7 +17,8 @@ A file is a YAML list. An entry with a template is a prompt; one without is a na
       criterion: channel                    # else `sum`
 
 `task` names the task's own words. A list of label words makes one prompt for each, called <name>.<set>, or <name>.<place in the
-list> for a mapping. `synonyms: {good: [好, 不错]}` gives further words of labels, as in a task's file.
+list> for a mapping. `synonyms: {good: [好, 不错]}` gives further words of labels, `chat` and `system` make a conversation: as in
+a task's file.
 
 Each prompt is judged on unlabeled rows. Predictions are those of its own scores, matched to the prior. `agreement` is the share of
 rows on which they are the consensus: the ensemble of all other prompts. `confidence` is the mean probability of the best label, and
@@ -46,6 +47,7 @@ from adapt.text.contract import TextTokenizer
 from pseudo_label.criteria.contract import get_criterion
 from pseudo_label.decision import Method, fit_decision, margins, softmax
 from pseudo_label.prompts import parse_template, text_before
+from pseudo_label.task_checks import chat_problems
 from pseudo_label.task_yaml import read_yaml
 from pseudo_label.tasks import PromptConfig, TaskConfig, TaskRow
 from pseudo_label.zero_shot import PromptKeys
@@ -53,6 +55,7 @@ from pseudo_label.zero_shot import PromptKeys
 SCORE_FORMULA = "agreement x confidence"
 _TASK_WORDS = "task"
 _ENTRY_KEYS = ["name", *(field.name for field in fields(PromptConfig))]
+_UNWRITTEN = (("criterion", "sum"), ("chat", False))
 _REACH_CHARACTERS = 64  # of what stands before a label: farther away nothing changes its tokens
 
 
@@ -152,10 +155,11 @@ def boundary_merges(task: TaskConfig, name: str, tokenizer: TextTokenizer, rows:
     """
     shared = [*(task.prompts[name].label_words or task.label_words).values(), *(word for _, word in task.synonyms_of(name))]
     merged: dict[str, bool] = {}
+    is_joined = tokenizer.whole is None and not task.prompts[name].chat
     for before, words in {(text_before(task, name, row)[-_REACH_CHARACTERS:], row.candidates or tuple(shared)) for row in rows}:
         tokens = tokenizer.encode(before) if before else []
         for word in words:
-            merges = tokenizer.whole is None and bool(before) and tokenizer.encode(before + word) != tokens + tokenizer.encode(word)
+            merges = is_joined and bool(before) and tokenizer.encode(before + word) != tokens + tokenizer.encode(word)
             merged[word] = merged.get(word, False) or merges
     return sorted(word for word, merges in merged.items() if merges), len(merged)
 
@@ -164,7 +168,7 @@ def prompts_yaml(task: TaskConfig, names: Sequence[str], comment: str) -> str:
     """Return prompts as a piece of a task file, with the ensemble that they make."""
     plain = {
         "prompts": {
-            name: {k: v for k, v in vars(task.prompts[name]).items() if v is not None and (k, v) != ("criterion", "sum")}
+            name: {k: v for k, v in vars(task.prompts[name]).items() if v is not None and (k, v) not in _UNWRITTEN}
             for name in names
         },
         "ensemble": list(names),
@@ -220,7 +224,15 @@ def _crossed(
         template, criterion = entry["template"], entry.get("criterion", "sum")
         if not isinstance(template, str) or not isinstance(criterion, str):
             raise ConfigError(f"{where}: template and criterion must be text, found {template!r} and {criterion!r}")
-        prompt = PromptConfig(template=template, label_words=words, synonyms=_synonyms(entry, task, where), criterion=criterion)
+        is_chat, system = entry.get("chat", False), entry.get("system")
+        if not isinstance(is_chat, bool) or not isinstance(system, str | None):
+            raise ConfigError(f"{where}: chat must be true or false and system a text, found {is_chat!r} and {system!r}")
+        further = _synonyms(entry, task, where)
+        prompt = PromptConfig(
+            template=template, label_words=words, synonyms=further, criterion=criterion, chat=is_chat, system=system
+        )
+        if problems := chat_problems(where, prompt):
+            raise ConfigError(problems[0])
         try:
             get_criterion(criterion)
             parse_template(replace(task, prompts={name: prompt}), name)

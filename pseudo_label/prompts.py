@@ -2,8 +2,8 @@
 
 The tokenizer decides how. Either a row and a label are filled in and encoded as one text (`whole_text.py`), as Hugging Face bases
 were trained. Or every part is encoded on its own and the ids are joined, so that a label has the same tokens whatever stands beside
-it. Training and scoring render alike. Only fields named under `shorten` are cut when a text is longer than the context, and all
-candidates of a row are cut alike.
+it. A prompt with `chat` is one text in the turns of a conversation (`chat_turns.py`). Training and scoring render alike. Only
+fields named under `shorten` are cut when a text is longer than the context, and all candidates of a row are cut alike.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 from adapt.core.errors import ConfigError, DataError
 from adapt.core.spans import LabelForm, Reading, Span, SpannedText, join_parts, read_bidirectionally, read_with_targets
-from adapt.text.contract import TextTokenizer
+from adapt.text.contract import ChatForm, TextTokenizer, WholeEncoder
 from pseudo_label.candidates import Candidates
+from pseudo_label.chat_turns import in_turns
 from pseudo_label.criteria.contract import get_criterion
 from pseudo_label.tasks import TaskConfig, TaskRow
 from pseudo_label.templates import LABEL_SLOT, no_field, template_pieces
@@ -55,6 +56,9 @@ class Prompt:
             raise ConfigError(f"task '{task.name}', prompts.{name}.criterion: {error}") from error
         self.context_length = context_length
         self._tokenizer = tokenizer
+        self._chat = _chat_form(task, name, tokenizer)
+        self._whole = tokenizer.whole if self._chat is None else self._chat.encode
+        self._n_starts = int(self._chat is None)  # a conversation starts by itself
         self._parts = parse_template(task, name)
         words = task.prompts[name].label_words or task.label_words
         self._synonyms = task.synonyms_of(name)
@@ -73,6 +77,11 @@ class Prompt:
         return label_stands_first(self.task, self.name)
 
     @property
+    def frame_bytes(self) -> int:
+        """How many bytes of text a base's chat template puts around a row's: no more tokens than these."""
+        return 0 if self._chat is None else len(f"{self._chat.before}{self._chat.after}{self._chat.gap}".encode())
+
+    @property
     def opening(self) -> tuple[Part, ...] | None:
         """Return the parts up to the first field; None where the label comes before it.
 
@@ -81,7 +90,8 @@ class Prompt:
         if self.is_label_first:
             return None
         first = next(place for place, part in enumerate(self._parts) if part.field is not None)
-        return tuple(self._parts[: first + 1])
+        frame = () if self._chat is None else (Part(kind=Span.PROMPT, text=self._chat.coded_before),)
+        return (*frame, *self._parts[: first + 1])
 
     def words(self, row: TaskRow, *, with_groups: bool = False) -> list[str]:
         """Return the words of a row's candidates, in the order of `readings`."""
@@ -113,8 +123,8 @@ class Prompt:
 
     def length(self, row: TaskRow) -> int:
         """Return how many tokens a row has before it is cut, with its longest candidate."""
-        if self._tokenizer.whole is not None:
-            return 1 + longest_of(self._text_parts(row), self._all_words(row), self._tokenizer.whole)
+        if self._whole is not None:
+            return self._n_starts + longest_of(self._text_parts(row), self._all_words(row), self._whole)
         return 1 + self._longest(row) + sum(len(piece.ids) for piece in self._pieces(row))
 
     def kept(self, row: TaskRow) -> bytes:
@@ -126,12 +136,9 @@ class Prompt:
 
         They have not where parts are encoded on their own and one is cut inside a character. Raises DataError as `readings` does.
         """
+        if self._whole is not None:
+            return self._fitted(row, self._whole), True
         parts = self._text_parts(row)
-        if self._tokenizer.whole is not None:
-            fitting = fitted(parts, self._all_words(row), self._tokenizer.whole, self.context_length - 1)
-            if fitting is None:
-                raise self._does_not_fit(row)
-            return fitting, True
         pieces = self._pieces(row)
         found, is_same = [], True
         for part, whole, kept in zip(
@@ -148,7 +155,7 @@ class Prompt:
 
         The list is empty where parts are encoded on their own, or candidates are a row's own.
         """
-        whole = self._tokenizer.whole
+        whole = self._whole
         if whole is None or self.task.candidates is not None:
             return []
         texts = {name: spec.blank or "a" for name, spec in self.task.fields.items()}
@@ -185,11 +192,9 @@ class Prompt:
     def _render(self, row: TaskRow, words: Sequence[str]) -> list[SpannedText]:
         """Render a row with each of some words."""
         candidates = [self._ids_of(word) for word in words]
-        if self._tokenizer.whole is not None:
-            parts = fitted(self._text_parts(row), self._all_words(row), self._tokenizer.whole, self.context_length - 1)
-            if parts is None:
-                raise self._does_not_fit(row)
-            return spanned_texts(parts, words, self._tokenizer.whole, self._tokenizer.bos_id)
+        if self._whole is not None:
+            bos_id = self._tokenizer.bos_id if self._chat is None else None
+            return spanned_texts(self._fitted(row, self._whole), words, self._whole, bos_id)
         pieces = self._fit(self._pieces(row), self.context_length - 1 - self._longest(row), row)
         bos = ([self._tokenizer.bos_id], Span.CONTEXT)
         texts = []
@@ -197,6 +202,13 @@ class Prompt:
             parts_ids = [(ids, Span.LABEL) if piece.kind is Span.LABEL else (piece.ids, piece.kind) for piece in pieces]
             texts.append(join_parts([bos, *parts_ids]))
         return texts
+
+    def _fitted(self, row: TaskRow, whole: WholeEncoder) -> list[TextPart]:
+        """Return a row's parts as texts, cut so that every word fits."""
+        parts = fitted(self._text_parts(row), self._all_words(row), whole, self.context_length - self._n_starts)
+        if parts is None:
+            raise self._does_not_fit(row)
+        return parts
 
     def _ids_of(self, word: str) -> list[int]:
         """Return a word's tokens on its own."""
@@ -217,7 +229,7 @@ class Prompt:
                 parts.append(TextPart(text=part.text, kind=Span.PROMPT))
             else:
                 parts.extend(self._field_parts(part.field, row.texts[part.field]))
-        return parts
+        return parts if self._chat is None else in_turns(parts, self._chat)
 
     def _field_parts(self, name: str, text: str) -> list[TextPart]:
         can_cut = name in self.task.shorten
@@ -296,6 +308,17 @@ class Prompt:
                     "tokens; give them different label words and synonyms"
                 )
             seen[tuple(ids)] = label
+
+
+def _chat_form(task: TaskConfig, name: str, tokenizer: TextTokenizer) -> ChatForm | None:
+    """Return the form of a prompt's conversation; None where it is none. Raises ConfigError where the base has no such form."""
+    prompt = task.prompts[name]
+    if not prompt.chat:
+        return None
+    try:
+        return tokenizer.chat(prompt.system)
+    except ConfigError as error:
+        raise ConfigError(f"task '{task.name}', prompts.{name}.chat: {error}") from error
 
 
 def text_before(task: TaskConfig, name: str, row: TaskRow) -> str:

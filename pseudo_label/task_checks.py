@@ -109,6 +109,7 @@ def _prompt_problems(task: TaskConfig, name: str, prompt: PromptConfig) -> list[
             problems.append(f"{where}.template: {no_field(task.fields)}")
     except ConfigError as error:
         problems.append(f"{where}.template: {error}")
+    problems.extend(chat_problems(where, prompt))
     words = prompt.label_words or task.label_words
     problems.extend(f"{where}.label_words: label '{label}' has no label word" for label in task.labels if label not in words)
     problems.extend(
@@ -128,6 +129,17 @@ def _prompt_problems(task: TaskConfig, name: str, prompt: PromptConfig) -> list[
         known = set() if prompt.label_words is not None else set(_word_problems("", words, {}))
         problems += [f"{place}{x}" for x in _word_problems("", words, prompt.synonyms or {}) if x not in known]
     return problems
+
+
+def chat_problems(where: str, prompt: PromptConfig) -> list[str]:
+    """Return what is wrong with a prompt's turns: text of the prompt behind the answer, or a system's text outside a chat."""
+    if prompt.chat and not prompt.template.rstrip().endswith(f"{{{LABEL_SLOT}}}"):
+        return [f"{where}.chat: the label is the answer to all other text; let the template end with {{label}}"]
+    if prompt.system is not None and not prompt.chat:
+        return [f"{where}.system: is the first turn of a chat, and this prompt is none; add chat: true, or leave it out"]
+    if prompt.system is not None and not prompt.system.strip():
+        return [f"{where}.system: is empty; give a text, or leave it out"]
+    return []
 
 
 def _word_problems(where: str, words: Mapping[str, str], synonyms: Mapping[str, list[str]]) -> list[str]:

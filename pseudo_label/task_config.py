@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapt.core.typed import ADDED_LATER
 from adapt.text.rows.contract import Quotes
 from pseudo_label.lexical_config import LexicalConfig, RuleConfig
 
@@ -31,12 +32,17 @@ class PromptConfig:
     `synonyms` are further words of a label: each is scored beside the label's own word, and the label's key is the mean of the keys
     of its words (a verbalizer of several words: Hu et al. 2022, arXiv:2108.02035). Training and answers use the label's own word.
     `criterion` ranks the candidates under this prompt where the stage does not say otherwise.
+
+    With `chat` the text before the label is a user's turn, behind one of `system` where that is given, and the label begins the
+    assistant's answer, as the base's chat template writes them.
     """
 
     template: str
     label_words: dict[str, str] | None = None
     synonyms: dict[str, list[str]] | None = None
     criterion: str = "sum"
+    chat: bool = field(default=False, metadata=ADDED_LATER)
+    system: str | None = field(default=None, metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,16 +23,20 @@ _MOST_TOKENS_A_BYTE = 3  # a normalizer may make a character longer
 
 @dataclass(frozen=True, kw_only=True)
 class TextPart:
-    """A part of a prompt in one row, the label's without a text; `keeps_end` says which side is cut when it must be shortened."""
+    """A part of a prompt in one row, the label's without a text; `keeps_end` says which side is cut when it must be shortened.
+
+    Spaces of a part that `ends_turn` are not the label's, though they stand before it.
+    """
 
     text: str = ""
     kind: Span
     is_shortenable: bool = False
     keeps_end: bool = False
+    ends_turn: bool = False
 
 
-def spanned_texts(parts: Sequence[TextPart], words: Sequence[str], encode: WholeEncoder, bos_id: int) -> list[SpannedText]:
-    """Return the text with each word in the label's place, after a document start."""
+def spanned_texts(parts: Sequence[TextPart], words: Sequence[str], encode: WholeEncoder, bos_id: int | None) -> list[SpannedText]:
+    """Return the text with each word in the label's place, after a document start; None where the text has its own."""
     return [_spanned(parts, word, encoded, bos_id) for word, encoded in zip(words, _encoded(parts, words, encode), strict=True)]
 
 
@@ -91,13 +95,18 @@ def _cut(parts: list[TextPart], word: str, encoded: EncodedText, excess: int) ->
     return cut
 
 
-def _spanned(parts: Sequence[TextPart], word: str, encoded: EncodedText, bos_id: int) -> SpannedText:
+def _spanned(parts: Sequence[TextPart], word: str, encoded: EncodedText, bos_id: int | None) -> SpannedText:
     kinds = np.repeat([int(part.kind) for part in parts], [len(_text_of(part, word)) for part in parts])
     starts, ends = np.asarray(encoded.starts, np.int64), np.asarray(encoded.ends, np.int64)
     label_start, label_end = _label_place(parts, word)
-    label_start = len(_filled(parts, word)[:label_start].rstrip())
+    turn = max((place + 1 for place, part in enumerate(parts) if part.ends_turn), default=0)
+    spaces_from = sum(len(part.text) for part in parts[:turn])
+    label_start = spaces_from + len(_filled(parts, word)[spaces_from:label_start].rstrip())
     last = np.clip(np.maximum(ends - 1, starts), 0, len(kinds) - 1)
     kinds_T = np.where((starts < label_end) & (ends > label_start), int(Span.LABEL), kinds[last])
+    if bos_id is None:
+        kinds_T[:1] = int(Span.CONTEXT)
+        return SpannedText(ids_T=np.asarray(encoded.ids, np.int64), kinds_T=kinds_T.astype(np.int64))
     return SpannedText(
         ids_T=np.asarray([bos_id, *encoded.ids], np.int64), kinds_T=np.concatenate([[int(Span.CONTEXT)], kinds_T]).astype(np.int64)
     )

@@ -86,6 +86,7 @@ ONE_FILE = {
 ALSO_IN = {
     ("sentencepiece", "adapt/text/sentencepiece_child.py"),
     ("scipy", "adapt/checkpoint/merging/mlps.py"),
+    ("jinja2", "adapt/text/chat_template.py"),  # templates of bases, in a sandbox; the other file has this project's own
     ("pyarrow", "adapt/text/rows/arrow_rows.py"),
     ("pyarrow", "adapt/text/rows/parquet_rows.py"),
     ("datatrove", "adapt/text/cleaning/executors.py"),

@@ -1,20 +1,20 @@
-"""Deltas: a directory that holds only what a light adaptation (LoRA) changed of a Hugging Face base, and which base that is.
+"""Deltas: a directory that holds only what an adaptation changed of a Hugging Face base, and which base that is.
 
-    adapter_model.safetensors, adapter_config.json   the factors, as PEFT writes and opens them
-    delta.json                                       the base's place, sizes and sums; which factors change which tensor
+    adapter_model.safetensors, adapter_config.json   of LoRA: the factors, as PEFT writes and opens them
+    changed_tensors.safetensors                      where some tensors were trained themselves: these (`changed_tensors.py`)
+    delta.json                                       the base's place, sizes and sums; what changes which tensor
     config.json, tokenizer                           the base's, so that the directory says by itself what it is
 
-A delta is opened by adding its changes to the weights of its base in memory, tensor by tensor in fp32. A base whose files are not
-those that the delta was made on is refused. The base's own tensors are read again from its files when another delta takes the
-place of one, so that the weights are the same bits as before, however often deltas came and went. A delta without a target says
-that nothing was adapted.
+A delta is opened by adding its factors' products to the weights of its base in memory, tensor by tensor in fp32, or by putting its
+tensors in their places. A base whose files are not those that the delta was made on is refused. The base's own tensors are read
+again from its files when another delta takes the place of one, so that the weights are the same bits as before, however often
+deltas came and went. A delta without changes says that nothing was adapted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,10 +22,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adapt.checkpoint.file_sums import sums_of_files
+from adapt.checkpoint.changed_tensors import (
+    ChangedTensors,
+    Replacement,
+    read_changed_tensors,
+    refuse_misfits,
+    write_changed_tensors,
+)
+from adapt.checkpoint.file_sums import FileSum, sums_of_files
 from adapt.checkpoint.hf_directory import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_FILE,
+    CHANGED_FILE,
     CONFIG_FILE,
     DELTA_FILE,
     check_shards,
@@ -36,28 +44,23 @@ from adapt.checkpoint.hf_directory import (
 )
 from adapt.checkpoint.offload import Verify
 from adapt.checkpoint.store import Store, open_store
-from adapt.core.artifacts import sha256_of_file
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.json_files import read_object, write_json
-from adapt.core.typed import from_plain
+from adapt.core.typed import ADDED_LATER, from_plain
 from adapt.model.hf import PREFIX, HFModel, frame_of, load_hf_model
 from adapt.model.lora_config import LoraLayout, TargetFactors
 from adapt.model.low_rank import LowRankUpdate
 
-_SCHEMA = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileSum:
-    """A file's size in bytes and its sha256."""
-
-    size: int
-    sha256: str
+_SCHEMA, _SCHEMA_OF_FACTORS = 2, 1  # a program that knows factors only can open deltas of factors
+_Change = LowRankUpdate | Replacement
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeltaRecord:
-    """The content of `delta.json`: `base` is where the base was, `base_files` its configuration and weights."""
+    """The content of `delta.json`: `base` is where the base was, `base_files` its configuration and weights.
+
+    Either `targets` have factors, or `changed` has the tensors themselves.
+    """
 
     schema_version: int
     base: str
@@ -65,6 +68,12 @@ class DeltaRecord:
     adapter: FileSum | None
     scale: float
     targets: dict[str, TargetFactors]
+    changed: ChangedTensors | None = field(default=None, metadata=ADDED_LATER)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every changed parameter by the base's name for it."""
+        changed = {} if self.changed is None else self.changed.parameters
+        return {name: tuple(one.shape) for name, one in self.targets.items()} | {n: tuple(one.shape) for n, one in changed.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +84,14 @@ class Delta:
     base: Path
     record: DeltaRecord
 
-    def changes(self) -> Iterator[tuple[str, LowRankUpdate]]:
-        """Yield the change of each targeted tensor by the base's parameter name, read one by one.
+    def changes(self) -> Iterator[tuple[str, _Change]]:
+        """Yield the change of each parameter by the base's name for it, read one by one.
 
         Raises:
-            CheckpointError: the factors are missing or of another shape.
+            CheckpointError: factors or tensors are missing or damaged.
         """
+        if self.record.changed is not None:
+            yield from read_changed_tensors(self.directory, self.record.changed)
         if not self.record.targets:
             return
         place = self.directory / ADAPTER_FILE
@@ -109,17 +120,32 @@ def write_empty_delta(directory: Path, base: Path) -> None:
     _write_record(directory, base.resolve(), 1.0, {})
 
 
-def _write_record(directory: Path, base: Path, scale: float, targets: Mapping[str, TargetFactors]) -> None:
+def write_changed_delta(directory: Path, base: Path, trained: Path) -> tuple[int, int]:
+    """Write what a trained checkpoint changed of its base's tensors; return how many tensors changed, of how many.
+
+    Raises:
+        CheckpointError: as for `write_changed_tensors`.
+    """
+    changed = write_changed_tensors(directory, base, trained)
+    _write_record(directory, base.resolve(), 1.0, {}, changed)
+    n_changed = sum(len(parameter.stored) for parameter in changed.parameters.values())
+    return n_changed, len(open_store(base, Verify.NEVER).tensors)
+
+
+def _write_record(
+    directory: Path, base: Path, scale: float, targets: Mapping[str, TargetFactors], changed: ChangedTensors | None = None
+) -> None:
     for name, content in config_files_of(base).items():
         (directory / name).write_bytes(content)
     adapter = directory / ADAPTER_FILE
     record = DeltaRecord(
-        schema_version=_SCHEMA,
+        schema_version=_SCHEMA_OF_FACTORS if changed is None else _SCHEMA,
         base=str(base),
         base_files=_sums_of(base),
-        adapter=_file_sum(adapter) if targets else None,
+        adapter=FileSum.of(adapter) if targets else None,
         scale=scale,
         targets=dict(targets),
+        changed=changed,
     )
     write_json(directory / DELTA_FILE, record)
 
@@ -160,9 +186,10 @@ def open_delta(directory: Path, base: Path | None = None, verify: Verify = Verif
             "model=hf model.path=DIR on the command line, base=DIR in pseudo_label.load"
         )
     _refuse_other_base(directory, record, found.resolve(), verify)
-    adapter = directory / ADAPTER_FILE
-    if record.adapter is not None and (not adapter.is_file() or _file_sum(adapter) != record.adapter):
-        raise CheckpointError(f"{adapter}: missing or damaged (not the bytes that {DELTA_FILE} records); fetch or make it again")
+    sums = {ADAPTER_FILE: record.adapter, CHANGED_FILE: None if record.changed is None else record.changed.file}
+    for file, wanted in ((directory / name, wanted) for name, wanted in sums.items()):
+        if wanted is not None and (not file.is_file() or FileSum.of(file) != wanted):
+            raise CheckpointError(f"{file}: missing or damaged (not the bytes that {DELTA_FILE} records); fetch or make it again")
     return Delta(directory=directory, base=found.resolve(), record=record)
 
 
@@ -173,7 +200,7 @@ def _refuse_other_base(directory: Path, record: DeltaRecord, base: Path, verify:
         wanted, file = record.base_files.get(name), found.get(name)
         is_same = wanted is not None and file is not None and file.stat().st_size == wanted.size
         if is_same and file is not None and (verify is not Verify.NEVER or name == CONFIG_FILE):
-            is_same = _file_sum(file) == wanted
+            is_same = FileSum.of(file) == wanted
         if not is_same:
             raise CheckpointError(
                 f"{directory}: its changes belong to the base that was at {record.base}, and {base} is another one "
@@ -188,7 +215,7 @@ class ChangingModel:
         self.model = model
         self.base = base
         self._store: Store = open_store(base, Verify.NEVER)
-        self._changed: set[str] = set()
+        self._changed: dict[str, set[str]] = {}  # the stored tensors of each parameter that are not the base's
 
     def apply(self, delta: Delta) -> None:
         """Let the weights be those of the base and this delta, whatever was applied before.
@@ -201,34 +228,38 @@ class ChangingModel:
                 f"{delta.directory}: is of the base {delta.base}, and {self.base} is in memory; load it by itself"
             )
         self._refuse_unknown(delta)
-        for name in sorted(self._changed - delta.record.targets.keys()):
+        for name in sorted(self._changed.keys() - delta.record.shapes().keys()):
             self._set(name, None)
         for name, change in delta.changes():
-            self._changed.add(name)
             self._set(name, change)
 
     def _refuse_unknown(self, delta: Delta) -> None:
         shapes = {name.removeprefix(PREFIX): tuple(p.shape) for name, p in self.model.named_parameters()}
-        for name, target in delta.record.targets.items():
-            if shapes.get(name) != tuple(target.shape):
+        for name, shape in delta.record.shapes().items():
+            if shapes.get(name) != shape:
                 raise CheckpointError(
                     f"{delta.directory / DELTA_FILE}: tensor {name} is not one of its base's, or has another shape"
                 )
+        _refuse_misfits(delta, self.model, self._store)
 
     @torch.no_grad()
-    def _set(self, name: str, change: LowRankUpdate | None) -> None:
-        """Write the base's tensor from its files, with a change or without."""
+    def _set(self, name: str, change: _Change | None) -> None:
+        """Write the base's tensors of a parameter from its files, with a change or without, where they are not in place already."""
         parameter = self.model.get_parameter(PREFIX + name)
-        changes = {} if change is None else self.model.as_stored(name, change.product())
+        products = self.model.as_stored(name, change.product()) if isinstance(change, LowRankUpdate) else {}
         places = self.model.as_stored(name, torch.arange(parameter.numel()).view(parameter.shape))
+        wanted = set(products) if not isinstance(change, Replacement) else set(change.rows)
         flat = parameter.data.view(-1)
-        for stored, places_of_part in places.items():
-            value = _stored(self._store, stored, places_of_part)
-            if change is not None:
-                value = value.float() + changes[stored]
-            flat[_run_of(places_of_part.flatten(), flat.device)] = value.flatten().to(flat.device, flat.dtype)
-        if change is None:
-            self._changed.discard(name)
+        for stored in sorted(wanted | self._changed.get(name, set())):
+            value = _stored(self._store, stored, places[stored])
+            if isinstance(change, LowRankUpdate):
+                value = value.float() + products[stored]
+            elif change is not None:
+                value = change.applied(stored, value)
+            flat[_run_of(places[stored].flatten(), flat.device)] = value.flatten().to(flat.device, flat.dtype)
+        self._changed[name] = wanted
+        if not wanted:
+            del self._changed[name]
 
 
 def load_changed(
@@ -260,22 +291,31 @@ def open_changing(
 def merged_tensors(delta: Delta) -> Iterator[tuple[str, Tensor]]:
     """Yield the base's stored tensors with the delta's changes, one by one, in the base's number formats.
 
+    Tensors that a trained model is saved without (copies of tied ones) are left out.
+
     Raises:
         CheckpointError: a targeted tensor would be the base's still, or is not stored under the name that its family gives it.
     """
     frame, store = frame_of(delta.base), open_store(delta.base, Verify.NEVER)
     owner: dict[str, str] = {}
-    for name, target in delta.record.targets.items():
-        for stored in frame.as_stored(name, torch.empty(target.shape, device="meta")):
+    for name, shape in delta.record.shapes().items():
+        for stored in frame.as_stored(name, torch.empty(shape, device="meta")):
             owner[stored] = name
             store.place(stored)
+    _refuse_misfits(delta, frame, store)
     changes, present, moved = dict(delta.changes()), _Present(frame), set()
+    absent = () if delta.record.changed is None else delta.record.changed.absent
     for stored, tensor in store:
         if stored not in owner:
-            yield stored, tensor
+            if stored not in absent:
+                yield stored, tensor
             continue
         name = owner[stored]
-        merged = (tensor.float() + present.part(name, changes[name], stored)).to(tensor.dtype)
+        change = changes[name]
+        if isinstance(change, Replacement):
+            merged = change.applied(stored, tensor)
+        else:
+            merged = (tensor.float() + present.part(name, change, stored)).to(tensor.dtype)
         if not torch.equal(merged, tensor):
             moved.add(name)
         yield stored, merged
@@ -284,6 +324,18 @@ def merged_tensors(delta: Delta) -> Iterator[tuple[str, Tensor]]:
         raise CheckpointError(
             f"{delta.directory}: merging would leave tensor {still[0]} as it is in the base ({len(still)} in all): its change is 0 "
             "or lost in the base's number format; train longer, or keep it as a delta (export.form=delta)"
+        )
+
+
+def _refuse_misfits(delta: Delta, model: HFModel, store: Store) -> None:
+    """Raise CheckpointError where tensors of a delta do not fit into those of its base."""
+    if delta.record.changed is not None:
+        shapes = delta.record.shapes()
+        refuse_misfits(
+            delta.directory,
+            delta.record.changed,
+            store,
+            lambda name: model.as_stored(name, torch.empty(shapes[name], device="meta")),
         )
 
 
@@ -322,14 +374,3 @@ def _base_files(base: Path) -> list[Path]:
 
 def _sums_of(base: Path) -> dict[str, FileSum]:
     return {name: FileSum(**entry) for name, entry in sums_of_files(_base_files(base)).items()}
-
-
-def _file_sum(file: Path) -> FileSum:
-    state = file.stat()
-    return FileSum(size=state.st_size, sha256=_sha256(file, state.st_size, state.st_mtime_ns))
-
-
-@lru_cache
-def _sha256(file: Path, size: int, changed_ns: int) -> str:
-    """Hash a file; several deltas ask for the same base, so what was hashed is remembered by path, size and time of change."""
-    return sha256_of_file(file)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,25 @@ from adapt.core.artifacts import sha256_of_file
 from adapt.core.errors import CheckpointError, is_file_name
 
 FILES_ENTRY = "files"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSum:
+    """A file's size in bytes and its sha256."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, file: Path) -> FileSum:
+        state = file.stat()
+        return cls(size=state.st_size, sha256=_sha256(file, state.st_size, state.st_mtime_ns))
+
+
+@lru_cache
+def _sha256(file: Path, size: int, changed_ns: int) -> str:
+    """Hash a file; several deltas ask for the same base, so what was hashed is remembered by path, size and time of change."""
+    return sha256_of_file(file)
 
 
 def sums_of_files(files: Iterable[Path]) -> dict[str, dict[str, Any]]:

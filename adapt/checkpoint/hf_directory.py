@@ -27,10 +27,11 @@ CONFIG_FILE = "config.json"
 CONFIG_FILES = (CONFIG_FILE, "generation_config.json")
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-# A delta holds what an adaptation changed, beside the configuration of its base: PEFT's two files, and which base they belong to.
+# A delta holds what an adaptation changed (PEFT's two files, or tensors), its base's configuration, and which base that is.
 DELTA_FILE = "delta.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
+CHANGED_FILE = "changed_tensors.safetensors"
 STAGE = "hugging_face"
 SNAPSHOTS = "snapshots"  # in Hugging Face's cache: a directory for each state of a model, of links to its blobs
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -66,7 +67,7 @@ def shards_of(directory: Path) -> list[Path]:
         CheckpointError: there are none, only pickles, or the index is damaged.
     """
     if is_delta(directory):
-        return [file for file in [directory / ADAPTER_FILE] if file.is_file()]
+        return [file for file in (directory / ADAPTER_FILE, directory / CHANGED_FILE) if file.is_file()]
     refuse_two_sets(directory)
     if (directory / SINGLE_FILE).is_file():
         return [directory / SINGLE_FILE]

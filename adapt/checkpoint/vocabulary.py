@@ -12,7 +12,7 @@ from adapt.core.artifacts import MANIFEST
 from adapt.core.errors import CheckpointError
 from adapt.core.json_files import read_object
 from adapt.text.contract import TextTokenizer
-from adapt.text.hf_commands import command_for_tokenizer
+from adapt.text.hf_commands import command_for_tokenizer, command_to_fetch_tokenizer
 from adapt.text.hf_tokenizer import TOKENIZER_FILE, TOKENIZER_FILES, HFTokenizer
 from adapt.text.tokenizer import MODEL_FILE, Tokenizer
 
@@ -54,8 +54,8 @@ def load_tokenizer(directory: Path, model: HasVocabulary) -> TextTokenizer:
         return _load_foreign_tokenizer(directory, model)
     if not has_tokenizer(directory):
         raise CheckpointError(
-            f"{directory}: has no tokenizer ({MODEL_FILE} or {TOKENIZER_FILE}), so no text can be read or scored; import it with "
-            "import_checkpoint.tokenizer=FILE"
+            f"{directory}: has no tokenizer ({MODEL_FILE} or {TOKENIZER_FILE}), so no text can be read or scored; copy it there, "
+            "or import the checkpoint again: `python -m pipelines.import_checkpoint ... import_checkpoint.tokenizer=FILE`"
         )
     tokenizer = open_tokenizer(directory)
     check_vocabulary(tokenizer, model)
@@ -100,7 +100,7 @@ def _load_foreign_tokenizer(directory: Path, model: HasVocabulary) -> TextTokeni
         tokenizer = open_tokenizer(directory / MODEL_FILE)
     else:
         is_older = any((directory / name).is_file() for name in _OLDER_FORMS)
-        mend = command_for_tokenizer(directory) if is_older else f"fetch {TOKENIZER_FILE} from where the model came"
+        mend = command_for_tokenizer(directory) if is_older else command_to_fetch_tokenizer(directory)
         raise CheckpointError(f"{directory}: has neither {TOKENIZER_FILE} nor {MODEL_FILE}; {mend}")
     if tokenizer.vocab_size > model.vocab_size:
         raise CheckpointError(

@@ -7,6 +7,11 @@ _ACTED_ON = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 _LONGEST_NAME_BYTES = 200  # what is written under a name adds endings and marks to it
 
 
+def counted(count: int, thing: str) -> str:
+    """Return a number with the thing that it counts: `1 row`, `2,000 rows`."""
+    return f"{count:,} {thing}" + ("" if count == 1 else "s")
+
+
 def shown(text: str, kept: str = "") -> str:
     """Return a text for a reader: characters that a terminal or a page would act on are written as escapes, but for `kept`."""
     if text.isprintable():

@@ -26,10 +26,16 @@ _MOST_BITS = 63
 _LONGEST_FOUND = 200
 
 
+# Metadata of a field that its class got when there were artifacts without it: it is left out while it has its default, so that
+# digests of what was made before stay what they are.
+ADDED_LATER = {"added_later": True}
+
+
 def to_plain(value: Any) -> Any:
     """Turn a dataclass (nested in any way) into plain values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = dataclasses.fields(value)
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields if not _is_left_out(f, getattr(value, f.name))}
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, Path):
@@ -39,6 +45,10 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_plain(v) for v in value]
     return value
+
+
+def _is_left_out(field: dataclasses.Field[Any], value: Any) -> bool:
+    return ADDED_LATER.keys() <= field.metadata.keys() and value == field.default
 
 
 def from_plain(kind: type[T], value: Any, where: str) -> T:

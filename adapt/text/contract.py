@@ -20,14 +20,32 @@ class EncodedText:
 WholeEncoder = Callable[[Sequence[str]], list[EncodedText]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChatForm:
+    """A conversation's text before a user's text and after it, up to the assistant's answer, as a base's chat template writes it.
+
+    `gap` are spaces that the template puts before an answer. `encode` reads `coded_before + text + coded_after + ...`: special
+    tokens are spelled there so that only the template can write them, with as many characters as they have in `before` and
+    `after`. It puts no document start before the text: a template writes its own.
+    """
+
+    before: str
+    after: str
+    gap: str
+    coded_before: str
+    coded_after: str
+    encode: WholeEncoder
+
+
 class TextTokenizer(Protocol):
     """Text to token ids and back.
 
     `encode` gives the tokens of a text as the continuation of any other: no document marks, and nothing put before it, so that
-    parts of a prompt can be encoded on their own and joined. `encode_documents` gives the tokens that texts have behind a document
-    start. `whole` encodes such texts with the place of each token, for bases whose prompts are encoded as one text; where it is
-    absent, parts are encoded on their own. `bos_id` starts a document. `unk_id` and `mask_id` are absent where
-    the vocabulary has no such token; no text can produce a special token. `marks` are all special tokens as they are written.
+    parts of a prompt can be encoded on their own and joined. `encode_documents` gives the tokens that texts have behind a
+    document start. `whole` encodes such texts with the place of each token, for bases whose prompts are encoded as one text;
+    where it is absent, parts are encoded on their own. `chat` gives the form of a conversation. `bos_id` starts a document.
+    `unk_id` and `mask_id` are absent where the vocabulary has no such token; no text can produce a special token. `marks` are
+    all special tokens as they are written.
     `digest` is that of all files that `save` writes.
     """
 
@@ -66,6 +84,9 @@ class TextTokenizer(Protocol):
 
     @property
     def whole(self) -> WholeEncoder | None: ...
+
+    def chat(self, system: str | None) -> ChatForm:
+        """Return the form of a conversation behind a `system` text. Raises ConfigError where the base has no chat template."""
 
     def decode(self, ids: Iterable[int]) -> str: ...
 

@@ -22,6 +22,12 @@ def command_for_tokenizer(directory: Path) -> str:
     return f'`python -c "{script}"` writes tokenizer.json there'
 
 
+def command_to_fetch_tokenizer(directory: Path) -> str:
+    """Return the command that fetches a tokenizer into a directory that has none."""
+    fetched = f"`hf download NAME --include 'tokenizer*' --include 'special_tokens_map.json' --local-dir {directory}`"
+    return f"{fetched} fetches it from the hub, or copy the files tokenizer* from where the model came"
+
+
 def command_to_merge(directory: Path) -> str:
     """Return the command that merges a PEFT adapter into its base, and what is still to be copied."""
     made = f"{directory}-merged"

@@ -18,14 +18,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from adapt.core.artifacts import MANIFEST
-from adapt.core.errors import CheckpointError, ConfigError
+from adapt.core.errors import CheckpointError, ConfigError, DataError
 from adapt.core.json_files import parsed_json
-from adapt.text.contract import EncodedText, WholeEncoder
+from adapt.text.contract import ChatForm, EncodedText, WholeEncoder
 
 TOKENIZER_FILE = "tokenizer.json"
 ENCODING_FILE = "text_encoding.json"
@@ -78,6 +79,7 @@ class HFTokenizer:
         self.bos_id: int = bos_id
         self.eos_id: int = bos_id if eos_id is None else eos_id
         self._document: Any | None = None
+        self._chats: dict[str | None, ChatForm] = {}
         if ENCODING_FILE in files or not is_recorded:
             self.bos_id = self._start(described, settings, special.id_of("bos"), vocabulary)
         self.unk_id = special.id_of("unk", described.get("model", {}).get("unk_token"))
@@ -87,6 +89,7 @@ class HFTokenizer:
         described = _with_special_marks(described, {bos_id, self.bos_id, self.eos_id, self.pad_id, self.mask_id})
         added = described.get("added_tokens") or []
         self.marks = frozenset(str(token.get("content")) for token in added if token.get("special") and token.get("content"))
+        self._described = described
         self._tokenizer = _built(without_prefix(described), source)
         if ENCODING_FILE in self._files:
             self._document = _built({**described, "post_processor": None}, source)
@@ -163,10 +166,51 @@ class HFTokenizer:
 
     def _encode_whole(self, texts: Sequence[str]) -> list[EncodedText]:
         assert self._document is not None
-        return [
-            EncodedText(ids=list(found.ids), starts=[s for s, _ in found.offsets], ends=[e for _, e in found.offsets])
-            for found in self._document.encode_batch(list(texts), add_special_tokens=False)
-        ]
+        return _encoded(self._document, texts)
+
+    def chat(self, system: str | None) -> ChatForm:
+        """Return the form of a conversation, as the base's chat template writes it.
+
+        Raises:
+            ConfigError: there is no template, it cannot write such a conversation, or texts are not encoded as one.
+        """
+        if system not in self._chats:
+            self._chats[system] = self._chat(system)
+        return self._chats[system]
+
+    def _chat(self, system: str | None) -> ChatForm:
+        from adapt.text.chat_template import codes, frame_of, recoded, special_names, template_in, with_codes
+
+        template = template_in(self._files)
+        if template is None or self._document is None:
+            lacks = "has no chat template" if template is None else f"encodes parts of a prompt apart (no {ENCODING_FILE})"
+            mend = "leave chat out of the prompt, or take an instruction-tuned base"
+            raise ConfigError(f"{Path(self.source).parent}: {lacks}; {mend}")
+        settings = [_parsed(self._files[name], self.source) for name in _SETTINGS_FILES if name in self._files]
+        where = f"{Path(self.source).parent}, chat template"
+        frame = frame_of(template, special_names(settings), system, where)
+        written = frame.before + frame.after
+        marks = sorted(mark for mark in self.marks if mark in written)
+        coder = _built({**with_codes(self._described, marks), "post_processor": None}, self.source)
+        vocabulary = coder.get_vocab(with_added_tokens=True)
+        meant = {vocabulary[code]: vocabulary[mark] for code, mark in zip(codes(marks), marks, strict=True)}
+        before, after = recoded(frame.before, marks), recoded(frame.after, marks)
+        n_marks = sum(token in meant for token in coder.encode(before + "a" + after, add_special_tokens=False).ids)
+
+        def encode(texts: Sequence[str]) -> list[EncodedText]:
+            found = _encoded(coder, texts)
+            for one in found:
+                if sum(token in meant for token in one.ids) > n_marks:
+                    raise DataError(f"a text repeats the private character {codes(marks)[0][0]!r} or its like; take it out")
+            return [replace(one, ids=[meant.get(token, token) for token in one.ids]) for one in found]
+
+        plain = _built({**self._described, "post_processor": None}, self.source)
+        plain.encode_special_tokens = False
+        if plain.encode(f"{frame.before}a{frame.after}a", add_special_tokens=False).ids != encode([f"{before}a{after}a"])[0].ids:
+            raise ConfigError(f"{where}: its special tokens are read otherwise inside a text; leave chat out of the prompt")
+        return ChatForm(
+            before=frame.before, after=frame.after, gap=frame.gap, coded_before=before, coded_after=after, encode=encode
+        )
 
     def _start(
         self, described: Mapping[str, Any], settings: Sequence[Mapping[str, Any]], bos_id: int | None, vocabulary: Mapping[str, int]
@@ -253,6 +297,13 @@ def without_prefix(described: Any) -> Any:
     elif kind == "Strip" and "start" in described:  # the decoder's counterpart of a prepended space
         changed["start"] = 0
     return changed
+
+
+def _encoded(tokenizer: Any, texts: Sequence[str]) -> list[EncodedText]:
+    return [
+        EncodedText(ids=list(found.ids), starts=[s for s, _ in found.offsets], ends=[e for _, e in found.offsets])
+        for found in tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    ]
 
 
 def _built(described: Mapping[str, Any], source: str) -> Any:

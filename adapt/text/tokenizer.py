@@ -23,6 +23,7 @@ import sentencepiece
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.runtime import generator_for
 from adapt.core.settings import Settings, setting
+from adapt.text.contract import ChatForm
 from adapt.text.tokenizer_training import TrainerRefusal, trained_model
 
 PAD, UNK, BOS, EOS, MASK = "<pad>", "<unk>", "<s>", "</s>", "<mask>"
@@ -153,6 +154,13 @@ class Tokenizer:
     def whole(self) -> None:
         """Parts of a prompt are encoded on their own, as this project's bases were trained."""
         return None
+
+    def chat(self, system: str | None) -> ChatForm:
+        """Raise ConfigError: this project's bases have no chat template."""
+        raise ConfigError(
+            f"{self.source}: a tokenizer of this project has no chat template; leave chat out of the prompt, or take an "
+            "instruction-tuned Hugging Face base"
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         return str(self._processor.decode([int(i) for i in ids]))

@@ -199,7 +199,7 @@ class ExportConfig(Settings):
     form: ExportForm = setting(
         ExportForm.MERGED,
         "What an export holds: the whole model (merged); the same as a directory that transformers opens without this package "
-        "(hugging_face); or only what continue_pretrain.trains=lora changed of the base (delta).",
+        "(hugging_face); or only what continue_pretrain.trains (all but all) changed of a Hugging Face base (delta).",
     )
     output: str | None = setting(
         None,

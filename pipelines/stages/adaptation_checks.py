@@ -12,7 +12,7 @@ from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError
 from adapt.core.runtime import ONCE
 from adapt.model.config import GPTConfig
-from adapt.model.lora_config import QUANTIZED_BITS
+from adapt.model.lora_config import QUANTIZED_BITS, LoraTarget
 from adapt.train.engine_config import EngineConfig
 from adapt.train.train_config import Trained
 from pipelines.config.adapt_settings import AdaptConfig, MomentsStart
@@ -82,16 +82,32 @@ def moments_of(base: Artifact, settings: AdaptConfig) -> Path | None:
     return place
 
 
+def refuse_missing_groups(model_type: str, settings: AdaptConfig, place: Path) -> None:
+    """Raise ConfigError where a Hugging Face base, by its family, has no experts or routers, and such are to be trained."""
+    from adapt.model.hf_families import SPARSE_FAMILIES
+
+    if model_type in SPARSE_FAMILIES:
+        return
+    trains = settings.trains
+    if trains in (Trained.EXPERTS, Trained.ROUTER):
+        raise ConfigError(f"continue_pretrain.trains={trains.value}: {place} is a dense model; use all, dense or head")
+    targets = settings.lora.targets if trains is Trained.LORA else None
+    for target in targets or ():
+        if target in (LoraTarget.EXPERTS, LoraTarget.ROUTER):
+            raise ConfigError(
+                f"continue_pretrain.lora.targets: {place} is a dense model and has no parameters of the group '{target.value}'; it "
+                "has: attention, mlp"
+            )
+
+
 def _check_foreign_trained(base: Artifact, settings: AdaptConfig) -> None:
     """Raise ConfigError where a Hugging Face base has none of the parameters that are to be trained."""
     from adapt.model.hf import shapes_of  # imports torch
-    from adapt.model.hf_families import SPARSE_FAMILIES
     from adapt.model.lora import import_peft
     from adapt.model.low_rank import said_of_groups, targeted, trained_by_group
 
     trains, place = settings.trains, weights_of(base)
-    if trains in (Trained.EXPERTS, Trained.ROUTER) and base.config.get("model_type", "") not in SPARSE_FAMILIES:
-        raise ConfigError(f"continue_pretrain.trains={trains.value}: {base.path} is a dense model; use all, dense or head")
+    refuse_missing_groups(str(base.config.get("model_type", "")), settings, base.path)
     if trains is not Trained.LORA:
         return
     import_peft()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adapt.core.artifacts import Artifact
-from adapt.core.errors import shown
+from adapt.core.errors import counted, shown
 from adapt.core.store_places import is_key
 from pipelines.stages.evaluated_model import ADAPTED
 from pipelines.stages.products import Adaptation
@@ -113,6 +113,9 @@ def _prompts(spec: PredictorSpec) -> list[str]:
         words = ", ".join(escaped(word) for word in (prompt.label_words or {}).values())
         rows.append((escaped(name), _code(prompt.template).replace("|", "\\|"), words, escaped(prompt.criterion)))
     said = "Fields of a row stand in braces, `{label}` is the label's place. Candidates are ranked by the criterion."
+    chats = [name for name in names if task.prompts[name].chat]
+    if chats:
+        said += f" In turns of the base's chat template, the label as the assistant's answer: {', '.join(map(escaped, chats))}."
     return [said, _markdown_table(("prompt", "template", "words of its own", "criterion"), rows)]
 
 
@@ -121,7 +124,7 @@ def _data(table: Sequence[Mapping[str, Any]], adapted: Artifact | None) -> str:
     steps = "" if adapted is None else f" in {Adaptation.of(adapted).steps:,} steps"
     learned = "Nothing was adapted." if adapted is None else f"Adapted on the task's unlabeled rows{steps}; no label was read."
     measured = dict.fromkeys((escaped(str(line["split"])), int(line["n"])) for line in table)
-    said = ", ".join(f"{split} ({n:,} rows)" for split, n in measured)
+    said = ", ".join(f"{split} ({counted(n, 'row')})" for split, n in measured)
     return f"{learned} Measured on {said}." if measured else f"{learned} Not measured on labelled rows."
 
 

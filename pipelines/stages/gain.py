@@ -9,12 +9,14 @@ that are copies of others count once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from adapt.core.artifacts import Artifact
+from adapt.core.errors import counted
 from adapt.core.json_files import read_json
 from adapt.core.scorer import FloatArray
 from pipelines.stages.answers import copies_in, pool_splits
@@ -27,6 +29,9 @@ from pseudo_label.decision import Method
 
 _ENOUGH_ROWS = 100
 _FEW_STEPS = 20
+_ALMOST_ALL = 0.9  # of the rows: one answer to so many is the base's own bias
+_SMALLER_STEPS = "lower continue_pretrain.optimizer.lr or continue_pretrain.epochs"
+_OTHER_WORDS = "try other label words and prompts (`python -m pipelines.prompt_search` judges them)"
 _MORE_STEPS = "raise continue_pretrain.epochs or pseudo_label.selection.share"
 
 
@@ -81,7 +86,7 @@ def gain_in_words(method: str, gold: Sequence[str], answers: Mapping[tuple[str, 
     before = other[0] if other[0] == other[1] else " ".join(other)
     compared = (f"adapted {method} {100 * right[own].mean():.1f} %",
                 f"best without adapting {100 * right[other].mean():.1f} % ({before})")  # fmt: skip
-    said = Said(text=f"{_word(gain, len(gold))}, {_points(gain)} on {len(gold)} rows", details=compared)
+    said = Said(text=f"{_word(gain, len(gold))}, {_points(gain)} on {counted(len(gold), 'row')}", details=compared)
     return [
         said, *_over_taught(own, right), *_by_method(right), *_keeping_the_base(gain),
         *_warnings(method, answers, steps, len(gold)),
@@ -117,20 +122,32 @@ def _warnings(method: str, answers: Mapping[tuple[str, str], Sequence[str]], ste
     """Say why a comparison means little, each with the key to change."""
     found: list[str] = []
     if n_rows < _ENOUGH_ROWS:
-        found.append(f"{n_rows} rows tell only large gains: label more than {_ENOUGH_ROWS} in dev or few")
+        tells = f"{counted(n_rows, 'row')} {'tells' if n_rows == 1 else 'tell'}"
+        found.append(f"{tells} only large gains: label more than {_ENOUGH_ROWS} in dev or few")
     of_one_label = [name for (model, name), given in answers.items() if model == ADAPTED and len(set(given)) == 1]
-    if of_one_label:
-        label = answers[ADAPTED, of_one_label[0]][0]
-        change = "lower continue_pretrain.optimizer.lr or continue_pretrain.epochs"
-        if method in of_one_label and method != "prior":
+    of_base = {name: _largest_share(answers[BASE, name]) for name in of_one_label if (BASE, name) in answers}
+    for names, change in (
+        ([name for name in of_one_label if of_base.get(name, 0) < _ALMOST_ALL], _SMALLER_STEPS),
+        ([name for name in of_one_label if of_base.get(name, 0) >= _ALMOST_ALL], _OTHER_WORDS),
+    ):
+        if not names:
+            continue
+        label = answers[ADAPTED, names[0]][0]
+        if method in names and method != "prior":
             change = f"set evaluate.method=prior, or {change}"
-        found.append(f"adapted {', '.join(of_one_label)}: every answer is '{label}'; {change}")
+        shares = ", ".join(f"{100 * of_base[name]:.0f} %" for name in names if of_base.get(name, 0) >= _ALMOST_ALL)
+        before = f" (the base gave one answer to {shares} of the rows)" if shares else ""
+        found.append(f"adapted {', '.join(names)}: every answer is '{label}'{before}; {change}")
     shared = [name for model, name in answers if model == ADAPTED and (BASE, name) in answers]
     if shared and all(list(answers[ADAPTED, name]) == list(answers[BASE, name]) for name in shared):
-        found.append(f"{steps} steps changed no answer: {_MORE_STEPS}, or continue_pretrain.optimizer.lr")
+        found.append(f"{counted(steps, 'step')} changed no answer: {_MORE_STEPS}, or continue_pretrain.optimizer.lr")
     elif steps < _FEW_STEPS:
-        found.append(f"{steps} steps are few, so chance decides much: {_MORE_STEPS}")
+        found.append(f"{counted(steps, 'step')} {'is' if steps == 1 else 'are'} few, so chance decides much: {_MORE_STEPS}")
     return [Said(text=text) for text in found]
+
+
+def _largest_share(given: Sequence[str]) -> float:
+    return max(Counter(given).values(), default=0) / max(len(given), 1)
 
 
 def _right_N(given: Sequence[str], gold: Sequence[str]) -> FloatArray:

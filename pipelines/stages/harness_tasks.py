@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from adapt.core.errors import ConfigError, DataError
+from adapt.core.errors import ConfigError, DataError, counted
 from pipelines.stages.models import context_of
 from pipelines.stages.rows import TaskData
 from pseudo_label.harnesses.lm_eval import all_notes, write_lm_eval
@@ -52,7 +52,7 @@ def write_zero_shot_tasks(directory: Path, data: str) -> None:
         DataError: there is no such data, or it has another layout.
     """
     counts = write_zero_shot(directory, data_files(Path(data)), _text_form(directory, _DATA_KEY).start)
-    listed = ", ".join(f"{name} ({count:,} rows)" for name, count in counts.items())
+    listed = ", ".join(f"{name} ({counted(count, 'row')})" for name, count in counts.items())
     logger.info("zero-shot tasks for lm-evaluation-harness, --tasks %s: %s", TAG, listed)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from adapt.core.artifacts import Artifact, write_atomically
-from adapt.core.errors import ConfigError, DataError
+from adapt.core.errors import ConfigError, DataError, counted
 from adapt.core.faults import need_room, writable
 from adapt.core.json_files import json_text, read_object
 from adapt.core.progress import progress
@@ -141,7 +141,7 @@ class Predict(Stage[PredictReads]):
         }
 
     def describe(self, artifact: Artifact) -> str:
-        return f"{artifact.metrics['rows']} rows of {artifact.metrics['input']}"
+        return f"{counted(artifact.metrics['rows'], 'row')} of {artifact.metrics['input']}"
 
     def deliver(self, reads: PredictReads, artifact: Artifact, place: Path) -> None:
         reads.kept.close()
@@ -256,7 +256,7 @@ def _answer(reads: PredictReads, predictor: Predictor, survey: Survey, parts: li
     """
     source = reads.source
     rows = rows_of(source)
-    for part in progress(parts, f"predicting {survey.n_rows:,} rows", total=len(parts), unit="part"):
+    for part in progress(parts, f"predicting {counted(survey.n_rows, 'row')}", total=len(parts), unit="part"):
         some = list(islice(rows, _PART_ROWS))
         if part.is_file():
             continue

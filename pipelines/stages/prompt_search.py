@@ -20,7 +20,7 @@ from typing import Any
 from markupsafe import Markup
 
 from adapt.core.artifacts import Artifact
-from adapt.core.errors import DataError, shown
+from adapt.core.errors import DataError, counted, shown
 from adapt.core.json_files import read_object, write_json
 from adapt.core.scorer import FloatArray
 from adapt.core.spans import LabelForm
@@ -120,7 +120,9 @@ class PromptSearch(Stage[PromptSearchReads]):
 
     def describe(self, artifact: Artifact) -> str:
         m = artifact.metrics
-        return f"{m['prompts']} prompts judged on {m['rows']} rows, best: {', '.join(m['ensemble']['prompts'])}"
+        return (
+            f"{counted(m['prompts'], 'prompt')} judged on {counted(m['rows'], 'row')}, best: {', '.join(m['ensemble']['prompts'])}"
+        )
 
     def deliver(self, reads: PromptSearchReads, artifact: Artifact, place: Path) -> None:
         found = read_object(artifact.file(PROMPTS_FILE))
@@ -279,7 +281,7 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     if labelled["splits"]:
         correlation = found["rank_correlation"]
         said = "none (fewer than 3 prompts, or all alike)" if correlation is None else f"{correlation:.2f}"
-        where = f"{labelled['rows']} rows of {' + '.join(labelled['splits'])}"
+        where = f"{counted(labelled['rows'], 'row')} of {' + '.join(labelled['splits'])}"
         notes.append(f"rank correlation of {len(every['prompts'])} scores and prior-matched accuracies on {where}: {said}")
         suggestion += f" ({_percent(best)} %; all {len(every['prompts'])} together {_percent(every)} %)"
     return [*notes, suggestion]

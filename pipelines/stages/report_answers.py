@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
+from adapt.core.errors import counted
 from pipelines.report_page.charts import Chart, Interval, Line, heat_map, interval_chart, line_chart
 from pipelines.report_page.page import Section, heading, note, table
 from pipelines.stages.answers import Answers, Who
@@ -93,7 +94,9 @@ def _single_rows(found: Answers, rows: Sequence[TaskRow]) -> list[Markup]:
         other = found.right_N(before)
         better, worse = [i for i in order if own[i] and not other[i]], [i for i in order if other[i] and not own[i]]
         parts.append(heading("Rows that changed"))
-        parts.append(note(f"Against {_said(before)}: {len(better)} rows are right now, {len(worse)} are wrong now."))
+        parts.append(
+            note(f"Against {_said(before)}: {_now(counted(len(better), 'row'), 'right')}, {_now(str(len(worse)), 'wrong')}.")
+        )
         parts += _listed("Right now", found, rows, better, before) + _listed("Wrong now", found, rows, worse, before)
     wrong = [i for i in order if not own[i]]
     unsure = [int(i) for i in order[::-1]]
@@ -124,6 +127,10 @@ def _listed(title: str, found: Answers, rows: Sequence[TaskRow], places: Sequenc
 def _text_of(row: TaskRow) -> str:
     text = " | ".join(row.texts.values())
     return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "…"
+
+
+def _now(count: str, what: str) -> str:
+    return f"{count} {'is' if count.split()[0] == '1' else 'are'} {what} now"
 
 
 def _said(who: Who) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from adapt.core.artifacts import sha256_of_file
-from adapt.core.errors import DataError
+from adapt.core.errors import DataError, counted
 from adapt.core.typed import digest_of, to_plain
 from adapt.text.rows.directories import files_of, is_rows
 from adapt.text.rows.reading import endings_of
@@ -208,7 +208,8 @@ def labelled_part(shop: Workshop, task: TaskConfig, split: str, rows: list[TaskR
     """Return the rows of a split that have a label; that it is a part of them is said once."""
     part = [row for row in rows if row.label is not None]
     if 0 < len(part) < len(rows):
-        shop.say_once(f"{task.name} {split}: {len(part):,} of {len(rows):,} rows have a label; it is measured on these")
+        have = "has" if len(part) == 1 else "have"
+        shop.say_once(f"{task.name} {split}: {len(part):,} of {counted(len(rows), 'row')} {have} a label; it is measured on these")
     return part
 
 

@@ -45,7 +45,7 @@ from pathlib import Path
 
 from adapt.checkpoint.hf_directory import is_hf_directory
 from adapt.checkpoint.vocabulary import tokenizer_of
-from adapt.core.errors import ConfigError, DataError
+from adapt.core.errors import ConfigError, DataError, counted
 from adapt.text.rows.contract import Quotes, RowsFile
 from adapt.text.rows.reading import endings_of, open_rows, rows_of
 from adapt.text.tokenizer_health import Finding, Level, findings_on, health_of, is_spaced
@@ -188,7 +188,7 @@ def _told(
     if len(new.texts) == 2 and new.alike is None:
         lines.append("advice: alike=LABEL, the label of texts that mean the same, lets common characters or words label too")
     if written.unlabeled < _LEAST_ROWS:
-        lines.append(f"advice: {written.unlabeled:,} rows to adapt on are few; add more texts, which need no labels")
+        lines.append(f"advice: {counted(written.unlabeled, 'row')} to adapt on is too little; add more texts, which need no labels")
     lines += ["", "adapt the base to it:", f"  {run_command(config, written, is_hugging_face=is_hugging_face)}"]
     lines += ["then label rows:", f"  {predict_command(config)}"]
     return "\n".join(lines) + "\n"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from adapt.core.errors import ConfigError
+from adapt.core.errors import ConfigError, counted
 from adapt.core.registry import suggest
 from pseudo_label.columns import Survey, guess_label, guess_texts, is_no_label
 from pseudo_label.gold import NoLabel, label_of
@@ -101,7 +101,7 @@ def answers_for(
 
 def described(name: str, found: Survey) -> str:
     """Return what a file has: its columns with an example or their values."""
-    lines = [f"{name}: {found.rows:,} rows"]
+    lines = [f"{name}: {counted(found.rows, 'row')}"]
     width = max(len(column) for column in found.names[:_SHOWN_COLUMNS])
     for column in list(found.columns.values())[:_SHOWN_COLUMNS]:
         labels = column.labels

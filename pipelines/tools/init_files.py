@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from adapt.core.errors import ConfigError, DataError
+from adapt.core.errors import ConfigError, DataError, counted
 from adapt.core.faults import refuse_closed, writable
 from adapt.core.runtime import generator_for
 from adapt.text.rows.contract import RowsFile
@@ -51,7 +51,7 @@ class Written:
 
     @property
     def said(self) -> str:
-        parts = [f"{self.unlabeled:,} rows in {UNLABELED}"]
+        parts = [f"{counted(self.unlabeled, 'row')} in {UNLABELED}"]
         counts = ", ".join(f"{label}: {count:,}" for label, count in self.by_label.items())
         parts.append(f"{self.evaluated:,} in {self.split}" + (f" with their labels ({counts})" if counts else ", without labels"))
         parts += [f"{self.excluded:,} left out, whose texts are in {self.split}"] if self.excluded else []

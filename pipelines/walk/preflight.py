@@ -11,8 +11,11 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
+from adapt.checkpoint.hf_directory import CONFIG_FILE, is_hf_directory
 from adapt.core.errors import ConfigError
+from adapt.core.json_files import read_object
 from adapt.core.spans import LabelLoss
+from adapt.model.config import HFConfig
 from adapt.train.engine_config import check_optimizer
 from pipelines.config.adapt_settings import MomentsStart
 from pipelines.config.commands import COMMANDS
@@ -110,6 +113,30 @@ def check_prompts(ahead: Ahead) -> None:
                 there = ", ".join(task.prompts)
                 raise ConfigError(f"continue_pretrain.prompt: task '{task.name}' has no prompt '{name}'; it has: {there}")
             refuse_unreadable(task, name, ahead.config.objective.pseudo_label, reading)
+
+
+def check_groups(ahead: Ahead) -> None:
+    """A Hugging Face base has, by its family, what is to be trained; its weights are not looked at."""
+    from pipelines.stages.adaptation_checks import refuse_missing_groups
+
+    model, given = ahead.config.model, ahead.config.checkpoint
+    place = Path(given) if given is not None else Path(model.path) if isinstance(model, HFConfig) else None
+    if ahead.has("continue_pretrain") and place is not None and is_hf_directory(place):
+        model_type = str(read_object(place / CONFIG_FILE)["model_type"])
+        refuse_missing_groups(model_type, ahead.config.continue_pretrain, place)
+
+
+def check_chat(ahead: Ahead) -> None:
+    """Prompts in the turns of a conversation have a base that can have a chat template."""
+    if not (ahead.asks_model_to_label or ahead.has("continue_pretrain", "evaluate")) or not ahead.makes_its_base:
+        return
+    for task in ahead.tasks:
+        for name in _used_prompts(ahead, task):
+            if task.prompts[name].chat:
+                raise ConfigError(
+                    f"task '{task.name}', prompts.{name}.chat: needs an instruction-tuned Hugging Face base, and this walk "
+                    "pretrains its own; leave chat out, or give model=hf model.path=DIR"
+                )
 
 
 def check_joint_tasks(ahead: Ahead) -> None:
@@ -246,7 +273,8 @@ def check_export(ahead: Ahead) -> None:
     if ahead.has("export"):
         refuse_harness(ahead.config.export, None)
     if ahead.has("export") and ahead.has("continue_pretrain"):
-        refuse_form(ahead.config.export.form, ahead.config.continue_pretrain.trains)
+        base = None if ahead.makes_its_base else weights_of(ahead.run.base())
+        refuse_form(ahead.config.export.form, ahead.config.continue_pretrain.trains, base)
 
 
 def check_method(ahead: Ahead) -> None:
@@ -303,8 +331,10 @@ def _used_prompts(ahead: Ahead, task: TaskConfig) -> list[str]:
 
 CHECKS: tuple[Callable[[Ahead], None], ...] = (
     check_keys,
+    check_groups,
     check_criteria,
     check_prompts,
+    check_chat,
     check_joint_tasks,
     check_proposals,
     check_teachers,

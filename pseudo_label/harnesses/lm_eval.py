@@ -68,7 +68,8 @@ def all_notes(prompt: PromptText, rows: HarnessRows) -> list[str]:
 def row_notes(rows: HarnessRows) -> list[str]:
     """Return what is to be said of rows that were cut."""
     cut = [f"{rows.n_cut} of {len(rows.rows)} rows were cut to the model's context"] if rows.n_cut else []
-    other = [f"{rows.n_other} of these inside a character: their tokens differ from this project's"] if rows.n_other else []
+    odd = "were cut inside a character or spell a special token: their tokens differ from this project's"
+    other = [f"{rows.n_other} rows {odd}"] if rows.n_other else []
     return cut + other
 
 

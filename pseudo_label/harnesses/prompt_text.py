@@ -2,17 +2,19 @@
 
 Other programs encode a prompt as one text. Where this project encodes parts on their own, a `separator` that the exported tokenizer
 cuts at and takes out stands between them, so that tokens are the same. `start` is written before a text where the exported
-tokenizer does not start documents by itself.
+tokenizer does not start documents by itself. A prompt with `chat` is written with the turns of the base's chat template around one
+slot for the user's text; so the other program must not apply the template once more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapt.core.errors import ConfigError
 from adapt.core.spans import LabelForm, Span
-from adapt.text.contract import TextTokenizer
+from adapt.text.contract import ChatForm, TextTokenizer
+from pseudo_label.chat_turns import user_text
 from pseudo_label.decision import Decision, Method
 from pseudo_label.labelling import ScoringConfig
 from pseudo_label.prompts import Prompt, parse_template
@@ -20,6 +22,7 @@ from pseudo_label.tasks import TaskConfig, TaskRow, labels_of
 from pseudo_label.zero_shot import criterion_of, form_of
 
 _RESERVED = ("id", "label", "choices", "self", "loop", "range", "dict", "true", "false", "none")
+_USER = "user_text"
 _WHOLE_TEXT = ("total", "perplexity", "total_pmi", "total_domain_pmi")
 _EXACT = {"sum": "acc", "total": "acc", "per_character": "acc_norm"}
 
@@ -96,13 +99,15 @@ def prompt_text(task: TaskConfig, scoring: ScoringConfig, decision: Decision, fo
         )
     if form_of(criterion, scoring.form) is LabelForm.MLM:
         raise ConfigError(f"{where}: predicts the label at <mask>, which task files of other programs cannot")
-    pieces = list(_pieces(task))
+    spec = task.prompts[task.reference]
+    chat = form.tokenizer.chat(spec.system) if spec.chat else None
+    pieces = list(_pieces(task) if chat is None else _turns(chat, form, where))
     at = pieces.index(None)
     before, after = (tuple(piece for piece in part if piece is not None) for part in (pieces[:at], pieces[at + 1 :]))
     words = task.prompts[task.reference].label_words or task.label_words
     return PromptText(
         name=task.name,
-        form=form,
+        form=form if chat is None else replace(form, start=""),
         before=before,
         after=after,
         counts_after=criterion.name in _WHOLE_TEXT,
@@ -110,20 +115,25 @@ def prompt_text(task: TaskConfig, scoring: ScoringConfig, decision: Decision, fo
         metric=_EXACT.get(criterion.name, "acc"),
         words=tuple(words[label] for label in task.labels) if task.candidates is None else (),
         notes=tuple(_left_out(task, decision)),
-        other_ranking=_other_ranking(criterion.name),
+        other_ranking=_other_ranking(criterion.name, chat),
     )
 
 
 def harness_rows(task: TaskConfig, prompt: PromptText, rows: Sequence[TaskRow]) -> HarnessRows:
     """Fill a prompt's slots with labelled rows. Raises DataError for a row that does not fit into the context."""
     rendered = Prompt(task, task.reference, prompt.form.tokenizer, prompt.form.context_length)
+    is_chat, marks = task.prompts[task.reference].chat, prompt.form.tokenizer.marks
     slots = [piece.slot for piece in _pieces(task) if piece is not None]
     found, n_cut, n_other = [], 0, 0
     for row in rows:
         assert row.label is not None, "only labelled rows are measured on"
         parts, is_same = rendered.fitted_parts(row)
-        texts = [part.text for part in parts if part.kind is not Span.LABEL]
-        filled = {slot: text for slot, text in zip(slots, texts, strict=True) if slot is not None}
+        if is_chat:
+            filled = {_USER: user_text(parts)}
+            is_same = not any(mark in filled[_USER] for mark in marks)
+        else:
+            texts = [part.text for part in parts if part.kind is not Span.LABEL]
+            filled = {slot: text for slot, text in zip(slots, texts, strict=True) if slot is not None}
         n_cut += rendered.length(row) > prompt.form.context_length
         n_other += not is_same
         place = labels_of(row, task).index(row.label)
@@ -151,7 +161,28 @@ def _pieces(task: TaskConfig) -> Iterator[Piece | None]:
             yield from (slot(f"{part.field}_before"), None, slot(f"{part.field}_after"))
 
 
-def _other_ranking(criterion: str) -> str | None:
+def _turns(chat: ChatForm, form: TextForm, where: str) -> Iterator[Piece | None]:
+    """Yield the parts of a prompt that is a conversation; the document start is left out where the exported tokenizer writes it.
+
+    Raises:
+        ConfigError: other programs would put a document start before the conversation, which has none.
+    """
+    (start,) = form.tokenizer.pieces([form.tokenizer.bos_id])
+    if not form.start and not chat.before.startswith(start):
+        raise ConfigError(
+            f"{where}: the base's chat template writes no document start, and other programs put {start} before every text; they "
+            "would score other tokens"
+        )
+    yield Piece(text=chat.before if form.start else chat.before.removeprefix(start))
+    yield Piece(slot=_USER)
+    yield Piece(text=chat.after + chat.gap)
+    yield None
+
+
+def _other_ranking(criterion: str, chat: ChatForm | None) -> str | None:
+    spaces = "" if chat is None else chat.after[len(chat.after.rstrip()) :]
+    if spaces and criterion == "per_character":
+        return "criterion per_character is left out: lm-evaluation-harness counts the line breaks before the answer too"
     if criterion in _EXACT:
         return None
     what = "the log-likelihood of all from the label on" if criterion in _WHOLE_TEXT else "the label's log-likelihood"

@@ -150,7 +150,7 @@ def test_verify_never_reads_no_weights_for_the_comparison(tmp_path: Path, monkey
         hashed.append(file.name)
         return sha256_of_file(file)
 
-    monkeypatch.setattr("adapt.checkpoint.delta._sha256", noted)
+    monkeypatch.setattr("adapt.checkpoint.file_sums._sha256", noted)
     open_delta(delta, verify=Verify.NEVER)
     assert hashed == ["config.json", "adapter_model.safetensors"]
     assert ChangingModel(opened(base), base.resolve()).model is not None

@@ -77,6 +77,23 @@ def test_a_comparison_that_means_little_says_why_and_what_to_change(
         assert word in said
 
 
+def test_a_base_that_gives_one_answer_is_no_reason_for_smaller_steps() -> None:
+    almost = ["good"] * 114 + ["bad"] * 6
+    answers = {("base", "raw"): almost, ("adapted", "raw"): ALL_GOOD, ("base", "prior"): HALF, ("adapted", "prior"): HALF}
+    said = in_a_sentence(gain_in_words("raw", GOLD, answers, 200))
+    assert "every answer is 'good' (the base gave one answer to 95 % of the rows); set evaluate.method=prior" in said
+    assert "pipelines.prompt_search" in said and "optimizer.lr" not in said
+    both = {**answers, ("adapted", "prior"): ALL_GOOD}
+    said = in_a_sentence(gain_in_words("raw", GOLD, both, 200))
+    assert "adapted prior: every answer is 'good'; lower continue_pretrain.optimizer.lr" in said
+
+
+def test_one_row_and_one_step_are_spoken_of_as_one() -> None:
+    said = in_a_sentence(gain_in_words("raw", GOLD[:1], {("base", "raw"): GOLD[:1], ("adapted", "raw"): ["bad"]}, 1))
+    assert "] on 1 row:" in said
+    assert "1 row tells only large gains" in said and "1 step is few" in said
+
+
 def test_answers_that_cannot_be_compared_say_so() -> None:
     assert "no labelled rows" in in_a_sentence(gain_in_words("raw", [], {}, 200))
 

@@ -135,7 +135,7 @@ def test_every_kind_of_checkpoint_goes_on(said: Said, tmp_path: Path, smallest_r
         ([BASE, "prompt=好", "generate.top_k=4"], ["generate.top_k", "set temperature"]),
         ([BASE, "prompt=好", "generate.max_tokens=0"], ["generate.max_tokens: 0 is out of range"]),
         ([BASE, "prompt=好", "output={place}/out.parquet"], ["output=", "is written as .jsonl"]),
-        (["checkpoint={place}/untold", "prompt=好"], ["untold: has neither tokenizer.json nor tokenizer.model"]),
+        (["checkpoint={place}/untold", "prompt=好"], ["untold: has neither tokenizer.json nor tokenizer.model", "hf download"]),
         (["checkpoint={place}", "prompt=好"], ["is not a complete artifact"]),
         (["prompt=好"], ["pretrain: not there yet", "checkpoint="]),
     ],

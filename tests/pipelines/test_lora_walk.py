@@ -173,6 +173,21 @@ def test_what_cannot_be_is_refused_before_anything_is_labelled(
     assert not (tmp_path / "runs" / "default").exists()
 
 
+def test_groups_that_a_dense_base_has_not_are_refused_by_its_configuration_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")  # nothing else is looked at
+    given = ["model=hf", f"model.path={tmp_path}/base", f"run.dir={tmp_path}/runs", *SETTINGS, STAGES]
+    for own, words in (
+        ("continue_pretrain.lora.targets=[attention,experts]", "has no parameters of the group 'experts'; it has: attention, mlp"),
+        ("continue_pretrain.trains=experts", "is a dense model; use all, dense or head"),
+    ):
+        code, text = in_process("run", [*given, own], monkeypatch, capsys)
+        assert code == 2 and words in text, text
+        assert not (tmp_path / "runs").exists()
+
+
 def test_the_plan_counts_what_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,3 +200,28 @@ def test_the_plan_counts_what_is_trained(
     assert "rows of 96 tokens" in text
     code, text = in_process("plan", [*arguments[:3], "continue_pretrain.lora.targets=[experts]"], monkeypatch, capsys)
     assert code == 2 and "continue_pretrain.lora.targets" in text
+
+
+@pytest.mark.slow
+def test_a_walk_of_chosen_experts_leaves_deltas_that_answer_as_merged_exports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = make_checkpoint(tmp_path / "base", "qwen3_moe")
+    own = ["continue_pretrain.trains=experts", "continue_pretrain.expert_coverage=0.4", "pseudo_label.weighting=fixed"]
+    arguments = ["model=hf", f"model.path={base}", f"run.dir={tmp_path}/runs", *SETTINGS, *own]
+    code, text = in_process("run", [*arguments, STAGES, "export.form=delta"], monkeypatch, capsys)
+    assert code == 0, text
+    assert "of 45 tensors of its base changed" in text
+    exports, deltas = tmp_path / "runs" / "default" / "export", {}
+    for task in TASKS:
+        deltas[task] = shutil.copytree(exports / task, tmp_path / f"delta-{task}")
+        assert (deltas[task] / "changed_tensors.safetensors").stat().st_size < (base / "model.safetensors").stat().st_size / 4
+    assert f"export {TASKS[0]}: adapted in " in text and "held-out loss per token" in text
+    code, text = in_process("export", [*arguments, "export.form=merged"], monkeypatch, capsys)
+    assert code == 0, text
+    assert "was in form delta and is now in form merged" in text
+    wanted = {task: pseudo_label.load(exports / task, FP32_SCORES).predict(rows_of(task)) for task in TASKS}
+    predictor = pseudo_label.load(deltas[TASKS[0]], FP32_SCORES)
+    for task in (TASKS[1], TASKS[0], TASKS[1]):
+        predictor.switch_to(deltas[task])
+        assert predictor.predict(rows_of(task)) == wanted[task]

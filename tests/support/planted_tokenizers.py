@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from adapt.text.contract import ChatForm
+
 
 class EncodesOnly(ABC):
     """A `TextTokenizer` whose subclass gives `encode`; any other use of it is a mistake of the test."""
@@ -24,6 +26,9 @@ class EncodesOnly(ABC):
         return [self.encode(text) for text in texts]
 
     def save(self, directory: Path) -> None:
+        raise AssertionError("a planted tokenizer encodes only")
+
+    def chat(self, system: str | None) -> ChatForm:
         raise AssertionError("a planted tokenizer encodes only")
 
     def decode(self, ids: Iterable[int]) -> str:

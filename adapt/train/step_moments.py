@@ -178,8 +178,9 @@ def step_moments(
         moments[OPENING] = [] if in_files is not None and in_files.weights else _opening(trained, engine)
     if passing is not None:
         before = _earlier(trained, engine) if accumulates and in_files is None else []
+        # Converted for logits and again for their gradient; smaller blocks take the place of the first in between.
         table = (passing.table_in_use, passing.table_in_use)
-        moments["loss"] = [*before, *_kept(passing, 1.0), *[(passing.logits, passing.logits)] * 2, table]
+        moments["loss"] = [*before, *_kept(passing, 1.0), *[(passing.logits, passing.logits)] * 2, table, table]
         if passing.is_chunked:
             moments["loss"] += [(passing.table, passing.table)] * 2
         n, bucket = trained.elements, _bucket(trained, engine)

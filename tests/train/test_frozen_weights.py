@@ -100,7 +100,8 @@ def test_the_plan_counts_a_layer_and_not_the_base(tmp_path: Path) -> None:
     base = make_model_in(tmp_path / "base", "llama", VOCAB, torch.bfloat16, num_hidden_layers=6)
     engine = EngineConfig(precision=Precision.FP32, micro_batch=2, activation_checkpointing=Recompute.FULL)
     held, mapped = (
-        plan_foreign(base, engine, offload, Trained.LORA, LoraConfig(rank=2), 32, on_cpu=True) for offload in (OffloadConfig(), MAPPED)
+        plan_foreign(base, engine, offload, Trained.LORA, LoraConfig(rank=2), 32, on_cpu=True)
+        for offload in (OffloadConfig(), MAPPED)
     )
     frozen = held.training.counts.total
     assert held.memory["weights"] - mapped.memory["weights"] == 4 * frozen

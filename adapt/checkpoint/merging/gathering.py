@@ -2,7 +2,7 @@
 
 Legend: E experts, F their width, H hidden size, A numbers that a neuron reads with (a row of each of `ins`, and its biases).
 
-Both start from the sum of all experts times their mean weights. Each neuron is one term of it: a vector that it writes, times what it
+Both start from the sum of all experts times their mean weights. Each neuron is a term of it: a vector that it writes, times what it
 reads. Xue et al. 2022 (One Student Knows All Experts Know, arXiv:2201.10890) gather experts by the largest rows and by SVD, of each
 expert's matrices apart. Here the SVD is of the neurons that were matched over all experts. Where activations are taken as linear,
 E matched neurons are a matrix [H, A] of rank E, and its leading singular vectors are the neurons that change it least.

@@ -115,7 +115,7 @@ class MappedBase:
 
         module.forward = forward
 
-    def _look_up_converted(self, module: nn.Embedding, slot: _Slot) -> None:
+    def _look_up_converted(self, module: Any, slot: _Slot) -> None:
         run = module.forward
 
         def forward(ids: Tensor) -> Any:
@@ -142,7 +142,7 @@ class MappedBase:
         stored = self._in_use.get(tensor.untyped_storage().data_ptr())
         if stored is None:
             return tensor
-        return _Place(stored=stored, size=tuple(tensor.shape), stride=tensor.stride(), offset=tensor.storage_offset())
+        return _Place(stored=stored, size=tuple(tensor.shape), stride=tensor.stride(), offset=int(tensor.storage_offset()))
 
     def _unpacked(self, kept: Tensor | _Place) -> Tensor:
         if isinstance(kept, Tensor):

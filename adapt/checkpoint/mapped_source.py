@@ -2,7 +2,8 @@
 
 A thread asks for the pages ahead of their use (MADV_POPULATE_READ, in steps) and lets go of them behind it (MADV_DONTNEED), which
 takes them only out of this process: the page cache keeps what it has room for, so that several ranks read a file from the disk
-once. Letting page faults do the reading is several times slower. The mapping is copy-on-write: no file can be changed by it.
+once. Letting page faults do the reading is several times slower. The mapping is private and read-only: it cannot change a
+file, and no limit on data (`ulimit -d`) counts it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ctypes
 import errno
 import mmap
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -63,10 +65,12 @@ class MappedFiles:
         if place.file not in self._bytes:
             try:
                 with place.file.open("rb") as stream:
-                    mapping = mmap.mmap(stream.fileno(), 0, flags=mmap.MAP_PRIVATE)
+                    mapping = mmap.mmap(stream.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"{place.file}: missing or damaged ({error})") from error
-            self._bytes[place.file] = torch.frombuffer(mapping, dtype=torch.uint8)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given buffer is not writable")
+                self._bytes[place.file] = torch.frombuffer(mapping, dtype=torch.uint8)
         whole = self._bytes[place.file]
         if place.end > len(whole):
             raise cut_off(place)

@@ -50,6 +50,17 @@ class TrainedWeightsIn(enum.Enum):
     MAPPED = "mapped"
 
 
+class FrozenWeightsIn(enum.Enum):
+    """Where a Hugging Face base's frozen weights are while something of it, or beside it, is trained on CPUs.
+
+    `memory`: as they are loaded. `mapped`: read-only views of its files, converted layer by layer where a step computes in another
+    number format.
+    """
+
+    MEMORY = "memory"
+    MAPPED = "mapped"
+
+
 class MomentFormat(enum.Enum):
     """The number format of moments that are paged; bf16 is rounded stochastically."""
 
@@ -88,6 +99,11 @@ class OffloadConfig(Settings):
     )
     trained_weights: TrainedWeightsIn = setting(
         TrainedWeightsIn.MEMORY, "Where weights are while training: in memory, or in mapped scratch files (mapped; with paged)."
+    )
+    frozen_weights: FrozenWeightsIn = setting(
+        FrozenWeightsIn.MEMORY,
+        "Where a Hugging Face base's frozen weights are while training on CPUs: in memory, or in its own files (mapped; with "
+        "continue_pretrain.trains=lora, say).",
     )
     moments: MomentFormat = setting(
         MomentFormat.FP32, "Number format of paged moments; bf16 halves the file, rounds stochastically and changes results."

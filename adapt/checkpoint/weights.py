@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adapt.checkpoint.delta import load_changed, merged_tensors, open_delta, read_record, write_delta
+from adapt.checkpoint.frozen_views import frozen_views
 from adapt.checkpoint.hf_directory import (
     CONFIG_FILE,
     CONFIG_FILES,
@@ -28,7 +29,7 @@ from adapt.checkpoint.hf_directory import (
     is_hf_directory,
     is_own_form,
 )
-from adapt.checkpoint.offload import OffloadConfig, Verify
+from adapt.checkpoint.offload import FrozenWeightsIn, OffloadConfig, Verify
 from adapt.checkpoint.paged_weights import PagedWeights
 from adapt.checkpoint.shard_format import ByteRange
 from adapt.checkpoint.store import Store, open_store
@@ -215,13 +216,15 @@ def load_model(
     dtype: torch.dtype | None = None,
     share: ExpertShare | None = None,
     verify: Verify = Verify.SAMPLE,
+    frozen: FrozenWeightsIn = FrozenWeightsIn.MEMORY,
 ) -> GPT | HFModel:
     """Load a checkpoint's model in evaluation mode, in fp32 unless `dtype` says otherwise (routers always).
 
-    With a `share`, only that share of the experts is kept.
+    With a `share`, only that share of the experts is kept. Where `frozen` is mapped, a Hugging Face base's weights are views of its
+    files, in their format, until an engine settles what is trained.
 
     Raises:
-        ConfigError: the experts cannot be shared so.
+        ConfigError: the experts cannot be shared so, or these weights cannot be mapped.
         CheckpointError: tensors are missing, left over, of another shape, or not those that were written.
     """
     if is_delta(directory):
@@ -231,7 +234,8 @@ def load_model(
         check_share((), 1 if share is None else share.of)
         n_stored = check_shards(directory)
         stored = open_store(directory, verify if (directory / INDEX_FILE).is_file() else Verify.NEVER)
-        model = load_hf_model(directory, config_files_of(directory), n_stored, device, dtype)
+        views = frozen_views(stored) if frozen is FrozenWeightsIn.MAPPED else None
+        model = load_hf_model(directory, config_files_of(directory), n_stored, device, dtype, views)
         model.stored_dtypes = {name: place.dtype for name, place in stored.tensors.items()}
         return model
     store, frame = _checked(directory, verify, dtype)

@@ -10,9 +10,8 @@ recurrent state, which this wrapper would get wrong without a sign; so they are 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,13 @@ from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.json_files import read_object
 from adapt.model.attention import attention_mask
 from adapt.model.buffers import ExactBuffers
+from adapt.model.config import Recompute
 from adapt.model.experts import count_pairs
-from adapt.model.hf_families import FAMILIES, attention_of, check_family, family_named
+from adapt.model.hf_families import FAMILIES, attention_of, check_family, check_recompute, family_named
 from adapt.model.inputs import LayerRouting, ModelInputs, ModelOutput, Past, RouterTraits
 from adapt.model.lora_config import LoraLayout
+from adapt.model.mapped_base import MappedBase, stand_ins
+from adapt.model.recompute import recompute_module
 from adapt.text.hf_commands import command_to_merge
 from adapt.text.hf_tokenizer import asks_for_code
 
@@ -43,7 +45,7 @@ class HFModel(ExactBuffers):
     Rotary frequencies are exact buffers: in bf16 they would turn positions by the wrong angle. `directory` is where the weights
     came from, `stored_dtypes` the formats of the tensors in its files by their names there: trained weights are written in them.
     `lora` is set while LoRA's factors lie beside them (`adapt.model.lora`): then the base is frozen, and only the factors are the
-    model's state.
+    model's state. `mapped` is set where weights are views of the files (`adapt.model.mapped_base`).
     """
 
     def __init__(self, causal: Any, config_files: Mapping[str, bytes], directory: Path | None = None) -> None:
@@ -53,6 +55,7 @@ class HFModel(ExactBuffers):
         self.directory = directory
         self.lora: LoraLayout | None = None
         self.stored_dtypes: dict[str, torch.dtype] = {}
+        self.mapped: MappedBase | None = None
         config = causal.config
         self._family = family_named(str(config.model_type), str(directory or "model"))
         self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
@@ -72,7 +75,7 @@ class HFModel(ExactBuffers):
             from transformers import DynamicCache
 
             cache = DynamicCache(inputs.past.layers if inputs.past is not None else None)
-        with self._watched_gates() as decided:
+        with self._kept_as_views(), self._watched_gates() as decided:
             decoded = self.causal.get_decoder()(
                 input_ids=inputs.ids_BT,
                 attention_mask=self._mask(inputs),
@@ -88,7 +91,8 @@ class HFModel(ExactBuffers):
         )
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        logits: Tensor = self.causal.get_output_embeddings()(hidden_NH)
+        with self._kept_as_views():
+            logits: Tensor = self.causal.get_output_embeddings()(hidden_NH)
         return logits if self._logit_cap is None else torch.tanh(logits / self._logit_cap) * self._logit_cap
 
     def vocabulary_tables(self) -> dict[str, Tensor]:
@@ -102,6 +106,21 @@ class HFModel(ExactBuffers):
 
     def after_step(self, counts_LE: Sequence[Tensor]) -> None:
         return None  # the families' routers keep no state
+
+    def layers(self) -> list[Any]:
+        """Return the decoder's layers in their order."""
+        decoder = self.causal.get_decoder()
+        return list(decoder.h if hasattr(decoder, "h") else decoder.layers)
+
+    def set_recompute(self, what: Recompute) -> None:
+        """Choose, once, what the backward pass computes again: nothing, each layer's feed-forward part, or whole layers.
+
+        Raises:
+            ConfigError: this family's layers cannot be computed again.
+        """
+        check_recompute(str(self.causal.config.model_type), what)
+        for layer in self.layers() if what is not Recompute.NONE else ():
+            recompute_module(layer if what is Recompute.FULL else layer.mlp)
 
     @property
     def has_frozen_base(self) -> bool:
@@ -121,6 +140,9 @@ class HFModel(ExactBuffers):
 
         found: dict[str, Tensor] = revert_weight_conversion(self.causal, {name: tensor})
         return found
+
+    def _kept_as_views(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.mapped is None else self.mapped.kept_as_views()
 
     def _gates(self) -> list[Any]:
         name, layers = self._family.gate, getattr(self.causal.get_decoder(), "layers", ())
@@ -142,7 +164,8 @@ class HFModel(ExactBuffers):
         mask = _full_mask(inputs)
         if mask is None or attention_of(self.causal.config) != "eager":
             return mask
-        dtype = self.causal.get_input_embeddings().weight.dtype
+        computed_in = None if self.mapped is None else self.mapped.dtype
+        dtype = computed_in or self.causal.get_input_embeddings().weight.dtype
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
     def _routing(self, decided: Sequence[tuple[Tensor, Tensor]], inputs: ModelInputs) -> tuple[LayerRouting, ...]:
@@ -186,10 +209,12 @@ def load_hf_model(
     n_stored: int,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    views: Mapping[str, Tensor] | None = None,
 ) -> HFModel:
     """Load a checked Hugging Face directory in evaluation mode, in fp32 unless `dtype` says otherwise.
 
-    Its shards hold `n_stored` numbers; a configuration that makes a far larger model is refused before anything is allocated.
+    Its shards hold `n_stored` numbers; a configuration that makes a far larger model is refused before anything is allocated. With
+    `views` (its tensors by their names there) nothing is read, and these are the weights.
 
     Raises:
         ConfigError: transformers is not installed.
@@ -197,24 +222,28 @@ def load_hf_model(
     """
     transformers = import_transformers()
     config = _config_of(directory, transformers)
-    n_needed = sum(math.prod(shape) for shape in _shapes(directory, config, transformers)[0].values())
+    frame = _frame(directory, config, transformers)
+    n_needed = sum(parameter.numel() for parameter in frame.parameters())
     if n_needed > _MOST_MISSING * n_stored:  # missing weights would be allocated before they could be named
         raise CheckpointError(
             f"{directory / 'config.json'}: makes a model of {n_needed:,} weights, but the files hold {n_stored:,}; "
             "fetch both again from one place"
         )
+    settings = {
+        "config": config,
+        "dtype": dtype or torch.float32,
+        "attn_implementation": attention_of(config),
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # refused below, by name
+    }
+    given = {} if views is None else stand_ins(views)
     try:
-        causal, found = transformers.AutoModelForCausalLM.from_pretrained(
-            str(directory),
-            config=config,
-            dtype=dtype or torch.float32,
-            attn_implementation=attention_of(config),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
-        )
+        if views is not None:
+            causal, found = type(frame.causal).from_pretrained(None, state_dict=dict(given), **settings)
+        else:
+            causal, found = transformers.AutoModelForCausalLM.from_pretrained(
+                str(directory), use_safetensors=True, local_files_only=True, trust_remote_code=False, **settings
+            )
     except Exception as error:  # whatever transformers raises here is about the directory's content
         raise CheckpointError(f"{directory}: transformers cannot load it ({_first_line(error)})") from error
     for name, has, needs in sorted(found["mismatched_keys"]):
@@ -223,7 +252,10 @@ def load_hf_model(
         names = sorted(found[what])
         if names:
             raise CheckpointError(f"{directory}: tensor {names[0]} {problem} ({len(names)} in all)")
-    return HFModel(causal, config_files, directory).to(device).eval()
+    model = HFModel(causal, config_files, directory).to(device).eval()
+    if views is not None:
+        model.mapped = MappedBase(model, model.layers(), views, given)
+    return model
 
 
 def frame_of(directory: Path, n_layers: int | None = None) -> HFModel:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from adapt.core.errors import CheckpointError
+from adapt.core.errors import CheckpointError, ConfigError
+from adapt.model.config import Recompute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +21,13 @@ class Family:
 
     `gate` names the router in the feed-forward part of its sparse layers, absent in dense families. `is_sigmoid`: a router scores
     each expert by itself. `is_eager`: attention has terms (caps, sinks) that only the family's plain products compute.
+    `overwrites_choices`: routers write into what they picked, so that it cannot be kept while the rest is computed again.
     """
 
     gate: str | None = None
     is_sigmoid: bool = False
     is_eager: bool = False
+    overwrites_choices: bool = False
 
 
 _DENSE, _SOFTMAX, _SIGMOID = Family(), Family(gate="gate"), Family(gate="gate", is_sigmoid=True)
@@ -45,7 +48,7 @@ _FAMILIES = {
     "deepseek_v3": _SIGMOID,
     "glm4_moe": _SIGMOID,
     "gpt_oss": Family(gate="router", is_eager=True),
-    "mixtral": _SOFTMAX,
+    "mixtral": Family(gate="gate", overwrites_choices=True),
     "olmoe": _SOFTMAX,
     "qwen2_moe": _SOFTMAX,
     "qwen3_moe": _SOFTMAX,
@@ -91,6 +94,15 @@ def check_family(config: Any, where: str) -> None:
         raise CheckpointError(f"{where}: longrope turns all rows of a batch by the longest one's angles; it is not served")
     if getattr(config, "use_bidirectional_attention", None):
         raise CheckpointError(f"{where}: use_bidirectional_attention lets tokens see later ones, so it is no language model")
+
+
+def check_recompute(model_type: str, what: Recompute) -> None:
+    """Raise ConfigError where a family's layers cannot be computed again with the decisions of the first time."""
+    if what is not Recompute.NONE and _FAMILIES[model_type].overwrites_choices:
+        raise ConfigError(
+            f"engine.activation_checkpointing: {what.value}: routers of model_type '{model_type}' write into what they picked, so "
+            "no decision can be kept; set it to none, and engine.micro_batch lower"
+        )
 
 
 def attention_of(config: Any) -> str:

@@ -117,6 +117,7 @@ def _fill(model: HFModel, seed: int) -> None:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        parameter.data = parameter.data.float()  # PEFT gives factors the base's format
         if ".lora_B." in name:
             parameter.zero_()
             continue

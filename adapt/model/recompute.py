@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 Result = TypeVar("Result")
@@ -29,6 +30,23 @@ def recomputed(run: Callable[..., Result], *args: Any) -> Result:
     contexts = partial(create_selective_checkpoint_contexts, _policy)
     result: Result = checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return result
+
+
+def recompute_module(module: nn.Module) -> None:
+    """Have a layer of transformers', or a part of one, keep only what it is given, wherever gradients are wanted.
+
+    Keys and values for steps to come are not kept then: a layer that is computed again would add them twice.
+    """
+    run = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return run(*args, **kwargs)
+        if (cache := kwargs.pop("past_key_values", None)) is not None:
+            assert not cache.get_seq_length(), "a past is read without gradients"
+        return recomputed(partial(run, **kwargs), *args)
+
+    module.forward = forward
 
 
 def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -30,15 +30,17 @@ from adapt.core.device import take_device
 from adapt.core.errors import ConfigError, TrainingError
 from adapt.core.precision import Precision
 from adapt.core.runtime import RankInfo
-from adapt.model.buffers import named_state, saved_buffers, state_parameters
+from adapt.model.buffers import saved_buffers, state_parameters
 from adapt.model.exchange import GroupPeers
 from adapt.model.expert_parallel import Rows, is_stack, own_experts, own_part
+from adapt.model.gpt import GPT
+from adapt.model.hf import HFModel
 from adapt.model.moe import MoELayer
 from adapt.train.brought_gemm import bring_gemm
 from adapt.train.divergence import where_gradients_break
 from adapt.train.engine_config import EngineConfig, GradientCommunication, deepspeed_config
 from adapt.train.loss_scale import LossScale
-from adapt.train.model_preparation import check_is_scaled, groups_by_format, kept_exact, router_parameters, set_recompute
+from adapt.train.model_preparation import check_is_scaled, exact_state, groups_by_format, kept_exact, router_parameters
 from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments, make_optimizer, parameter_groups, set_learning_rate
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.paged_adamw import Paging, weights_in_place
@@ -85,7 +87,11 @@ class Engine:
         self._share = config.expert_share(rank.rank)
         if self._share.of > 1:
             own_experts(model, self._share)
-        set_recompute(model, config.activation_checkpointing)
+        mapped = model.mapped if isinstance(model, HFModel) else None
+        if mapped is not None:
+            mapped.settle(config.precision.dtype)
+        if isinstance(model, GPT | HFModel):
+            model.set_recompute(config.activation_checkpointing)
         is_rounded = config.precision.is_rounded
         self._is_scaled = config.precision is Precision.FP16
         if self._is_scaled and self.device.type == "cpu":
@@ -93,9 +99,9 @@ class Engine:
         if config.precision is Precision.BF16:
             bring_gemm(model, self.device)
         with weights_in_place(paging):
-            exact = {name: tensor.detach().clone() for name, tensor in named_state(model)} if is_rounded else {}
+            exact = exact_state(model) if is_rounded else {}
         # What is not trained has no master: where forward reads a rounded form of it, the exact one is kept here.
-        self._frozen = {name: exact[name].cpu() for name, p in state_parameters(model) if not p.requires_grad and is_rounded}
+        self._frozen = {name: exact[name].cpu() for name, p in state_parameters(model) if name in exact and not p.requires_grad}
         if not torch.distributed.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             with contextlib.redirect_stdout(sys.stderr):
@@ -106,7 +112,8 @@ class Engine:
         if self._is_scaled:
             check_is_scaled(groups, routers.values())
         kept = kept_exact(model, {name: exact[name] for name in routers}, self.device)
-        with contextlib.redirect_stdout(sys.stderr), kept, weights_in_place(paging):
+        apart = contextlib.nullcontext() if mapped is None else mapped.apart()
+        with contextlib.redirect_stdout(sys.stderr), kept, apart, weights_in_place(paging):
             self._engine, self._zero, _, _ = deepspeed.initialize(
                 model=model,
                 optimizer=make_optimizer(model, optimizer, groups, paging),

@@ -6,18 +6,19 @@ dense families; routed experts take rows by content, which cannot be traced, so 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from adapt.checkpoint.offload import OffloadConfig, Verify
+from adapt.checkpoint.offload import FrozenWeightsIn, OffloadConfig, Verify
 from adapt.checkpoint.store import open_store
+from adapt.model.config import Recompute
 from adapt.model.counting import ParameterCounts, count_hf_parameters
-from adapt.model.hf import frame_of
+from adapt.model.hf import HFModel, frame_of
 from adapt.model.lora_config import LoraConfig, LoraTarget
 from adapt.model.low_rank import said_of_groups, targeted, trained_by_group
 from adapt.train.engine_config import EngineConfig
@@ -34,8 +35,10 @@ PLANNED_TOKENS = 512  # a task's rows are far shorter than the context of many b
 class ForeignTraining:
     """What is trained of a Hugging Face base, and what a micro-batch of `rows` full rows of `tokens` takes on its way.
 
-    `passing` is absent where it cannot be traced. `is_mapped`: the weights come as views of files in fp32, and what is frozen stays
-    that, so that it takes no private memory.
+    `passing` traces the latter by what is computed again; it is absent where that cannot be traced. `is_mapped`: the weights come
+    as views of files in fp32, and what is frozen stays that, so that it takes no private memory. `layer` and `table` are the
+    elements of frozen weights that are in use at a time: those of each tensor of the largest layer, and of the matrix that makes
+    logits. `stored` are the number formats of the files.
     """
 
     counts: ParameterCounts
@@ -44,8 +47,11 @@ class ForeignTraining:
     lora: Mapping[LoraTarget, int]
     rows: int
     tokens: int
-    passing: Passing | None
+    passing: Callable[[Recompute], Passing] | None
     is_mapped: bool
+    layer: tuple[int, ...]
+    table: int
+    stored: frozenset[torch.dtype]
 
     @property
     def said(self) -> str:
@@ -103,6 +109,7 @@ def trace_foreign(
         by_group = trained_by_group(shapes, targeted(shapes, lora, str(directory)), lora.rank)
         total = sum(by_group.values())
         sizes = [total]
+        frame.requires_grad_(False)
     else:
         train_only(frame, trains, replace(lora, base_bits=16))
         sizes = [parameter.numel() for parameter in frame.parameters() if parameter.requires_grad]
@@ -110,9 +117,14 @@ def trace_foreign(
     tokens = min(frame.context_length, tokens or PLANNED_TOKENS)
     passing = None
     if not frame.expert_counts:
-        prepare = partial(_prepare, trains=trains, lora=lora)
-        passing = trace_memory(directory, prepare, engine.micro_batch, tokens, engine.precision.dtype)
-    is_mapped = is_stored_exact(directory)
+
+        def trace(what: Recompute) -> Passing:
+            prepare = partial(_prepare, trains=trains, lora=lora, recompute=what)
+            return trace_memory(directory, prepare, engine.micro_batch, tokens, engine.precision.dtype)
+
+        passing = cache(trace)
+    stored = frozenset(place.dtype for place in open_store(directory, Verify.NEVER).tensors.values())
+    is_mapped, table = stored == {torch.float32}, frame.causal.get_output_embeddings().weight
     return ForeignTraining(
         counts=counts,
         trains=trains,
@@ -122,6 +134,9 @@ def trace_foreign(
         tokens=tokens,
         passing=passing,
         is_mapped=is_mapped,
+        layer=max((_frozen_sizes(layer) for layer in frame.layers()), key=sum),
+        table=0 if table.requires_grad else table.numel(),
+        stored=stored,
     )
 
 
@@ -132,13 +147,18 @@ def plan_traced(
     width, n_trained = engine.precision.dtype.itemsize, found.trained.total
     memory = plan_memory(found.counts, engine, offload, n_trained)
     frozen = found.counts.total - (0 if found.trains is Trained.LORA else n_trained)
+    stays_in_files = offload.frozen_weights is FrozenWeightsIn.MAPPED
     if found.trains is Trained.LORA:
         memory["weights"] += n_trained * width
-    elif engine.precision.is_rounded:
+    elif engine.precision.is_rounded and not stays_in_files:
         memory["weights"] += 4 * frozen
-    if on_cpu and found.is_mapped and not engine.precision.is_rounded:
-        memory["weights"] -= 4 * frozen
-    passing = None if found.passing is None else found.passing.times(engine.micro_batch / found.rows)
+    if stays_in_files or (on_cpu and found.is_mapped and not engine.precision.is_rounded):
+        memory["weights"] -= width * frozen
+    passing = None
+    if found.passing is not None:
+        passing = found.passing(engine.activation_checkpointing).times(engine.micro_batch / found.rows)
+        if stays_in_files and found.stored != {engine.precision.dtype}:
+            passing = replace(passing, in_use=tuple(n * width for n in found.layer), table_in_use=found.table * width)
     return combined(
         memory,
         found.trained,
@@ -151,10 +171,10 @@ def plan_traced(
     )
 
 
-def is_stored_exact(directory: Path) -> bool:
-    """Say whether a base's tensors are all in fp32, so that what is loaded are views of its files."""
-    return all(place.dtype is torch.float32 for place in open_store(directory, Verify.NEVER).tensors.values())
+def _frozen_sizes(layer: nn.Module) -> tuple[int, ...]:
+    return tuple(parameter.numel() for parameter in layer.parameters() if not parameter.requires_grad)
 
 
-def _prepare(model: nn.Module, trains: Trained, lora: LoraConfig) -> None:
+def _prepare(model: HFModel, trains: Trained, lora: LoraConfig, recompute: Recompute) -> None:
     train_only(model, trains, replace(lora, base_bits=16))  # frames have no weights to round: the plan is that of a whole base
+    model.set_recompute(recompute)

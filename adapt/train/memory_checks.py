@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from adapt.checkpoint.offload import OffloadConfig, OptimizerIn
+from adapt.checkpoint.offload import FrozenWeightsIn, OffloadConfig, OptimizerIn
 from adapt.core.errors import ConfigError
 from adapt.core.limits import MemoryLimit, memory_limits
 from adapt.model.config import GPTConfig, Recompute
@@ -21,6 +21,7 @@ from adapt.model.expert_parallel import check_share
 from adapt.model.gpt import GPT
 from adapt.model.lora_config import LoraConfig
 from adapt.train.engine_config import EngineConfig
+from adapt.train.frozen_weights import can_map
 from adapt.train.hf_memory_plan import plan_traced, trace_foreign
 from adapt.train.memory_plan import OwnModel, plan_own
 from adapt.train.optimizer_config import Algorithm, OptimizerConfig
@@ -58,6 +59,7 @@ class Setting:
             "engine.activation_checkpointing": engine.activation_checkpointing.value,
             "engine.micro_batch": engine.micro_batch,
             "offload.optimizer": self.offload.optimizer.value,
+            "offload.frozen_weights": self.offload.frozen_weights.value,
         }
 
 
@@ -128,7 +130,9 @@ def check_foreign_memory(
         return plan_traced(whole, setting.engine, setting.offload, on_cpu=on_cpu, batch_rows=batch_rows).total
 
     start = Setting(engine=engine, offload=offload)
-    others = _nearest_first(start, (), [Recompute.NONE], may_page=on_cpu and _may_page(optimizer))
+    recomputes = [engine.activation_checkpointing] if whole.passing is None else list(Recompute)
+    may_map = can_map(directory, offload, trains, lora or LoraConfig(), on_cpu=on_cpu)
+    others = _nearest_first(start, (), recomputes, may_page=on_cpu and _may_page(optimizer), may_map=may_map)
     lighter = "" if trains is Trained.LORA else "train less of it (continue_pretrain.trains=lora), or "
     said = f" for rows of {whole.tokens} tokens ({whole.said})"
     for room in found:
@@ -171,7 +175,7 @@ def _refuse_what_does_not_fit(
 
 
 def _nearest_first(
-    start: Setting, expert_counts: tuple[int, ...], recomputes: Sequence[Recompute], *, may_page: bool
+    start: Setting, expert_counts: tuple[int, ...], recomputes: Sequence[Recompute], *, may_page: bool, may_map: bool = False
 ) -> Callable[[], Iterator[Setting]]:
     """Return what yields other settings that compute the same, those with the fewest changes first, on more ranks last."""
     engine = start.engine
@@ -180,6 +184,8 @@ def _nearest_first(
     offloads = [start.offload]
     if may_page and start.offload.optimizer is OptimizerIn.NONE:
         offloads.append(replace(start.offload, optimizer=OptimizerIn.PAGED))
+    if may_map:
+        offloads += [replace(offload, frozen_weights=FrozenWeightsIn.MAPPED) for offload in offloads]
     recomputes = recomputes[recomputes.index(engine.activation_checkpointing) :]
 
     def settings() -> Iterator[Setting]:

@@ -1,4 +1,4 @@
-"""What is done to a model on its way into DeepSpeed: what is computed again, and what stays in fp32.
+"""What is done to a model on its way into DeepSpeed: what stays in fp32.
 
 DeepSpeed rounds every parameter of a model to one format. Routers stay in fp32, since a rounded router sends tokens elsewhere and
 small updates would not reach it. DeepSpeed lays the parameters of an optimizer's group out in one flat tensor, so routers have
@@ -15,30 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from adapt.core.errors import ConfigError
-from adapt.model.config import Recompute
-from adapt.model.gpt import GPT
+from adapt.model.buffers import named_state
 from adapt.model.routers.contract import Router
 
 
-def set_recompute(model: nn.Module, what: Recompute) -> None:
-    """Choose what the backward pass computes again.
-
-    Raises:
-        ConfigError: the model keeps everything, as Hugging Face models do.
-    """
-    if isinstance(model, GPT):
-        model.set_recompute(what)
-    else:
-        refuse_recompute(what)
-
-
-def refuse_recompute(what: Recompute) -> None:
-    """Raise ConfigError where a Hugging Face model, which keeps everything, is to compute something again."""
-    if what is not Recompute.NONE:
-        raise ConfigError(
-            f"engine.activation_checkpointing: {what.value} is for this project's own models; for a Hugging Face model set "
-            "it to none, and engine.micro_batch lower"
-        )
+def exact_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return copies of a model's state by name, before it is rounded; frozen weights that are views of files are not rounded."""
+    is_mapped = getattr(model, "mapped", None) is not None
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in named_state(model)
+        if not (is_mapped and isinstance(tensor, nn.Parameter) and not tensor.requires_grad)
+    }
 
 
 def router_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -41,6 +41,8 @@ class Passing:
     the table that makes logits.
 
     `is_chunked`: logits are made a chunk at a time, twice, and none is kept. The table's gradient is 0 where it is not trained.
+    Where frozen weights lie in files in another format, `in_use` are the blocks of a converted layer, `table_in_use` that of the
+    converted table.
     """
 
     kept: float
@@ -50,6 +52,8 @@ class Passing:
     layer_block: float
     table: float
     mapped: float = 0.0
+    in_use: Sequence[float] = ()
+    table_in_use: float = 0.0
 
     @property
     def activations(self) -> float:
@@ -71,6 +75,8 @@ class Passing:
             layer_block=self.layer_block * share,
             table=self.table,
             mapped=self.mapped * share,
+            in_use=self.in_use,
+            table_in_use=self.table_in_use,
         )
 
 
@@ -172,7 +178,9 @@ def step_moments(
         moments[OPENING] = [] if in_files is not None and in_files.weights else _opening(trained, engine)
     if passing is not None:
         before = _earlier(trained, engine) if accumulates and in_files is None else []
-        moments["loss"] = [*before, *_kept(passing, 1.0), *[(passing.logits, passing.logits)] * 2]
+        # Converted for logits and again for their gradient; smaller blocks take the place of the first in between.
+        table = (passing.table_in_use, passing.table_in_use)
+        moments["loss"] = [*before, *_kept(passing, 1.0), *[(passing.logits, passing.logits)] * 2, table, table]
         if passing.is_chunked:
             moments["loss"] += [(passing.table, passing.table)] * 2
         n, bucket = trained.elements, _bucket(trained, engine)
@@ -181,6 +189,7 @@ def step_moments(
                 *before,
                 *_kept(passing, 1.0 - done),
                 (passing.layer, passing.layer_block),
+                *((n_bytes, n_bytes) for n_bytes in passing.in_use),
                 *[(passing.table, passing.table)] * (2 if done == 1.0 else 1),
                 *(_gradients(trained, engine, done, accumulates) if in_files is None else handed if done else []),
             ]

@@ -39,8 +39,8 @@ class _Traced:
     block: float
 
 
-def trace_memory(directory: Path, prepare: Callable[[nn.Module], None], rows: int, tokens: int, dtype: torch.dtype) -> Passing:
-    """Trace a micro-batch of `rows` full rows of so many tokens; `prepare` chooses what of a model is trained.
+def trace_memory(directory: Path, prepare: Callable[[HFModel], None], rows: int, tokens: int, dtype: torch.dtype) -> Passing:
+    """Trace a micro-batch of `rows` full rows of so many tokens; `prepare` chooses what is trained, and what is computed again.
 
     Raises:
         ConfigError: transformers is not installed, or what is to be trained is not there.
@@ -64,7 +64,7 @@ def trace_memory(directory: Path, prepare: Callable[[nn.Module], None], rows: in
 
 
 def _traced(
-    directory: Path, prepare: Callable[[nn.Module], None], rows: int, tokens: int, dtype: torch.dtype, n_layers: int
+    directory: Path, prepare: Callable[[HFModel], None], rows: int, tokens: int, dtype: torch.dtype, n_layers: int
 ) -> _Traced:
     """Trace the first layers of a model, up to the hidden states of its last one."""
     model = frame_of(directory, n_layers).train()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt.core.runtime import RankInfo
-from adapt.model.buffers import named_state
+from adapt.model.buffers import named_state, saved_buffers
 from adapt.model.expert_parallel import Rows
 from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig
@@ -66,7 +66,7 @@ class WholeEngine(Engine):
 
     @torch.no_grad()
     def set_weights(self, weights: Mapping[str, Rows]) -> None:
-        for name, tensor in named_state(self.module):
+        for name, tensor in (*self._trained(), *saved_buffers(self.module)):
             tensor.copy_(weights[name][...])
 
     def set_moments(self, moments: Mapping[str, Mapping[str, Rows]], steps_done: int) -> None:

@@ -192,5 +192,5 @@ def measure_rank(case: Case, steps: int, scratch: str) -> RankMemory:
 def _model(case: Case, rank: RankInfo) -> GPT | HFModel:
     share = case.engine.expert_share(rank.rank)
     if isinstance(case.model, Path):
-        return load_model(case.model, share=share)
+        return load_model(case.model, share=share, frozen=case.offload.frozen_weights)
     return materialize(own_experts(GPT(case.model), share), seed=0)

@@ -38,12 +38,14 @@ def check_training(base: Artifact, settings: AdaptConfig, engine: EngineConfig, 
         check_own_training(model, settings, engine, offload)
         return
     from adapt.model.expert_parallel import check_share  # these import torch
-    from adapt.train.memory_checks import check_foreign_memory
-    from adapt.train.model_preparation import refuse_recompute
+    from adapt.model.hf_families import check_recompute
+    from adapt.train.frozen_weights import check_frozen_weights
+    from adapt.train.memory_checks import check_foreign_memory, computes_on_cpus
 
     check_share((), engine.expert_parallel)
-    refuse_recompute(engine.activation_checkpointing)
+    check_recompute(str(base.config.get("model_type", "")), engine.activation_checkpointing)
     _check_foreign_trained(base, settings)
+    check_frozen_weights(weights_of(base), offload, settings.trains, settings.lora, on_cpu=computes_on_cpus(engine))
     if not is_delta(weights_of(base)):
         check_foreign_memory(
             weights_of(base), engine, offload, settings.trains, settings.lora, settings.optimizer, settings.batch_rows
@@ -54,9 +56,11 @@ def check_own_training(model: GPTConfig, settings: AdaptConfig, engine: EngineCo
     """Raise ConfigError where this project's model has nothing of what is to be trained, or its training does not fit."""
     from adapt.model.expert_parallel import check_share  # these import torch
     from adapt.model.gpt import GPT
+    from adapt.train.frozen_weights import refuse_mapped_own
     from adapt.train.memory_checks import check_memory
     from adapt.train.trainable import train_only
 
+    refuse_mapped_own(offload)
     check_share(GPT(model).expert_counts, engine.expert_parallel)
     try:
         train_only(GPT(model), settings.trains)

@@ -318,7 +318,7 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     reading: ReadingConfig = from_plain(ReadingConfig, job["reading"], "job.yaml")
     base = Path(job["base"])
     with weights_in_place(paging_of(spec, rank), only_births=True):
-        model = load_model(base, share=spec.engine.expert_share(rank.rank))
+        model = load_model(base, share=spec.engine.expert_share(rank.rank), frozen=spec.offload.frozen_weights)
     tokenizer = load_tokenizer(base, model)
     ingredients: list[Ingredient] = []
     held_out: dict[str, RowSource] = {}

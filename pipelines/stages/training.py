@@ -55,7 +55,12 @@ class TrainingReads(Reads):
             loss_scale=numerics.get("loss_scale"),
             moments=offload.moments,
             seed=run.config.seed,
-            offload=OffloadConfig(optimizer=offload.optimizer, moments=offload.moments, trained_weights=offload.trained_weights),
+            offload=OffloadConfig(
+                optimizer=offload.optimizer,
+                moments=offload.moments,
+                trained_weights=offload.trained_weights,
+                frozen_weights=offload.frozen_weights,
+            ),
             engine=engine,
             tracker=run.config.tracker,
             tracked_as=tracked_name(run, stage, task),

@@ -39,9 +39,11 @@ def _show_own(config: PipelineConfig, sizes: GPTConfig, engine: EngineConfig) ->
     from adapt.model.counting import count_parameters  # these import torch
     from adapt.model.expert_parallel import check_share
     from adapt.model.gpt import GPT
+    from adapt.train.frozen_weights import refuse_mapped_own
     from adapt.train.memory_checks import check_memory
     from adapt.train.memory_plan import OwnModel, plan_own
 
+    refuse_mapped_own(config.offload)
     check_share(GPT(sizes).expert_counts, engine.expert_parallel)
     on_cpu, settings = _is_on_cpu(config, engine), config.pretrain
     plan = plan_own(
@@ -54,7 +56,8 @@ def _show_own(config: PipelineConfig, sizes: GPTConfig, engine: EngineConfig) ->
 
 
 def _show_foreign(config: PipelineConfig, place: Path, engine: EngineConfig) -> None:
-    from adapt.train.hf_memory_plan import plan_foreign  # these import torch
+    from adapt.train.frozen_weights import check_frozen_weights  # these import torch
+    from adapt.train.hf_memory_plan import plan_foreign
     from adapt.train.memory_checks import check_foreign_memory
 
     settings = config.continue_pretrain
@@ -63,6 +66,7 @@ def _show_foreign(config: PipelineConfig, place: Path, engine: EngineConfig) -> 
     if not is_hf_directory(place):
         raise CheckpointError(f"{place}: is not a Hugging Face directory (no config.json with a model_type)")
     on_cpu = _is_on_cpu(config, engine)
+    check_frozen_weights(place, config.offload, settings.trains, settings.lora, on_cpu=on_cpu)
     try:
         plan = plan_foreign(
             place, engine, config.offload, settings.trains, settings.lora, config.plan.tokens,
@@ -71,7 +75,8 @@ def _show_foreign(config: PipelineConfig, place: Path, engine: EngineConfig) -> 
     except ConfigError as error:
         raise ConfigError(f"continue_pretrain.{error}") from error
     found = plan.training
-    rows = f"{engine.micro_batch} rows of {found.tokens} tokens" if found.passing is not None else "without activations"
+    rows = f"{engine.micro_batch} rows of {found.tokens} tokens, activation checkpointing {engine.activation_checkpointing.value}"
+    rows = rows if found.passing is not None else "without activations"
     _print(found.counts, engine, plan, on_cpu, rows, found.said)
     check_foreign_memory(
         place, engine, config.offload, settings.trains, settings.lora, settings.optimizer, settings.batch_rows,

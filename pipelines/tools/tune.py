@@ -179,6 +179,7 @@ class Tuner:
     def _planned(self, trial: Trial) -> float | None:
         """Return the planned bytes of a rank. Raises ConfigError for what cannot be."""
         from adapt.checkpoint.weights import load_config  # these import torch
+        from adapt.train.frozen_weights import check_frozen_weights, refuse_mapped_own
         from adapt.train.hf_memory_plan import plan_foreign
         from adapt.train.memory_checks import computes_on_cpus
         from adapt.train.memory_plan import OwnModel, plan_own
@@ -186,12 +187,14 @@ class Tuner:
         check_optimizer(trial.engine, self._subject.optimizer, trial.offload)
         subject, tune, on_cpu = self._subject, self._config.tune, computes_on_cpus(trial.engine)
         if not isinstance(subject.model, GPTConfig) and is_hf_directory(subject.model):
+            check_frozen_weights(subject.model, trial.offload, subject.trains, subject.lora, on_cpu=on_cpu)
             plan = plan_foreign(
                 subject.model, trial.engine, trial.offload, subject.trains, subject.lora, tune.tokens,
                 on_cpu=on_cpu, batch_rows=tune.batch_rows,
             )  # fmt: skip
             return plan.total if plan.training.passing is not None else None
         sizes = subject.model if isinstance(subject.model, GPTConfig) else load_config(subject.model)
+        refuse_mapped_own(trial.offload)
         own = OwnModel.of(sizes, subject.trains)
         return plan_own(own, trial.engine, trial.offload, on_cpu=on_cpu, tokens=tune.tokens, batch_rows=tune.batch_rows).total
 

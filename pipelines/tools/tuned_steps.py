@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from adapt.checkpoint.offload import OffloadConfig
+from adapt.checkpoint.offload import FrozenWeightsIn, OffloadConfig
 from adapt.checkpoint.weights import load_model
 from adapt.core.runtime import RankInfo, generator_for, rank_from_environment
 from adapt.core.spans import LabelForm, Reading, SpannedText, read_with_targets
@@ -128,7 +128,7 @@ def _timed(subject: Subject, batch: Batch, config: EngineConfig, offload: Offloa
     with tempfile.TemporaryDirectory(prefix=f".tune-{rank.rank:05d}-", dir=scratch) as place:
         paging = Paging.of(offload, Path(place) / "optimizer", subject.seed)
         with weights_in_place(paging, only_births=True):
-            model = _model(subject, config, rank)
+            model = _model(subject, config, offload.frozen_weights, rank)
         length = batch.tokens or min(model.context_length, _FOREIGN_TOKENS if isinstance(model, HFModel) else model.context_length)
         rows = _RandomRows(batch.rows * (batch.steps + 1), length, model.vocab_size)
         train_only(model, subject.trains, subject.lora, subject.seed)
@@ -145,8 +145,8 @@ def _timed(subject: Subject, batch: Batch, config: EngineConfig, offload: Offloa
     return RankSteps(seconds=seconds, peak=peak_bytes(), tokens=batch.rows * length, numbers=tuple(clock.numbers))
 
 
-def _model(subject: Subject, config: EngineConfig, rank: RankInfo) -> GPT | HFModel:
+def _model(subject: Subject, config: EngineConfig, frozen: FrozenWeightsIn, rank: RankInfo) -> GPT | HFModel:
     share = config.expert_share(rank.rank)
     if isinstance(subject.model, Path):
-        return load_model(subject.model, share=share)
+        return load_model(subject.model, share=share, frozen=frozen)
     return materialize(own_experts(GPT(subject.model), share), subject.seed)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from adapt.checkpoint.merging.gathering import leading_directions, most_important
 from adapt.checkpoint.merging.mlps import MLP, aligned, mean_of, merged, side_by_side, widened
 from adapt.checkpoint.merging.settings import MergeConfig, Weighting
 from adapt.checkpoint.merging.students import student_config, write_student
@@ -102,6 +103,51 @@ def test_weights_count_in_a_mean_and_add_up_in_its_scale() -> None:
     torch.testing.assert_close(mean_of([one, other], [0.0, 0.0]).down, (one.down + other.down) / 2)  # never used
     with pytest.raises(ConfigError, match="groups: 3 of 2 experts"):
         merged([one, other], [0.3, 0.1], 3, is_even=False, is_aligned=False)
+
+
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_singular_vectors_of_permuted_copies_are_the_mlp_itself(is_gated: bool) -> None:
+    mlp, weights = random_mlp(1, is_gated), [0.1, 0.2, 0.3]
+    copies = [mlp.permuted(torch.randperm(WIDTH, generator=torch.Generator().manual_seed(seed))) for seed in range(3)]
+    found = leading_directions(copies, weights, 1, is_aligned=True)
+    torch.testing.assert_close(run(found, X), 0.6 * run(mlp, X))
+    wide = leading_directions(copies, weights, 2, is_aligned=True)
+    assert wide.width == 2 * WIDTH
+    torch.testing.assert_close(run(wide, X), 0.6 * run(mlp, X))  # one direction says it all
+
+
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_singular_vectors_change_the_sum_of_outer_products_least(is_gated: bool) -> None:
+    mlps, weights = [random_mlp(seed, is_gated) for seed in range(4)], [0.4, 0.1, 0.3, 0.2]
+
+    def outer(mlp: MLP, neuron: int) -> Tensor:
+        return torch.outer(
+            mlp.down[:, neuron], torch.cat([*(r[neuron] for r in mlp.ins), *(b[neuron, None] for b in mlp.in_biases)])
+        )
+
+    for groups in (1, 2, 4):
+        found = leading_directions(mlps, weights, groups, is_aligned=False)
+        for neuron in range(WIDTH):
+            wanted = sum((weight * outer(mlp, neuron) for mlp, weight in zip(mlps, weights, strict=True)), torch.zeros(()))
+            u, sizes, v = torch.linalg.svd(wanted, full_matrices=False)
+            best = (u[:, :groups] * sizes[:groups]) @ v[:groups]
+            torch.testing.assert_close(sum(outer(found, g * WIDTH + neuron) for g in range(groups)), best, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_the_neurons_that_write_most_are_kept(is_gated: bool) -> None:
+    one, other = random_mlp(1, is_gated), random_mlp(2, is_gated)
+    quiet = other.times(1e-4)
+    torch.testing.assert_close(run(most_important([quiet, one], [0.5, 0.5], 1), X) - bias_of(quiet), 0.5 * run(one, X))
+    both = most_important([one, other], [0.9, 0.1], 2)
+    torch.testing.assert_close(run(both, X), 0.9 * run(one, X) + 0.1 * run(other, X))
+    for gather in (most_important, lambda *given: leading_directions(*given, is_aligned=False)):
+        with pytest.raises(ConfigError, match="groups: 3 of 2 experts"):
+            gather([one, other], [0.3, 0.1], 3)
+
+
+def bias_of(mlp: MLP) -> Tensor:
+    return torch.zeros(()) if mlp.down_bias is None else 0.5 * mlp.down_bias
 
 
 @pytest.mark.parametrize("is_gated", [False, True])

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from adapt.checkpoint.weights import load_model
+from adapt.core.errors import ConfigError
 from adapt.core.runtime import generator_for
 from adapt.core.spans import LabelForm, Span, SpannedText, read_with_targets
 from adapt.model.batches import Batch, collate
 from adapt.model.config import Recompute
 from adapt.model.experts import Experts
 from adapt.model.gpt import GPT, materialize
+from adapt.model.hf import HFModel
+from adapt.model.hf_families import FAMILIES, check_recompute
+from adapt.model.lora_config import LoraConfig
 from adapt.model.routers.contract import all_routers
 from adapt.objective import Contribution, contribution, part_counts
 from adapt.objective_config import BalanceConfig, BalanceScope, ObjectiveConfig
+from adapt.train.train_config import Trained
+from adapt.train.trainable import train_only
+from tests.support.hf_checkpoints import make_model
 from tests.support.inner_parts import gradient_of, moe_layers, parameter_of
+from tests.support.lora_cases import ALL_GROUPS
 from tests.support.router_variants import VARIANTS
 from tests.support.tiny_models import tiny_config
 
@@ -67,6 +77,42 @@ def test_gradients_and_ledger_are_the_same_bits(variant: str, capacity_factor: f
         assert set(found) == set(wanted)
         for name, gradient in wanted.items():
             assert torch.equal(found[name], gradient), name
+
+
+def foreign_gradients(base: Path, trains: Trained, lora: LoraConfig, recompute: Recompute) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of a Hugging Face base, and the gradients of what is trained of it or beside it."""
+    model = load_model(base).train()
+    assert isinstance(model, HFModel)
+    train_only(model, trains, lora)
+    model.set_recompute(recompute)
+    even, some = [torch.full((n,), 1.0 / n, dtype=torch.float64) for n in model.expert_counts], batch()
+    part = contribution(model, some, part_counts(model, some), even, OBJECTIVE if even else ObjectiveConfig(), world_size=1)
+    part.loss.backward()
+    return part.loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+FAST_FAMILIES = ("llama", "qwen3_moe")
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(family, marks=() if family in FAST_FAMILIES else pytest.mark.slow) for family in FAMILIES if family != "mixtral"],
+)
+def test_layers_of_a_hugging_face_base_give_the_same_bits(family: str, tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", family, 120)
+    for trains in (Trained.ALL, *([Trained.LORA] if family in ALL_GROUPS else [])):
+        lora = LoraConfig(rank=3, targets=ALL_GROUPS.get(family))
+        loss, wanted = foreign_gradients(base, trains, lora, Recompute.NONE)
+        for recompute in AGAIN:
+            found_loss, found = foreign_gradients(base, trains, lora, recompute)
+            assert torch.equal(found_loss, loss) and set(found) == set(wanted)
+            assert all(torch.equal(found[name], gradient) for name, gradient in wanted.items())
+
+
+def test_a_family_that_overwrites_its_decisions_is_refused() -> None:
+    with pytest.raises(ConfigError, match="activation_checkpointing: full: routers of model_type 'mixtral' .*; set it to none"):
+        check_recompute("mixtral", Recompute.FULL)
+    check_recompute("mixtral", Recompute.NONE)
 
 
 LOOK_AHEAD = [name for name in all_routers() if made(Recompute.NONE, router=VARIANTS[name]).router_traits.looks_ahead]

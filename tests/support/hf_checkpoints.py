@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -77,6 +78,14 @@ def make_model(place: Path, family: str, vocab_size: int, max_shard_size: str = 
                 buffer.add_(torch.randn_like(buffer) * 0.1)
     model.save_pretrained(place, max_shard_size=max_shard_size)
     return place
+
+
+def make_model_in(place: Path, family: str, vocab_size: int, dtype: torch.dtype, **changes: Any) -> Path:
+    """Write a random model whose files are in a number format."""
+    made = make_model(place, family, vocab_size, **changes)
+    for file in made.glob("*.safetensors"):
+        save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    return made
 
 
 @lru_cache

@@ -11,12 +11,10 @@ import pytest
 import torch
 
 from adapt.core.errors import ConfigError
-from adapt.model.config import Recompute
 from adapt.model.exchange import ExpertShare
 from adapt.model.expert_parallel import own_experts, own_part
 from adapt.model.gpt import GPT, materialize
 from adapt.train.engine_config import EngineConfig
-from adapt.train.model_preparation import set_recompute
 from tests.support.forked_ranks import Launched, slow_unless
 from tests.support.plain_loop import assert_same_training, plain_loop
 from tests.support.ranks.expert_parallel_cases import (
@@ -131,10 +129,3 @@ def test_experts_that_cannot_be_shared_evenly_are_refused_with_the_nearest_setti
 def test_a_size_that_does_not_divide_the_ranks_is_refused_with_the_nearest_setting(size: int, nearest: int) -> None:
     with pytest.raises(ConfigError, match=f"expert_parallel: {size} .*the nearest setting is {nearest}"):
         EngineConfig(world_size=8, expert_parallel=size)
-
-
-def test_activation_checkpointing_of_a_foreign_model_is_refused() -> None:
-    foreign = torch.nn.Linear(2, 2)
-    set_recompute(foreign, Recompute.NONE)
-    with pytest.raises(ConfigError, match=r"activation_checkpointing: full is for this project's own models; .* to none"):
-        set_recompute(foreign, Recompute.FULL)

@@ -88,8 +88,7 @@ def merged(mlps: Sequence[MLP], weights: Sequence[float], groups: int, *, is_eve
     Raises:
         ConfigError: there are more groups than experts.
     """
-    if groups > len(mlps):
-        raise ConfigError(f"groups: {groups} of {len(mlps)} experts; a group needs an expert at least")
+    check_groups(groups, mlps)
     by_weight = sorted(range(len(mlps)), key=lambda expert: (-weights[expert], expert))
     found = []
     for group in range(groups):
@@ -99,6 +98,12 @@ def merged(mlps: Sequence[MLP], weights: Sequence[float], groups: int, *, is_eve
         counted = [1.0 if is_even else weights[expert] for expert in members]
         found.append(mean_of(ordered, counted).times(sum(weights[expert] for expert in members)))
     return side_by_side(found)
+
+
+def check_groups(groups: int, mlps: Sequence[MLP]) -> None:
+    """Raise ConfigError where there are more groups than experts."""
+    if groups > len(mlps):
+        raise ConfigError(f"groups: {groups} of {len(mlps)} experts; a group needs an expert at least")
 
 
 def side_by_side(mlps: Sequence[MLP]) -> MLP:

@@ -15,14 +15,27 @@ class Weighting(enum.Enum):
     EVEN = "even"
 
 
+class MergeMethod(enum.Enum):
+    """What a layer's student starts from: means of experts, the singular vectors of matched neurons, or the largest neurons."""
+
+    MEAN = "mean"
+    SVD = "svd"
+    TOP_NEURONS = "top_neurons"
+
+
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig(Settings):
     """Merging a layer's experts."""
 
+    method: MergeMethod = setting(
+        MergeMethod.MEAN,
+        "What becomes of the experts: their mean, leading singular vectors of their matched neurons (svd), or the neurons with the "
+        "largest weights (top_neurons).",
+    )
     weighting: Weighting = setting(
         Weighting.FREQUENCY,
-        "What each expert counts in a mean: as much as the router gives it over the text that is read for it (frequency), or all "
-        "the same (even).",
+        "What each expert counts in a mean (method=mean): as much as the router gives it over the text that is read for it "
+        "(frequency), or all the same (even).",
     )
     is_aligned: bool = setting(
         True,

@@ -1,9 +1,9 @@
 """Dense students of sparse checkpoints, before they are trained: tensors by name, a layer's experts in memory at a time.
 
-A layer's experts become one MLP (`mlps`), scaled by the weight that the router gave them on average. A dense MLP next to the
-experts (residual layers; a shared expert) is put next to it, all of its neurons, with its own mean weight. All layers of a student
-have one width, the widest layer's: in others new neurons write nothing yet. An expert-residual network has no place in a dense
-layer and is left out; distillation has to learn its effect.
+A layer's experts become one MLP (`mlps`, `gathering`), scaled by the weight that the router gave them on average. A dense MLP next
+to the experts (residual layers; a shared expert) is put next to it, all of its neurons, with its own mean weight. All layers of a
+student have one width, the widest layer's: in others new neurons write nothing yet. An expert-residual network has no place in a
+dense layer and is left out; distillation has to learn its effect.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pathlib import Path
 from torch import Tensor
 
 from adapt.checkpoint.hf_directory import CONFIG_FILE, is_hf_directory
+from adapt.checkpoint.merging.gathering import leading_directions, most_important
 from adapt.checkpoint.merging.mlps import MLP, merged, side_by_side, widened
-from adapt.checkpoint.merging.settings import MergeConfig, Weighting
+from adapt.checkpoint.merging.settings import MergeConfig, MergeMethod, Weighting
 from adapt.checkpoint.sibling_families import PROJECTIONS, SPARSE, SparseFamily, dense_name_of, sibling_settings
 from adapt.checkpoint.store import Store, open_store
 from adapt.checkpoint.store_writer import write_tensors
@@ -55,13 +56,14 @@ def write_student(directory: Path, source: Path, usage: Sequence[LayerUsage], co
 
 def merged_layer(experts: Sequence[MLP], beside: MLP | None, usage: LayerUsage, config: MergeConfig) -> MLP:
     """Return one MLP for a layer's experts and the dense one next to them."""
-    found = merged(
-        experts,
-        usage.weight_E.tolist(),
-        config.groups,
-        is_even=config.weighting is Weighting.EVEN,
-        is_aligned=config.is_aligned,
-    )
+    weights = usage.weight_E.tolist()
+    if config.method is MergeMethod.SVD:
+        found = leading_directions(experts, weights, config.groups, is_aligned=config.is_aligned)
+    elif config.method is MergeMethod.TOP_NEURONS:
+        found = most_important(experts, weights, config.groups)
+    else:
+        is_even = config.weighting is Weighting.EVEN
+        found = merged(experts, weights, config.groups, is_even=is_even, is_aligned=config.is_aligned)
     if beside is None:
         return found
     assert usage.dense_weight is not None, "the dense part was watched with the experts"

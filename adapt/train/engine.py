@@ -37,6 +37,7 @@ from adapt.model.moe import MoELayer
 from adapt.train.brought_gemm import bring_gemm
 from adapt.train.divergence import where_gradients_break
 from adapt.train.engine_config import EngineConfig, GradientCommunication, deepspeed_config
+from adapt.train.host_optimizer import hold_on_host
 from adapt.train.loss_scale import LossScale
 from adapt.train.model_preparation import check_is_scaled, groups_by_format, kept_exact, router_parameters, set_recompute
 from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments, make_optimizer, parameter_groups, set_learning_rate
@@ -74,13 +75,21 @@ class Engine:
     """A model under DeepSpeed: accumulate micro-batches, step, and give or take the whole training state by name."""
 
     def __init__(
-        self, model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo, paging: Paging | None = None
+        self,
+        model: nn.Module,
+        config: EngineConfig,
+        optimizer: OptimizerConfig,
+        rank: RankInfo,
+        paging: Paging | None = None,
+        *,
+        on_host: bool = False,
     ) -> None:
         self.rank = rank
         self.is_paged = paging is not None
         self.device = take_device(rank)
+        self.state_device = torch.device("cpu") if on_host else self.device  # of masters and moments
         if paging is not None and self.device.type != "cpu":
-            raise ConfigError("offload.optimizer: paged is for ranks that train on CPUs; on GPUs set it to none")
+            raise ConfigError("offload.optimizer: paged is for ranks that train on CPUs; on GPUs set it to cpu or none")
         self._model = model
         self._share = config.expert_share(rank.rank)
         if self._share.of > 1:
@@ -119,6 +128,9 @@ class Engine:
         self._watch_overflow()
         if paging is not None:
             self._page(paging)
+        if on_host:
+            hold_on_host(self._zero)
+            self._zero._link_all_hp_params()
         self._create_moments(0)
         if is_rounded:
             # DeepSpeed made its fp32 masters from rounded weights; give it the exact ones.

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from adapt.checkpoint.offload import OffloadConfig, Verify
+from adapt.checkpoint.offload import OffloadConfig, OptimizerIn, Verify
 from adapt.checkpoint.store import open_store
 from adapt.model.counting import ParameterCounts, count_hf_parameters
 from adapt.model.hf import frame_of
@@ -79,7 +79,7 @@ def plan_foreign(
     """
     found = trace_foreign(directory, engine, trains, lora, tokens)
     plan = plan_traced(found, engine, offload or OffloadConfig(), on_cpu=on_cpu, batch_rows=batch_rows)
-    return ForeignPlan(memory=plan.memory, moments=plan.moments, scratch=plan.scratch, training=found)
+    return ForeignPlan(memory=plan.memory, moments=plan.moments, scratch=plan.scratch, host=plan.host, training=found)
 
 
 def trace_foreign(
@@ -147,6 +147,7 @@ def plan_traced(
         on_cpu=on_cpu,
         batch_rows=batch_rows,
         in_files=files_of(memory, offload),
+        on_host=offload.optimizer is OptimizerIn.CPU,
         scratch=sum(plan_scratch(found.counts, engine, offload, n_trained).values()),
     )
 

@@ -194,6 +194,7 @@ def plan_own(
         on_cpu=on_cpu,
         batch_rows=batch_rows,
         in_files=files_of(memory, offload),
+        on_host=offload is not None and offload.optimizer is OptimizerIn.CPU,
         scratch=sum(plan_scratch(counts, engine, offload or OffloadConfig(), None if is_whole else trained.total).values()),
     )
 

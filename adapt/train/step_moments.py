@@ -100,11 +100,15 @@ class InFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """Bytes of a rank: by kind, each at its largest; by moment of a step, of all kinds that are there; and of its scratch file."""
+    """Bytes of a rank: by kind, each at its largest; by moment of a step, of all kinds that are there; and of its scratch file.
+
+    `host`: those in the machine's memory beside a GPU's, which the others are of then.
+    """
 
     memory: Mapping[str, float]
     moments: Mapping[str, float]
     scratch: float
+    host: float = 0.0
 
     @property
     def total(self) -> float:
@@ -127,11 +131,17 @@ def combined(
     batch_rows: int | None,
     scratch: float,
     in_files: InFiles | None = None,
+    on_host: bool = False,
 ) -> MemoryPlan:
-    """Put together what lasts and what passes; `batch_rows` make a step over all ranks (absent: a micro-batch on each)."""
+    """Put together what lasts and what passes; `batch_rows` make a step over all ranks (absent: a micro-batch on each).
+
+    `on_host`: masters and moments are in the host's memory, which is the rank's own on a CPU.
+    """
     accumulates = batch_rows is not None and batch_rows > engine.micro_batch * engine.world_size
     moments = step_moments(trained, passing, engine, accumulates=accumulates, opens_with_copies=on_cpu, in_files=in_files)
-    by_kind = dict(memory)
+    by_kind, host = dict(memory), 0.0
+    if on_host and not on_cpu:
+        host = by_kind.pop("master") + by_kind.pop("moments") + _updated_on_host(trained, engine)
     if passing is not None:
         by_kind |= {"activations": passing.activations, "backward": passing.backward}
     if on_cpu:
@@ -141,6 +151,7 @@ def combined(
         memory=by_kind,
         moments={name: lasting + n_bytes for name, n_bytes in fullest(moments, on_cpu).items()},
         scratch=scratch,
+        host=host,
     )
 
 
@@ -272,6 +283,12 @@ def _update(trained: TrainedTensors, engine: EngineConfig) -> list[Piece]:
     partition = _partition(trained, engine)
     is_copied = UPDATE_COPIES_GRADIENTS and not _is_compact(engine)
     return [(partition, partition)] * (2 if is_copied else 1)
+
+
+def _updated_on_host(trained: TrainedTensors, engine: EngineConfig) -> float:
+    """Return what an update on the host adds to masters and moments: the gradients, and rounded weights on their way back."""
+    rounded = engine.precision.dtype.itemsize if engine.precision.is_rounded else 0
+    return _partition(trained, engine) * (1 + rounded / 4)
 
 
 def summed_bytes(engine: EngineConfig) -> int:

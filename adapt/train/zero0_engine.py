@@ -27,13 +27,22 @@ from adapt.train.state_pieces import WEIGHTS, Piece, whole_pieces
 
 
 def open_engine(
-    model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo, paging: Paging | None = None
+    model: nn.Module,
+    config: EngineConfig,
+    optimizer: OptimizerConfig,
+    rank: RankInfo,
+    paging: Paging | None = None,
+    *,
+    on_host: bool = False,
 ) -> Engine:
-    """Put a model under the engine that the settings ask for; with `paging` the optimizer's state lies in a file."""
+    """Put a model under the engine that the settings ask for.
+
+    With `paging` the optimizer's state lies in a file, with `on_host` in the host's memory (ZeRO stages 1 and 2).
+    """
     if paging is not None:
         give_back_large_blocks()
     kind = Engine if config.zero_stage else WholeEngine
-    return kind(model, config, optimizer, rank, paging)
+    return kind(model, config, optimizer, rank, paging, on_host=on_host)
 
 
 class WholeEngine(Engine):

@@ -85,8 +85,8 @@ class OffloadConfig(Settings):
     )
     optimizer: OptimizerIn = setting(
         OptimizerIn.NONE,
-        "Where AdamW's moments and fp32 masters are while training: with the weights (none), in the host's memory (cpu, for GPUs), or "
-        "in scratch files in the run's work directory, with gradients (paged, on CPUs).",
+        "Where AdamW's moments and fp32 masters are while training: with the weights (none), in the host's memory (cpu, for GPUs), "
+        "or in scratch files in the run's work directory, with gradients (paged, on CPUs).",
     )
     trained_weights: TrainedWeightsIn = setting(
         TrainedWeightsIn.MEMORY, "Where weights are while training: in memory, or in mapped scratch files (mapped; with paged)."

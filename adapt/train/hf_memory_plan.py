@@ -22,7 +22,7 @@ from adapt.model.lora_config import LoraConfig, LoraTarget
 from adapt.model.low_rank import said_of_groups, targeted, trained_by_group
 from adapt.train.engine_config import EngineConfig
 from adapt.train.memory_plan import files_of, plan_memory, plan_scratch
-from adapt.train.step_moments import MemoryPlan, Passing, TrainedTensors, combined
+from adapt.train.step_moments import FAMILY_BYTES, PROCESS_BYTES, MemoryPlan, Passing, TrainedTensors, combined
 from adapt.train.traced_memory import trace_memory
 from adapt.train.train_config import Trained
 from adapt.train.trainable import train_only
@@ -148,6 +148,7 @@ def plan_traced(
         batch_rows=batch_rows,
         in_files=files_of(memory, offload),
         on_host=offload.optimizer is OptimizerIn.CPU,
+        process=PROCESS_BYTES + FAMILY_BYTES,
         scratch=sum(plan_scratch(found.counts, engine, offload, n_trained).values()),
     )
 

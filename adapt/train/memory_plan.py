@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from adapt.checkpoint.offload import MomentFormat, OffloadConfig, OptimizerIn, TrainedWeightsIn
-from adapt.core.limits import LARGE_BLOCK
+from adapt.core.limits import GIVEN_BACK
 from adapt.core.precision import Precision
 from adapt.model.attention import SHORT
 from adapt.model.config import GPTConfig, Recompute
@@ -127,7 +127,7 @@ def plan_passing(config: GPTConfig, engine: EngineConfig, experts_per_token: int
         block = max(block, stacks)
     return Passing(
         kept=tokens * sum(n_bytes for n_bytes, _ in kept),
-        mapped=tokens * sum(n_bytes for n_bytes, each in kept if tokens * each >= LARGE_BLOCK),
+        mapped=tokens * sum(n_bytes for n_bytes, each in kept if tokens * each >= GIVEN_BACK),
         logits=min(tokens, max(LOGIT_ELEMENTS // config.vocab_size, 1)) * config.vocab_size * width,
         is_chunked=tokens * config.vocab_size > LOGIT_ELEMENTS,
         layer=layer,
@@ -181,6 +181,7 @@ def plan_own(
     trained = TrainedTensors(
         sizes=[size // engine.expert_parallel if is_stack(name) else size for name, size in model.trained],
         total=sum(size for _, size in model.trained),
+        apart=sum(size // engine.expert_parallel for name, size in model.trained if is_stack(name) and engine.expert_parallel > 1),
     )
     is_whole = trained.total == counts.total
     memory = plan_memory(counts, engine, offload, None if is_whole else trained.total)

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapt.core.allocator import give_back, given_back
+from adapt.core.limits import GIVEN_BACK_ONCE
 from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state
 from adapt.model.expert_parallel import Rows
 from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig
-from adapt.train.file_tensors import give_back_large_blocks
 from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.paged_adamw import Paging
@@ -39,10 +40,11 @@ def open_engine(
 
     With `paging` the optimizer's state lies in a file, with `on_host` in the host's memory (ZeRO stages 1 and 2).
     """
-    if paging is not None:
-        give_back_large_blocks()
     kind = Engine if config.zero_stage else WholeEngine
-    return kind(model, config, optimizer, rank, paging, on_host=on_host)
+    if paging is not None:
+        give_back(GIVEN_BACK_ONCE)
+    with given_back(GIVEN_BACK_ONCE):
+        return kind(model, config, optimizer, rank, paging, on_host=on_host)
 
 
 class WholeEngine(Engine):

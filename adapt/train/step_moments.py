@@ -180,6 +180,7 @@ def step_moments(
     `opens_with_copies`: the engine is made from weights in this memory, and in bf16 and fp16 from their exact copies too. With
     `in_files` gradients pass through memory as autograd hands them over, and weights may be born in their files.
     """
+    least = GIVEN_BACK if in_files is None else GIVEN_BACK_ONCE
     handed: list[Piece] = []
     if in_files is not None:
         handed.append((in_files.handed, LARGE_BLOCK if in_files.handed >= GIVEN_BACK_ONCE else 0.0))
@@ -194,14 +195,14 @@ def step_moments(
         before = _earlier(trained, engine) if accumulates and in_files is None else []
         moments["loss"] = [*before, *_kept(passing, 1.0), *[(passing.logits, passing.logits)] * 2]
         if passing.is_chunked:
-            moments["loss"] += [_in_heap(passing.table)] * 2
+            moments["loss"] += [_in_heap(passing.table, passing.table, least)] * 2
         n, bucket = trained.elements, _bucket(trained, engine)
         for name, done in (("backward", 0.0), ("first bucket", bucket / max(n, 1)), ("last layer", 1.0)):
             moments[name] = [
                 *before,
                 *_kept(passing, 1.0 - done),
-                _in_heap(passing.layer, passing.layer_block),
-                *[_in_heap(passing.table)] * (2 if done == 1.0 else 1),
+                _in_heap(passing.layer, passing.layer_block, least),
+                *[_in_heap(passing.table, passing.table, least)] * (2 if done == 1.0 else 1),
                 *(_gradients(trained, engine, done, accumulates) if in_files is None else handed if done else []),
             ]
     return moments
@@ -226,10 +227,9 @@ def _kept(passing: Passing, share: float) -> list[Piece]:
     return [((passing.kept - passing.mapped) * share, 0.0), (passing.mapped * share, GIVEN_BACK)]
 
 
-def _in_heap(n_bytes: float, block: float | None = None) -> Piece:
-    """Return a piece in blocks of so many bytes (absent: in one), which the heap has unless they are very large."""
-    block = n_bytes if block is None else block
-    return n_bytes, block if block >= GIVEN_BACK else 0.0
+def _in_heap(n_bytes: float, block: float, least: int = GIVEN_BACK) -> Piece:
+    """Return a piece in blocks of so many bytes, which the heap has unless they are given back, from `least` bytes on."""
+    return n_bytes, GIVEN_BACK if block >= least else 0.0
 
 
 def _opening(trained: TrainedTensors, engine: EngineConfig, in_files: InFiles | None) -> list[Piece]:
@@ -294,7 +294,7 @@ def _exchange(trained: TrainedTensors, engine: EngineConfig, accumulates: bool) 
     partition, bucket = _partition(trained, engine), _bucket(trained, engine) * _staged_bytes(engine)
     if not engine.zero_stage:
         copied = 4.0 * min(trained.elements, _WHOLE_ELEMENTS) if engine.world_size > 1 else 0.0
-        return [*_by_tensor(trained, 4), _in_heap(copied)]
+        return [*_by_tensor(trained, 4), _in_heap(copied, copied)]
     copy = _bucket(trained, engine) * summed_bytes(engine) if engine.world_size > 1 or _is_compact(engine) else 0.0
     found: list[Piece] = [(bucket, bucket), (copy, copy), (partition, partition)]
     if engine.zero_stage == 2 and accumulates and not _is_compact(engine):

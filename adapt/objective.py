@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from adapt.core.allocator import given_back
 from adapt.core.errors import TrainingError
 from adapt.model.batches import Batch
 from adapt.model.distillation import Teacher
@@ -234,7 +235,9 @@ def token_nll(model: CausalBase, hidden_NH: Tensor, targets_N: Tensor) -> Tensor
     Where several chunks are needed, each is computed again in the backward pass instead of being kept."""
 
     def chunk_nll(hidden: Tensor, targets: Tensor) -> Tensor:
-        return nll_of_logits(model.logits(hidden), targets)
+        with given_back():
+            logits_NV = model.logits(hidden)
+        return nll_of_logits(logits_NV, targets)
 
     rows = max(LOGIT_ELEMENTS // model.vocab_size, 1)
     if len(hidden_NH) <= rows:

@@ -36,10 +36,12 @@ class WeightsIn(enum.Enum):
 class OptimizerIn(enum.Enum):
     """Where the optimizer's moments, fp32 masters and gradients are while a model is trained.
 
-    `none`: with the weights. `paged`: in scratch files of each rank, of which memory holds a few blocks.
+    `none`: with the weights. `cpu`: masters and moments in the host's memory, where a CPU updates them; gradients with the weights.
+    `paged`: in scratch files of each rank, of which memory holds a few blocks.
     """
 
     NONE = "none"
+    CPU = "cpu"
     PAGED = "paged"
 
 
@@ -94,8 +96,8 @@ class OffloadConfig(Settings):
     )
     optimizer: OptimizerIn = setting(
         OptimizerIn.NONE,
-        "Where AdamW's moments, fp32 masters and gradients are while training: in memory (none), or in scratch files in the run's "
-        "work directory (paged; on CPUs).",
+        "Where AdamW's moments and fp32 masters are while training: with the weights (none), in the host's memory (cpu, for GPUs), "
+        "or in scratch files in the run's work directory, with gradients (paged, on CPUs).",
     )
     trained_weights: TrainedWeightsIn = setting(
         TrainedWeightsIn.MEMORY, "Where weights are while training: in memory, or in mapped scratch files (mapped; with paged)."

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapt.core.allocator import given_back
+
 _CPU_ELEMENTS = 1 << 19  # 2 MB of fp32: a core's share of cache
 _GPU_ELEMENTS = 1 << 26
 
@@ -38,7 +40,8 @@ class _LogitsNLL(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         logits_NV, targets_N, total_N = ctx.saved_tensors
         grad_N = grads[0].float()
-        out_NV = torch.empty_like(logits_NV)
+        with given_back():
+            out_NV = torch.empty_like(logits_NV)
         for rows in _blocks(logits_NV):
             block = (logits_NV[rows].float() - total_N[rows].unsqueeze(1)).exp_()
             block.scatter_add_(1, targets_N[rows].unsqueeze(1), block.new_full((len(block), 1), -1.0))

@@ -39,12 +39,13 @@ from adapt.model.moe import MoELayer
 from adapt.train.brought_gemm import bring_gemm
 from adapt.train.divergence import where_gradients_break
 from adapt.train.engine_config import EngineConfig, GradientCommunication, deepspeed_config
+from adapt.train.host_optimizer import hold_on_host
 from adapt.train.loss_scale import LossScale
 from adapt.train.model_preparation import check_is_scaled, exact_state, groups_by_format, kept_exact, router_parameters
 from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments, make_optimizer, parameter_groups, set_learning_rate
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.paged_adamw import Paging, weights_in_place
-from adapt.train.paged_gradients import page_partitions, share_masters
+from adapt.train.paged_gradients import give_back_passing, page_partitions, share_masters
 from adapt.train.state_pieces import Piece, partition_pieces, whole_shapes
 
 if not torch.cuda.is_available():
@@ -76,13 +77,21 @@ class Engine:
     """A model under DeepSpeed: accumulate micro-batches, step, and give or take the whole training state by name."""
 
     def __init__(
-        self, model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo, paging: Paging | None = None
+        self,
+        model: nn.Module,
+        config: EngineConfig,
+        optimizer: OptimizerConfig,
+        rank: RankInfo,
+        paging: Paging | None = None,
+        *,
+        on_host: bool = False,
     ) -> None:
         self.rank = rank
         self.is_paged = paging is not None
         self.device = take_device(rank)
+        self.state_device = torch.device("cpu") if on_host else self.device  # of masters and moments
         if paging is not None and self.device.type != "cpu":
-            raise ConfigError("offload.optimizer: paged is for ranks that train on CPUs; on GPUs set it to none")
+            raise ConfigError("offload.optimizer: paged is for ranks that train on CPUs; on GPUs set it to cpu or none")
         self._model = model
         self._share = config.expert_share(rank.rank)
         if self._share.of > 1:
@@ -126,6 +135,11 @@ class Engine:
         self._watch_overflow()
         if paging is not None:
             self._page(paging)
+        elif config.zero_stage and self.device.type == "cpu":
+            give_back_passing(self._zero)
+        if on_host:
+            hold_on_host(self._zero)
+            self._zero._link_all_hp_params()
         self._create_moments(0)
         if is_rounded:
             # DeepSpeed made its fp32 masters from rounded weights; give it the exact ones.

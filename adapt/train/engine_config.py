@@ -130,6 +130,11 @@ def check_optimizer(config: EngineConfig, optimizer: OptimizerConfig, offload: O
             "offload.optimizer=paged: updates block by block, and optimizer.algorithm=lamb scales each update by whole tensors' "
             "norms; use adamw, or offload.optimizer=none"
         )
+    if config.zero_stage == 0 and offload is not None and offload.optimizer is OptimizerIn.CPU:
+        raise ConfigError(
+            "offload.optimizer=cpu: moves the partitions of ZeRO to the host, and ZeRO-0 has none; use engine.zero_stage=1 or 2, "
+            "or offload.optimizer=none"
+        )
     if optimizer.skip_idle_experts and offload is not None and offload.optimizer is not OptimizerIn.PAGED:
         raise ConfigError("optimizer.skip_idle_experts: is for an optimizer in files; set offload.optimizer=paged, or false")
     if optimizer.algorithm is Algorithm.LAMB and config.zero_stage:

@@ -6,10 +6,8 @@ file of their own (`TensorFiles`), or from a buffer that one call after another 
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,24 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from adapt.train.scratch_file import ScratchFile
 
 LEAST_BYTES = 1 << 20  # smaller tensors stay in memory
-_LARGE_BLOCK = 1 << 23  # bytes
-_MMAP_THRESHOLD = -3  # glibc's number for it
 _ATEN = torch.ops.aten
 _BY_SIZE = {_ATEN.empty.memory_format, _ATEN.zeros.default}
 _BY_EXAMPLE = {_ATEN.empty_like.default, _ATEN.zeros_like.default, _ATEN.clone.default, _ATEN._to_copy.default}
 _ZEROS = {_ATEN.zeros.default, _ATEN.zeros_like.default}
 _COPIES = {_ATEN.clone.default, _ATEN._to_copy.default}
-
-
-def give_back_large_blocks() -> None:
-    """Let the allocator hand large blocks back to the system once they are free, in this process; nothing happens without glibc.
-
-    Ranks are started with an allocator that keeps everything: it would hold what gradients and start-up take for a moment.
-    """
-    said = os.environ.get("MALLOC_MMAP_THRESHOLD_", "")
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt") and not (said.isdecimal() and int(said) < _LARGE_BLOCK):
-        library.mallopt(_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 class TensorFiles:

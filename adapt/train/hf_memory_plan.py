@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from adapt.checkpoint.offload import FrozenWeightsIn, OffloadConfig, Verify
+from adapt.checkpoint.offload import FrozenWeightsIn, OffloadConfig, OptimizerIn, Verify
 from adapt.checkpoint.store import open_store
 from adapt.model.config import Recompute
 from adapt.model.counting import ParameterCounts, count_hf_parameters
@@ -23,7 +23,7 @@ from adapt.model.lora_config import LoraConfig, LoraTarget
 from adapt.model.low_rank import said_of_groups, targeted, trained_by_group
 from adapt.train.engine_config import EngineConfig
 from adapt.train.memory_plan import files_of, plan_memory, plan_scratch
-from adapt.train.step_moments import MemoryPlan, Passing, TrainedTensors, combined
+from adapt.train.step_moments import FAMILY_BYTES, PROCESS_BYTES, MemoryPlan, Passing, TrainedTensors, combined
 from adapt.train.traced_memory import trace_memory
 from adapt.train.train_config import Trained
 from adapt.train.trainable import train_only
@@ -85,7 +85,7 @@ def plan_foreign(
     """
     found = trace_foreign(directory, engine, trains, lora, tokens)
     plan = plan_traced(found, engine, offload or OffloadConfig(), on_cpu=on_cpu, batch_rows=batch_rows)
-    return ForeignPlan(memory=plan.memory, moments=plan.moments, scratch=plan.scratch, training=found)
+    return ForeignPlan(memory=plan.memory, moments=plan.moments, scratch=plan.scratch, host=plan.host, training=found)
 
 
 def trace_foreign(
@@ -167,6 +167,8 @@ def plan_traced(
         on_cpu=on_cpu,
         batch_rows=batch_rows,
         in_files=files_of(memory, offload),
+        on_host=offload.optimizer is OptimizerIn.CPU,
+        process=PROCESS_BYTES + FAMILY_BYTES,
         scratch=sum(plan_scratch(found.counts, engine, offload, n_trained).values()),
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from adapt.checkpoint.offload import OffloadConfig
+from adapt.checkpoint.offload import OffloadConfig, OptimizerIn
 from adapt.checkpoint.weights import save_trained
 from adapt.core.artifacts import FIGURES_FILE, short_key, write_atomically
 from adapt.core.faults import writable
@@ -116,7 +116,8 @@ def run_training(
     """
     result, work = Path(job.result), Path(job.work)
     train_only(model, job.train.trains, job.train.lora, job.seed)
-    engine = open_engine(model, job.engine, job.train.decayed_optimizer, rank, paging_of(job, rank))
+    on_host = job.offload.optimizer is OptimizerIn.CPU
+    engine = open_engine(model, job.engine, job.train.decayed_optimizer, rank, paging_of(job, rank), on_host=on_host)
     if job.moments_from is not None:
         load_moments(Path(job.moments_from), engine)
     trainer = Trainer(engine, job.engine, job.objective, job.seed, teacher)

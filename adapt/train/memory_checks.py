@@ -98,7 +98,7 @@ def check_memory(
         return plan_own(model, setting.engine, setting.offload, on_cpu=on_cpu, tokens=tokens, batch_rows=batch_rows).total
 
     model, start = OwnModel.of(config, trains), Setting(engine=engine, offload=offload)
-    others = _nearest_first(start, GPT(config).expert_counts, list(Recompute), may_page=on_cpu and _may_page(optimizer))
+    others = _nearest_first(start, GPT(config).expert_counts, list(Recompute), _lighter_optimizer(optimizer, on_cpu))
     for room in found:
         _refuse_what_does_not_fit(start, room, total, others, "take a smaller model")
 
@@ -132,7 +132,7 @@ def check_foreign_memory(
     start = Setting(engine=engine, offload=offload)
     recomputes = [engine.activation_checkpointing] if whole.passing is None else list(Recompute)
     may_map = can_map(directory, offload, trains, lora or LoraConfig(), on_cpu=on_cpu)
-    others = _nearest_first(start, (), recomputes, may_page=on_cpu and _may_page(optimizer), may_map=may_map)
+    others = _nearest_first(start, (), recomputes, _lighter_optimizer(optimizer, on_cpu), may_map=may_map)
     lighter = "" if trains is Trained.LORA else "train less of it (continue_pretrain.trains=lora), or "
     said = f" for rows of {whole.tokens} tokens ({whole.said})"
     for room in found:
@@ -175,15 +175,20 @@ def _refuse_what_does_not_fit(
 
 
 def _nearest_first(
-    start: Setting, expert_counts: tuple[int, ...], recomputes: Sequence[Recompute], *, may_page: bool, may_map: bool = False
+    start: Setting,
+    expert_counts: tuple[int, ...],
+    recomputes: Sequence[Recompute],
+    lighter: OptimizerIn | None,
+    *,
+    may_map: bool = False,
 ) -> Callable[[], Iterator[Setting]]:
     """Return what yields other settings that compute the same, those with the fewest changes first, on more ranks last."""
     engine = start.engine
     batches = [engine.micro_batch >> shift for shift in range(engine.micro_batch.bit_length())]
     stages = sorted({engine.zero_stage, 2} | ({0} if not engine.precision.is_rounded else set()))
     offloads = [start.offload]
-    if may_page and start.offload.optimizer is OptimizerIn.NONE:
-        offloads.append(replace(start.offload, optimizer=OptimizerIn.PAGED))
+    if lighter is not None and start.offload.optimizer is OptimizerIn.NONE:
+        offloads.append(replace(start.offload, optimizer=lighter))
     if may_map:
         offloads += [replace(offload, frozen_weights=FrozenWeightsIn.MAPPED) for offload in offloads]
     recomputes = recomputes[recomputes.index(engine.activation_checkpointing) :]
@@ -200,7 +205,7 @@ def _nearest_first(
                     offload=o,
                 )
                 for o, n, r, z, m in itertools.product(offloads, sizes, recomputes, stages, batches)
-                if z or (n == 1 and n_ranks == engine.world_size)  # stage 0 shares nothing
+                if z or (n == 1 and n_ranks == engine.world_size and o.optimizer is not OptimizerIn.CPU)  # stage 0 shares nothing
             ]
             yield from sorted(found, key=lambda other: other.n_changed(start))
             n_ranks *= 2
@@ -208,8 +213,11 @@ def _nearest_first(
     return settings
 
 
-def _may_page(optimizer: OptimizerConfig | None) -> bool:
-    return optimizer is None or optimizer.algorithm is Algorithm.ADAMW
+def _lighter_optimizer(optimizer: OptimizerConfig | None, on_cpu: bool) -> OptimizerIn | None:
+    """Return where else an optimizer's state may be: in files of a rank on a CPU, on the host of one on a GPU."""
+    if optimizer is not None and optimizer.algorithm is not Algorithm.ADAMW:
+        return None
+    return OptimizerIn.PAGED if on_cpu else OptimizerIn.CPU
 
 
 def _can_share(counts: tuple[int, ...], n_ranks: int) -> bool:

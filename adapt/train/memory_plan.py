@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from adapt.checkpoint.offload import MomentFormat, OffloadConfig, OptimizerIn, TrainedWeightsIn
-from adapt.core.limits import LARGE_BLOCK
+from adapt.core.limits import GIVEN_BACK, GIVEN_BACK_ONCE
 from adapt.core.precision import Precision
 from adapt.model.attention import SHORT
 from adapt.model.config import GPTConfig, Recompute
@@ -101,8 +101,11 @@ def _paged_bytes(n_trained: int, engine: EngineConfig, offload: OffloadConfig) -
     return block_elements(n_elements) * (N_ROOMS * width + extra)
 
 
-def plan_passing(config: GPTConfig, engine: EngineConfig, experts_per_token: int, on_cpu: bool) -> Passing:
-    """Return what a micro-batch of full rows takes on its way through the model, on a CPU or on a GPU."""
+def plan_passing(config: GPTConfig, engine: EngineConfig, experts_per_token: int, on_cpu: bool, least: int = GIVEN_BACK) -> Passing:
+    """Return what a micro-batch of full rows takes on its way through the model, on a CPU or on a GPU.
+
+    Blocks of at least so many bytes are given back by a CPU's allocator.
+    """
     width, tokens = _width(engine), engine.micro_batch * config.context_length
     attention = _attention_parts(config, engine, on_cpu)
     kept: list[tuple[float, float]] = [(2 * config.hidden_size * width, config.hidden_size * width)]  # of a token: bytes, its block
@@ -127,7 +130,7 @@ def plan_passing(config: GPTConfig, engine: EngineConfig, experts_per_token: int
         block = max(block, stacks)
     return Passing(
         kept=tokens * sum(n_bytes for n_bytes, _ in kept),
-        mapped=tokens * sum(n_bytes for n_bytes, each in kept if tokens * each >= LARGE_BLOCK),
+        mapped=tokens * sum(n_bytes for n_bytes, each in kept if tokens * each >= least),
         logits=min(tokens, max(LOGIT_ELEMENTS // config.vocab_size, 1)) * config.vocab_size * width,
         is_chunked=tokens * config.vocab_size > LOGIT_ELEMENTS,
         layer=layer,
@@ -181,19 +184,22 @@ def plan_own(
     trained = TrainedTensors(
         sizes=[size // engine.expert_parallel if is_stack(name) else size for name, size in model.trained],
         total=sum(size for _, size in model.trained),
+        apart=sum(size // engine.expert_parallel for name, size in model.trained if is_stack(name) and engine.expert_parallel > 1),
     )
     is_whole = trained.total == counts.total
     memory = plan_memory(counts, engine, offload, None if is_whole else trained.total)
     if not is_whole and engine.precision.is_rounded:
         memory["weights"] += 4 * (counts.total - trained.total)  # frozen weights are kept exact next to their rounded form
+    in_files = files_of(memory, offload)
     return combined(
         memory,
         trained,
-        plan_passing(rows, engine, model.experts_per_token, on_cpu),
+        plan_passing(rows, engine, model.experts_per_token, on_cpu, GIVEN_BACK if in_files is None else GIVEN_BACK_ONCE),
         engine,
         on_cpu=on_cpu,
         batch_rows=batch_rows,
-        in_files=files_of(memory, offload),
+        in_files=in_files,
+        on_host=offload is not None and offload.optimizer is OptimizerIn.CPU,
         scratch=sum(plan_scratch(counts, engine, offload or OffloadConfig(), None if is_whole else trained.total).values()),
     )
 

@@ -6,9 +6,11 @@ Forward leaves activations; the loss adds logits and their gradient; backward le
 a bucket, then in the partition that a rank updates; the update copies that partition into one tensor. These come one after the
 other, so the peak is the largest moment and not the sum of all kinds.
 
-On a CPU two kinds of blocks have to be told apart. The allocator of a rank keeps what is freed (page faults would cost more).
-Smaller blocks count with their own peak at any moment. Blocks of `LARGE_BLOCK` bytes and more seldom fit the gaps between them:
-they take the place of their like, so of them only those of the moment count.
+On a CPU two kinds of blocks have to be told apart. The allocator of a rank keeps what is freed (page faults would cost more), so
+blocks of its heap count with their own peak at any moment. Given back at once are buckets, flat gradients and logits of
+`LARGE_BLOCK` bytes and more, any block of `GIVEN_BACK` bytes, and while the engine is made those of `GIVEN_BACK_ONCE`
+(`adapt.core.allocator`): of them only those of the moment count. Updated weights are gathered by a thread of gloo, which does not
+use that heap.
 
 Sources: the order of events is that of DeepSpeed 0.19 (`runtime/zero/stage_1_and_2.py`: setup_buckets, average_tensor,
 copy_grads_in_partition, get_flat_partition, step) and was seen in traces of the allocator. Knuth 1997, The Art of Computer
@@ -20,15 +22,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from adapt.core.limits import LARGE_BLOCK
+from adapt.core.limits import GIVEN_BACK, GIVEN_BACK_ONCE, LARGE_BLOCK
 from adapt.train.engine_config import EngineConfig, GradientCommunication
 
 # Of a rank on a CPU before it has a model: the interpreter, torch, DeepSpeed and their libraries' own data (torch 2.13).
 PROCESS_BYTES = 2.75e8
+FAMILY_BYTES = 8e7  # more with a Hugging Face model: transformers and the family's code
 # The update flattens a partition's gradients where they are not in one tensor already: in fp32, whose gradients DeepSpeed keeps in
 # the model's own format.
 UPDATE_COPIES_GRADIENTS = True
-# Of what passes in small blocks on a CPU, the holes between them that the next step's blocks do not fit, from the second step on.
+# Of what passes in the heap on a CPU, the holes between them that the next step's blocks do not fit, from the second step on.
 # It was 0.32 of an own dense model and 0.37 with LoRA; Knuth's fifty-percent rule expects one hole for two blocks.
 _GAPS = 0.35
 _WHOLE_ELEMENTS = 500_000_000  # that DeepSpeed sums at once where no stage cuts gradients
@@ -36,9 +39,9 @@ _WHOLE_ELEMENTS = 500_000_000  # that DeepSpeed sums at once where no stage cuts
 
 @dataclass(frozen=True, kw_only=True)
 class Passing:
-    """Bytes that forward and backward of a micro-batch take: what is kept for backward (`kept`, of it `mapped` in large blocks),
-    one chunk of logits, what the fullest layer adds in its backward pass (in blocks of up to `layer_block`), and the gradient of
-    the table that makes logits.
+    """Bytes that forward and backward of a micro-batch take: what is kept for backward (`kept`, of it `mapped` in blocks that are
+    given back), one chunk of logits, what the fullest layer adds in its backward pass (in blocks of up to `layer_block`), and the
+    gradient of the table that makes logits.
 
     `is_chunked`: logits are made a chunk at a time, twice, and none is kept. The table's gradient is 0 where it is not trained.
     Where frozen weights lie in files in another format, `in_use` are the blocks of a converted layer, `table_in_use` that of the
@@ -84,12 +87,14 @@ class Passing:
 class TrainedTensors:
     """What an optimizer trains: the numbers of elements of the tensors that a rank holds, and of all tensors together.
 
-    `is_mapped`: the weights come as views of files.
+    `is_mapped`: the weights come as views of files. `apart`: of the elements, those that ranks share in a group of their own
+    (experts under expert parallelism); the others are a group.
     """
 
     sizes: Sequence[int]
     total: int
     is_mapped: bool = False
+    apart: int = 0
 
     @property
     def elements(self) -> int:
@@ -106,11 +111,15 @@ class InFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """Bytes of a rank: by kind, each at its largest; by moment of a step, of all kinds that are there; and of its scratch file."""
+    """Bytes of a rank: by kind, each at its largest; by moment of a step, of all kinds that are there; and of its scratch file.
+
+    `host`: those in the machine's memory beside a GPU's, which the others are of then.
+    """
 
     memory: Mapping[str, float]
     moments: Mapping[str, float]
     scratch: float
+    host: float = 0.0
 
     @property
     def total(self) -> float:
@@ -133,24 +142,32 @@ def combined(
     batch_rows: int | None,
     scratch: float,
     in_files: InFiles | None = None,
+    on_host: bool = False,
+    process: float = PROCESS_BYTES,
 ) -> MemoryPlan:
-    """Put together what lasts and what passes; `batch_rows` make a step over all ranks (absent: a micro-batch on each)."""
+    """Put together what lasts and what passes; `batch_rows` make a step over all ranks (absent: a micro-batch on each).
+
+    `on_host`: masters and moments are in the host's memory, which is the rank's own on a CPU. `process` counts on a CPU only.
+    """
     accumulates = batch_rows is not None and batch_rows > engine.micro_batch * engine.world_size
     moments = step_moments(trained, passing, engine, accumulates=accumulates, opens_with_copies=on_cpu, in_files=in_files)
-    by_kind = dict(memory)
+    by_kind, host = dict(memory), 0.0
+    if on_host and not on_cpu:
+        host = by_kind.pop("master") + by_kind.pop("moments") + _updated_on_host(trained, engine)
     if passing is not None:
         by_kind |= {"activations": passing.activations, "backward": passing.backward}
     if on_cpu:
-        by_kind["process"] = PROCESS_BYTES
+        by_kind["process"] = process
     lasting = sum(by_kind.get(kind, 0.0) for kind in ("weights", "master", "moments", "process"))
     return MemoryPlan(
         memory=by_kind,
         moments={name: lasting + n_bytes for name, n_bytes in fullest(moments, on_cpu).items()},
         scratch=scratch,
+        host=host,
     )
 
 
-Piece = tuple[float, float]  # bytes, and those of each of its blocks
+Piece = tuple[float, float]  # bytes, and those of each of its blocks if they are given back, 0 in the heap
 OPENING = "opening"
 Moments = dict[str, list[Piece]]
 
@@ -169,28 +186,32 @@ def step_moments(
     `opens_with_copies`: the engine is made from weights in this memory, and in bf16 and fp16 from their exact copies too. With
     `in_files` gradients pass through memory as autograd hands them over, and weights may be born in their files.
     """
-    handed: list[Piece] = [] if in_files is None else [(in_files.handed, in_files.handed)]
+    least = GIVEN_BACK if in_files is None else GIVEN_BACK_ONCE
+    handed: list[Piece] = []
+    if in_files is not None:
+        handed.append((in_files.handed, LARGE_BLOCK if in_files.handed >= GIVEN_BACK_ONCE else 0.0))
     moments: Moments = {
         "exchange": _exchange(trained, engine, accumulates) if in_files is None else handed,
         "update": _update(trained, engine) if in_files is None else [],
     }
     if opens_with_copies:
-        moments[OPENING] = [] if in_files is not None and in_files.weights else _opening(trained, engine)
+        moments[OPENING] = _opening(trained, engine, in_files)
+        moments["gather"] = [(_gathered(trained, engine), GIVEN_BACK)]
     if passing is not None:
         before = _earlier(trained, engine) if accumulates and in_files is None else []
         # Converted for logits and again for their gradient; smaller blocks take the place of the first in between.
-        table = (passing.table_in_use, passing.table_in_use)
+        table = _in_heap(passing.table_in_use, passing.table_in_use, least)
         moments["loss"] = [*before, *_kept(passing, 1.0), *[(passing.logits, passing.logits)] * 2, table, table]
         if passing.is_chunked:
-            moments["loss"] += [(passing.table, passing.table)] * 2
+            moments["loss"] += [_in_heap(passing.table, passing.table, least)] * 2
         n, bucket = trained.elements, _bucket(trained, engine)
         for name, done in (("backward", 0.0), ("first bucket", bucket / max(n, 1)), ("last layer", 1.0)):
             moments[name] = [
                 *before,
                 *_kept(passing, 1.0 - done),
-                (passing.layer, passing.layer_block),
-                *((n_bytes, n_bytes) for n_bytes in passing.in_use),
-                *[(passing.table, passing.table)] * (2 if done == 1.0 else 1),
+                _in_heap(passing.layer, passing.layer_block, least),
+                *(_in_heap(n_bytes, n_bytes, least) for n_bytes in passing.in_use),
+                *[_in_heap(passing.table, passing.table, least)] * (2 if done == 1.0 else 1),
                 *(_gradients(trained, engine, done, accumulates) if in_files is None else handed if done else []),
             ]
     return moments
@@ -199,7 +220,7 @@ def step_moments(
 def fullest(moments: Mapping[str, Sequence[Piece]], on_cpu: bool) -> dict[str, float]:
     """Return the bytes that each moment brings memory to, on top of what lasts.
 
-    On a CPU small blocks that an earlier moment took are still held, with holes between those that come and go.
+    On a CPU the heap that an earlier moment took is still held, with holes between blocks that come and go.
     """
     if not on_cpu:
         return {name: sum(n_bytes for n_bytes, _ in pieces) for name, pieces in moments.items()}
@@ -211,15 +232,30 @@ def fullest(moments: Mapping[str, Sequence[Piece]], on_cpu: bool) -> dict[str, f
 
 
 def _kept(passing: Passing, share: float) -> list[Piece]:
-    """Return activations that are still kept, in small blocks and in large ones."""
-    return [((passing.kept - passing.mapped) * share, 0.0), (passing.mapped * share, LARGE_BLOCK)]
+    """Return activations that are still kept, in the heap and given back."""
+    return [((passing.kept - passing.mapped) * share, 0.0), (passing.mapped * share, GIVEN_BACK)]
 
 
-def _opening(trained: TrainedTensors, engine: EngineConfig) -> list[Piece]:
-    """Return what making the engine adds to its flat weights: weights as they were read, exact ones, rounded ones."""
+def _in_heap(n_bytes: float, block: float, least: int = GIVEN_BACK) -> Piece:
+    """Return a piece in blocks of so many bytes, which the heap has unless they are given back, from `least` bytes on."""
+    return n_bytes, GIVEN_BACK if block >= least else 0.0
+
+
+def _opening(trained: TrainedTensors, engine: EngineConfig, in_files: InFiles | None) -> list[Piece]:
+    """Return what making the engine adds to its flat weights: weights as they were read, exact ones, rounded ones.
+
+    Stage 0 has no flat weights. Masters and a gradient of 0 are made in memory before they go to files; elsewhere moments are more.
+    """
+    if not engine.zero_stage or (in_files is not None and in_files.weights):
+        return []
     in_memory = 0 if trained.is_mapped else 4
     copies = 4 + engine.precision.dtype.itemsize if engine.precision.is_rounded else 0
-    return _by_tensor(trained, max(in_memory + 4, copies) if copies else in_memory)
+    found = _by_tensor(trained, in_memory)
+    if copies:
+        found += _by_tensor(trained, max(4, copies - in_memory), GIVEN_BACK_ONCE)
+    if in_files is not None:
+        found.append((2 * _partition(trained, engine), LARGE_BLOCK))
+    return found
 
 
 def _bucket(trained: TrainedTensors, engine: EngineConfig) -> float:
@@ -267,7 +303,7 @@ def _exchange(trained: TrainedTensors, engine: EngineConfig, accumulates: bool) 
     partition, bucket = _partition(trained, engine), _bucket(trained, engine) * _staged_bytes(engine)
     if not engine.zero_stage:
         copied = 4.0 * min(trained.elements, _WHOLE_ELEMENTS) if engine.world_size > 1 else 0.0
-        return [*_by_tensor(trained, 4), (copied, copied)]
+        return [*_by_tensor(trained, 4), _in_heap(copied, copied)]
     copy = _bucket(trained, engine) * summed_bytes(engine) if engine.world_size > 1 or _is_compact(engine) else 0.0
     found: list[Piece] = [(bucket, bucket), (copy, copy), (partition, partition)]
     if engine.zero_stage == 2 and accumulates and not _is_compact(engine):
@@ -283,12 +319,26 @@ def _update(trained: TrainedTensors, engine: EngineConfig) -> list[Piece]:
     return [(partition, partition)] * (2 if is_copied else 1)
 
 
+def _gathered(trained: TrainedTensors, engine: EngineConfig) -> float:
+    """Return what gloo gathers updated weights in, once gradients are gone: one copy of a group's, outside the heap."""
+    if not engine.zero_stage or engine.world_size == 1:
+        return 0.0
+    groups = [trained.elements - trained.apart, trained.apart if engine.world_size > engine.expert_parallel else 0]
+    return float(max(groups) * engine.precision.dtype.itemsize)
+
+
+def _updated_on_host(trained: TrainedTensors, engine: EngineConfig) -> float:
+    """Return what an update on the host adds to masters and moments: the gradients, and rounded weights on their way back."""
+    rounded = engine.precision.dtype.itemsize if engine.precision.is_rounded else 0
+    return _partition(trained, engine) * (1 + rounded / 4)
+
+
 def summed_bytes(engine: EngineConfig) -> int:
     """Return the width in which ranks sum gradients."""
     return 4 if engine.gradient_communication is GradientCommunication.FP32 else engine.precision.dtype.itemsize
 
 
-def _by_tensor(trained: TrainedTensors, width: int) -> list[Piece]:
-    """Return the bytes of tensors of a width, small ones and large ones apart."""
-    large = sum(size for size in trained.sizes if size * width >= LARGE_BLOCK)
-    return [(float((trained.elements - large) * width), 0.0), (float(large * width), LARGE_BLOCK)]
+def _by_tensor(trained: TrainedTensors, width: int, least: int = GIVEN_BACK) -> list[Piece]:
+    """Return the bytes of tensors of a width, those in the heap and those of `least` bytes, which are given back, apart."""
+    large = sum(size for size in trained.sizes if size * width >= least)
+    return [(float((trained.elements - large) * width), 0.0), (float(large * width), GIVEN_BACK)]

@@ -22,7 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from adapt.core.limits import LARGE_BLOCK
+from adapt.core.limits import GIVEN_BACK
 from adapt.model.hf import HFModel, frame_of
 from adapt.model.inputs import ModelInputs
 from adapt.objective import LOGIT_ELEMENTS
@@ -31,7 +31,10 @@ from adapt.train.step_moments import Passing
 
 @dataclass(frozen=True, kw_only=True)
 class _Traced:
-    """Bytes that some layers keep for backward, of them those in large blocks, and what backward adds, weights' gradients aside."""
+    """Bytes that some layers keep for backward, of them those in blocks that a CPU's allocator gives back, and what backward adds.
+
+    The weights' gradients are no part of it.
+    """
 
     kept: float
     mapped: float
@@ -79,7 +82,7 @@ def _traced(
         inputs = ModelInputs(ids_BT=ids, positions_BT=ids, documents_BT=ids, is_packed=False, keeps_past=True)
         with _Live(model) as live:
             hidden = model(inputs).hidden_BTH
-            kept, mapped = live.present(), live.present(LARGE_BLOCK)
+            kept, mapped = live.present(), live.present(GIVEN_BACK)
             live.peak, live.block = kept, 0
             if hidden.requires_grad:
                 hidden.backward(torch.ones_like(hidden))

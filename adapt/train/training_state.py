@@ -5,9 +5,10 @@ updates, shapes, lagged shares, history, experts' loads at some steps, and in fp
 from it. Every file and directory of a state is on the disk before rank 0 renames the directory into place, and older states go
 only after that. So whatever ends a process, or fills the disk, the newest complete state is whole.
 
-On a GPU each rank copies its pieces to the host's memory at the step boundary, and a thread writes them while training goes on. On
-a CPU these copies would be the peak of the whole training (12 bytes a parameter over all ranks), and writing takes little time
-next to a few hundred steps: training waits, and pieces are written one by one without a copy.
+On a GPU each rank copies its pieces to the host's memory at the step boundary, and a thread writes them while training goes on.
+Where masters and moments are in that memory already, as on a CPU, these copies would be the peak of the whole training (12 bytes a
+parameter over all ranks), and writing takes little time next to a few hundred steps: training waits, and pieces are written one by
+one without a copy.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class StateWriter:
             with self._noted(step):
                 _begin(scratch)
         engine.barrier()
-        if not copies_states(engine.device):
+        if not copies_states(engine.state_device):
             self._write(step, scratch, list(engine.own_pieces()), content)
             self.check()
             return

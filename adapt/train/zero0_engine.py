@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapt.core.allocator import give_back, given_back
+from adapt.core.limits import GIVEN_BACK_ONCE
 from adapt.core.runtime import RankInfo
 from adapt.model.buffers import named_state, saved_buffers
 from adapt.model.expert_parallel import Rows
 from adapt.train.engine import Engine
 from adapt.train.engine_config import EngineConfig
-from adapt.train.file_tensors import give_back_large_blocks
 from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.paged_adamw import Paging
@@ -27,13 +28,23 @@ from adapt.train.state_pieces import WEIGHTS, Piece, whole_pieces
 
 
 def open_engine(
-    model: nn.Module, config: EngineConfig, optimizer: OptimizerConfig, rank: RankInfo, paging: Paging | None = None
+    model: nn.Module,
+    config: EngineConfig,
+    optimizer: OptimizerConfig,
+    rank: RankInfo,
+    paging: Paging | None = None,
+    *,
+    on_host: bool = False,
 ) -> Engine:
-    """Put a model under the engine that the settings ask for; with `paging` the optimizer's state lies in a file."""
-    if paging is not None:
-        give_back_large_blocks()
+    """Put a model under the engine that the settings ask for.
+
+    With `paging` the optimizer's state lies in a file, with `on_host` in the host's memory (ZeRO stages 1 and 2).
+    """
     kind = Engine if config.zero_stage else WholeEngine
-    return kind(model, config, optimizer, rank, paging)
+    if paging is not None:
+        give_back(GIVEN_BACK_ONCE)
+    with given_back(GIVEN_BACK_ONCE):
+        return kind(model, config, optimizer, rank, paging, on_host=on_host)
 
 
 class WholeEngine(Engine):

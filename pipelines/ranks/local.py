@@ -50,8 +50,9 @@ def rank_environment(rank: int, local_rank: int, meeting: Meeting, threads: int)
     """Return a rank's environment: its place among the ranks, where they meet, its threads, and who its parent is.
 
     The allocator keeps what is freed instead of giving it back to the kernel after every use: a training step on a CPU spends a
-    quarter of its time on page faults otherwise. Only the largest blocks go back (a bucket of gradients, their flat copy, logits
-    of a large vocabulary): the gaps that they leave would seldom fit the next one, and the peak would be their sum. What is under
+    quarter of its time on page faults otherwise. Only the largest blocks go back, and those that `adapt.core.allocator` is told of
+    (a bucket of gradients, their flat copy, logits of a large vocabulary): smaller ones settle in the gaps that they leave, and the
+    peak would be their sum. What is under
     `torch.compile` runs as it is written. What the user has set stays, but what torchrun's agent says to those that it starts:
     they would meet at its port.
     """

@@ -113,6 +113,8 @@ def _print(
     lines += ["", "of all kinds together, by the moment of a step, GB"]
     lines += [f"{name:<14} {size / 1e9:>16.2f}" for name, size in plan.moments.items()]
     lines.append(f"{'total':<14} {plan.total / 1e9:>16.2f}")
+    if plan.host:
+        lines += ["", f"{'on the host':<14} {plan.host / 1e9:>16.2f} GB per rank of the machine's memory"]
     if plan.scratch:
         lines += ["", f"{'scratch file':<14} {plan.scratch / 1e9:>16.2f} GB per rank on the disk of run.dir"]
     sys.stdout.write("\n".join(lines) + "\n")

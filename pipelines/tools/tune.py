@@ -279,8 +279,15 @@ def _subject(config: PipelineConfig, point: str | None) -> Subject:
 
 
 def _offloads(trial: Trial, values: Sequence[OptimizerIn]) -> Iterator[Trial]:
-    """Yield a trial with the optimizer in each place; with one that is not paged, moments are in fp32 and weights in memory."""
+    """Yield a trial with the optimizer in each place that the ranks have.
+
+    With one that is not paged, moments are in fp32 and weights in memory.
+    """
+    from adapt.train.memory_checks import computes_on_cpus  # imports torch
+
     for value in values:
+        if value is OptimizerIn.CPU and computes_on_cpus(trial.engine):
+            continue  # there it is none
         is_paged = value is OptimizerIn.PAGED
         moments = trial.offload.moments if is_paged else MomentFormat.FP32
         weights = trial.offload.trained_weights if is_paged else TrainedWeightsIn.MEMORY

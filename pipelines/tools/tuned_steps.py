@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from adapt.checkpoint.offload import FrozenWeightsIn, OffloadConfig
+from adapt.checkpoint.offload import FrozenWeightsIn, OffloadConfig, OptimizerIn
 from adapt.checkpoint.weights import load_model
 from adapt.core.runtime import RankInfo, generator_for, rank_from_environment
 from adapt.core.spans import LabelForm, Reading, SpannedText, read_with_targets
@@ -132,7 +132,8 @@ def _timed(subject: Subject, batch: Batch, config: EngineConfig, offload: Offloa
         length = batch.tokens or min(model.context_length, _FOREIGN_TOKENS if isinstance(model, HFModel) else model.context_length)
         rows = _RandomRows(batch.rows * (batch.steps + 1), length, model.vocab_size)
         train_only(model, subject.trains, subject.lora, subject.seed)
-        engine = open_engine(model, config, subject.optimizer, rank, paging)
+        on_host = offload.optimizer is OptimizerIn.CPU
+        engine = open_engine(model, config, subject.optimizer, rank, paging, on_host=on_host)
         clock = _Clock(batch.steps)
         train = TrainConfig(
             steps=batch.steps + 2, batch_rows=batch.rows, optimizer=subject.optimizer, trains=subject.trains, lora=subject.lora

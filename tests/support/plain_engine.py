@@ -21,7 +21,7 @@ class PlainEngine:
 
     def __init__(self, model: GPT, config: OptimizerConfig) -> None:
         self.rank = RankInfo(rank=0, world_size=1, local_rank=0)
-        self.device = torch.device("cpu")
+        self.device = self.state_device = torch.device("cpu")
         self.module = model
         self._clip = config.clip
         self._adamw = torch.optim.AdamW(

@@ -24,5 +24,9 @@ def test_a_paged_optimizer_is_refused_for_lamb_and_bf16_moments_in_memory() -> N
         check_optimizer(engine, lamb, OffloadConfig(optimizer=OptimizerIn.PAGED))
     check_optimizer(engine, lamb, OffloadConfig())
     check_optimizer(engine, OptimizerConfig(), OffloadConfig(optimizer=OptimizerIn.PAGED))
+    host = OffloadConfig(optimizer=OptimizerIn.CPU)
+    with pytest.raises(ConfigError, match=r"^offload.optimizer=cpu: moves the partitions .* use engine.zero_stage=1 or 2"):
+        check_optimizer(engine, OptimizerConfig(), host)
+    check_optimizer(EngineConfig(zero_stage=1), OptimizerConfig(), host)
     with pytest.raises(ConfigError, match="moments: bf16 is for paged moments; set offload.optimizer=paged, or fp32"):
         OffloadConfig(moments=MomentFormat.BF16)

@@ -127,6 +127,17 @@ def test_buckets_are_planned_in_the_format_that_gradients_are_summed_in() -> Non
     assert by_how == {GradientCommunication.FP32: n_elements * (4 + 4), GradientCommunication.MODEL: n_elements * (2 + 2)}
 
 
+@pytest.mark.parametrize(("engine", "at_update"), [(SHIPPED, 4 + 2), (replace(SHIPPED, precision=Precision.FP32), 4)])
+def test_an_optimizer_on_the_host_leaves_a_gpu_there_and_a_cpu_as_it_is(engine: EngineConfig, at_update: int) -> None:
+    model, host = OwnModel.of(BIG), OffloadConfig(optimizer=OptimizerIn.CPU)
+    own = model.counts.total / 8  # all ranks share the optimizer
+    beside, there = (plan_own(model, engine, offload, on_cpu=False) for offload in (None, host))
+    assert beside.host == 0 and there.host == pytest.approx((12 + at_update) * own)
+    assert beside.total - there.total == pytest.approx(12 * own)
+    assert set(beside.memory) - set(there.memory) == {"master", "moments"}
+    assert plan_own(model, engine, host, on_cpu=True) == plan_own(model, engine, on_cpu=True)
+
+
 def test_zero_1_keeps_whole_gradients_of_what_a_rank_holds() -> None:
     counts = count_parameters(BIG)
     plan = plan_memory(counts, replace(IN_FP16, expert_parallel=4, zero_stage=1))
@@ -140,7 +151,8 @@ def test_zero_1_keeps_whole_gradients_of_what_a_rank_holds() -> None:
         (replace(NODE, micro_batch=8), 90, "engine.micro_batch=4"),
         (replace(NODE, micro_batch=1), 45, "engine.expert_parallel=4"),
         (replace(IN_FP16, micro_batch=1, zero_stage=1), 75, "engine.zero_stage=2"),
-        (replace(NODE, micro_batch=1), 26, "engine.world_size=16 engine.expert_parallel=8"),
+        (replace(NODE, micro_batch=1), 26, "engine.expert_parallel=4 offload.optimizer=cpu"),
+        (replace(NODE, micro_batch=1), 14, "engine.world_size=16 engine.expert_parallel=8 offload.optimizer=cpu"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_nearest_setting_that_does(
@@ -149,9 +161,10 @@ def test_what_does_not_fit_is_refused_with_the_nearest_setting_that_does(
     with pytest.raises(ConfigError, match=f"the nearest setting that fits is {nearest}") as refused:
         check_memory(BIG, replace(engine, memory_gb=memory_gb), on_cpu=False)
     settings = dict(pair.split("=") for pair in str(refused.value).split("fits is ")[1].replace("engine.", "").split())
+    place = OptimizerIn(settings.pop("offload.optimizer", "none"))
     changes: dict[str, Any] = {k: int(v) if v.isdigit() else Recompute(v) for k, v in settings.items()}
     other = replace(engine, **changes)
-    check_memory(BIG, replace(other, memory_gb=memory_gb), on_cpu=False)
+    check_memory(BIG, replace(other, memory_gb=memory_gb), OffloadConfig(optimizer=place), on_cpu=False)
 
 
 def test_what_fits_nowhere_says_so_and_what_fits_is_not_refused() -> None:

@@ -9,7 +9,7 @@ import pytest
 from adapt.core.limits import LARGE_BLOCK
 from adapt.core.precision import Precision
 from adapt.train.engine_config import EngineConfig
-from adapt.train.step_moments import Passing, TrainedTensors, combined, fullest, step_moments
+from adapt.train.step_moments import InFiles, Passing, TrainedTensors, combined, fullest, step_moments
 
 ENGINE = EngineConfig(precision=Precision.FP32, bucket_elements=1000)
 SIZES = TrainedTensors(sizes=[6000, 4000], total=10_000)
@@ -67,6 +67,32 @@ def test_a_rounded_model_is_updated_without_a_copy_of_its_gradients_and_opened_w
     assert sum(n_bytes for n_bytes, _ in rounded["opening"]) == (4 + 4) * 10_000
     assert sum(n_bytes for n_bytes, _ in exact["opening"]) == 4 * 10_000
     assert set(found) > {"opening", "loss", "update"}
+
+
+def test_masters_are_made_in_memory_before_they_go_to_files_and_stage_0_opens_without_copies() -> None:
+    def opening(engine: EngineConfig, in_files: InFiles | None) -> float:
+        found = step_moments(SIZES, None, engine, accumulates=False, opens_with_copies=True, in_files=in_files)
+        return sum(n_bytes for n_bytes, _ in found["opening"])
+
+    assert opening(ENGINE, InFiles(handed=0.0, weights=False)) == (4 + 2 * 4) * 10_000
+    assert opening(ENGINE, InFiles(handed=0.0, weights=True)) == 0
+    assert opening(replace(ENGINE, zero_stage=0), None) == 0
+
+
+@pytest.mark.parametrize(
+    ("engine", "apart", "gathered"),
+    [
+        (ENGINE, 0, 0),
+        (replace(ENGINE, world_size=2), 0, 4 * 10_000),
+        (replace(ENGINE, world_size=2, precision=Precision.BF16), 0, 2 * 10_000),
+        (replace(ENGINE, world_size=2, expert_parallel=2), 7000, 4 * 3000),
+        (replace(ENGINE, world_size=4, expert_parallel=2), 7000, 4 * 7000),
+        (replace(ENGINE, world_size=2, zero_stage=0), 0, 0),
+    ],
+)
+def test_ranks_on_cpus_gather_updated_weights_beside_the_heap(engine: EngineConfig, apart: int, gathered: int) -> None:
+    plan = combined(MEMORY, replace(SIZES, apart=apart), PASSING, engine, on_cpu=True, batch_rows=None, scratch=0.0)
+    assert plan.moments["gather"] - min(plan.moments.values()) == pytest.approx(gathered)
 
 
 def test_on_a_cpu_small_blocks_of_an_earlier_moment_are_still_held_and_large_ones_are_not() -> None:

@@ -22,7 +22,7 @@ from adapt.train.engine_config import EngineConfig
 from adapt.train.paged_adamw import Paging
 from tests.support.ranks.rank_cases import OBJECTIVES, SPARSE, Killed, leave, plain_rows, train_on_ranks
 
-STEPS, KILLED_AT = 40, 21  # behind the state of step 20
+STEPS, KILLED_AT = 20, 11  # behind the state of step 10
 FEW_STEPS, FEW_KILLED_AT = 6, 5
 MODEL: GPTConfig = replace(SPARSE, experts=[4])
 OBJECTIVE = OBJECTIVES["clm", "step"]

@@ -162,6 +162,7 @@ def train_on_ranks(
     optimizer: OptimizerConfig = OPTIMIZER,
     batch_rows: int = BATCH_ROWS,
     paging: Paging | None = None,
+    on_host: bool = False,
 ) -> dict[str, Any]:
     """Train on this launch's ranks and return history, full weights and what was measured at the end."""
     rank = rank_from_environment()
@@ -169,7 +170,9 @@ def train_on_ranks(
         model = materialize(own_experts(GPT(config), engine_config.expert_share(rank.rank)), seed=3)
     train_only(model, trains)
     training = TrainConfig(steps=steps, batch_rows=batch_rows, optimizer=optimizer, save_every_steps=2, trains=trains)
-    return train_model_on_ranks(model, objective, rows, engine_config, place, training, killed_at=killed_at, paging=paging)
+    return train_model_on_ranks(
+        model, objective, rows, engine_config, place, training, killed_at=killed_at, paging=paging, on_host=on_host
+    )
 
 
 def train_model_on_ranks(
@@ -182,6 +185,7 @@ def train_model_on_ranks(
     *,
     killed_at: int | None = None,
     paging: Paging | None = None,
+    on_host: bool = False,
 ) -> dict[str, Any]:
     """Train a model whose trained parameters were chosen."""
     from adapt.train.loop import Trainer
@@ -194,7 +198,7 @@ def train_model_on_ranks(
                 raise Killed
 
     rank = rank_from_environment()
-    engine = open_engine(model, engine_config, training.optimizer, rank, paging)
+    engine = open_engine(model, engine_config, training.optimizer, rank, paging, on_host=on_host)
     trainer = Trainer(engine, engine_config, objective, seed=5)
     source = RowList(rows)
     if rank.is_main:

@@ -78,13 +78,15 @@ def plan_foreign(
     *,
     on_cpu: bool = False,
     batch_rows: int | None = None,
+    is_kept_near: bool = False,
 ) -> ForeignPlan:
     """Plan the training of a Hugging Face base; `batch_rows` make a step over all ranks (absent: a micro-batch on each).
+    `is_kept_near`: the divergence from the base is a part of the loss.
 
     Raises as `trace_foreign` does.
     """
     found = trace_foreign(directory, engine, trains, lora, tokens)
-    plan = plan_traced(found, engine, offload or OffloadConfig(), on_cpu=on_cpu, batch_rows=batch_rows)
+    plan = plan_traced(found, engine, offload or OffloadConfig(), on_cpu=on_cpu, batch_rows=batch_rows, is_kept_near=is_kept_near)
     return ForeignPlan(memory=plan.memory, moments=plan.moments, scratch=plan.scratch, host=plan.host, training=found)
 
 
@@ -141,9 +143,19 @@ def trace_foreign(
 
 
 def plan_traced(
-    found: ForeignTraining, engine: EngineConfig, offload: OffloadConfig, *, on_cpu: bool, batch_rows: int | None = None
+    found: ForeignTraining,
+    engine: EngineConfig,
+    offload: OffloadConfig,
+    *,
+    on_cpu: bool,
+    batch_rows: int | None = None,
+    is_kept_near: bool = False,
 ) -> MemoryPlan:
-    """Plan a traced training under another setting of the engine, micro-batches of fewer rows among them."""
+    """Plan a traced training under another setting of the engine, micro-batches of fewer rows among them.
+
+    A loss that keeps it near its base keeps the gradient by logits from the forward pass on, and reads another copy of the base
+    where the model itself is not that without its factors.
+    """
     width, n_trained = engine.precision.dtype.itemsize, found.trained.total
     memory = plan_memory(found.counts, engine, offload, n_trained)
     frozen = found.counts.total - (0 if found.trains is Trained.LORA else n_trained)
@@ -154,9 +166,13 @@ def plan_traced(
         memory["weights"] += 4 * frozen
     if stays_in_files or (on_cpu and found.is_mapped and not engine.precision.is_rounded):
         memory["weights"] -= width * frozen
+    if is_kept_near and found.trains is not Trained.LORA and not (on_cpu and found.is_mapped and not engine.precision.is_rounded):
+        memory["weights"] += width * found.counts.total
     passing = None
     if found.passing is not None:
         passing = found.passing(engine.activation_checkpointing).times(engine.micro_batch / found.rows)
+        if is_kept_near:
+            passing = replace(passing, logits=2 * passing.logits)
         if stays_in_files and found.stored != {engine.precision.dtype}:
             passing = replace(passing, in_use=tuple(n * width for n in found.layer), table_in_use=found.table * width)
     return combined(

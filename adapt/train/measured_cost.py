@@ -52,7 +52,10 @@ def planned_bytes(
     if isinstance(model, Path) and is_delta(model):
         return None
     if isinstance(model, Path) and is_hf_directory(model):
-        plan = plan_foreign(model, engine, offload, train.trains, train.lora, tokens, on_cpu=on_cpu, batch_rows=train.batch_rows)
+        plan = plan_foreign(
+            model, engine, offload, train.trains, train.lora, tokens,
+            on_cpu=on_cpu, batch_rows=train.batch_rows, is_kept_near=train.is_kept_near,
+        )  # fmt: skip
         return int(plan.total) if plan.training.passing is not None else None
     sizes = model if isinstance(model, GPTConfig) else load_config(model)
     own = OwnModel.of(sizes, train.trains)

@@ -113,6 +113,8 @@ def check_foreign_memory(
     batch_rows: int | None = None,
     tokens: int | None = None,
     on_cpu: bool | None = None,
+    *,
+    is_kept_near: bool = False,
 ) -> None:
     """Compare the plan of a Hugging Face base with `engine.memory_gb` and the system's limits, as `check_memory` does.
 
@@ -127,7 +129,9 @@ def check_foreign_memory(
     whole = trace_foreign(directory, engine, trains, lora, tokens)
 
     def total(setting: Setting) -> float:
-        return plan_traced(whole, setting.engine, setting.offload, on_cpu=on_cpu, batch_rows=batch_rows).total
+        return plan_traced(
+            whole, setting.engine, setting.offload, on_cpu=on_cpu, batch_rows=batch_rows, is_kept_near=is_kept_near
+        ).total
 
     start = Setting(engine=engine, offload=offload)
     recomputes = [engine.activation_checkpointing] if whole.passing is None else list(Recompute)

@@ -32,7 +32,8 @@ class TrainConfig:
 
     `batch_rows` rows make one optimizer step, however they are cut. With `keeps_moments` the optimizer's moments are left beside
     the finished checkpoint, in fp32. `lora` counts with `trains=lora` only, `expert_coverage` with `trains=experts`: those
-    experts are trained that take this share of the held-out rows' routed pairs; absent, all of them.
+    experts are trained that take this share of the held-out rows' routed pairs; absent, all of them. `is_kept_near`: the divergence
+    from the base is a part of the loss.
     """
 
     steps: int
@@ -45,6 +46,7 @@ class TrainConfig:
     trains: Trained = Trained.ALL
     lora: LoraConfig = field(default_factory=LoraConfig)
     expert_coverage: float | None = None
+    is_kept_near: bool = False
 
     @property
     def decayed_optimizer(self) -> OptimizerConfig:

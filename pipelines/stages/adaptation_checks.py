@@ -48,8 +48,9 @@ def check_training(base: Artifact, settings: AdaptConfig, engine: EngineConfig, 
     check_frozen_weights(weights_of(base), offload, settings.trains, settings.lora, on_cpu=computes_on_cpus(engine))
     if not is_delta(weights_of(base)):
         check_foreign_memory(
-            weights_of(base), engine, offload, settings.trains, settings.lora, settings.optimizer, settings.batch_rows
-        )
+            weights_of(base), engine, offload, settings.trains, settings.lora, settings.optimizer, settings.batch_rows,
+            is_kept_near=bool(settings.divergence_weight),
+        )  # fmt: skip
 
 
 def check_own_training(model: GPTConfig, settings: AdaptConfig, engine: EngineConfig, offload: OffloadConfig) -> None:

@@ -159,8 +159,9 @@ class ContinuePretrain(Stage[AdaptReads]):
             n_first = math.ceil(text.rows / settings.batch_rows)
         steps = n_first + math.ceil(settings.epochs * (n_task_rows + n_replayed + n_text) / settings.batch_rows)
         train = replace(
-            train_config(settings, steps), trains=settings.trains, lora=settings.lora, expert_coverage=settings.expert_coverage
-        )
+            train_config(settings, steps), trains=settings.trains, lora=settings.lora, expert_coverage=settings.expert_coverage,
+            is_kept_near=bool(settings.divergence_weight),
+        )  # fmt: skip
         job = {
             "stage": NAME,
             "base": str(weights_of(reads.base).resolve()),

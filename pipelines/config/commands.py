@@ -12,7 +12,7 @@ _TASKS = ("tasks", "task_dir", "data.root", "data.files", "data.encoding", "data
 _BASE = ("checkpoint", "model.path")
 STARTS_RANKS = ("engine.world_size", "engine.threads", "engine.hostfile", "engine.remote_shell", "engine.master_address")
 _SCORES = ("scorer", "offload", *STARTS_RANKS)
-_TRAINS = ("engine", "offload.optimizer", "offload.moments", "offload.trained_weights", "tracker")
+_TRAINS = ("engine", "offload.optimizer", "offload.moments", "offload.trained_weights", "offload.frozen_weights", "tracker")
 _CORPUS = ("data.corpus", "data.domain_field", "data.encoding", "data.quotes")
 
 

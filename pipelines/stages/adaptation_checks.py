@@ -10,6 +10,7 @@ from adapt.checkpoint.hf_directory import is_delta, is_hf_directory
 from adapt.checkpoint.offload import OffloadConfig
 from adapt.core.artifacts import Artifact
 from adapt.core.errors import ConfigError
+from adapt.core.json_files import read_object
 from adapt.core.runtime import ONCE
 from adapt.model.config import GPTConfig
 from adapt.model.lora_config import QUANTIZED_BITS, LoraTarget
@@ -43,7 +44,7 @@ def check_training(base: Artifact, settings: AdaptConfig, engine: EngineConfig, 
     from adapt.train.memory_checks import check_foreign_memory, computes_on_cpus
 
     check_share((), engine.expert_parallel)
-    check_recompute(str(base.config.get("model_type", "")), engine.activation_checkpointing)
+    check_recompute(_family_of(weights_of(base)), engine.activation_checkpointing)
     _check_foreign_trained(base, settings)
     check_frozen_weights(weights_of(base), offload, settings.trains, settings.lora, on_cpu=computes_on_cpus(engine))
     if not is_delta(weights_of(base)):
@@ -87,6 +88,14 @@ def moments_of(base: Artifact, settings: AdaptConfig) -> Path | None:
     return place
 
 
+def _family_of(place: Path) -> str:
+    """Return the `model_type` of a Hugging Face directory, or of a delta's base."""
+    from adapt.checkpoint.delta import read_record  # imports torch
+
+    found = read_object((Path(read_record(place).base) if is_delta(place) else place) / "config.json")
+    return str(found["model_type"])
+
+
 def refuse_missing_groups(model_type: str, settings: AdaptConfig, place: Path) -> None:
     """Raise ConfigError where a Hugging Face base, by its family, has no experts or routers, and such are to be trained."""
     from adapt.model.hf_families import SPARSE_FAMILIES
@@ -112,7 +121,7 @@ def _check_foreign_trained(base: Artifact, settings: AdaptConfig) -> None:
     from adapt.model.low_rank import said_of_groups, targeted, trained_by_group
 
     trains, place = settings.trains, weights_of(base)
-    refuse_missing_groups(str(base.config.get("model_type", "")), settings, base.path)
+    refuse_missing_groups(_family_of(place), settings, base.path)
     if trains is not Trained.LORA:
         return
     import_peft()

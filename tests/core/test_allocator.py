@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+import multiprocessing
+import os
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,24 +14,22 @@ from adapt.core import allocator
 from adapt.core.allocator import give_back, given_back
 
 KEPT, LARGE = 1 << 30, 1 << 24
-DEFAULT = 1 << 17  # glibc's own threshold
 
 
 class _Counts(ctypes.Structure):
     _fields_ = (("values", ctypes.c_size_t * 10),)
 
 
-@pytest.fixture
-def keeping(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let this process's allocator keep what is freed, as that of a rank does."""
+def in_a_rank(check: Callable[[], None]) -> None:
+    """Call `check` in a new process with the threshold of a rank, whose heap has no holes of other tests."""
     if not hasattr(ctypes.CDLL(None), "mallinfo2"):
         pytest.skip("this system has another allocator than glibc 2.33 or newer")
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(KEPT))
-    allocator._allocator.cache_clear()
-    allocator._allocator().set(KEPT)
-    yield
-    allocator._allocator().set(DEFAULT)
-    allocator._allocator.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MALLOC_MMAP_THRESHOLD_", str(KEPT))
+        process = multiprocessing.get_context("spawn").Process(target=check)
+        process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def is_mapped(n_bytes: int) -> bool:
@@ -46,8 +46,8 @@ def mapped_bytes() -> int:
     return int(library.mallinfo2().values[4])
 
 
-@pytest.mark.usefixtures("keeping")
-def test_large_blocks_are_given_back_inside_and_kept_outside() -> None:
+def check_inside_and_outside() -> None:
+    assert os.environ["MALLOC_MMAP_THRESHOLD_"] == str(KEPT)
     assert not is_mapped(LARGE)
     with given_back(LARGE):
         assert is_mapped(LARGE) and not is_mapped(LARGE // 2)
@@ -61,6 +61,10 @@ def test_large_blocks_are_given_back_inside_and_kept_outside() -> None:
     with given_back(2 * LARGE):
         assert is_mapped(LARGE)
     assert is_mapped(LARGE)
+
+
+def test_large_blocks_are_given_back_inside_and_kept_outside() -> None:
+    in_a_rank(check_inside_and_outside)
 
 
 def test_an_allocator_that_was_not_set_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -338,7 +338,7 @@ def test_the_printed_command_trains_a_small_file_for_enough_steps(
     epochs = config.continue_pretrain.epochs or 2.0
     assert epochs * n_selected / config.continue_pretrain.batch_rows >= 20
     assert epochs <= 20
-    assert (f"{n_unlabeled:,} rows to adapt on are few" in out) == (n_unlabeled < 200)
+    assert (f"{n_unlabeled:,} rows to adapt on is too little" in out) == (n_unlabeled < 200)
 
 
 def test_words_that_the_base_cannot_tell_apart_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

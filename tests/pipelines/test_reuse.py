@@ -140,7 +140,7 @@ def readings_of(arguments: list[str], place: Path, monkeypatch: Patch) -> list[s
 
     seen: list[str] = []
 
-    def stop(model: object, tokenizer: Tokenizer, data: adapt.train.job.TrainData, job: object, rank: object) -> None:
+    def stop(model: object, tokenizer: Tokenizer, data: adapt.train.job.TrainData, job: object, *_: object) -> None:
         rows = [data.training.row(index, 0) for index in range(len(data.training))]
         seen.extend(tokenizer.decode(reading.inputs_T[1:].tolist()) for row in rows for reading in row)
         raise Stopped

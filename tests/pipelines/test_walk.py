@@ -57,7 +57,7 @@ def test_the_same_command_again_skips_every_stage(copied_run: Path) -> None:
     before = digests(copied_run)
     done = run_inside("run", *SMALLEST, f"run.dir={copied_run}")
     assert done.returncode == 0
-    lines = [line for line in done.stderr.splitlines() if "->" in line]
+    lines = [line for line in done.stderr.splitlines() if "-> /" in line]
     assert len(lines) == 13
     assert [line for line in lines if "unchanged, skipped" not in line] == []
     assert digests(copied_run) == before

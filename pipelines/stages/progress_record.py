@@ -182,7 +182,7 @@ class ProgressRecord:
 
     def _file(self) -> Path:
         assert self._record is not None
-        return self._place / f"{self._record.started:.3f}-{self._record.process}.json"
+        return self._place / f"{self._record.started:.6f}-{self._record.process}.json"
 
     def _write(self) -> None:
         assert self._record is not None

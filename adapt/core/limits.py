@@ -10,7 +10,7 @@ from pathlib import Path
 
 GIVEN_BACK = 1 << 30  # bytes; a training rank's allocator gives blocks of this size back to the system when they are freed
 GIVEN_BACK_ONCE = 1 << 23  # bytes; the same while an engine is made, and all along where gradients are in files
-LARGE_BLOCK = 1 << 24  # bytes; the same for buckets, flat gradients and logits, of which a step has one or two at a time
+LARGE_BLOCK = 1 << 24  # bytes; the same for logits, of which a step has one or two at a time
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _UNLIMITED = 1 << 60  # version 1 writes a number near 2^63 where there is no limit

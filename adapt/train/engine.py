@@ -45,7 +45,7 @@ from adapt.train.model_preparation import check_is_scaled, exact_state, groups_b
 from adapt.train.optimizer import MOMENTS, StepOutcome, create_moments, make_optimizer, parameter_groups, set_learning_rate
 from adapt.train.optimizer_config import OptimizerConfig
 from adapt.train.paged_adamw import Paging, weights_in_place
-from adapt.train.paged_gradients import give_back_passing, page_partitions, share_masters
+from adapt.train.paged_gradients import page_partitions, share_masters
 from adapt.train.state_pieces import Piece, partition_pieces, whole_shapes
 
 if not torch.cuda.is_available():
@@ -135,8 +135,6 @@ class Engine:
         self._watch_overflow()
         if paging is not None:
             self._page(paging)
-        elif config.zero_stage and self.device.type == "cpu":
-            give_back_passing(self._zero)
         if on_host:
             hold_on_host(self._zero)
             self._zero._link_all_hp_params()

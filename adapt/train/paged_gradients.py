@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapt.core.allocator import given_back
 from adapt.train.file_tensors import TensorFiles, in_buffer
 from adapt.train.idle_experts import runs_in_partitions
 from adapt.train.paged_adamw import Paging
@@ -64,12 +63,6 @@ def page_partitions(zero: Any, paging: Paging) -> None:
     if not zero.partition_gradients:
         attribute = "grad_accum" if zero.use_grad_accum_attribute else "grad"
         page_whole([parameter for group in zero.bit16_groups for parameter in group], files, attribute, paging.least_bytes)
-
-
-def give_back_passing(zero: Any) -> None:
-    """Let ZeRO's large blocks that come once a step, buckets and flat tensors, go back to the system when they are freed."""
-    for name in ("setup_buckets", "flatten", "copy_grads_in_partition", "_build_compact_grad_partition_buffer", "step"):
-        _within(zero, name, lambda *_: given_back())
 
 
 def page_unpartitioned(engine: Any, parameters: Sequence[nn.Parameter], paging: Paging) -> None:

@@ -9,9 +9,9 @@ other, so the peak is the largest moment and not the sum of all kinds.
 On a CPU two kinds of blocks have to be told apart. The allocator of a rank keeps what is freed (page faults would cost more), so
 blocks of its heap count with their own peak at any moment. Given back at once are logits of `LARGE_BLOCK` bytes and more, any block
 of `GIVEN_BACK` bytes, and while the engine is made those of `GIVEN_BACK_ONCE` (`adapt.core.allocator`): of them only those of the
-moment count. So are large buckets and flat gradients counted, which come one after the other and of which the next takes the place of
-the one before; where smaller blocks settle in it meanwhile, the heap is larger. Updated weights are gathered by a thread of gloo,
-which does not use that heap.
+moment count. So are large buckets and flat gradients counted, which come one after the other, each in the place of the one before;
+where smaller blocks settle in it meanwhile, the heap is larger. Updated weights are gathered by a thread of gloo, which does not
+use that heap.
 
 Sources: the order of events is that of DeepSpeed 0.19 (`runtime/zero/stage_1_and_2.py`: setup_buckets, average_tensor,
 copy_grads_in_partition, get_flat_partition, step) and was seen in traces of the allocator. Knuth 1997, The Art of Computer

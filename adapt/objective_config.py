@@ -10,6 +10,8 @@ from adapt.core.settings import Settings, setting, setting_of
 from adapt.core.spans import LabelLoss
 
 _NO_PART = "a part of weight 0 is left out"
+# Further parts that count tokens: the divergence from a teacher, and that from the base.
+DISTILLATION, BASE_DIVERGENCE = "distillation", "base_divergence"
 
 
 class BalanceScope(enum.Enum):

@@ -25,7 +25,7 @@ from adapt.checkpoint.store import Store, open_store
 from adapt.core.errors import CheckpointError
 from adapt.model.hf import PREFIX, frame_of
 
-_STACK = re.compile(r"\.experts\.(?!\d)")  # experts are numbered where each has tensors of its own
+_STACK = re.compile(r"\.experts\.(?!\d)")  # no number follows: all experts of a layer are in one tensor
 
 
 @dataclass(frozen=True, kw_only=True)

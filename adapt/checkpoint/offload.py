@@ -53,7 +53,7 @@ class TrainedWeightsIn(enum.Enum):
 
 
 class FrozenWeightsIn(enum.Enum):
-    """Where a Hugging Face base's frozen weights are while something of it, or beside it, is trained on CPUs.
+    """Where the frozen weights of a Hugging Face base are during training on CPUs.
 
     `memory`: as they are loaded. `mapped`: read-only views of its files, converted layer by layer where a step computes in another
     number format.

@@ -220,8 +220,8 @@ def load_model(
 ) -> GPT | HFModel:
     """Load a checkpoint's model in evaluation mode, in fp32 unless `dtype` says otherwise (routers always).
 
-    With a `share`, only that share of the experts is kept. Where `frozen` is mapped, a Hugging Face base's weights are views of its
-    files, in their format, until an engine settles what is trained.
+    With a `share`, only that share of the experts is kept. With `frozen` mapped, the weights of a Hugging Face base are views of
+    its files, in their number format; the engine copies those that it trains.
 
     Raises:
         ConfigError: the experts cannot be shared so, or these weights cannot be mapped.

@@ -1,8 +1,8 @@
 """Which freed blocks a training rank's allocator gives back to the system at once (glibc; elsewhere nothing happens).
 
-Ranks are started with an allocator that keeps what is freed, so that a step finds its memory again without page faults. Blocks that
-come once a step and are as large as many others do harm there: smaller ones settle in the hole that they leave, they find no other,
-and the heap grows by all of them. In a block of `given_back` such allocations are mapped by themselves.
+A rank's allocator keeps freed memory, so that the next step needs no page faults. That is harmful for very large blocks of which a
+step has only one or two: smaller blocks fill their place once they are freed, and the heap grows by as much at the next step.
+Large allocations inside `given_back` get mappings of their own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _allocator() -> _Allocator:
 
 
 def give_back(least: int) -> None:
-    """Give blocks of at least so many bytes back when they are freed, from now on; what gives back smaller ones stays as it is."""
+    """Give blocks of at least `least` bytes back when they are freed, from now on; a smaller limit that is set already stays."""
     allocator = _allocator()
     if least < allocator.least:
         allocator.set(least)
@@ -47,7 +47,7 @@ def give_back(least: int) -> None:
 
 @contextmanager
 def given_back(least: int = LARGE_BLOCK) -> Iterator[None]:
-    """Give what is allocated in the block back when it is freed, if it has at least so many bytes."""
+    """Give allocations of at least `least` bytes, made inside this context, back when they are freed."""
     before = _allocator().least
     give_back(least)
     try:

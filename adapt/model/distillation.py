@@ -18,7 +18,6 @@ from torch import Tensor
 
 from adapt.model.inputs import ModelInputs, ModelOutput
 
-DISTILLATION, BASE_DIVERGENCE = "distillation", "base_divergence"  # names of this part of the loss
 _FP32_ELEMENTS = 1 << 24  # 64 MB each of a few tensors
 
 
@@ -40,10 +39,10 @@ class Teacher:
     """
 
     model: Teaching
+    part: str
     weight: float = 1.0
     temperature: float = 1.0
     is_of_text: bool = False
-    part: str = DISTILLATION
 
     @torch.no_grad()
     def hidden(self, inputs: ModelInputs) -> Tensor:

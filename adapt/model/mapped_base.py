@@ -1,4 +1,4 @@
-"""A base whose weights are read-only views of its files while something of it, or beside it, is trained on a CPU.
+"""A base whose frozen weights are read-only views of its files during training on a CPU.
 
 Pages of such views hold what the files hold: the system takes them back where memory is short, and reads them again. Where a step
 computes in the files' number format, the views are the weights. Elsewhere a layer's weights are converted when the layer begins and

@@ -59,7 +59,10 @@ def planned_bytes(
         return int(plan.total) if plan.training.passing is not None else None
     sizes = model if isinstance(model, GPTConfig) else load_config(model)
     own = OwnModel.of(sizes, train.trains)
-    return int(plan_own(own, engine, offload, on_cpu=on_cpu, tokens=tokens, batch_rows=train.batch_rows).total)
+    planned = plan_own(
+        own, engine, offload, on_cpu=on_cpu, tokens=tokens, batch_rows=train.batch_rows, is_kept_near=train.is_kept_near
+    )
+    return int(planned.total)
 
 
 def _mapped_bytes() -> int:

@@ -81,6 +81,8 @@ def check_memory(
     batch_rows: int | None = None,
     tokens: int | None = None,
     on_cpu: bool | None = None,
+    *,
+    is_kept_near: bool = False,
 ) -> None:
     """Compare the plan of a model of this project's with `engine.memory_gb`, and the system's limits where ranks run here.
 
@@ -95,7 +97,11 @@ def check_memory(
         return
 
     def total(setting: Setting) -> float:
-        return plan_own(model, setting.engine, setting.offload, on_cpu=on_cpu, tokens=tokens, batch_rows=batch_rows).total
+        plan = plan_own(
+            model, setting.engine, setting.offload,
+            on_cpu=on_cpu, tokens=tokens, batch_rows=batch_rows, is_kept_near=is_kept_near,
+        )  # fmt: skip
+        return plan.total
 
     model, start = OwnModel.of(config, trains), Setting(engine=engine, offload=offload)
     others = _nearest_first(start, GPT(config).expert_counts, list(Recompute), _lighter_optimizer(optimizer, on_cpu))

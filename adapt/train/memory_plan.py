@@ -174,10 +174,12 @@ def plan_own(
     on_cpu: bool = False,
     tokens: int | None = None,
     batch_rows: int | None = None,
+    is_kept_near: bool = False,
 ) -> MemoryPlan:
     """Plan the training of a model of this project's; rows have so many tokens (absent: they fill the context).
 
-    `batch_rows` make a step over all ranks; absent, one micro-batch on each.
+    `batch_rows` make a step over all ranks; absent, one micro-batch on each. A loss that keeps the model near its base reads
+    another copy of it, and keeps the gradient by logits from the forward pass on.
     """
     config, counts = model.config, model.counts
     rows = config if tokens is None else replace(config, context_length=min(tokens, config.context_length))
@@ -191,10 +193,14 @@ def plan_own(
     if not is_whole and engine.precision.is_rounded:
         memory["weights"] += 4 * (counts.total - trained.total)  # frozen weights are kept exact next to their rounded form
     in_files = files_of(memory, offload)
+    passing = plan_passing(rows, engine, model.experts_per_token, on_cpu, GIVEN_BACK if in_files is None else GIVEN_BACK_ONCE)
+    if is_kept_near:
+        memory["weights"] += plan_memory(counts, engine)["weights"]
+        passing = replace(passing, logits=2 * passing.logits)
     return combined(
         memory,
         trained,
-        plan_passing(rows, engine, model.experts_per_token, on_cpu, GIVEN_BACK if in_files is None else GIVEN_BACK_ONCE),
+        passing,
         engine,
         on_cpu=on_cpu,
         batch_rows=batch_rows,

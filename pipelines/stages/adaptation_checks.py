@@ -68,7 +68,8 @@ def check_own_training(model: GPTConfig, settings: AdaptConfig, engine: EngineCo
         train_only(GPT(model), settings.trains)
     except ConfigError as error:
         raise ConfigError(f"continue_pretrain.{error}") from error
-    check_memory(model, engine, offload, settings.optimizer, settings.trains, settings.batch_rows)
+    is_kept_near = bool(settings.divergence_weight)
+    check_memory(model, engine, offload, settings.optimizer, settings.trains, settings.batch_rows, is_kept_near=is_kept_near)
 
 
 def moments_of(base: Artifact, settings: AdaptConfig) -> Path | None:

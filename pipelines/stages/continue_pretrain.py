@@ -22,7 +22,7 @@ from adapt.core.errors import ConfigError, DataError
 from adapt.core.json_files import read_object
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain, to_plain
-from adapt.objective_config import ObjectiveConfig
+from adapt.objective_config import BASE_DIVERGENCE, ObjectiveConfig
 from adapt.text.mixing import Ingredient, RowList, mixed
 from adapt.text.near_documents import CurriculumConfig, When
 from adapt.text.packing import FirstRows, RowSource
@@ -362,7 +362,7 @@ def _base_as_teacher(base: Path, model: GPT | HFModel, spec: TrainJob, rank: Ran
         return None
     from adapt.checkpoint.weights import load_model
     from adapt.core.device import take_device
-    from adapt.model.distillation import BASE_DIVERGENCE, Teacher
+    from adapt.model.distillation import Teacher
     from adapt.model.hf import HFModel
     from adapt.model.lora import WithoutFactors
 

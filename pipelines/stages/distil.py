@@ -22,7 +22,7 @@ from adapt.core.json_files import read_object, write_json
 from adapt.core.progress import progress
 from adapt.core.runtime import RankInfo
 from adapt.core.typed import from_plain
-from adapt.objective_config import BalanceConfig, ObjectiveConfig, PartWeights
+from adapt.objective_config import DISTILLATION, BalanceConfig, ObjectiveConfig, PartWeights
 from adapt.text.corpus import domains_of
 from adapt.text.packing import PackedCorpus, RowSource, SomeRows
 from adapt.text.tokenized_corpus import open_tokenized, tokenize_corpus
@@ -191,7 +191,9 @@ def train_rank(job: dict[str, Any], rank: RankInfo) -> None:
     spec: TrainJob = from_plain(TrainJob, job["job"], "job.yaml")
     precision = spec.engine.precision
     source = load_model(Path(job["source"]), take_device(rank), precision.dtype if precision.is_rounded else None)
-    teacher = Teacher(model=source.requires_grad_(False), weight=float(job["weight"]), temperature=float(job["temperature"]))
+    teacher = Teacher(
+        model=source.requires_grad_(False), part=DISTILLATION, weight=float(job["weight"]), temperature=float(job["temperature"])
+    )
     student = load_model(Path(job["student"]))
     tokenizer = load_tokenizer(Path(job["student"]), student)
     training = PackedCorpus(open_tokenized(Path(job["corpus"])), int(job["row_tokens"]), spec.seed, 0.0, None)

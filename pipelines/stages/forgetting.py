@@ -161,7 +161,7 @@ def is_rolled_back(gate: GateConfig, found: GeneralPerplexity, continuations: Co
     said = f"{found}, more than gate.max_general_ppl_increase={limit}"
     if found.increase <= limit:
         said = f"{continuations}: the model says the same words whatever it is asked"
-    advice = "lower continue_pretrain.optimizer.lr or epochs, or raise continue_pretrain.replay_share"
+    advice = "lower continue_pretrain.optimizer.lr or epochs, or raise continue_pretrain.divergence_weight or replay_share"
     if gate.action in (None, GateAction.STOP):
         raise TrainingError(
             f"{said}; {advice}, or set gate.action=shrink to keep a part of the change, gate.action=roll_back to keep the base"

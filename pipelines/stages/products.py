@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from adapt.core.artifacts import MANIFEST, Artifact
 from adapt.core.errors import CheckpointError, ConfigError
 from adapt.core.typed import from_plain, to_plain
+from adapt.objective_config import BASE_DIVERGENCE, DISTILLATION
 from pseudo_label.accuracy import Accuracy
 
 REPORT_FILE = "report.html"  # here, so that whoever names the page need not import what draws it
@@ -236,6 +237,6 @@ class Evaluation(Product):
 
 
 def _token_loss(parts: Mapping[str, Part]) -> float:
-    counted = [part for name, part in parts.items() if name not in ("balance", "distillation", "base_divergence")]
+    counted = [part for name, part in parts.items() if name not in ("balance", DISTILLATION, BASE_DIVERGENCE)]
     count = sum(part.count for part in counted)
     return sum(part.value * part.count for part in counted) / count if count else 0.0

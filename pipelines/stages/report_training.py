@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from adapt.core.artifacts import Artifact
 from adapt.core.json_files import read_lines, read_object
+from adapt.objective_config import BASE_DIVERGENCE, DISTILLATION
 from pipelines.report_page.charts import Chart, Line, bar_chart, line_chart
 from pipelines.report_page.page import Section, heading, note, table
 from pipelines.stages.products import NEAR_FILE, Adaptation, Labels, ReadText, Training
@@ -19,7 +20,7 @@ from pipelines.stages.training import HISTORY_FILE
 from pseudo_label.store import LABELS_FILE, read_labels
 
 _BINS = 20
-_TEXT_LOSSES = ("loss/total", "loss/context", "loss/prompt", "loss/pseudo_label")
+_TEXT_LOSSES = tuple(f"loss/{part}" for part in ("total", "context", "prompt", "pseudo_label", DISTILLATION, BASE_DIVERGENCE))
 
 
 def training_section(name: str, artifact: Artifact) -> Section:

@@ -65,12 +65,12 @@ def _show_foreign(config: PipelineConfig, place: Path, engine: EngineConfig) -> 
         raise CheckpointError(f"{place}: {mend}")
     if not is_hf_directory(place):
         raise CheckpointError(f"{place}: is not a Hugging Face directory (no config.json with a model_type)")
-    on_cpu = _is_on_cpu(config, engine)
+    on_cpu, is_kept_near = _is_on_cpu(config, engine), settings.divergence_weight != 0  # null is 1 for such a base
     check_frozen_weights(place, config.offload, settings.trains, settings.lora, on_cpu=on_cpu)
     try:
         plan = plan_foreign(
             place, engine, config.offload, settings.trains, settings.lora, config.plan.tokens,
-            on_cpu=on_cpu, batch_rows=settings.batch_rows,
+            on_cpu=on_cpu, batch_rows=settings.batch_rows, is_kept_near=is_kept_near,
         )  # fmt: skip
     except ConfigError as error:
         raise ConfigError(f"continue_pretrain.{error}") from error
@@ -80,7 +80,7 @@ def _show_foreign(config: PipelineConfig, place: Path, engine: EngineConfig) -> 
     _print(found.counts, engine, plan, on_cpu, rows, found.said)
     check_foreign_memory(
         place, engine, config.offload, settings.trains, settings.lora, settings.optimizer, settings.batch_rows,
-        tokens=found.tokens, on_cpu=on_cpu,
+        tokens=found.tokens, on_cpu=on_cpu, is_kept_near=is_kept_near,
     )  # fmt: skip
 
 

@@ -12,10 +12,10 @@ import adapt.model.distillation
 import adapt.objective
 from adapt.core.spans import LabelLoss
 from adapt.model.batches import collate
-from adapt.model.distillation import BASE_DIVERGENCE, DISTILLATION, Teacher
+from adapt.model.distillation import Teacher
 from adapt.model.gpt import GPT, materialize
 from adapt.objective import PARTS, contribution, ledger_from, part_counts, parts_of
-from adapt.objective_config import ObjectiveConfig, PartWeights
+from adapt.objective_config import BASE_DIVERGENCE, DISTILLATION, ObjectiveConfig, PartWeights
 from tests.support.tiny_models import tiny_config
 from tests.support.training_steps import SMALL, readings
 
@@ -30,7 +30,7 @@ def student() -> GPT:
 @pytest.fixture(scope="module")
 def teacher() -> Teacher:
     model = materialize(GPT(tiny_config([4], vocab_size=SMALL)), seed=5).eval().requires_grad_(False)
-    return Teacher(model=model, weight=0.5, temperature=2.0)
+    return Teacher(model=model, part=DISTILLATION, weight=0.5, temperature=2.0)
 
 
 @pytest.mark.parametrize("at_once", [100, 3])
@@ -52,7 +52,7 @@ def test_divergence_is_its_definition(student: GPT, teacher: Teacher, at_once: i
 
 
 def test_a_model_differs_in_nothing_from_itself(student: GPT) -> None:
-    itself = Teacher(model=student)
+    itself = Teacher(model=student, part=DISTILLATION)
     hidden = torch.empty(5, 32).normal_(generator=torch.Generator().manual_seed(1))
     assert float(itself.divergence(student.logits(hidden), hidden).abs().max().detach()) < 1e-5
 

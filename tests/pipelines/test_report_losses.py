@@ -15,12 +15,19 @@ from pipelines.stages.report_training import line_of, losses
 @pytest.mark.parametrize("looks_ahead", [True, False])
 def test_losses_of_routers_have_a_chart_of_their_own(looks_ahead: bool) -> None:
     line = {"step": 1.0, "loss/total": 3.0}
-    for part, count in (("context", 5.0), ("prompt", 0.0), ("pseudo_label", 0.0), ("balance", 9.0), ("margin", 9.0)):
+    for part, count in {
+        "context": 5.0,
+        "prompt": 0.0,
+        "pseudo_label": 0.0,
+        "base_divergence": 5.0,
+        "balance": 9.0,
+        "margin": 9.0,
+    }.items():
         line |= {f"loss/{part}": 1.0, f"count/{part}": count}
     if looks_ahead:
         line["router/looks_ahead"] = 1.0
     text, routers = losses([line], Training())
-    assert text.header == ("step", "loss/total", "loss/context")
+    assert text.header == ("step", "loss/total", "loss/context", "loss/base_divergence")
     assert routers.header == ("step", "loss/balance", "loss/margin")
     assert ("no language-model losses" in text.title) is looks_ahead
 

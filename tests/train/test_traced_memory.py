@@ -17,11 +17,13 @@ from adapt.model.lora_config import LoraConfig, LoraTarget
 from adapt.train.engine_config import EngineConfig
 from adapt.train.hf_memory_plan import plan_foreign
 from adapt.train.memory_checks import check_foreign_memory
+from adapt.train.memory_plan import OwnModel, plan_own
 from adapt.train.traced_memory import trace_memory
 from adapt.train.train_config import Trained
 from adapt.train.trainable import train_only
 from pipelines.bench.random_llama import llama_settings, write_random_llama
 from tests.support.hf_checkpoints import make_model
+from tests.support.tiny_models import tiny_config
 
 ROWS, TOKENS, VOCAB = 3, 64, 90
 LORA = LoraConfig(rank=4)
@@ -85,6 +87,17 @@ def test_only_what_is_trained_has_gradients_masters_and_moments(tmp_path: Path) 
         assert plan.memory["gradients"] == plan.memory["master"] == plan.memory["moments"] / 2 == 4 * n
     assert light.memory["weights"] == 4 * (whole + trained)
     assert light.memory["activations"] < full.memory["activations"]
+
+
+def test_what_keeps_a_base_near_itself_is_planned(tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", "llama", VOCAB)
+    for trains in (Trained.ALL, Trained.LORA):
+        plain, near = (plan_foreign(base, ENGINE, trains=trains, lora=LORA, is_kept_near=near) for near in (False, True))
+        copy = 4 * plain.training.counts.total if trains is Trained.ALL else 0  # with factors the model itself is the base
+        assert near.memory["weights"] - plain.memory["weights"] == copy
+        assert near.memory["activations"] - plain.memory["activations"] == ROWS * plain.training.tokens * VOCAB * 4
+    own = [plan_own(OwnModel.of(tiny_config()), ENGINE, is_kept_near=near) for near in (False, True)]
+    assert own[1].memory["weights"] == 2 * own[0].memory["weights"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

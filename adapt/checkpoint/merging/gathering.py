@@ -1,11 +1,11 @@
 """Other ways from experts to one MLP than means: their most important neurons, and singular vectors of matched ones.
 
-Legend: E experts, F their width, H hidden size, A numbers that a neuron reads with (a row of each of `ins`, and its biases).
+Legend: E experts, F their width, H hidden size, A input weights of a neuron (a row of each of `ins`, and its biases).
 
-Both start from the sum of all experts times their mean weights. Each neuron is a term of it: a vector that it writes, times what it
-reads. Xue et al. 2022 (One Student Knows All Experts Know, arXiv:2201.10890) gather experts by the largest rows and by SVD, of each
-expert's matrices apart. Here the SVD is of the neurons that were matched over all experts. Where activations are taken as linear,
-E matched neurons are a matrix [H, A] of rank E, and its leading singular vectors are the neurons that change it least.
+Both start from the sum of all experts times their mean weights. Each neuron is a term of it: its output vector times its
+activation. Xue et al. 2022 (One Student Knows All Experts Know, arXiv:2201.10890) gather experts by the largest rows and by SVD, of
+each expert's matrices apart. Here the SVD is of the neurons that were matched over all experts. Where activations are taken as
+linear, E matched neurons are a matrix [H, A] of rank E, and its leading singular vectors are the neurons that change it least.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def most_important(mlps: Sequence[MLP], weights: Sequence[float], groups: int) -
 def leading_directions(mlps: Sequence[MLP], weights: Sequence[float], groups: int, *, is_aligned: bool) -> MLP:
     """Return an MLP that has, for each neuron of the most used expert and those matched to it, `groups` leading singular vectors.
 
-    What a neuron reads with keeps the weighted mean norm of those that it stands for, since activations are not linear.
+    The input weights of a neuron keep the weighted mean norm of the neurons that it replaces, since activations are not linear.
 
     Raises:
         ConfigError: there are more groups than experts.
@@ -72,7 +72,7 @@ def leading_directions(mlps: Sequence[MLP], weights: Sequence[float], groups: in
 
 
 def _reads(mlp: MLP) -> Tensor:
-    """Return what each neuron reads with, [F, A]."""
+    """Return the input weights of each neuron, [F, A]."""
     return torch.cat([*mlp.ins, *(bias[:, None] for bias in mlp.in_biases)], dim=1)
 
 
